@@ -1,0 +1,33 @@
+# make setup | quickstart | test | lint: each works alone on a machine that has Python >= 3.11 and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup quickstart test lint
+help: ## these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(VENV)/installed ## the environment, in .venv
+
+# uv installs in seconds; where it can neither be found nor be fetched, pip does the same in minutes
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowergen needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
+	else $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: apt-get install python3-venv"; exit 1; }; fi
+	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || echo "no uv: pip goes on without it"
+	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then \
+		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'; \
+	else $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'; fi
+	@touch $@
+
+quickstart: setup ## train on drawn flowers and show where the pictures are, in minutes
+	$(BIN)/python -m flowergen.train experiment=quickstart
+
+test: setup ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,29 @@
+"""flowergen: learn to generate images from a few thousand pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowergen.errors import UserError
+
+if TYPE_CHECKING:
+    from flowergen.config.build import LoadedModel
+
+__all__ = ["UserError", "load"]
+
+
+def load(run: str | Path, device: str = "cpu") -> "LoadedModel":
+    """Load a trained model.
+
+    Args:
+        run: a run folder (its ``best.ckpt``, else ``last.ckpt``, is taken), or a ``.ckpt`` in one.
+        device: where to put it.
+
+    Returns:
+        An object with ``encode``, ``decode``, ``sample`` and ``config``.
+
+    Raises:
+        UserError: where there is no such run, or its files are damaged.
+    """
+    from flowergen.config.build import load_run  # importing flowergen stays quick
+
+    return load_run(run, device)

@@ -1,0 +1,32 @@
+"""``python -m flowergen`` and the console script ``flowergen``."""
+
+import difflib
+import os
+import sys
+
+COMMANDS = {
+    "train": "train a model: python -m flowergen.train model=vae data=flowers102",
+}
+
+
+def listing() -> str:
+    """The commands, a line each."""
+    lines = [f"  python -m flowergen.{name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["flowergen: learn to generate images from a few thousand pictures", "", *lines, "", "--help says more"])
+
+
+def console() -> None:
+    """``flowergen X ...`` becomes ``python -m flowergen.X ...``, so that the processes of a distributed run see the same."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        os.execv(sys.executable, [sys.executable, "-m", f"flowergen.{name}", *arguments])
+    if name in ("-h", "--help"):
+        print(listing())
+        return
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    print(f"error: there is no command {name}: {f'did you mean {near[0]}?' if near else 'flowergen lists them'}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    console()

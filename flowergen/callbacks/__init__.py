@@ -1,0 +1,1 @@
+"""Observers of training: pictures, curves, checkpoints, provenance. They change no training maths."""

@@ -1,0 +1,120 @@
+"""last.ckpt, best.ckpt and, when asked for, epoch_XXXX.ckpt."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from flowergen.callbacks.metrics_csv import MetricsCsv
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Saves at points from which training goes on bit-equal: within an epoch after a batch, and between two epochs.
+
+    Lightning's ``ModelCheckpoint`` may save in the middle of an epoch's end, renames ``last.ckpt`` to ``last-v1.ckpt``
+    beside a stale one, and forgets the best value when a run folder has moved; so this is our own. It derives from
+    ``Checkpoint`` because Lightning runs those after the module's own ``on_train_epoch_end``.
+
+    Args:
+        folder: where they go.
+        checkpoint_every_steps: write ``last.ckpt`` also after every so many optimiser steps, 0 for never.
+        keep_every_epochs: keep ``epoch_XXXX.ckpt`` every so many epochs, 0 for never.
+    """
+
+    def __init__(self, folder: str | Path, checkpoint_every_steps: int, keep_every_epochs: int):
+        self.folder = Path(folder)
+        self.checkpoint_every_steps, self.keep_every_epochs = checkpoint_every_steps, keep_every_epochs
+        self.best_value: float | None = None
+        self.saved_at_step = 0
+        self._between_epochs = False
+
+    # -- when
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Within an epoch; its end is saved after validation."""
+        steps: int = pl_module.optimizer_steps  # type: ignore[assignment]
+        due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Between two epochs, with the validation just done."""
+        improved = self._improved(trainer, pl_module)
+        self._between_epochs = True
+        self._save(trainer, pl_module)
+        self._between_epochs = False
+        if improved:
+            self._copy_last("best.ckpt", trainer)
+        epoch = trainer.current_epoch + 1
+        if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
+            self._copy_last(f"epoch_{epoch:04d}.ckpt", trainer)
+
+    def _improved(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
+        if value is None or pl_module.trainer.fit_loop.epoch_loop._should_check_val_epoch() is False:
+            return False
+        sign = 1 if pl_module.best_mode == "max" else -1
+        if self.best_value is not None and sign * float(value) <= sign * self.best_value:
+            return False
+        self.best_value = float(value)
+        return True
+
+    # -- how
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_at_step = pl_module.optimizer_steps  # type: ignore[assignment]
+        partial = self.folder / "last.ckpt.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            _publish(partial, self.folder / "last.ckpt")
+
+    def _copy_last(self, name: str, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            partial = self.folder / f"{name}.partial"
+            shutil.copyfile(self.folder / "last.ckpt", partial)
+            _publish(partial, self.folder / name)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say how far metrics.csv is, and leave Lightning's loops in a state that it resumes exactly."""
+        rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
+        checkpoint.setdefault("flowergen", {})["metrics_csv_rows"] = rows[0] if rows else 0
+        if self._between_epochs:
+            _start_next_epoch(checkpoint["loops"]["fit_loop"], trainer.current_epoch + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must outlive the process."""
+        return {"best_value": self.best_value, "saved_at_step": self.saved_at_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best_value, self.saved_at_step = state_dict["best_value"], state_dict["saved_at_step"]
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Rename a file that is whole on disk: at any moment ``path`` is the old one or the new one."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _start_next_epoch(fit_loop: dict[str, Any], epochs_done: int) -> None:
+    """Write into Lightning's loop state that ``epochs_done`` epochs are over and the next has not begun.
+
+    Inside ``on_train_epoch_end`` the counters say "almost done", and which hooks Lightning 2.6 repeats or leaves out on
+    such a state depends on whether there was a validation. Between epochs there is nothing to guess.
+    """
+    for counts in fit_loop["epoch_progress"].values():
+        counts.update({name: epochs_done for name in counts})
+    batches = fit_loop["epoch_loop.batch_progress"]
+    batches["current"].update({name: 0 for name in batches["current"]})
+    batches["total"].update({name: batches["total"]["ready"] for name in batches["total"]})
+    batches["is_last_batch"] = False

@@ -1,0 +1,27 @@
+"""The HPARAMS tab of TensorBoard."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+class FinalMetrics(Callback):
+    """Writes the run's hyperparameters with its final validation metrics, so that the runs of a sweep compare in a table.
+
+    Args:
+        hyperparameters: by name.
+    """
+
+    def __init__(self, hyperparameters: dict[str, Any]):
+        self.hyperparameters = hyperparameters
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once, at the end."""
+        prefixes = ("val/", "trainset/", "train_epoch/")
+        metrics = {
+            f"final/{name}": value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefixes)
+        }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hyperparameters, metrics, step=pl_module.optimizer_steps)

@@ -1,0 +1,49 @@
+"""Pictures to look at while a model trains."""
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from flowergen.viz.grids import comparison_grid, image_grid, write_png
+
+
+class ImageGrids(Callback):
+    """Reconstructions of fixed validation pictures and samples from fixed noise, as PNG and in TensorBoard.
+
+    Args:
+        folder: for the PNG files.
+        every_epochs: how often, and after the last epoch in any case.
+        num_reconstructions: pictures in the reconstruction grid, real above reconstructed.
+        num_samples: pictures in the sample grid.
+    """
+
+    def __init__(self, folder: str | Path, every_epochs: int, num_reconstructions: int, num_samples: int):
+        self.folder = Path(folder)
+        self.every_epochs, self.num_reconstructions, self.num_samples = every_epochs, num_reconstructions, num_samples
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw both grids."""
+        epoch = trainer.current_epoch + 1
+        if trainer.is_global_zero and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs):
+            self.draw(trainer, pl_module, epoch)
+
+    @torch.no_grad()
+    def draw(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        """Write ``reconstruction_epoch_X.png`` and ``generated_epoch_X.png``."""
+        was_training = pl_module.training
+        pl_module.eval()
+        x = trainer.datamodule.validation_images(self.num_reconstructions).to(pl_module.device)  # type: ignore[attr-defined]
+        x_hat = pl_module.decode(pl_module.encode(x).mean)
+        samples = pl_module.sample(self.num_samples, seed=pl_module.seed)
+        pl_module.train(was_training)
+        columns = max(1, round(self.num_samples**0.5))
+        for name, grid in (
+            ("reconstruction", comparison_grid(x, x_hat, columns=len(x))),
+            ("generated", image_grid(samples, columns=columns)),
+        ):
+            write_png(self.folder / f"{name}_epoch_{epoch}.png", grid)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, grid, pl_module.optimizer_steps, dataformats="HWC")

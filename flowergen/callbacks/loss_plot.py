@@ -1,0 +1,30 @@
+"""loss_plot.png, drawn from metrics.csv."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from flowergen.viz.curves import plot_curves
+
+
+class LossPlot(Callback):
+    """Draws the curves anew after every epoch.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch before is in metrics.csv only now: the module writes it after the callbacks' ``on_train_epoch_end``."""
+        self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last epoch."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            plot_curves(self.folder / "metrics.csv", self.folder / "loss_plot.png")

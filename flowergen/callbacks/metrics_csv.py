@@ -1,0 +1,87 @@
+"""metrics.csv: the numbers of TensorBoard, for a spreadsheet or pandas."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsCsv(Logger):
+    """One row for each time that something is logged, one column for each number, blank where a row has none.
+
+    Two equal runs write equal files, also when one of them was killed and resumed: Lightning's own CSVLogger deletes the
+    rows of the first process. Wall-clock numbers (``perf/``) are therefore left to TensorBoard.
+
+    Args:
+        path: the file.
+        keep_rows: rows of an existing file to keep when a run is resumed: those that its checkpoint knows of.
+    """
+
+    def __init__(self, path: str | Path, keep_rows: int = 0):
+        super().__init__()
+        self.path = Path(path)
+        self._columns = ["epoch", "step"]
+        self._rows: list[dict[str, str]] = []
+        self._read(keep_rows)
+        self._in_step_with_file = False  # an existing file may hold rows from after the checkpoint
+
+    @property
+    def name(self) -> str:
+        """Empty: the file lies in the run folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, see ``name``."""
+        return ""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows written so far."""
+        return len(self._rows)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row, on disk when this returns.
+
+        Args:
+            metrics: by name; ``epoch`` among them.
+            step: our own optimiser steps.
+        """
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("perf/")}
+        if metrics.keys() <= {"epoch"}:
+            return
+        row = {"step": str(step)} | {name: repr(value) for name, value in metrics.items()}
+        self._rows.append(row)
+        new_columns = [name for name in row if name not in self._columns]
+        if new_columns or not self._in_step_with_file:
+            self._columns += new_columns
+            self._rewrite()
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self, keep_rows: int) -> None:
+        if not keep_rows or not self.path.exists():
+            return
+        with self.path.open(newline="") as file:
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        self._rows = rows[:keep_rows]
+        for row in self._rows:  # only the columns that the kept rows know, in the order in which they came up
+            self._columns += [name for name in row if name not in self._columns]
+
+    def _rewrite(self) -> None:
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(partial, self.path)
+        self._in_step_with_file = True

@@ -1,0 +1,106 @@
+"""How fast training goes and when it will be done."""
+
+import logging
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich import progress as rich_progress
+from rich.console import Console
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """A bar with images/s and the time left on a terminal, and a line for each epoch in the log.
+
+    Deriving from Lightning's ``ProgressBar`` replaces its own one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: rich_progress.Progress | None = None
+
+    def disable(self) -> None:
+        """Lightning's request on processes other than the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """The reverse."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Without tearing the bar."""
+        if self._bar is not None:
+            self._bar.print(*args)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and, on a terminal, the bar."""
+        self._started, self._batches_done = time.monotonic(), 0
+        self._rate = 0.0
+        if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = rich_progress.Progress(
+                rich_progress.TextColumn("epoch {task.fields[epoch]}"),
+                rich_progress.BarColumn(),
+                rich_progress.MofNCompleteColumn(),
+                rich_progress.TextColumn("{task.fields[rate]:,.0f} images/s, ETA"),
+                rich_progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            total = trainer.num_training_batches * (trainer.max_epochs or 1)
+            done = trainer.current_epoch * trainer.num_training_batches
+            self._task = self._bar.add_task("train", total=total, completed=done, epoch="", rate=0.0)
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the epoch before, whose averages are known only now; start the clock of images/s."""
+        self._report_epoch(trainer, pl_module, trainer.current_epoch)
+        self._epoch_started, self._epoch_images = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if not hasattr(self, "_epoch_started"):  # resumed within an epoch
+            self._epoch_started, self._epoch_images = time.monotonic(), 0
+        self._batches_done += 1
+        self._epoch_images += len(batch.image) * trainer.world_size
+        self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
+        if self._bar is not None:
+            done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
+            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._bar.update(self._task, completed=done, epoch=epoch, rate=self._rate)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the last epoch."""
+        self._report_epoch(trainer, pl_module, trainer.current_epoch)
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _report_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs_done: int) -> None:
+        if not (trainer.is_global_zero and self._batches_done):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({"perf/images_per_second": self._rate}, step=pl_module.optimizer_steps)
+        shown = ("train_epoch/loss", "val/loss", "val/psnr", "val/elbo", "trainset/psnr", "trainset/elbo")
+        metrics = trainer.callback_metrics
+        values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
+        epochs = trainer.max_epochs or 1
+        seconds_per_batch = (time.monotonic() - self._started) / self._batches_done
+        eta = timedelta(seconds=round(seconds_per_batch * (epochs - epochs_done) * trainer.num_training_batches))
+        log.info(f"epoch {epochs_done}/{epochs}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,223 @@
+"""From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from flowergen.config.check import check
+from flowergen.config.command import flat, one_line
+from flowergen.config.run_folder import RunFolder, find_run
+from flowergen.config.schema import Train
+from flowergen.errors import UserError
+from flowergen.nn.posterior import Posterior
+from flowergen.randomness import initialisation
+
+CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
+
+
+def instantiate(node: dict[str, Any], where: str, **given: Any) -> Any:
+    """Call the ``_target_`` of a config node, having compared the node with its signature.
+
+    Args:
+        node: from the config, plain data.
+        where: its key, for messages.
+        **given: arguments that no config holds.
+
+    Raises:
+        UserError: where the target cannot be imported or takes other arguments.
+    """
+    _check_signature(node, where, given)
+    return hydra.utils.instantiate(node, **given, _convert_="all")
+
+
+def _check_signature(node: dict[str, Any], where: str, given: dict[str, Any]) -> None:
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except Exception as error:  # whatever importing somebody's module raises
+        raise UserError(f"{where}._target_={node['_target_']} cannot be imported: {one_line(error)}") from error
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    signature = inspect.signature(target)
+    try:
+        bind = signature.bind_partial if node.get("_partial_") else signature.bind
+        bind(**arguments, **given)
+    except TypeError as error:
+        names = ", ".join(name for name in signature.parameters if name not in ("self", "args", "kwargs"))
+        raise UserError(f"{where}: {target.__name__}: {one_line(error)}; it takes {names}") from error
+    for key, value in arguments.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _check_signature(value, f"{where}.{key}", {})
+
+
+def build_datamodule(config: dict[str, Any]) -> LightningDataModule:
+    """The data set, its pictures not yet touched."""
+    return instantiate(config["data"], "data")
+
+
+def build_module(config: dict[str, Any]) -> LightningModule:
+    """The model, its weights a function of ``seed`` alone.
+
+    Raises:
+        UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
+    """
+    with initialisation(config["seed"]):
+        module = instantiate(config["model"], "model")
+    try:
+        module.configure_optimizers()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.optimizer: {one_line(error)}") from error
+    if config["trainer"]["channels_last"]:
+        module.to(memory_format=torch.channels_last)
+    return module
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """``auto``: bf16 where a GPU computes in it, fp16 on an older one, float32 on anything else.
+
+    CPUs get float32: without AVX512-BF16 or AMX, bf16 is slower there by far.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    return "32-true"
+
+
+def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> Trainer:
+    """Lightning's Trainer with our loggers and callbacks, all of them writing into the run folder.
+
+    Args:
+        config: the whole of it.
+        run: where.
+        resumed_from: the checkpoint that training goes on from.
+
+    Raises:
+        UserError: for hardware that is not there and arguments that Lightning refuses.
+    """
+    settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
+    settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
+    callbacks = _build_callbacks(config, run)
+    try:
+        return instantiate(
+            settings,
+            "trainer",
+            callbacks=callbacks,
+            logger=_build_loggers(config, run, resumed_from),
+            default_root_dir=str(run.path),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the injected one always shuffles, validation too
+        )
+    except (hydra.errors.InstantiationException, MisconfigurationException) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"trainer: {one_line(cause)}") from error
+
+
+def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
+    ours = (resumed_from or {}).get("flowergen", {})
+    places = {
+        "lightning.pytorch.loggers.TensorBoardLogger": {
+            "save_dir": str(run.tensorboard),
+            "name": "",
+            "version": "",
+            "default_hp_metric": False,
+            # without it TensorBoard shows what a killed run logged after its last checkpoint beside what is logged now
+            "purge_step": ours["optimizer_steps"] + 1 if ours else None,
+        },
+        "flowergen.callbacks.metrics_csv.MetricsCsv": {
+            "path": str(run.metrics),
+            "keep_rows": ours.get("metrics_csv_rows", 0),
+        },
+    }
+    return [
+        instantiate(node, f"logger.{name}", **places.get(node["_target_"], {}))
+        for name, node in (config["logger"] or {}).items()
+        if node
+    ]
+
+
+def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
+    places: dict[str, dict[str, Any]] = {
+        "flowergen.callbacks.images.ImageGrids": {"folder": run.images},
+        "flowergen.callbacks.loss_plot.LossPlot": {"folder": run.path},
+        "flowergen.callbacks.checkpoints.Checkpoints": {"folder": run.checkpoints},
+        "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
+    }
+    return [
+        instantiate(node, f"callbacks.{name}", **places.get(node["_target_"], {}))
+        for name, node in (config["callbacks"] or {}).items()
+        if node
+    ]
+
+
+def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """What the HPARAMS tab compares: everything but paths and the observers."""
+    chosen = {key: config[key] for key in ("seed", "model", "data", "trainer")}
+    return {key: str(value) if isinstance(value, list) else value for key, value in flat(chosen).items() if value is not None}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; no code in it is run.
+
+    Raises:
+        UserError: for a file that is truncated or was not written by us.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
+        raise UserError(f"{path} is truncated or no checkpoint of flowergen ({type(error).__name__}): use another") from error
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in CHECKPOINT_KEYS):
+        raise UserError(f"{path} is no checkpoint of flowergen: use one from a run folder's checkpoints/")
+    return checkpoint
+
+
+class LoadedModel:
+    """A trained model, ready to use.
+
+    Args:
+        module: the LightningModule in eval mode.
+        config: the run's config, plain data.
+    """
+
+    def __init__(self, module: LightningModule, config: dict[str, Any]):
+        self.module, self.config = module, config
+
+    @torch.inference_mode()
+    def encode(self, x: torch.Tensor) -> Posterior:
+        """(N, 3, S, S) pictures in [0, 1] -> q(z|x) with mean and logvar (N, C, h, w)."""
+        return self.module.encode(x.to(self.module.device))
+
+    @torch.inference_mode()
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) -> (N, 3, S, S) pictures in [0, 1]."""
+        return self.module.decode(z.to(self.module.device))
+
+    @torch.inference_mode()
+    def sample(self, num: int, seed: int = 0) -> torch.Tensor:
+        """(num, 3, S, S) new pictures in [0, 1]; picture i depends on (seed, i) alone."""
+        return self.module.sample(num, seed)
+
+
+def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
+    """See ``flowergen.load``."""
+    folder, checkpoint = find_run(run)
+    config = folder.read_config()
+    check(config, Train)
+    candidates: Sequence[Path] = [checkpoint] if checkpoint else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
+    module = build_module(config)
+    try:
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
+    return LoadedModel(module.eval().to(device), config)

@@ -1,0 +1,182 @@
+"""Phase 1 of the checks: a composed config against the schema, before anything heavy is imported."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, Rule, Train
+from flowergen.errors import UserError
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def check(config: dict[str, Any], schema: type) -> None:
+    """Check keys, types and ranges, all the way down.
+
+    Args:
+        config: composed and resolved, plain data.
+        schema: dataclass of the root.
+
+    Raises:
+        UserError: names the first key that is wrong, what it must be, and for an unknown key the nearest right one.
+    """
+    _check_node(config, schema, "", config)
+
+
+def schema_of(node: Any) -> type | None:
+    """The dataclass that describes a node, by its ``_target_``; None where there is none."""
+    return BY_TARGET.get(node.get("_target_", "")) if isinstance(node, dict) else None
+
+
+def schema_at(path: str, config: dict[str, Any]) -> type | None:
+    """The dataclass that describes the node at a dotted path of a ``train`` config; None where there is none."""
+    schema: type | None = Train
+    node: Any = config
+    for part in filter(None, path.split(".")):
+        hint = get_type_hints(schema).get(part) if schema else None
+        node = node.get(part) if isinstance(node, dict) else None
+        own = hint if isinstance(hint, type) and is_dataclass(hint) else None
+        schema = (schema_of(node) if isinstance(node, dict) and "_target_" in node else own) if node is not None else None
+    return schema
+
+
+def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config, those that its schema allows to be left out included."""
+    if not isinstance(node, dict):
+        return
+    schema = schema_of(node)
+    known = [field.name for field in fields(schema)] if schema else []
+    for key in dict.fromkeys([*node, *known]):
+        if not str(key).startswith("_"):
+            yield f"{prefix}{key}"
+            yield from all_keys(node.get(key), f"{prefix}{key}.")
+
+
+def unknown_key(key: str, config: dict[str, Any]) -> UserError:
+    """The error for a key that does not exist, naming the nearest one that does."""
+    keys = [known for known in all_keys(config) if not known.startswith("hydra")]
+    parent, _, last = key.rpartition(".")
+    by_name = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}
+    near = (
+        [known for known in keys if known.rsplit(".", 1)[-1] == last]
+        or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+        or [by_name[name] for name in difflib.get_close_matches(last, by_name, n=1)]
+    )
+    siblings = [known for known in keys if known.rpartition(".")[0] == parent]
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif parent and siblings:
+        hint = f"there are {', '.join(siblings)}"
+    else:
+        hint = "python -m flowergen.train --help lists the keys"
+    if key == "data.root":
+        hint = "pictures of your own are read by data=image_folder data.root=..."
+    return UserError(f"there is no key {key}: {hint}")
+
+
+def _check_node(node: dict[str, Any], schema: type, path: str, config: dict[str, Any]) -> None:
+    hints = get_type_hints(schema, include_extras=True)
+    for key in node:
+        if key not in hints:
+            raise unknown_key(f"{path}{key}", config)
+    for field in fields(schema):
+        where = f"{path}{field.name}"
+        if field.name not in node:
+            if field.default is MISSING:
+                raise UserError(f"{where} is missing")
+            continue
+        _check_value(node[field.name], hints[field.name], where, config)
+
+
+def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> None:
+    if value == "???":
+        raise UserError(f"{where} must be given: {where}=...")
+    if isinstance(hint, type) and is_dataclass(hint):
+        by_target = schema_of(value)
+        if not isinstance(value, dict):
+            raise UserError(f"{where}={value} must be a group of keys")
+        if by_target is not None or "_target_" not in value:
+            _check_node(value, by_target or hint, f"{where}.", config)
+        return
+    problem = _problem(value, hint)
+    if problem:
+        raise UserError(f"{where}={_as_typed(value)} {problem}")
+    if isinstance(value, dict):  # a node of any kind: look for described ones in it
+        schema = schema_of(value)
+        if schema:
+            _check_node(value, schema, f"{where}.", config)
+        else:
+            for key, child in value.items():
+                if isinstance(child, dict):
+                    _check_value(child, Any, f"{where}.{key}", config)
+
+
+def _problem(value: Any, hint: Any) -> str:
+    """What is wrong with a value, in words; empty where nothing is."""
+    if hint is Any:
+        return ""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        inner, *rules = get_args(hint)
+        return _problem(value, inner) or next(filter(None, (_broken(rule, value) for rule in rules)), "")
+    if origin in (Union, UnionType):
+        problems = [_problem(value, option) for option in get_args(hint)]
+        return "" if "" in problems else " or ".join(problems).replace(" or must be", " or")
+    if origin is Literal:
+        choices = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in get_args(hint)]
+        if any(value == choice and isinstance(value, type(choice)) for choice in get_args(hint)):
+            return ""
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        return f"must be {' or '.join(choices)}" + (f": did you mean {near[0]}?" if near else "")
+    if origin is list:
+        if not isinstance(value, list):
+            return "must be a list, such as [1,2]"
+        return next(filter(None, (_problem(item, get_args(hint)[0]) for item in value)), "")
+    if origin is dict or hint is dict:
+        return "" if isinstance(value, dict) else "must be a group of keys"
+    wanted = (int, float) if hint is float else hint
+    right = isinstance(value, wanted) and not (isinstance(value, bool) and hint is not bool)
+    finite = not isinstance(value, float) or value - value == 0
+    return "" if right and finite else f"must be {KINDS[hint]}"
+
+
+def _broken(rule: Rule | str, value: Any) -> str:
+    if rule == EXISTING_FOLDER:
+        path = Path(value)
+        return "" if path.is_dir() else f"is {'not a folder' if path.exists() else 'no folder that exists'}"
+    assert isinstance(rule, Rule)
+    return "" if rule.holds(value) else rule.words
+
+
+def _as_typed(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(_as_typed(item) for item in value)}]" if isinstance(value, list) else str(value)
+
+
+def contradictions(config: dict[str, Any]) -> None:
+    """Options that are each right and together are not.
+
+    Raises:
+        UserError: names both.
+    """
+    model, data, trainer = config["model"], config["data"], config["trainer"]
+    if model.get("reconstruction") == "bce" and model.get("pixel_range") == [-1, 1]:
+        raise UserError("model.reconstruction=bce needs pixels in [0, 1]: set model.pixel_range=[0,1]")
+    if model.get("sigma") == "learned" and model.get("reconstruction") != "gaussian":
+        raise UserError("model.sigma=learned is read by model.reconstruction=gaussian only: set both or neither")
+    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
+    parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
+    if data.get("batch_size", parts) % parts:
+        raise UserError(
+            f"data.batch_size={data['batch_size']} counts the pictures of an optimiser step and must be a multiple of "
+            f"{devices * trainer['num_nodes']} device(s) x trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}"
+        )
+    if trainer["limit_val_batches"] and trainer["check_val_every_n_epoch"] > trainer["max_epochs"]:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} never comes within "
+            f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
+        )

@@ -1,0 +1,177 @@
+"""What was typed: Hydra's grammar made friendlier, and checked before Hydra makes a folder."""
+
+import copy
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowergen.config import conf_dir
+from flowergen.config.check import schema_at, unknown_key
+from flowergen.errors import UserError
+
+PATH_KEYS = ("resume", "data.root", "paths.data_dir", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def quote_paths(overrides: Sequence[str], multirun: bool = False) -> list[str]:
+    """Quote the values of path keys, which Hydra's grammar refuses with blanks, brackets, ``~``, ``=``, quotes, umlauts.
+
+    ``~`` and relative paths become absolute, so that what a run stores holds from everywhere. Under ``-m`` a value with a
+    comma is a sweep unless it is the name of something that exists.
+
+    >>> quote_paths(["data.root=/my pictures/IMG (1)", "model.beta=2"])
+    ["data.root='/my pictures/IMG (1)'", 'model.beta=2']
+    """
+    return [_quote_path(override, multirun) for override in overrides]
+
+
+def _quote_path(override: str, multirun: bool) -> str:
+    key, equals, value = override.partition("=")
+    untouched = not value or value[0] in "'\"" or value in ("null", "???") or "${" in value
+    if not equals or key.lstrip("+") not in PATH_KEYS or untouched:
+        return override
+    path = Path(value).expanduser()
+    if multirun and "," in value and not path.exists():
+        return override
+    return f"{key}={QuotedString(str(path.absolute()), Quote.single).with_quotes()}"
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Parse by Hydra's grammar.
+
+    Raises:
+        UserError: for a line that the grammar refuses.
+    """
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([override])
+        except OverrideParseException as error:
+            raise UserError(
+                f"{override!r} is not of the form key=value: {_first_line(error)} (quote odd characters: \"key='value'\")"
+            ) from error
+    return parsed
+
+
+def compose_train(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, list[str]]:
+    """Compose ``conf/train.yaml``.
+
+    Args:
+        overrides: as typed, no sweeps among them.
+        config_dir: a folder of the user's own configs, as ``--config-dir``.
+
+    Returns:
+        The config, its ``hydra`` node included, and the overrides as Hydra wants them: a key that the schema knows and the
+        YAML leaves out gets the ``++`` that Hydra asks for.
+
+    Raises:
+        UserError: unknown keys (behind ``+`` and ``++`` too) and group options, with the nearest right one.
+    """
+    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+        top_groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+        parsed = [(o, "/" in o.key_or_group or o.key_or_group in top_groups) for o in parse(overrides)]
+        base = _compose([*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
+        plain = OmegaConf.to_container(base)
+        assert isinstance(plain, dict)
+        lines = [str(o.input_line) if is_group else _checked(o, plain) for o, is_group in parsed]
+        return _compose([*search, *lines]), lines
+
+
+def _checked(override: Override, config: dict[str, Any]) -> str:
+    """The override in the form that Hydra takes."""
+    key, line = override.key_or_group, str(override.input_line)
+    if key.startswith("hydra.") or _exists(key, config):
+        return line
+    parent, _, name = key.rpartition(".")
+    schema = schema_at(parent, config)
+    if schema is not None and name in {field.name for field in fields(schema)}:
+        return "++" + line.lstrip("+")
+    if schema is None and _exists(parent, config) and line.startswith("+"):
+        return line  # a node that only its class knows, such as a callback or a model of one's own
+    raise unknown_key(key, config)
+
+
+def _exists(key: str, config: Any) -> bool:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        return compose("train", overrides, return_hydra_config=True)
+    except MissingConfigException as error:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = list(error.options or [])
+        near = difflib.get_close_matches(option, options, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(options))}"
+        raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from error
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain data: interpolations resolved, paths absolute, without the ``hydra`` node.
+
+    ``${hydra:...}`` asks ``HydraConfig``, which ``hydra.main`` or the caller has set.
+
+    Raises:
+        UserError: for an interpolation that leads nowhere.
+    """
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    try:
+        for key in PATH_KEYS:
+            value = OmegaConf.select(config, key)
+            if value:
+                OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_first_line(error)) from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def merged(overrides: Sequence[str]) -> list[str]:
+    """One override a key, the last one: Hydra refuses two choices for a group.
+
+    >>> merged(["model=vae", "seed=1", "model=vae", "seed=2"])
+    ['model=vae', 'seed=2']
+    """
+    return list({override.key_or_group: str(override.input_line) for override in parse(overrides)}.values())
+
+
+def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
+    """From a sweep, the fewest jobs that show every swept value once: enough to find a mistyped one.
+
+    >>> sweep_samples(["model.beta=1,4", "seed=0"])
+    [['model.beta=1', 'seed=0'], ['model.beta=4', 'seed=0']]
+    """
+    parsed = parse(overrides)
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_discrete_sweep() else [line]
+        for o, line in zip(parsed, overrides, strict=True)
+    ]
+    first = [options[0] for options in values]
+    others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
+    return [first, *others]
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).strip().splitlines()[0])

@@ -1,0 +1,191 @@
+"""What a run leaves on the disk, and how a run is named on a command line."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowergen.errors import UserError
+
+
+class RunFolder:
+    """The files of a run. Self-contained: sampling needs nothing else.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.overrides = self.path / "overrides.yaml"
+        self.provenance = self.path / "provenance.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights.safetensors"
+        self.tensorboard = self.path / "tensorboard"
+        self.metrics = self.path / "metrics.csv"
+        self.images = self.path / "images"
+
+    def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
+        """Write what the run was started with."""
+        for path, content in ((self.config, config), (self.overrides, list(overrides))):
+            write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        """config.yaml.
+
+        Raises:
+            UserError: where it cannot be read as one.
+        """
+        return _read_yaml(self.config, dict)
+
+    def read_overrides(self) -> list[str]:
+        """overrides.yaml.
+
+        Raises:
+            UserError: where it cannot be read as one.
+        """
+        return _read_yaml(self.overrides, list)
+
+
+def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
+    """What RUN on a command line means: a run folder, or a ``.ckpt`` in its ``checkpoints``.
+
+    Args:
+        value: as typed.
+        key: the option that it was typed for.
+
+    Returns:
+        The run, and the checkpoint if one was named.
+
+    Raises:
+        UserError: where there is no run.
+    """
+    path = Path(value).expanduser().absolute()
+    if not path.exists():
+        raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")
+    checkpoint = path if path.is_file() else None
+    folder = path.parent.parent if checkpoint else path
+    if checkpoint and checkpoint.suffix != ".ckpt":
+        raise UserError(f"{key}={value} is neither a run folder nor a .ckpt in one")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{key}={value}: {folder} is no run folder, it has no config.yaml")
+    return RunFolder(folder), checkpoint
+
+
+def claim(folder: str | Path) -> Path:
+    """Make a new folder for a run; if another process just made one of that name, the next free name.
+
+    Returns:
+        The folder, which nobody else has.
+    """
+    wanted = Path(folder).expanduser().absolute()
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"{wanted} and 999 numbered ones exist already: choose another paths.output_dir=")
+
+
+class Provenance:
+    """provenance.json: where a run's numbers come from. A context manager around the run; earlier sessions are kept.
+
+    Args:
+        run: its folder.
+        seed: of the run.
+    """
+
+    def __init__(self, run: RunFolder, seed: int):
+        self.run = run
+        self.record: dict[str, Any] = {
+            "command": shlex.join([Path(sys.executable).name, "-m", "flowergen.train", *sys.argv[1:]]),
+            "seed": seed,
+            "start": _now(),
+            "end": None,
+            "exit": "running, or killed",
+            "git": _git_state(),
+            "versions": _versions(),
+            "hardware": _hardware(),
+        }
+        try:
+            earlier = json.loads(run.provenance.read_text())
+            self.record["earlier"] = [*earlier.pop("earlier", []), earlier]
+        except (OSError, ValueError, AttributeError):
+            self.record["earlier"] = []
+
+    def __enter__(self) -> "Provenance":
+        self._write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self.record["end"] = _now()
+        self.record["exit"] = "finished" if kind is None else f"{kind.__name__}: {error}"
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self.run.provenance, json.dumps(self.record, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file: a reader sees the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read_yaml(path: Path, kind: type) -> Any:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} was not written by flowergen")
+    return content
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout that the code lies in; None for an installed wheel."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("flowergen", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "pillow"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    import torch  # the command line is checked without it
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus}

@@ -1,0 +1,225 @@
+"""What may stand in a config: the type and range of every key, as dataclasses. Imports nothing heavy.
+
+A dataclass without defaults describes a node whose YAML file gives every key; a field with a default may be left out. Values
+live in ``conf/``, meanings in the comments there and in the docstring of the class that ``_target_`` names. A ``_target_``
+that is not listed here, such as a model of one's own, is not checked until it is called.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a value and the words for it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(low: float) -> Rule:
+    """value >= low."""
+    return Rule(lambda value: value >= low, f"must be at least {low}")
+
+
+def above(low: float) -> Rule:
+    """value > low."""
+    return Rule(lambda value: value > low, f"must be above {low}")
+
+
+def between(low: float, high: float) -> Rule:
+    """low <= value <= high."""
+    return Rule(lambda value: low <= value <= high, f"must be from {low} to {high}")
+
+
+MAY_BE_LEFT_OUT: Any = None  # the key then stays away from the constructor, whose own default holds
+
+NATURAL = at_least(1)
+NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
+ALL_NATURAL = Rule(lambda values: len(values) > 0 and min(values) >= 1, "must be a list of numbers from 1 up")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
+BETAS = Rule(lambda b: len(b) == 2 and 0 <= min(b) and max(b) < 1, "must be two numbers from 0 to below 1")
+PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
+EXISTING_FOLDER = "an existing folder"  # checked on the disk, see check.py
+
+Natural = Annotated[int, NATURAL]
+Count = Annotated[int, at_least(0)]
+Seed = Annotated[int, between(0, 2**63 - 1)]
+Batches = Annotated[int | float, at_least(0)]
+
+
+@dataclass
+class Paths:
+    """conf/paths."""
+
+    data_dir: str
+    cache_dir: str
+    output_dir: str
+
+
+@dataclass
+class Optimizer:
+    """Adam and AdamW."""
+
+    _target_: str
+    _partial_: Literal[True]
+    lr: Annotated[float, above(0)]
+    betas: Annotated[list[float], BETAS] = MAY_BE_LEFT_OUT
+    eps: Annotated[float, above(0)] = MAY_BE_LEFT_OUT
+    weight_decay: Annotated[float, at_least(0)] = MAY_BE_LEFT_OUT
+    amsgrad: bool = MAY_BE_LEFT_OUT
+    fused: bool = MAY_BE_LEFT_OUT
+
+
+@dataclass
+class VAE:
+    """conf/model/vae.yaml."""
+
+    _target_: str
+    image_size: Annotated[int, between(28, 256)]
+    seed: Seed
+    channels: Annotated[list[int], ALL_NATURAL]
+    latent_dim: Natural
+    norm: Literal["batch", "group", "none"]
+    activation: Literal["relu", "leaky_relu", "silu", "gelu"]
+    pixel_range: Annotated[list[int], PIXEL_RANGE]
+    reconstruction: Literal["mse", "bce", "l1", "gaussian"]
+    sigma: Literal["optimal", "learned"]
+    reconstruction_reduction: Literal["sum", "mean"]
+    beta: Annotated[float, at_least(0)]
+    beta_warmup_steps: Count
+    optimizer: Optimizer
+    lr_schedule: Literal["constant", "cosine"]
+    lr_warmup_steps: Count
+    ema_decay: Annotated[float, BELOW_ONE] | None
+
+
+@dataclass
+class _Images:
+    _target_: str
+    name: Annotated[str, NON_EMPTY]
+    image_size: Annotated[int, between(8, 1024)]
+    batch_size: Natural
+    split: str
+    split_seed: Seed
+    horizontal_flip: bool
+    on_corrupt: Literal["error", "skip"]
+    cache_dir: str
+    seed: Seed
+
+
+@dataclass
+class Procedural(_Images):
+    """conf/data/procedural.yaml."""
+
+    num_images: Natural
+    num_classes: Annotated[int, between(1, 102)]
+    drawing_seed: Seed
+    split: Literal["stratified", "all"]
+
+
+@dataclass
+class Flowers102(_Images):
+    """conf/data/flowers102.yaml."""
+
+    root: str
+    split: Literal["stratified", "all", "official"]
+
+
+@dataclass
+class ImageFolder(_Images):
+    """conf/data/image_folder.yaml."""
+
+    root: Annotated[str, EXISTING_FOLDER]
+    split: Literal["auto", "official", "stratified", "all"]
+
+
+@dataclass
+class Trainer:
+    """conf/trainer: those of Lightning's arguments that make sense here, and two of ours."""
+
+    _target_: str
+    accelerator: str
+    devices: int | str | list[int]
+    num_nodes: Natural
+    strategy: str
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    max_epochs: Natural
+    limit_train_batches: Annotated[int | float, above(0)]
+    limit_val_batches: Batches
+    check_val_every_n_epoch: Natural
+    accumulate_grad_batches: Natural
+    gradient_clip_val: Annotated[float, above(0)] | None
+    log_every_n_steps: Natural
+    deterministic: bool | Literal["warn"]
+    channels_last: bool
+    num_threads: Natural | None
+    gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
+    max_time: str | None = MAY_BE_LEFT_OUT
+    overfit_batches: Batches = MAY_BE_LEFT_OUT
+    fast_dev_run: bool | int = MAY_BE_LEFT_OUT
+    profiler: str | None = MAY_BE_LEFT_OUT
+    detect_anomaly: bool = MAY_BE_LEFT_OUT
+    benchmark: bool | None = MAY_BE_LEFT_OUT
+    sync_batchnorm: bool = MAY_BE_LEFT_OUT
+    use_distributed_sampler: Literal[False] = MAY_BE_LEFT_OUT
+
+
+@dataclass
+class Target:
+    """A node with nothing to set."""
+
+    _target_: str
+
+
+@dataclass
+class ImageGrids:
+    """callbacks.images."""
+
+    _target_: str
+    every_epochs: Natural
+    num_reconstructions: Natural
+    num_samples: Natural
+
+
+@dataclass
+class Checkpoints:
+    """callbacks.checkpoints."""
+
+    _target_: str
+    checkpoint_every_steps: Count
+    keep_every_epochs: Count
+
+
+@dataclass
+class Train:
+    """conf/train.yaml. ``Any`` is described by its ``_target_``."""
+
+    name: Annotated[str, NON_EMPTY]
+    seed: Seed
+    resume: str | None
+    paths: Paths
+    model: Any
+    data: Any
+    trainer: Trainer
+    logger: dict[str, Any] | None
+    callbacks: dict[str, Any] | None
+
+
+BY_TARGET: dict[str, type] = {
+    "flowergen.modules.vae.VAEModule": VAE,
+    "torch.optim.Adam": Optimizer,
+    "torch.optim.AdamW": Optimizer,
+    "flowergen.data.procedural_datamodule.ProceduralDataModule": Procedural,
+    "flowergen.data.flowers102_datamodule.Flowers102DataModule": Flowers102,
+    "flowergen.data.image_folder_datamodule.ImageFolderDataModule": ImageFolder,
+    "lightning.pytorch.Trainer": Trainer,
+    "lightning.pytorch.loggers.TensorBoardLogger": Target,
+    "flowergen.callbacks.metrics_csv.MetricsCsv": Target,
+    "flowergen.callbacks.images.ImageGrids": ImageGrids,
+    "flowergen.callbacks.loss_plot.LossPlot": Target,
+    "flowergen.callbacks.progress.Progress": Target,
+    "flowergen.callbacks.hparams.FinalMetrics": Target,
+    "flowergen.callbacks.checkpoints.Checkpoints": Checkpoints,
+}

@@ -1,0 +1,212 @@
+"""Pictures are decoded once, into one memory-mapped array that every process and run shares.
+
+A cache is a folder, ``<name>_<size>px_<key>/``, with the pixels in ``images.npy`` and the rest in ``meta.json``. The
+key stands for the source files and the transform. The folder appears by one rename: it is there whole or not at all.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
+
+from flowergen.data.listing import Listing, printable
+from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TRANSFORM_VERSION = 1  # raise it when reading.py gives other pixels for the same file
+PICTURES_AHEAD = 256  # decoded or queued before they are written: bounds memory, and the wait after Ctrl-C
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """The pictures of a listing that decode.
+
+    Attributes:
+        images: (M, 3, S, S) uint8, a read-only memory map.
+        rows: (M,) int64 position of each in the listing, rising.
+        digests: (M,) str, of the source bytes: equal for byte-identical duplicates.
+        unreadable: "name (reason)" of the rest.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    digests: np.ndarray
+    unreadable: tuple[str, ...]
+
+
+def cached_images(
+    listing: Listing,
+    name: str,
+    size_px: int,
+    cache_dir: Path,
+    on_corrupt: Literal["error", "skip"] = "error",
+    num_threads: int | None = None,
+) -> CachedImages:
+    """Open the cache of a listing; decode the pictures first if there is none, or only a damaged one.
+
+    Whoever comes while another process decodes waits for it. A process that is killed leaves the lock free and nothing
+    that would be mistaken for a cache. An existing cache is opened without writing anything.
+
+    Args:
+        listing: the pictures.
+        name: of the data set, for the folder's name.
+        size_px: side S of the square pictures.
+        cache_dir: the folder of all caches.
+        on_corrupt: ``error`` raises where pictures do not decode, ``skip`` goes on without them.
+        num_threads: that decode; None leaves it to Python, which takes a few more than there are cores.
+
+    Returns:
+        The M pictures that decode, in the order of the listing.
+
+    Raises:
+        UserError: pictures do not decode (all of them are named, and the rest is cached nevertheless), not a single one
+            does, or the cache cannot be written.
+    """
+    key = blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+    folder = cache_dir / f"{name}_{size_px}px_{key[:16]}"
+    cached = _open(folder, key, listing, size_px)
+    if cached is None:
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with _lock(folder):
+                cached = _open(folder, key, listing, size_px)  # another process may have built it meanwhile
+                if cached is None:
+                    _build(folder, key, listing, size_px, num_threads)
+                    cached = _open(folder, key, listing, size_px)
+        except OSError as error:
+            num_bytes = len(listing.names) * 3 * size_px**2
+            raise UserError(
+                f"the decoded pictures, {num_bytes:,} bytes, cannot be written to {printable(str(cache_dir))} "
+                f"({printable(str(error))}): make room there or choose another folder with paths.cache_dir="
+            ) from error
+        assert cached is not None, f"{folder} does not open after it was built"
+
+    if cached.unreadable:
+        which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
+        if on_corrupt == "error":
+            raise UserError(
+                f"{which}: {', '.join(cached.unreadable)}; mend or remove them, or set data.on_corrupt=skip"
+            )
+        log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
+    return cached
+
+
+def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImages | None:
+    """The cache in a folder, or None where there is none, or one that is damaged or somebody else's."""
+    if not folder.exists():
+        return None
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        unreadable = {
+            row: f"{printable(listing.names[row])} ({printable(reason)})" for row, reason in meta["unreadable"]
+        }
+        digests = np.array(meta["digests"], dtype=str)
+        rows = np.setdiff1d(np.arange(len(listing.names)), list(unreadable))
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        found = (meta["key"], images.dtype, images.shape, digests.shape)
+        if found != (key, np.uint8, (len(rows), 3, size_px, size_px), rows.shape):
+            raise ValueError(f"not the expected pictures: {found}")
+    except Exception as error:  # damaged bytes make json and numpy raise whatever they please, tokenize.TokenError too
+        log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
+        return None
+    return CachedImages(images, rows, digests, tuple(unreadable.values()))
+
+
+def _build(folder: Path, key: str, listing: Listing, size_px: int, num_threads: int | None) -> None:
+    num = len(listing.names)
+    digests, unreadable = list[str](), list[tuple[int, str]]()
+    temporary = folder.with_name(folder.name + ".tmp")
+    _remove(temporary)  # what a killed process left: we hold the lock
+    temporary.mkdir()
+    try:
+        log.info("decoding %s pictures to %d px, once", f"{num:,}", size_px)
+        start = time.perf_counter()
+        # Written as a stream: through a memory map, a full disk would be no OSError but kill the process (SIGBUS).
+        with open(temporary / "images.npy", "wb") as file:
+            _write_header(file, num, size_px)
+            for row, (image, digest_or_reason) in enumerate(_decoded(listing, size_px, num_threads)):
+                if image is None:
+                    unreadable.append((row, digest_or_reason))
+                else:
+                    file.write(image.tobytes())
+                    digests.append(digest_or_reason)
+            file.seek(0)
+            _write_header(file, len(digests), size_px)  # of the same length: numpy leaves the first axis room to change
+            _sync(file)
+        if not digests:
+            row, reason = unreadable[0]
+            raise UserError(
+                f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})"
+            )
+        with open(temporary / "meta.json", "wb") as file:
+            file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
+            _sync(file)
+        _remove(folder)  # a damaged one
+        temporary.rename(folder)
+        seconds = time.perf_counter() - start
+        log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
+    finally:
+        _remove(temporary)
+
+
+def _decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
+    """In the order of the listing: ((3, S, S) uint8, digest), or (None, reason) where a picture does not decode."""
+
+    def decode(row: int) -> tuple[np.ndarray | None, str]:
+        try:
+            image, digest = listing.read(row)
+        except UnreadablePicture as error:
+            return None, str(error)
+        return fit_square(image, size_px), digest
+
+    num = len(listing.names)
+    with (
+        ThreadPoolExecutor(num_threads) as pool,  # threads: Pillow gives the interpreter lock back while it decodes
+        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress,
+    ):
+        task = progress.add_task("decoding", total=num)
+        for first in range(0, num, PICTURES_AHEAD):
+            for result in pool.map(decode, range(first, min(first + PICTURES_AHEAD, num))):
+                yield result
+                progress.advance(task)
+
+
+def _lock(folder: Path) -> AcquireReturnProxy:
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process is decoding these pictures: waiting for it")
+        return lock.acquire()
+
+
+def _write_header(file: BinaryIO, num: int, size_px: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (num, 3, size_px, size_px)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Oxford 102 Flowers."""
+
+from pathlib import Path
+from typing import Any
+
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import Listing, list_flowers102
+
+
+class Flowers102DataModule(ImageDataModule):
+    """Nilsback & Zisserman 2008, 8,189 photographs of 102 flowers, through torchvision's loader and download.
+
+    Args:
+        root: the folder that holds, or will hold, ``flowers-102/``.
+        **options: see ``ImageDataModule``.
+    """
+
+    def __init__(self, root: str | Path, **options: Any):
+        super().__init__(**options)
+        self.root = Path(root)
+
+    def listing(self) -> Listing:
+        """All 8,189 pictures, downloaded if they are not there."""
+        return list_flowers102(self.root)

@@ -1,0 +1,215 @@
+"""The LightningDataModule that all data sets share: cached pictures, a split, resumable batches, flips on the device."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from flowergen.data.batch import Batch
+from flowergen.data.cache import cached_images
+from flowergen.data.listing import Listing
+from flowergen.data.order import SequentialOrder, TrainingOrder
+from flowergen.data.splits import complete_subsets, stratified_split
+from flowergen.errors import UserError
+from flowergen.randomness import generator
+
+log = logging.getLogger(__name__)
+
+Split = Literal["auto", "official", "stratified", "all"]
+
+
+class CachedPictures(Dataset[Batch]):
+    """Whole batches out of the memory-mapped array.
+
+    Args:
+        images: (M, 3, S, S) uint8.
+        labels: (M,) int64.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: list[int]) -> Batch:
+        index = np.asarray(rows, dtype=np.int64)
+        return Batch(
+            torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index]), torch.from_numpy(index)
+        )
+
+
+class ImageDataModule(LightningDataModule):
+    """Decodes a collection once, splits it, and feeds it.
+
+    A data set of one's own overrides ``listing`` and nothing else.
+
+    Args:
+        name: of the data set, in the cache's folder name and in messages.
+        image_size: side S of the square pictures, in px.
+        batch_size: pictures per optimiser step, over all devices.
+        split: ``stratified`` 80/10/10, ``official`` (the data set's own), ``auto`` (official where there is one) or ``all``
+            (nothing held out).
+        split_seed: of the stratified split, apart from ``seed`` so that runs with other seeds stay comparable.
+        horizontal_flip: mirror half of the training pictures, anew every epoch.
+        on_corrupt: ``error`` stops at files that do not decode, ``skip`` goes on without them.
+        cache_dir: where decoded pictures lie.
+        seed: of data order and flips.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        batch_size: int,
+        split: Split,
+        split_seed: int,
+        horizontal_flip: bool,
+        on_corrupt: Literal["error", "skip"],
+        cache_dir: str | Path,
+        seed: int,
+    ):
+        super().__init__()
+        self.name, self.image_size, self.batch_size = name, image_size, batch_size
+        self.split, self.split_seed = split, split_seed
+        self.horizontal_flip, self.on_corrupt, self.cache_dir, self.seed = (
+            horizontal_flip,
+            on_corrupt,
+            Path(cache_dir),
+            seed,
+        )
+        self.class_names: tuple[str, ...] = ()
+        self._flips: tuple[int, torch.Tensor] | None = None
+
+    # -- what a data set provides
+
+    def listing(self) -> Listing:
+        """The pictures of this data set, before any is decoded."""
+        raise NotImplementedError(f"{type(self).__name__} must define listing()")
+
+    # -- setting up
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache, building it if need be, and split. Cheap to call again.
+
+        Raises:
+            UserError: where the data cannot be had, or is too little to train or to validate on.
+        """
+        if hasattr(self, "pictures"):
+            return
+        listing = self.listing()
+        cached = cached_images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
+        self.class_names = listing.class_names
+        self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
+        subsets = self._subsets(listing, cached.rows, cached.digests)
+        self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
+        self._check_sizes()
+
+    @property
+    def held_out(self) -> bool:
+        """Whether validation pictures are kept from training."""
+        return self.split != "all"
+
+    def _subsets(self, listing: Listing, rows: np.ndarray, digests: np.ndarray) -> np.ndarray:
+        labels = listing.labels[rows]
+        if self.split == "all":
+            return np.full(len(rows), "train")
+        if self.split == "official" and listing.subsets is None:
+            raise UserError(
+                f"data.split=official: {self.name} has no train and test folders of its own; use data.split=stratified"
+            )
+        if self.split == "stratified" or listing.subsets is None:
+            return stratified_split(labels, digests, self.split_seed)
+        return complete_subsets(listing.subsets[rows], labels, digests, self.split_seed)
+
+    def _check_sizes(self) -> None:
+        num_train = len(self.rows["train"])
+        if num_train < self.batch_size:
+            raise UserError(
+                f"{num_train} training pictures do not fill one batch of {self.batch_size}: "
+                f"set data.batch_size={max(1, num_train)} or less, or add pictures"
+            )
+        if self.held_out and not len(self.rows["val"]):
+            raise UserError(
+                f"no validation picture: {num_train} pictures are too few to hold out a tenth; "
+                "add pictures, or train on all of them with data.split=all"
+            )
+
+    # -- batches
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of the training pictures; a resumed run goes on where it was in the epoch."""
+        trainer = self.trainer
+        assert trainer is not None
+        devices, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+        if self.batch_size % (devices * accumulate):
+            raise UserError(
+                f"data.batch_size={self.batch_size} counts the pictures of an optimiser step and must be a multiple of "
+                f"{devices} device(s) x trainer.accumulate_grad_batches={accumulate}"
+            )
+        order = TrainingOrder(
+            self.rows["train"], self.batch_size, self.seed, trainer.global_rank, devices, accumulate
+        )
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        order.resume_at(trainer.fit_loop.epoch_progress.current.processed, progress.ready)
+        return self._loader(order)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures."""
+        assert self.trainer is not None
+        rows = self.rows["val"] if self.held_out else self.rows["train"][::10]
+        return self._loader(
+            SequentialOrder(rows, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
+        )
+
+    def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
+        # a batch is one read of a memory map: worker processes would cost more than they save
+        return DataLoader(
+            self.pictures,
+            sampler=order,
+            batch_size=None,  # type: ignore[arg-type]
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    # -- on the device
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 -> float32 in [0, 1], and the flips of this epoch."""
+        image = batch.image.float().div_(255)
+        trainer = self.trainer
+        if trainer is not None and trainer.training and self.horizontal_flip:
+            flip = self._epoch_flips(trainer.current_epoch, image.device)[batch.index]
+            image = torch.where(flip[:, None, None, None], image.flip(-1), image)
+        return batch._replace(image=image)
+
+    def _epoch_flips(self, epoch: int, device: torch.device) -> torch.Tensor:
+        """(M,) bool: which pictures are mirrored, a function of (seed, epoch, picture)."""
+        if self._flips is None or self._flips[0] != epoch:
+            flips = generator(self.seed, epoch, "flip").random(len(self.pictures)) < 0.5
+            self._flips = epoch, torch.from_numpy(flips).to(device)
+        return self._flips[1]
+
+    def validation_images(self, num: int) -> torch.Tensor:
+        """The first validation pictures, spread over the set.
+
+        Returns:
+            (num, 3, S, S) float32 in [0, 1], fewer where there are not as many.
+        """
+        rows = self.rows["val"] if self.held_out else self.rows["train"]
+        chosen = rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int)]
+        return self.pictures[chosen.tolist()].image.float().div(255)
+
+    def summary(self) -> str:
+        """One line: what there is."""
+        sizes = ", ".join(f"{len(rows):,} {subset}" for subset, rows in self.rows.items() if len(rows))
+        classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
+        return f"{self.name}: {sizes} pictures of {self.image_size} px, {classes}, split {self.split}"
+
+    # Lightning would store hyperparameters; the run folder's config.yaml holds them all
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: order and flips are functions of (seed, epoch)."""
+        return {}

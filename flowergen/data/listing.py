@@ -1,0 +1,253 @@
+"""What a data set consists of, before any picture is decoded."""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from http.client import HTTPException
+from itertools import takewhile
+from pathlib import Path
+from tarfile import TarError
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from flowergen.data.flowers102_names import CLASS_NAMES
+from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture, read_rgb
+from flowergen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NUM_FLOWERS102 = 8189  # Nilsback & Zisserman 2008
+DOWNLOAD_TIMEOUT_SECONDS = 30
+
+# "train", "Training Data", "val_set", "test-images"
+SPLIT_FOLDER = re.compile(
+    r"(?:(train|training)|(val|valid|validation)|(test|testing))(?:[ _-]?(?:data|dataset|set|split|images|pictures))?",
+    re.IGNORECASE,
+)
+SUBSETS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a data set.
+
+    Attributes:
+        names: (N,) unique, sorted: POSIX paths relative to the root, whatever order the file system has.
+        labels: (N,) int64 class, -1 where unlabelled.
+        class_names: by label.
+        subsets: (N,) "train", "val" or "test" where the data set has a split of its own, else None.
+        fingerprint: hex hash of all that determines the decoded pixels, apart from the transform.
+        read: index -> ((H, W, 3) uint8 RGB, hex digest of the source, equal where the bytes are equal); raises
+            UnreadablePicture. Called from several threads at once.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    subsets: np.ndarray | None
+    fingerprint: str
+    read: Callable[[int], tuple[np.ndarray, str]]
+
+
+def list_image_folder(root: Path) -> Listing:
+    """List a folder of pictures: flat or with class folders, at any depth, with or without train/val/test folders.
+
+    Leading folders that all pictures share mean nothing. After them, and after the train, val and test folders if there
+    are any, the first folder is the class; pictures in none are unlabelled. Hidden files are left out, and so are
+    pictures beside train and test folders rather than in them.
+
+    Args:
+        root: the folder. Moving it changes nothing, not even the fingerprint.
+
+    Returns:
+        The listing; classes in natural order (``class 2`` before ``class 10``).
+
+    Raises:
+        UserError: there is no such folder, it cannot be read, or no picture is in it.
+    """
+    where = f"data.root={printable(str(root))}"
+    try:
+        if not root.exists():
+            raise UserError(f"{where} does not exist: give the folder that holds the pictures")
+        if not root.is_dir():
+            raise UserError(f"{where} is a file: give the folder that holds the pictures (unpack an archive first)")
+        files = sorted(_files(root))
+    except OSError as error:
+        raise UserError(
+            f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; "
+            "make it readable or move it elsewhere"
+        ) from error
+    names = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
+    if not names:
+        raise UserError(
+            f"{where} holds no pictures, and {len(files):,} other files: "
+            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
+        )
+
+    folders = _without_shared([name.split("/")[:-1] for name in names])
+    split = [_split_folder(path) for path in folders]
+    subsets = None
+    if "train" in split and len(set(split) - {None}) > 1:
+        inside = [row for row, subset in enumerate(split) if subset]
+        if None in split:
+            log.warning(
+                "%s: left out %d pictures beside its train, val and test folders, such as %s",
+                where,
+                split.count(None),
+                printable(names[split.index(None)]),
+            )
+        names = [names[row] for row in inside]
+        folders = _without_shared([folders[row][1:] for row in inside])
+        subsets = np.array([split[row] for row in inside])
+
+    class_names = sorted({path[0] for path in folders if path}, key=_natural)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = [label_of[path[0]] if path else -1 for path in folders]
+    return _listing(root, names, labels, class_names, subsets)
+
+
+def list_flowers102(root: Path, download: bool = True) -> Listing:
+    """List Oxford 102 Flowers with its official split, through torchvision's loader and download.
+
+    Args:
+        root: the folder that holds, or will hold, ``flowers-102/``.
+        download: fetch what is missing (330 MB).
+
+    Returns:
+        8,189 pictures of 102 classes: 1,020 train, 1,020 val, 6,149 test.
+
+    Raises:
+        UserError: the pictures are not there, or not all of them, and could not be downloaded.
+    """
+    from torchvision.datasets import Flowers102  # here, because it takes seconds
+
+    folder = root / "flowers-102"
+    source = (
+        f"put {', '.join(file for file, _ in Flowers102._file_dict.values())} from {Flowers102._download_url_prefix} "
+        f"into {printable(str(folder))} and run again, which unpacks them; data=procedural needs no download"
+    )
+    present = _flowers102_present(root)
+    if download and len(present) < NUM_FLOWERS102:
+        _download_flowers102(root, source)
+        present = _flowers102_present(root)
+    if not present:
+        raise UserError(f"Oxford 102 Flowers is not in {printable(str(root))}: {source}")
+    if len(present) < NUM_FLOWERS102:
+        raise UserError(
+            f"{printable(str(folder / 'jpg'))} holds {len(present):,} of {NUM_FLOWERS102:,} pictures, "
+            "as when unpacking is cut short: delete that folder and run again"
+        )
+    names, labels, subsets = zip(*sorted(present), strict=True)
+    return _listing(folder, names, labels, CLASS_NAMES, np.array(subsets))
+
+
+def printable(text: str) -> str:
+    r"""File names may hold any bytes; this makes one fit for a line of a message.
+
+    >>> printable("Blüte\n")
+    'Blüte\\n'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+# ---- Folders ---------------------------------------------------------------------------------------------------------
+def _files(root: Path) -> Iterator[str]:
+    """Visible files below the root; a folder that several ways lead to comes once, by the way without links if any."""
+    seen = set[tuple[int, int]]()
+    folders, links = [""], list[str]()
+    while folders or links:
+        prefix = (folders or links).pop()
+        status = os.stat(root / prefix)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(root / prefix) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
+                elif entry.is_file() or not os.path.exists(entry.path):  # a dead link is an unreadable file, not none
+                    yield f"{prefix}{entry.name}"
+
+
+def _without_shared(folders: list[list[str]]) -> list[list[str]]:
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
+    return [path[shared:] for path in folders]
+
+
+def _split_folder(path: Sequence[str]) -> str | None:
+    match = SPLIT_FOLDER.fullmatch(path[0]) if path else None
+    return SUBSETS[match.lastindex - 1] if match and match.lastindex else None
+
+
+def _natural(name: str) -> tuple[list[Any], str]:
+    parts = re.split("([0-9]+)", name.casefold())  # text and numbers in turn
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def _listing(
+    root: Path, names: Sequence[str], labels: Sequence[int], class_names: Sequence[str], subsets: np.ndarray | None
+) -> Listing:
+    fingerprint = blake2b(digest_size=16)
+    for name in names:
+        version: list[bytes | int] = [os.fsencode(name)]
+        if os.access(root / name, os.R_OK):  # else reading it will say why, and mending that gives a new fingerprint
+            status = os.stat(root / name)
+            version += status.st_size, status.st_mtime_ns
+        fingerprint.update(repr(version).encode())
+    return Listing(
+        names=tuple(names),
+        labels=np.array(labels, dtype=np.int64),
+        class_names=tuple(class_names),
+        subsets=subsets,
+        fingerprint=fingerprint.hexdigest(),
+        read=partial(_read, root, tuple(names)),
+    )
+
+
+def _read(root: Path, names: Sequence[str], index: int) -> tuple[np.ndarray, str]:
+    try:
+        data = (root / names[index]).read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(error.strerror or str(error)) from error
+    return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
+
+
+# ---- Oxford 102 Flowers ----------------------------------------------------------------------------------------------
+def _flowers102_present(root: Path) -> list[tuple[str, int, str]]:
+    """(name, label, subset) of the pictures in the official lists that are there; none without the lists."""
+    from torchvision.datasets import Flowers102
+
+    try:
+        official = [
+            (f"jpg/{file}", int(label), subset)
+            for subset in SUBSETS
+            for file, label in Flowers102(root, subset, loader=os.path.basename)
+        ]
+    except (RuntimeError, OSError):  # RuntimeError is how torchvision says that a file is missing or damaged
+        return []
+    return [row for row in official if (root / "flowers-102" / row[0]).is_file()]
+
+
+def _download_flowers102(root: Path, source: str) -> None:
+    from torchvision.datasets import Flowers102
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none and would wait for ever
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "flowers-102.lock"):  # the processes of one run all come here at once
+            Flowers102(root, download=True)
+    except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"Oxford 102 Flowers could not be downloaded ({reason}): {source}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,42 @@
+"""The embedded data set: flowers that the program draws."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import Listing
+from flowergen.data.procedural import DRAWING_VERSION, class_names, draw_flower, label_of
+
+
+class ProceduralDataModule(ImageDataModule):
+    """Class-conditional flowers, a function of (seed, index) alone.
+
+    Args:
+        num_images: how many.
+        num_classes: 1 to 102; picture i is of class i mod num_classes.
+        drawing_seed: of the drawings, apart from the run's seed so that runs see the same pictures.
+        **options: see ``ImageDataModule``.
+    """
+
+    def __init__(self, num_images: int, num_classes: int, drawing_seed: int, **options: Any):
+        super().__init__(**options)
+        self.num_images, self.num_classes, self.drawing_seed = num_images, num_classes, drawing_seed
+
+    def listing(self) -> Listing:
+        """As many pictures as asked for, none drawn yet."""
+
+        def read(index: int) -> tuple[np.ndarray, str]:
+            image = draw_flower(self.drawing_seed, index, self.image_size, self.num_classes)
+            return image, f"{index:06d}"
+
+        identity = f"{DRAWING_VERSION}/{self.drawing_seed}/{self.num_images}/{self.num_classes}"
+        return Listing(
+            names=tuple(f"flower_{index:06d}" for index in range(self.num_images)),
+            labels=np.array([label_of(index, self.num_classes) for index in range(self.num_images)], dtype=np.int64),
+            class_names=class_names(self.num_classes),
+            subsets=None,
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+            read=read,
+        )

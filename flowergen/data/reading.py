@@ -1,0 +1,106 @@
+"""From the bytes of a picture file to uint8 RGB pixels."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)  # of file names, in lower case
+# What those hold. Pillow goes by content and would hand an EPS file in disguise to Ghostscript, which executes it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# EXIF 2.3, section 4.6.4 A: which transposition brings the scene upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# The value of white in Pillow's deep grey modes. None of them records it, so it is the smallest that no pixel exceeds.
+WHITE = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
+
+
+class UnreadablePicture(Exception):
+    """A file that does not decode; the message is the reason, a few words in one line."""
+
+
+def read_rgb(source: Path | bytes) -> np.ndarray:
+    """Decode a picture: upright by its EXIF orientation, its first frame, any colour mode.
+
+    Transparency is laid over white. Grey of more than 8 bits is scaled, not clipped.
+
+    Args:
+        source: a file, or the bytes of one.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        UnreadablePicture: the file is missing, empty, truncated, no picture, or so large that it may be a decompression
+            bomb.
+    """
+    # Damaged files make Pillow raise errors of a dozen kinds, struct.error, KeyError and MemoryError among them.
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        if not data:
+            raise UnreadablePicture("empty file")
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            image.load()  # before the orientation is read: TIFF files turn themselves while they load
+            return _rgb(_upright(image))
+    except UnreadablePicture:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadablePicture("not a picture") from error
+    except OSError as error:
+        raise UnreadablePicture(_one_line(error.strerror or error)) from error
+    except Exception as error:
+        raise UnreadablePicture(_one_line(error)) from error
+
+
+def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Resize the short side and crop the centre, with Pillow's antialiased bicubic filter.
+
+    Args:
+        image: (H, W, 3) uint8, larger or smaller than the square.
+        size_px: side S of the square.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    square = ImageOps.fit(Image.fromarray(image), (size_px, size_px), Image.Resampling.BICUBIC, centering=(0.5, 0.5))
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, S, S)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # not ImageOps.exif_transpose: it writes the remaining EXIF block anew, which fails on slightly damaged ones
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    depth = "I;16" if image.mode.startswith("I;16") else image.mode  # in either byte order
+    if depth in WHITE:
+        grey = _to_8_bits(np.asarray(image), WHITE[depth])
+        return np.repeat(grey[..., None], 3, axis=-1)  # (H, W, 3)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))  # (H, W, 3)
+
+
+def _to_8_bits(grey: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
+    value = np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
+    white = next((white for white in whites if value.max() <= white), value.max())
+    return np.rint(value * (255 / white)).astype(np.uint8)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Pure functions that return one value per sample."""

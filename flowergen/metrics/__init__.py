@@ -1,0 +1,1 @@
+"""Scores of pictures and distances between sets of them."""

@@ -1,0 +1,36 @@
+"""How close a reconstruction is to its picture, per image."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+
+def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio -10 log10 MSE of pictures in [0, 1].
+
+    Args:
+        x_hat: (N, 3, H, W) reconstruction in [0, 1].
+        x: (N, 3, H, W) picture in [0, 1].
+
+    Returns:
+        (N,) float32 in dB; infinite where the two are equal.
+    """
+    return peak_signal_noise_ratio(x_hat.float(), x.float(), data_range=1.0, reduction="none", dim=(1, 2, 3))  # (N,)
+
+
+def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004, 10.1109/TIP.2003.819861), Gaussian window of sigma 1.5 and 11 px.
+
+    Mean over channels and over all pixels, with the picture mirrored at its border.
+
+    Args:
+        x_hat: (N, 3, H, W) reconstruction in [0, 1], at least 11 px a side.
+        x: (N, 3, H, W) picture in [0, 1].
+
+    Returns:
+        (N,) float32 in [-1, 1], 1 where the two are equal.
+    """
+    with torch.autocast(x.device.type, enabled=False):  # its windows are convolutions, and 1/256 steps are too coarse
+        scores = structural_similarity_index_measure(x_hat.float(), x.float(), data_range=1.0, reduction="none")
+    assert isinstance(scores, Tensor)  # a pair only where full images are asked for
+    return scores  # (N,)

@@ -1,0 +1,1 @@
+"""LightningModules: they know losses and networks, never Hydra."""

@@ -1,0 +1,37 @@
+"""Exponential moving average of a network's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA(nn.Module):
+    """The average theta_ema <- d theta_ema + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)) at step t.
+
+    The smaller decay of the first steps lets the average forget the initialisation (as in tensorflow's
+    ``ExponentialMovingAverage(num_updates=...)``). As a submodule it moves and is saved with its owner. Buffers, such as
+    BatchNorm's statistics, are copied: they are averages already.
+
+    Args:
+        net: the network to average.
+        decay: in [0, 1).
+    """
+
+    def __init__(self, net: nn.Module, decay: float):
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        """Take the weights in, after optimiser step ``step`` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, weights = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
+            average.copy_(buffer)
+
+    def train(self, mode: bool = True) -> "EMA":
+        """Stay in eval mode: the average is only ever used for inference."""
+        return super().train(False)

@@ -1,0 +1,29 @@
+"""Learning-rate schedules, in our own optimiser steps."""
+
+import math
+from typing import Literal
+
+LrSchedule = Literal["constant", "cosine"]
+
+
+def lr_factor(schedule: LrSchedule, step: int, warmup_steps: int, total_steps: int) -> float:
+    """What the base learning rate is multiplied with at optimiser step ``step``.
+
+    Linear warm-up, then constant, or half a cosine down to 0 at ``total_steps`` (SGDR without restarts,
+    arXiv:1608.03983, equation 5).
+
+    Args:
+        schedule: ``constant`` or ``cosine``.
+        step: from 0.
+        warmup_steps: steps until the factor is 1; 0 for no warm-up.
+        total_steps: the horizon of the cosine.
+
+    >>> [round(lr_factor("cosine", step, 2, 6), 3) for step in range(7)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 0.5 * (1 + math.cos(math.pi * progress))

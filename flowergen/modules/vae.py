@@ -1,0 +1,272 @@
+"""The plain convolutional (beta-)VAE as a LightningModule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from flowergen.data.batch import Batch
+from flowergen.losses.kl import kl_standard_normal
+from flowergen.losses.reconstruction import (
+    absolute_error,
+    bernoulli,
+    gaussian,
+    gaussian_elbo,
+    optimal_log_sigma,
+    squared_error,
+)
+from flowergen.metrics.reconstruction import psnr, ssim
+from flowergen.modules.ema import EMA
+from flowergen.modules.lr_schedule import LrSchedule, lr_factor
+from flowergen.modules.running_means import RunningMeans
+from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, stage_channels
+from flowergen.nn.posterior import Posterior
+from flowergen.randomness import normal, normal_per_sample
+
+
+class VAEModule(LightningModule):
+    """Auto-encoding variational Bayes (arXiv:1312.6114), with the weight beta on the KL (Higgins et al. 2017).
+
+    Pictures come in and go out in [0, 1]; the range that the network works in is its own affair.
+
+    Args:
+        image_size: side S of the pictures, 28 to 256 px.
+        seed: of the noise in the latent space.
+        channels, latent_dim, norm, activation: see ``nn.conv_vae``.
+        pixel_range: (0, 1) or (-1, 1), what the network sees and the likelihood is measured on.
+        reconstruction: the likelihood, see ``losses.reconstruction``.
+        sigma: for ``gaussian``: ``optimal`` (of each batch, arXiv:2006.13202) or a ``learned`` parameter.
+        reconstruction_reduction: ``sum`` over pixels, the ELBO, or ``mean`` over them.
+        beta: weight of the KL.
+        beta_warmup_steps: optimiser steps in which it grows linearly from 0.
+        optimizer: makes the optimiser from the parameters.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``.
+        ema_decay: average the weights, and use the average for everything but training.
+    """
+
+    best_metric = "elbo"  # best.ckpt is the one with the highest common ELBO on validation pictures
+    best_mode = "max"
+
+    def __init__(
+        self,
+        image_size: int,
+        seed: int,
+        channels: list[int],
+        latent_dim: int,
+        norm: Literal["batch", "group", "none"],
+        activation: Literal["relu", "leaky_relu", "silu", "gelu"],
+        pixel_range: tuple[float, float],
+        reconstruction: Literal["mse", "bce", "l1", "gaussian"],
+        sigma: Literal["optimal", "learned"],
+        reconstruction_reduction: Literal["sum", "mean"],
+        beta: float,
+        beta_warmup_steps: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        lr_schedule: LrSchedule,
+        lr_warmup_steps: int,
+        ema_decay: float | None,
+    ):
+        super().__init__()
+        self.image_size, self.channels, self.latent_dim, self.seed = image_size, channels, latent_dim, seed
+        self.pixel_min, self.pixel_max = pixel_range
+        self.reconstruction, self.sigma = reconstruction, sigma
+        self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / (3 * image_size**2)
+        self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
+        self.make_optimizer = optimizer
+        self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
+
+        network = (image_size, channels, latent_dim, norm, activation)
+        self.net = nn.ModuleDict({"encoder": ConvEncoder(*network), "decoder": ConvDecoder(*network)})
+        if reconstruction == "gaussian" and sigma == "learned":
+            self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
+
+        self.optimizer_steps = 0  # our own count; Lightning's global_step counts something else
+        self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
+        self.val_metrics: dict[str, float] = {}
+
+    # -- the autoencoder: pictures in [0, 1], latents (N, D, 1, 1)
+
+    @property
+    def inference_net(self) -> nn.Module:
+        """The averaged network where there is one."""
+        return self.net if self.ema is None else self.ema.net
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, D, 1, 1)."""
+        return self._encode(self.inference_net, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, D, 1, 1) -> (N, 3, S, S) in [0, 1]."""
+        return self._to_unit_range(self._activate(self._decode(self.inference_net, z)))
+
+    def sample(self, num: int, seed: int) -> Tensor:
+        """Decode z ~ N(0, I). Picture i depends on (seed, i) alone.
+
+        Returns:
+            (num, 3, S, S) in [0, 1].
+        """
+        z = normal_per_sample(range(num), (self.latent_dim, 1, 1), seed=seed, purpose="prior")
+        return self.decode(z.to(self.device))
+
+    def _encode(self, net: nn.Module, x: Tensor) -> Posterior:
+        return net["encoder"](self.pixel_min + x * (self.pixel_max - self.pixel_min))  # type: ignore[index]
+
+    def _decode(self, net: nn.Module, z: Tensor) -> Tensor:
+        return net["decoder"](z).float()  # type: ignore[index]
+
+    def _activate(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.pixel_min == 0 else logits.tanh()
+
+    def _to_unit_range(self, x: Tensor) -> Tensor:
+        return (x - self.pixel_min) / (self.pixel_max - self.pixel_min)
+
+    def summary(self) -> str:
+        """One line: what the network is."""
+        widths = "-".join(map(str, stage_channels(self.image_size, self.channels)))
+        return f"{self.image_size} px through {widths} channels to {self.latent_dim} latent dimensions"
+
+    # -- the objective, the same in training and validation
+
+    @property
+    def current_beta(self) -> float:
+        """Beta at this optimiser step."""
+        if self.optimizer_steps < self.beta_warmup_steps:
+            return self.beta * self.optimizer_steps / self.beta_warmup_steps
+        return self.beta
+
+    def negative_elbo(self, x: Tensor, posterior: Posterior, logits: Tensor) -> dict[str, Tensor]:
+        """-ELBO = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), equation 3 of arXiv:1312.6114, in nats.
+
+        Args:
+            x: (N, 3, S, S) in [0, 1].
+            posterior: q(z|x).
+            logits: (N, 3, S, S) the decoder's output for a z drawn from it.
+
+        Returns:
+            By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,), and for ``gaussian`` the scalar ``sigma``.
+        """
+        target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, 3, S, S)
+        terms: dict[str, Tensor] = {}
+        if self.reconstruction == "bce":
+            distortion = bernoulli(logits, target)  # (N,)
+        elif self.reconstruction == "l1":
+            distortion = absolute_error(self._activate(logits), target)
+        elif self.reconstruction == "mse":
+            distortion = squared_error(self._activate(logits), target)
+        else:
+            x_hat = self._activate(logits)
+            log_sigma = self.log_sigma if self.sigma == "learned" else optimal_log_sigma(x_hat, target)
+            distortion = gaussian(x_hat, target, log_sigma)
+            terms["sigma"] = log_sigma.exp()
+        kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
+        distortion = distortion * self.loss_scale
+        return {"loss": distortion + self.current_beta * kl, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
+
+    # -- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean over the batch of the negative ELBO."""
+        x = batch.image
+        posterior = self._encode(self.net, x)
+        logits = self._decode(self.net, posterior.sample(self._noise(len(x), batch_idx)))
+        terms = self.negative_elbo(x, posterior, logits)
+        self.epoch_means.update(terms)
+        self.recent_means.update(terms)
+        return terms["loss"].mean()
+
+    def _noise(self, num: int, batch_idx: int) -> Tensor:
+        """This device's rows of the noise of the whole optimiser step.
+
+        Returns:
+            (num, D, 1, 1): the same noise meets the same picture whatever the number of devices and of accumulated parts.
+        """
+        devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        first = ((batch_idx % parts) * devices + self.global_rank) * num
+        eps = normal(
+            (num * devices * parts, self.latent_dim, 1, 1), seed=self.seed, step=self.optimizer_steps, purpose="posterior"
+        )
+        return eps[first : first + num].to(self.device, non_blocking=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        self.base_lr = optimizer.defaults["lr"]
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """The schedule's horizon: a resumed run with more epochs has a longer one."""
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step at the scheduled learning rate, then the moving average."""
+        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.lr_warmup_steps, self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = self.base_lr * factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self.net, self.optimizer_steps)
+        self.optimizer_steps += 1
+        if self.optimizer_steps % self.trainer.log_every_n_steps == 0:
+            self._log_recent(optimizer.param_groups[0]["lr"])
+
+    def _log_recent(self, lr: float) -> None:
+        means = self.recent_means.compute()
+        self.recent_means.reset()
+        self._log({f"train/{name}": value for name, value in means.items()} | {"train/lr": lr, "train/beta": self.current_beta})
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's averages and what validation found, in one row."""
+        means = {f"train_epoch/{name}": value for name, value in self.epoch_means.compute().items()}
+        self._log(means | self.val_metrics)
+        self.log_dict(means, logger=False)
+        self.epoch_means.reset()
+        self.val_metrics = {}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        # straight to the loggers: at our own step, and on disk before a checkpoint is
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"epoch": self.trainer.current_epoch, **metrics}, step=self.optimizer_steps)
+
+    # -- validation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The objective and the Gaussian ELBO's terms with z ~ q(z|x), PSNR and SSIM with z = its mean."""
+        x, net = batch.image, self.inference_net
+        posterior = self._encode(net, x)
+        eps = normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose="validation")
+        logits = self._decode(net, posterior.sample(eps.to(self.device)))
+        x_hat = self._to_unit_range(self._activate(logits))
+        x_mean = self._to_unit_range(self._activate(self._decode(net, posterior.mean)))
+        self.val_means.update(
+            self.negative_elbo(x, posterior, logits)
+            | {"squared_error": squared_error(x_hat, x), "psnr": psnr(x_mean, x), "ssim": ssim(x_mean, x)}
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """The common ELBO from the set's sums; all of it for the loggers and for callbacks that monitor."""
+        means = self.val_means.compute()
+        self.val_means.reset()
+        means["elbo"] = gaussian_elbo(means.pop("squared_error"), means["loss_kl"], 1, 3 * self.image_size**2)
+        prefix = "val" if self.trainer.datamodule.held_out else "trainset"  # type: ignore[attr-defined]
+        self.val_metrics = {f"{prefix}/{name}": value for name, value in means.items()}
+        self.log_dict(self.val_metrics, logger=False)
+
+    # -- checkpoints: what Lightning does not know
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add our own step and the running means."""
+        checkpoint.setdefault("flowergen", {}).update(
+            optimizer_steps=self.optimizer_steps,
+            epoch_means=self.epoch_means.state_dict(),
+            recent_means=self.recent_means.state_dict(),
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        state = checkpoint["flowergen"]
+        self.optimizer_steps = state["optimizer_steps"]
+        self.epoch_means.load_state_dict(state["epoch_means"], self.device)
+        self.recent_means.load_state_dict(state["recent_means"], self.device)

@@ -1,0 +1,60 @@
+"""The convolution, norm, activation blocks that halve and double a feature map."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 16 channels a group, the best fixed width of Wu & He 2018 (arXiv:1803.08494, table 3).
+
+    Where 16 does not divide the channels the groups are wider. Never one channel a group: that is InstanceNorm.
+
+    Args:
+        channels: C.
+    """
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "group": group_norm, "none": nn.Identity}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),  # the slope of DCGAN (Radford et al. 2016, arXiv:1511.06434)
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def down(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Sequential:
+    """(N, C, h, w) -> (N, C', ceil(h / 2), ceil(w / 2)), for odd sizes too.
+
+    He initialisation (He et al. 2015, arXiv:1502.01852, equation 10) keeps the scale where there is no norm.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        norm: key of `NORMS`.
+        activation: key of `ACTIVATIONS`.
+    """
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return nn.Sequential(conv, NORMS[norm](out_channels), ACTIVATIONS[activation]())
+
+
+def up(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Sequential:
+    """(N, C, h, w) -> (N, C', 2h, 2w).
+
+    The kernel is a multiple of the stride, so that every output pixel sees equally many inputs: a kernel of 3 paints
+    checkerboards (Odena et al. 2016, 10.23915/distill.00003). He initialisation as in `down`.
+
+    Args:
+        in_channels: C.
+        out_channels: C'.
+        norm: key of `NORMS`.
+        activation: key of `ACTIVATIONS`.
+    """
+    conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=norm == "none")
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / (4 * in_channels)))  # 2 x 2 of the 4 x 4 weights meet in a pixel
+    return nn.Sequential(conv, NORMS[norm](out_channels), ACTIVATIONS[activation]())

@@ -1,0 +1,108 @@
+"""Encoder and decoder of the plain convolutional VAE, of any image size."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from flowergen.nn.blocks import ACTIVATIONS, NORMS, down, up
+from flowergen.nn.posterior import Posterior
+
+
+def map_sizes(image_size: int) -> tuple[int, ...]:
+    """Side of the feature map at the input and after each stage: halved, rounding up, until it is 4 to 7 px.
+
+    Args:
+        image_size: S in pixels, at least 8.
+
+    Returns:
+        S first; 64 -> (64, 32, 16, 8, 4), 150 -> (150, 75, 38, 19, 10, 5).
+    """
+    sizes = [image_size]
+    while sizes[-1] > 7:
+        sizes.append((sizes[-1] + 1) // 2)
+    return tuple(sizes)
+
+
+def stage_channels(image_size: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """Channels after each stage: cut, or the last entry repeated, to as many as this image size has.
+
+    Args:
+        image_size: S in pixels, at least 8.
+        channels: from the input inwards, at least one.
+
+    Returns:
+        One entry for each halving.
+    """
+    num_stages = len(map_sizes(image_size)) - 1
+    return tuple(channels[min(stage, len(channels) - 1)] for stage in range(num_stages))
+
+
+class ConvEncoder(nn.Module):
+    """q(z|x): stride-2 stages, then one linear layer for mean and logvar.
+
+    Args:
+        image_size: S in pixels, at least 8.
+        channels: see `stage_channels`.
+        latent_dim: D.
+        norm: key of `blocks.NORMS`.
+        activation: key of `blocks.ACTIVATIONS`.
+    """
+
+    def __init__(self, image_size: int, channels: Sequence[int], latent_dim: int, norm: str, activation: str):
+        super().__init__()
+        widths = stage_channels(image_size, channels)
+        self.stages = nn.Sequential(*(down(c, c_next, norm, activation) for c, c_next in pairwise((3, *widths))))
+        self.to_moments = nn.Linear(widths[-1] * map_sizes(image_size)[-1] ** 2, 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Posterior:
+        """Encode.
+
+        Args:
+            x: (N, 3, S, S).
+
+        Returns:
+            mean and logvar, each (N, D, 1, 1) float32.
+        """
+        h = self.stages(x)  # (N, C, s, s)
+        moments = self.to_moments(h.flatten(1))  # (N, 2 D)
+        return Posterior.from_moments(moments[..., None, None])  # (N, D, 1, 1) each
+
+
+class ConvDecoder(nn.Module):
+    """p(x|z): the encoder's mirror image.
+
+    Args:
+        image_size: S in pixels, at least 8.
+        channels: from the picture inwards, as for the encoder.
+        latent_dim: D.
+        norm: key of `blocks.NORMS`.
+        activation: key of `blocks.ACTIVATIONS`.
+    """
+
+    def __init__(self, image_size: int, channels: Sequence[int], latent_dim: int, norm: str, activation: str):
+        super().__init__()
+        widths = stage_channels(image_size, channels)[::-1]
+        smallest, *self.sizes = map_sizes(image_size)[::-1]
+        self.from_latent = nn.Sequential(
+            nn.Linear(latent_dim, widths[0] * smallest**2),
+            nn.Unflatten(1, (widths[0], smallest, smallest)),
+            NORMS[norm](widths[0]),
+            ACTIVATIONS[activation](),
+        )
+        self.stages = nn.ModuleList(up(c, c_next, norm, activation) for c, c_next in pairwise(widths))
+        self.stages.append(nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            z: (N, D, 1, 1).
+
+        Returns:
+            logits (N, 3, S, S), before any output activation.
+        """
+        h = self.from_latent(z.flatten(1))  # (N, C, s, s)
+        for stage, size in zip(self.stages, self.sizes, strict=True):
+            h = stage(h)[..., :size, :size]  # (N, C', size, size): an odd size loses the last of 2 s pixels
+        return h  # (N, 3, S, S)

@@ -1,0 +1,87 @@
+"""Noise that is a function of (seed, step, purpose) and of nothing else.
+
+No draw reads global state, so a result does not depend on what was drawn before it, on the number of devices, on
+accumulation or on a resume. The generators are numpy's, whose keys are 128 bits wide: torch's CPU generator keeps only
+the low 32 bits of a seed, so that among 50,000 hashed seeds two are equal in one run out of four. numpy is there in any
+case, as torchvision depends on it.
+
+The streams are counter-based (Philox, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
+    """A fresh generator for one draw.
+
+    Args:
+        seed: of the run or the command, in [0, 2^64).
+        step: optimiser step, epoch or sample number, in [0, 2^64).
+        purpose: what the numbers are for ("posterior", "order", ...): two purposes never share a stream.
+
+    Returns:
+        A Philox generator at the start of its stream.
+
+    Raises:
+        struct.error: seed or step is negative or does not fit into 64 bits.
+    """
+    # Fields of fixed width: SeedSequence joins the words of its integers, so (2^32 + 1, 0) and (1, 1) would be one key.
+    key = struct.pack("<QQ", seed, step) + blake2b(purpose.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(np.frombuffer(key, "<u4").tolist())))
+
+
+def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tensor:
+    """Standard normal noise, drawn for the whole global batch: the caller slices its own rows by position.
+
+    Args:
+        shape: of the noise, the global batch first.
+        seed: see `generator`.
+        step: see `generator`.
+        purpose: see `generator`.
+
+    Returns:
+        (*shape) float32 on the CPU.
+    """
+    eps = generator(seed, step, purpose).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(eps)  # (*shape)
+
+
+def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
+    """Standard normal noise of which row k belongs to sample `indices[k]`, whichever samples stand beside it.
+
+    Sample i is `normal(shape, seed=seed, step=i, purpose=purpose)`.
+
+    Args:
+        indices: (N,) sample numbers.
+        shape: of one sample.
+        seed: see `generator`.
+        purpose: see `generator`.
+
+    Returns:
+        (N, *shape) float32 on the CPU.
+    """
+    eps = torch.empty(len(indices), *shape, dtype=torch.float32)  # (N, *shape)
+    for row, index in enumerate(torch.as_tensor(indices).tolist()):
+        eps[row] = normal(shape, seed=seed, step=index, purpose=purpose)
+    return eps
+
+
+@contextmanager
+def initialisation(seed: int) -> Iterator[None]:
+    """Within it, layers draw their weights from a stream of their own; torch's global state is as before afterwards.
+
+    torch's layers know no other source than the global generator.
+
+    Args:
+        seed: see `generator`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, 0, "initialisation").integers(2**63)))
+        yield

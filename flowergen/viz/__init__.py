@@ -1,0 +1,1 @@
+"""Tensors and tables in, picture files out."""

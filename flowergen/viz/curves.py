@@ -1,0 +1,77 @@
+"""The course of a training run as a picture."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowergen.viz.grids import write_png
+
+COLORS = {"training": "C0", "validation": "C1", "training set, evaluated": "C2"}
+TITLES = {"psnr": "PSNR (dB)", "elbo": "ELBO (nats per image)", "loss_kl": "loss: KL (nats)"}
+
+
+def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
+    """Draw the loss, its terms, PSNR and ELBO over the epochs, a panel each, training and validation in one.
+
+    Rows of the same epoch are averaged. Nothing is written when the table is missing or has no such number.
+
+    Args:
+        metrics_csv: a row for each time that something was logged: `epoch`, `step` and any of `train/NAME` (within an
+            epoch), `train_epoch/NAME` (its average), `val/NAME`, `trainset/NAME`; cells may be blank.
+        png: the file to write, atomically.
+    """
+    metrics_csv = Path(metrics_csv)
+    if not metrics_csv.exists():
+        return
+    with metrics_csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    panels = {name: curves for name in _quantities(rows) if (curves := _curves(rows, name))}
+    if not panels:
+        return
+
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(4.5 * num_columns, 3.2 * num_rows), dpi=100, layout="tight")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for ax, (name, curves) in zip(axes, panels.items(), strict=False):
+        for label, curve in curves.items():
+            ax.plot(list(curve), list(curve.values()), marker=".", markersize=4, color=COLORS[label], label=label)
+        ax.set(title=TITLES.get(name, name.replace("_", ": ", 1).replace("_", " ")), xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    canvas.draw()
+    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _quantities(rows: list[dict[str, str]]) -> list[str]:
+    """The loss, its terms in the table's order, then the scores."""
+    names = [column.partition("/")[2] for column in (rows[0] if rows else {})]
+    terms = dict.fromkeys(name for name in names if name.startswith("loss_"))
+    return ["loss", *terms, "psnr", "elbo"]
+
+
+def _curves(rows: list[dict[str, str]], name: str) -> dict[str, dict[float, float]]:
+    """Label -> epoch -> average, of the splits that have this quantity."""
+    curves = {
+        "training": _epoch_means(rows, f"train_epoch/{name}") or _epoch_means(rows, f"train/{name}"),
+        "validation": _epoch_means(rows, f"val/{name}"),
+        "training set, evaluated": _epoch_means(rows, f"trainset/{name}"),  # where nothing is held out
+    }
+    return {label: curve for label, curve in curves.items() if curve}
+
+
+def _epoch_means(rows: list[dict[str, str]], column: str) -> dict[float, float]:
+    values = defaultdict(list)
+    for row in rows:
+        if row.get("epoch") and row.get(column):
+            values[float(row["epoch"])].append(float(row[column]))
+    return {epoch: sum(some) / len(some) for epoch, some in sorted(values.items())}

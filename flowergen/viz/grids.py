@@ -1,0 +1,62 @@
+"""Grids of pictures, and how they reach the disk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint8]:
+    """Pictures side by side in reading order, white between them and where the last row ends early.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1], N >= 1, on any device; values outside are clamped.
+        columns: pictures in a row; fewer when there are fewer pictures.
+        gap_px: pixels between two pictures, >= 0.
+
+    Returns:
+        uint8 (rows * (H + gap_px) - gap_px, columns * (W + gap_px) - gap_px, 3).
+    """
+    columns = min(columns, len(images))
+    pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # (N, 3, H, W)
+    cells = F.pad(pixels, (0, gap_px, 0, gap_px, 0, 0, 0, -len(pixels) % columns), value=255)  # (R C, 3, H + g, W + g)
+    cells = cells.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (R, H + g, C, W + g, 3)
+    grid = cells.flatten(2, 3).flatten(0, 1)  # (R (H + g), C (W + g), 3)
+    return grid[: grid.shape[0] - gap_px, : grid.shape[1] - gap_px].numpy()
+
+
+def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint8]:
+    """Real pictures in the top row, their reconstructions below, and so on in pairs of rows when N > columns.
+
+    Args:
+        x: (N, 3, H, W) in [0, 1], N >= 1.
+        x_hat: (N, 3, H, W) in [0, 1].
+        columns: pictures in a row; fewer when there are fewer pictures.
+        gap_px: pixels between two pictures, >= 0.
+
+    Returns:
+        uint8 (H', W', 3), as `image_grid` with twice the rows.
+    """
+    columns = min(columns, len(x))
+    white = (0, 0, 0, 0, 0, 0, 0, -len(x) % columns)
+    real, reconstructed = (F.pad(images, white, value=1.0).unflatten(0, (-1, columns)) for images in (x, x_hat))
+    return image_grid(torch.stack((real, reconstructed), dim=1).flatten(0, 2), columns, gap_px)
+
+
+def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
+    """Write a PNG file that is either whole or not there, and make its folder.
+
+    Args:
+        path: of the file; an old one is replaced.
+        array: uint8 (H, W, 3).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(array).save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,225 @@
+"""Where the time of training goes: ratios measured side by side in one run, with the hardware they hold for.
+
+    python scripts/benchmark_data.py photos=DIR        a folder with class folders of full-size photographs
+    python scripts/benchmark_data.py photos=DIR repeats=5 size=64 batch_size=64
+
+Printed, each as median over the repeats with the range:
+
+1. pictures/s of a torchvision ImageFolder + DataLoader loop (decode, resize, crop, to tensor, every epoch) and of ours after
+   the first epoch, over the same files;
+2. images/s of training: the bare model step on tensors in memory; a bare loop over our batches; Lightning's loop with our
+   callbacks and loggers. Rounds alternate, so that a drifting machine touches all alike.
+3. seconds from the command to the first training step, and the peak memory of that process.
+"""
+
+import logging
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from flowergen.callbacks.metrics_csv import MetricsCsv
+from flowergen.callbacks.progress import Progress
+from flowergen.config.build import build_datamodule, build_module
+from flowergen.config.command import checked
+from flowergen.config.overrides import resolve
+from flowergen.data.order import TrainingOrder
+
+
+def settings() -> dict[str, str]:
+    """key=value arguments over their defaults."""
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    defaults = {"photos": "", "size": "64", "batch_size": "64", "repeats": "5", "num_images": "2000"}
+    if not given.get("photos") or given.keys() - defaults.keys():
+        sys.exit(__doc__)
+    return defaults | given
+
+
+def seconds(run: Callable[[], None]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float], digits: int = 0) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def ratio(of: list[float], to: list[float]) -> str:
+    """Median and range of the ratios, round by round."""
+    return spread([a / b for a, b in zip(of, to, strict=True)], 3)
+
+
+def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache_dir: str) -> None:
+    """Point 1."""
+    folder = ImageFolder(
+        photos,
+        transforms.Compose(
+            [transforms.Resize(size, antialias=True), transforms.CenterCrop(size), transforms.ToTensor()]
+        ),
+    )
+    theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, num_workers=os.cpu_count() or 1)
+    config = composed(
+        "data=image_folder", f"data.root={photos}", f"data.image_size={size}", "data.batch_size=1", cache_dir=cache_dir
+    )
+    data = build_datamodule(config)
+    first = seconds(data.setup)
+    ours = DataLoader(data.pictures, sampler=TrainingOrder(data.rows["train"], batch_size, 0), batch_size=None)
+
+    def epoch(loader: DataLoader) -> float:
+        num = 0
+        start = time.perf_counter()
+        for batch in loader:
+            image = batch[0].float().div(255) if batch[0].dtype == torch.uint8 else batch[0]
+            num += len(image)
+        return num / (time.perf_counter() - start)
+
+    their_rates, our_rates = [], []
+    for _ in range(repeats):
+        their_rates.append(epoch(theirs))
+        our_rates.append(epoch(ours))
+    print(f"\nloading {len(folder)} photographs to {size} px, pictures/s")
+    print(f"  ImageFolder + DataLoader, {os.cpu_count()} workers   {spread(their_rates)}")
+    print(f"  ours, after the first epoch           {spread(our_rates)}")
+    print(f"  ratio                                 {ratio(our_rates, their_rates)}")
+    print(f"  the first epoch's decoding took {first:.1f} s, {len(folder) / first:,.0f} pictures/s")
+
+
+def composed(*overrides: str, cache_dir: str) -> dict:
+    """A checked config, as ``train`` would have it."""
+    cfg, _ = checked([*overrides, f"paths.cache_dir={cache_dir}"])
+    return resolve(cfg)
+
+
+def compare_training(size: int, batch_size: int, repeats: int, num_images: int, cache_dir: str) -> None:
+    """Point 2."""
+    config = composed(
+        f"data.num_images={num_images}", f"data.image_size={size}", f"data.batch_size={batch_size}", cache_dir=cache_dir
+    )
+    data = build_datamodule(config)
+    data.setup()
+    rates: dict[str, list[float]] = {"model step in memory": [], "bare loop": [], "Lightning": []}
+    num_batches = len(data.rows["train"]) // batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        for round_ in range(repeats + 1):  # the first warms up
+            order = TrainingOrder(data.rows["train"], batch_size, 0)
+            order.set_epoch(round_)
+            for name in rates:
+                rate = num_batches * batch_size / one_epoch(name, config, data, order, folder)
+                if round_:
+                    rates[name].append(rate)
+    print(f"\ntraining, vae at {size} px, batches of {batch_size}, {num_batches} batches an epoch, images/s")
+    for name, values in rates.items():
+        print(f"  {name:<22} {spread(values)}")
+    print(f"  our epoch / model step in memory  {ratio(rates['Lightning'], rates['model step in memory'])}")
+    print(f"  Lightning / bare loop             {ratio(rates['Lightning'], rates['bare loop'])}")
+
+
+def one_epoch(name: str, config: dict, data: object, order: TrainingOrder, folder: str) -> float:
+    """Seconds of one epoch of one of the arms, without its setting up."""
+    module = build_module(config)
+    if name == "Lightning":
+        stopwatch = Stopwatch()
+        trainer = Trainer(
+            max_epochs=1, limit_val_batches=0, callbacks=[stopwatch], logger=[MetricsCsv(Path(folder) / "metrics.csv")],
+            enable_progress_bar=True, enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=25,
+            use_distributed_sampler=False, accelerator="cpu", default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)  # type: ignore[arg-type]
+        return stopwatch.seconds
+
+    optimizer = module.configure_optimizers()
+    module.train()
+    loader = DataLoader(data.pictures, sampler=order, batch_size=None)  # type: ignore[attr-defined]
+    fixed = next(iter(loader)).image.float().div(255)
+
+    def step(x: torch.Tensor, noise: torch.Tensor) -> None:
+        posterior = module._encode(module.net, x)
+        terms = module.negative_elbo(x, posterior, module._decode(module.net, posterior.sample(noise)))
+        optimizer.zero_grad()
+        terms["loss"].mean().backward()
+        optimizer.step()
+
+    def run() -> None:
+        noise = torch.randn(len(fixed), config["model"]["latent_dim"], 1, 1)
+        for _ in range(len(order)):
+            step(fixed, noise)
+
+    def loop() -> None:
+        for batch in loader:
+            x = batch.image.float().div(255)
+            flip = torch.rand(len(x)) < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+            step(x, torch.randn(len(x), config["model"]["latent_dim"], 1, 1))
+
+    return seconds(run if name == "model step in memory" else loop)
+
+
+class Stopwatch(Progress):
+    """Seconds from the start of the epoch's first batch to the end of its last, with our progress reports going on."""
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        """Start."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        """Stop."""
+        self.seconds = time.perf_counter() - self.started
+
+
+def time_the_command(repeats: int, cache_dir: str) -> None:
+    """Point 3."""
+    until_step, peaks = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            command = [
+                sys.executable, "-m", "flowergen.train", "experiment=quickstart", "trainer.max_epochs=1",
+                "trainer.limit_train_batches=1", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1", "callbacks=null",
+                "+callbacks={}", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}",
+            ]  # fmt: skip
+            until_step.append(seconds(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023
+            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+    print("\nthe command, data cached: one training step and out again")
+    print(f"  seconds                {spread(until_step, 1)}")
+    print(f"  peak memory, MiB       {peaks[-1]:,.0f}")
+
+
+def hardware() -> str:
+    """One line."""
+    cpu = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
+    name = cpu[0] if cpu else platform.processor()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Print everything."""
+    given = settings()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    size, batch_size, repeats = int(given["size"]), int(given["batch_size"]), int(given["repeats"])
+    print(hardware())
+    with tempfile.TemporaryDirectory() as cache_dir:
+        compare_loading(given["photos"], size, batch_size, repeats, cache_dir)
+        compare_training(size, batch_size, repeats, int(given["num_images"]), cache_dir)
+        time_the_command(repeats, cache_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+from flowergen.callbacks.metrics_csv import MetricsCsv
+
+
+def write(logger: MetricsCsv, start: int, end: int) -> None:
+    for step in range(start, end):
+        logger.log_metrics({"epoch": step // 3, "train/loss": step / 7}, step=step)
+        if step % 3 == 2:
+            logger.log_metrics({"epoch": step // 3, "val/psnr": 20.0 + step}, step=step)
+
+
+def test_a_resumed_table_is_byte_equal_to_an_unbroken_one(tmp_path: Path) -> None:
+    whole, killed = MetricsCsv(tmp_path / "whole.csv"), MetricsCsv(tmp_path / "killed.csv")
+    write(whole, 0, 9)
+    write(killed, 0, 2)
+    rows_at_checkpoint = killed.num_rows
+    write(killed, 2, 7)  # after the checkpoint: a column that the checkpoint does not know comes up
+    with (tmp_path / "killed.csv").open("a") as file:
+        file.write("1,7,0.2")  # half a line, as SIGKILL leaves it
+    resumed = MetricsCsv(tmp_path / "killed.csv", keep_rows=rows_at_checkpoint)
+    write(resumed, 2, 9)
+    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_wall_clock_stays_out(tmp_path: Path) -> None:
+    logger = MetricsCsv(tmp_path / "metrics.csv")
+    logger.log_metrics({"perf/images_per_second": 3.0}, step=1)
+    assert logger.num_rows == 0
+    logger.log_metrics({"epoch": 0, "val/psnr": 0.1, "perf/images_per_second": 3.0}, step=1)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,step,val/psnr", "0,1,0.1"]

@@ -1,0 +1,120 @@
+import inspect
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+
+from flowergen.config import conf_dir
+from flowergen.config.command import checked
+from flowergen.config.schema import BY_TARGET, Trainer
+from flowergen.errors import UserError
+
+WRONG = {
+    "model.betta=1": "did you mean model.beta?",
+    "+model.betta=1": "did you mean model.beta?",
+    "++model.betta=1": "did you mean model.beta?",
+    "~model.betta": "did you mean model.beta?",
+    "beta=4": "did you mean model.beta?",
+    "++trainer.max_epoch=5": "did you mean trainer.max_epochs?",
+    "model.optimizer.lrr=1": "did you mean model.optimizer.lr?",
+    "callbacks.images.every_epoch=1": "did you mean callbacks.images.every_epochs?",
+    "model=vaee": "did you mean vae?",
+    "experiment=flower_vae": "did you mean flowers_vae?",
+    "data.root=/tmp": "data=image_folder",
+    "trainer.max_epochs=0": "at least 1",
+    "trainer.max_epochs=1.5": "whole number",
+    "trainer.max_epochs=true": "whole number",
+    "trainer.precision=fp16": "bf16-mixed",
+    "trainer.limit_train_batches=0": "above 0",
+    "model.beta=-1": "at least 0",
+    "model.beta=nan": "must be a number",
+    "model.beta=abc": "must be a number",
+    "model.beta=null": "must be a number",
+    "model.norm=bach": "did you mean batch?",
+    "model.channels=[]": "list of numbers",
+    "model.channels=[8,0]": "from 1 up",
+    "model.channels=8": "must be a list",
+    "model.pixel_range=[0,255]": "[0,1] or [-1,1]",
+    "model.ema_decay=1": "below 1",
+    "model.optimizer.lr=0": "above 0",
+    "data.num_classes=103": "from 1 to 102",
+    "data.image_size=16": "from 28 to 256",
+    "data.split=al": "did you mean all?",
+    "data.horizontal_flip=maybe": "true or false",
+    "seed=-1": "must be from 0",
+    "data=image_folder": "data.root must be given",
+    "data.image_size=${nope}": "nope",
+    "model=[": "key=value",
+}
+
+
+@pytest.mark.parametrize(("override", "words"), WRONG.items())
+def test_what_is_wrong_is_said_in_one_line(override: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        checked([override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+CONTRADICTIONS = {
+    ("model.reconstruction=bce", "model.pixel_range=[-1,1]"): "pixel_range",
+    ("model.sigma=learned",): "gaussian",
+    ("data.batch_size=9", "trainer.accumulate_grad_batches=2"): "multiple",
+    ("data.batch_size=9", "trainer=ddp_cpu"): "multiple",
+    ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"): "never",
+    ("data=image_folder", "data.root=/no/such/folder"): "no folder that exists",
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS.items())
+def test_options_that_are_right_alone_and_wrong_together(overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        checked(overrides)
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_path: Path) -> None:
+    root = [f"data.root={tmp_path}"] if data == "image_folder" else []
+    checked([f"model={model}", f"data={data}", *root])
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+@pytest.mark.parametrize("data", ["", *options("data")])
+def test_every_recipe_composes_with_every_data_set_and_with_debug(experiment: str, data: str, tmp_path: Path) -> None:
+    choice = [f"data={data}"] if data else []
+    root = [f"data.root={tmp_path}"] if data == "image_folder" else []
+    checked([f"experiment={experiment}", *choice, *root, "debug=tiny"])
+
+
+@pytest.mark.parametrize("trainer", options("trainer"))
+def test_every_trainer_composes(trainer: str) -> None:
+    checked([f"trainer={trainer}"])
+
+
+@pytest.mark.parametrize("target", sorted(BY_TARGET))
+def test_the_schema_knows_the_arguments_that_the_class_takes(target: str) -> None:
+    """A key that the schema lets through reaches a constructor that takes it; a required one is required here too."""
+    described = {field.name: field for field in fields(BY_TARGET[target]) if not field.name.startswith("_")}
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in get_object(target).__mro__[:3]:  # **options are the next class's
+        own = inspect.signature(cls.__init__).parameters
+        parameters = {**own, **parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            break
+    ours = {"channels_last", "num_threads"} if BY_TARGET[target] is Trainer else set()
+    assert set(described) - ours <= set(parameters)
+    if not target.startswith("flowergen."):
+        return
+    given_by_build = {"self", "folder", "path", "hyperparameters"}
+    needed = {
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in given_by_build
+    }
+    assert needed <= {name for name, field in described.items() if field.default is MISSING}

@@ -1,0 +1,53 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from flowergen.config.run_folder import Provenance, RunFolder, claim, find_run
+from flowergen.errors import UserError
+
+
+def test_two_processes_in_one_second_get_two_folders(tmp_path: Path) -> None:
+    folders = [claim(tmp_path / "vae" / "2026-01-01_00-00-00") for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_run_is_named_by_its_folder_or_a_checkpoint_in_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.store({"seed": 0}, ["seed=0"])
+    run.checkpoints.mkdir()
+    checkpoint = run.checkpoints / "best.ckpt"
+    checkpoint.touch()
+    assert find_run(tmp_path)[1] is None
+    assert find_run(checkpoint)[0].path == tmp_path
+    assert find_run(checkpoint)[1] == checkpoint
+
+
+@pytest.mark.parametrize("what", ["missing", "not a run", "a picture"])
+def test_what_is_no_run_is_refused_by_name(tmp_path: Path, what: str) -> None:
+    path = {"missing": tmp_path / "typo", "not a run": tmp_path, "a picture": tmp_path / "a.jpg"}[what]
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(UserError, match="resume="):
+        find_run(path, "resume")
+
+
+def test_provenance_says_how_a_session_ended_and_keeps_the_earlier_ones(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(UserError), Provenance(run, seed=3):
+        assert json.loads(run.provenance.read_text())["exit"] == "running, or killed"
+        raise UserError("no pictures")
+    with Provenance(run, seed=3):
+        pass
+    record = json.loads(run.provenance.read_text())
+    assert record["exit"] == "finished"
+    assert record["earlier"][0]["exit"] == "UserError: no pictures"
+    assert {"command", "seed", "start", "end", "git", "versions", "hardware"} <= record.keys()
+
+
+@pytest.mark.parametrize("content", [": [", "- a list", "\x00"])
+def test_a_foreign_config_is_named(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    run.config.write_text(content)
+    with pytest.raises(UserError, match="config.yaml"):
+        run.read_config()

@@ -1,0 +1,80 @@
+"""What the tests share: tiny pictures, tiny runs, and commands as real processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY_RUN = (
+    "data.num_images=80",
+    "data.num_classes=4",
+    "data.image_size=28",
+    "data.batch_size=8",
+    "model.channels=[4,8]",
+    "model.latent_dim=4",
+    "model.norm=group",
+    "trainer.accelerator=cpu",
+    "trainer.num_threads=1",
+    "trainer.log_every_n_steps=3",
+    "trainer.max_epochs=2",
+    "callbacks.images.num_samples=4",
+    "callbacks.images.num_reconstructions=4",
+)
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded pictures, shared by the tests of a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def process_environment(cache_dir: Path) -> dict[str, str]:
+    """The environment of a command: nothing of the outer session, one thread."""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("FLOWERGEN_", "PL_", "HYDRA_"))}
+    return keep | {"FLOWERGEN_CACHE_DIR": str(cache_dir), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture
+def command(tmp_path: Path, process_environment: dict[str, str]) -> Command:
+    """``command("train", "model.beta=2")`` runs ``python -m flowergen.train model.beta=2`` in a folder of its own."""
+
+    def run(name: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"flowergen.{name}" if name else "flowergen", *arguments],
+            cwd=tmp_path,
+            env=process_environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def tiny_run() -> tuple[str, ...]:
+    """Overrides for a run of a few seconds."""
+    return TINY_RUN
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """Sixty small pictures of several sizes in two class folders."""
+    root = tmp_path / "my pictures"
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        folder = root / ("roses" if number % 2 else "tulips")
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = 30 + number % 7, 40 - number % 5
+        picture = np.full((height, width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"IMG ({number}).png")
+    return root

@@ -1,0 +1,285 @@
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowergen.data import cache
+from flowergen.data.cache import CachedImages, cached_images
+from flowergen.data.listing import Listing, list_image_folder
+from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.errors import UserError
+
+SIZE_PX = 16
+
+
+class Collection:
+    """Pictures of one grey level each, that count how often they are read."""
+
+    def __init__(self, num: int, unreadable: tuple[int, ...] = (), fingerprint: str = "0"):
+        self.num, self.unreadable, self.fingerprint = num, unreadable, fingerprint
+        self.num_reads = 0
+
+    def listing(self) -> Listing:
+        names = tuple(f"picture {row}.png" for row in range(self.num))
+        return Listing(names, np.full(self.num, -1), (), None, self.fingerprint, self.read)
+
+    def read(self, row: int) -> tuple[np.ndarray, str]:
+        self.num_reads += 1
+        if row in self.unreadable:
+            raise UnreadablePicture("broken\non purpose")
+        return np.full((20, 30, 3), row % 251, dtype=np.uint8), f"{row:032x}"
+
+    def cached(self, cache_dir: Path, on_corrupt: str = "error") -> CachedImages:
+        return cached_images(self.listing(), "toy", SIZE_PX, cache_dir, on_corrupt, num_threads=2)  # type: ignore[arg-type]
+
+
+def folders(cache_dir: Path) -> list[Path]:
+    return sorted(path for path in cache_dir.iterdir() if path.is_dir())
+
+
+# ---- Contents
+def test_pictures_digests_and_rows_are_those_of_the_listing(tmp_path: Path) -> None:
+    """In its order, over more pictures than are decoded ahead, and as a memory map that cannot be written to."""
+    num = 2 * cache.PICTURES_AHEAD + 17
+    cached = Collection(num).cached(tmp_path)
+    assert isinstance(cached.images, np.memmap)
+    assert (cached.images.shape, cached.images.dtype) == ((num, 3, SIZE_PX, SIZE_PX), np.uint8)
+    expected = (np.arange(num) % 251)[:, None, None, None]
+    np.testing.assert_array_equal(cached.images, np.broadcast_to(expected, cached.images.shape))
+    np.testing.assert_array_equal(cached.rows, np.arange(num))
+    assert cached.digests.tolist() == [f"{row:032x}" for row in range(num)]
+    assert cached.unreadable == ()
+    with pytest.raises(ValueError, match="read-only"):
+        cached.images[0] = 0
+
+
+def test_files_are_cropped_and_resized_squares_in_a_plain_npy(tmp_path: Path, picture_folder: Path) -> None:
+    """Each row is fit_square of what Pillow reads; anyone can open the array with numpy, without pickles."""
+    listing = list_image_folder(picture_folder)
+    cached = cached_images(listing, "photos", SIZE_PX, tmp_path)
+    for row, name in enumerate(listing.names):
+        expected = fit_square(np.asarray(Image.open(picture_folder / name).convert("RGB")), SIZE_PX)
+        np.testing.assert_array_equal(cached.images[row], expected)
+    (folder,) = folders(tmp_path)
+    assert folder.name.startswith(f"photos_{SIZE_PX}px_")
+    np.testing.assert_array_equal(np.load(folder / "images.npy", allow_pickle=False), cached.images)
+
+
+def test_a_cache_is_built_once_for_each_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same listing and size: opened. Other files, size or transform: another cache beside it."""
+    collection = Collection(5)
+    collection.cached(tmp_path)
+    collection.cached(tmp_path)
+    assert collection.num_reads == 5
+    Collection(5, fingerprint="1").cached(tmp_path)
+    cached_images(collection.listing(), "toy", SIZE_PX + 1, tmp_path)
+    monkeypatch.setattr(cache, "TRANSFORM_VERSION", cache.TRANSFORM_VERSION + 1)
+    collection.cached(tmp_path)
+    assert collection.num_reads == 15
+    assert len(folders(tmp_path)) == 4
+
+
+def test_a_touched_file_is_decoded_again_and_a_moved_folder_is_not(
+    tmp_path: Path, picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    cached_images(list_image_folder(picture_folder), "photos", SIZE_PX, tmp_path / "cache")
+    moved = Path(shutil.move(picture_folder, tmp_path / "elsewhere"))
+    caplog.clear()
+    cached_images(list_image_folder(moved), "photos", SIZE_PX, tmp_path / "cache")
+    assert "decoding" not in caplog.text
+    os.utime(moved / list_image_folder(moved).names[3])
+    cached_images(list_image_folder(moved), "photos", SIZE_PX, tmp_path / "cache")
+    assert "decoding 60 pictures to 16 px, once" in caplog.text
+    assert "pictures/s" in caplog.text
+
+
+def test_no_progress_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Collection(5).cached(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+# ---- Pictures that do not decode
+def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are found in one pass; the rest is cached, so that skipping them afterwards decodes nothing again."""
+    bad = (0, 3, cache.PICTURES_AHEAD, cache.PICTURES_AHEAD + 9)
+    collection = Collection(cache.PICTURES_AHEAD + 10, bad)
+    with pytest.raises(UserError) as raised:
+        collection.cached(tmp_path)
+    message = str(raised.value)
+    assert all(f"picture {row}.png (broken\\non purpose)" in message for row in bad)
+    assert f"4 of {collection.num} pictures" in message
+    assert "data.on_corrupt=skip" in message
+    assert "\n" not in message
+
+    cached = collection.cached(tmp_path, "skip")
+    assert collection.num_reads == collection.num
+    assert "4 of 266 pictures cannot be decoded and are skipped" in caplog.text
+    good = np.setdiff1d(np.arange(collection.num), bad)
+    np.testing.assert_array_equal(cached.rows, good)
+    np.testing.assert_array_equal(cached.images[:, 0, 0, 0], good % 251)
+    np.testing.assert_array_equal(cached.images[:, 2, -1, -1], good % 251)
+    assert cached.digests.tolist() == [f"{row:032x}" for row in good]
+    assert [entry.split(" (")[0] for entry in cached.unreadable] == [f"picture {row}.png" for row in bad]
+
+
+def test_a_collection_without_one_readable_picture_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not one of 4 pictures can be decoded, such as picture 0.png"):
+        Collection(4, (0, 1, 2, 3)).cached(tmp_path, "skip")
+    assert folders(tmp_path) == []
+
+
+# ---- Damage
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.truncate(folder / "images.npy", (folder / "images.npy").stat().st_size - 1),
+        lambda folder: os.truncate(folder / "images.npy", 0),
+        lambda folder: (folder / "images.npy").unlink(),
+        lambda folder: (folder / "images.npy").write_bytes(b"something else"),
+        lambda folder: (folder / "images.npy").write_bytes((folder / "images.npy").read_bytes().replace(b")", b" ", 1)),
+        lambda folder: np.save(folder / "images.npy", np.zeros((5, 3, SIZE_PX, SIZE_PX), dtype=np.float32)),
+        lambda folder: np.save(folder / "images.npy", np.zeros((4, 3, SIZE_PX, SIZE_PX), dtype=np.uint8)),
+        lambda folder: np.save(folder / "images.npy", np.array([{}]), allow_pickle=True),
+        lambda folder: (folder / "meta.json").unlink(),
+        lambda folder: (folder / "meta.json").write_bytes((folder / "meta.json").read_bytes()[:-9]),
+        lambda folder: (folder / "meta.json").write_text("[]"),
+        lambda folder: (folder / "meta.json").write_text(
+            json.dumps(json.loads((folder / "meta.json").read_text()) | {"key": "another"})
+        ),
+        lambda folder: (shutil.rmtree(folder), folder.touch()),
+    ],
+    ids=range(13),
+)
+def test_a_damaged_or_foreign_cache_is_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
+) -> None:
+    """Truncated, missing, pickled, of another shape or type, with another key, or a file in its place."""
+    collection = Collection(5)
+    collection.cached(tmp_path)
+    assert callable(damage)
+    damage(folders(tmp_path)[0])
+    cached = collection.cached(tmp_path)
+    assert collection.num_reads == 10
+    assert "decoding again" in caplog.text
+    np.testing.assert_array_equal(cached.images[:, 0, 0, 0], np.arange(5))
+    collection.cached(tmp_path)
+    assert collection.num_reads == 10
+
+
+# ---- Disks
+def test_an_existing_cache_opens_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk: no lock, no folder (root may write anywhere, so writing is made to fail here)."""
+    collection = Collection(5)
+    collection.cached(tmp_path)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cache, "FileLock", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert len(collection.cached(tmp_path).rows) == 5
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="Read-only file system"):
+        Collection(5, fingerprint="1").cached(tmp_path)
+
+
+def test_a_full_disk_says_how_much_is_needed_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing behind that would fill it further."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError) as raised:
+        Collection(5).cached(tmp_path)
+    message = str(raised.value)
+    for part in (f"{5 * 3 * SIZE_PX**2:,} bytes", str(tmp_path), "No space left on device", "paths.cache_dir="):
+        assert part in message
+    assert folders(tmp_path) == []
+
+
+def test_a_cache_dir_that_cannot_be_made_is_the_user_s_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="paths.cache_dir="):
+        Collection(5).cached(tmp_path / "file" / "cache")
+
+
+# ---- Several processes
+BUILDER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from flowergen.data.cache import cached_images
+from flowergen.data.listing import Listing
+
+cache_dir, reads, num, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+
+def read(row):
+    with open(reads, "ab") as file:
+        file.write(b".")
+    time.sleep(seconds)
+    return np.full((20, 20, 3), row, dtype=np.uint8), f"{row:032x}"
+
+names = tuple(f"picture {row}.png" for row in range(num))
+listing = Listing(names, np.full(num, -1), (), None, "0", read)
+cached = cached_images(listing, "toy", 16, cache_dir, num_threads=2)
+print(cached.images[:, 0, 0, 0].tolist() == list(range(num)))
+"""
+
+
+def builder(cache_dir: Path, reads: Path, num: int, seconds: float) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", BUILDER, str(cache_dir), str(reads), str(num), str(seconds)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_build_that_was_killed_is_done_again(tmp_path: Path) -> None:
+    """SIGKILL in mid-build leaves a free lock and a temporary folder, which the next builder removes; never a cache."""
+    reads = tmp_path / "reads"
+    process = builder(tmp_path / "cache", reads, num=100, seconds=0.05)
+    while not reads.exists() or reads.stat().st_size < 10:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert [path.suffix for path in folders(tmp_path / "cache")] == [".tmp"]
+
+    collection = Collection(100)
+    cached = collection.cached(tmp_path / "cache")
+    assert collection.num_reads == 100
+    np.testing.assert_array_equal(cached.images[:, 0, 0, 0], np.arange(100))
+    assert [path.suffix for path in folders(tmp_path / "cache")] == [""]
+
+
+def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
+    """The others wait for the first and use its cache."""
+    processes = [builder(tmp_path / "cache", tmp_path / "reads", num=40, seconds=0.05) for _ in range(3)]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["True\n"] * 3
+    assert (tmp_path / "reads").stat().st_size == 40
+
+
+@pytest.mark.real_data
+def test_photographs_of_all_sizes_are_cached_and_duplicates_share_a_digest(tmp_path: Path) -> None:
+    """Every photograph decodes, and digests are equal exactly where bytes are."""
+    if not os.environ.get("FLOWERGEN_TEST_DATA"):
+        pytest.skip("no photographs: FLOWERGEN_TEST_DATA is not set")
+    root = Path(os.environ["FLOWERGEN_TEST_DATA"]) / "flowers5_160px"
+    listing = list_image_folder(root)
+    cached = cached_images(listing, "flowers5", 32, tmp_path)
+    assert cached.images.shape == (3000, 3, 32, 32)
+    num_distinct = len({(root / name).read_bytes() for name in listing.names})
+    assert len(set(cached.digests.tolist())) == num_distinct < 3000
+    assert cached.images[::100].std(axis=(1, 2, 3)).min() > 5

@@ -1,0 +1,78 @@
+import struct
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from flowergen.randomness import generator, normal, normal_per_sample
+
+
+def test_draws_ignore_and_leave_alone_the_global_generators():
+    """A draw is a function of its key: global seeds and earlier draws neither change it nor are changed by it."""
+    torch.manual_seed(1)
+    first = normal((4, 3), seed=7, step=5, purpose="posterior")
+    torch.manual_seed(2)
+    np.random.seed(2)
+    state = torch.get_rng_state()
+    again = normal((4, 3), seed=7, step=5, purpose="posterior")
+    assert torch.equal(first, again)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_every_part_of_the_key_counts_in_full_width():
+    """Seeds that agree in their low 32 bits, and neighbours that would share a key if fields ran together, differ."""
+    keys = [
+        (0, 0, "a"),
+        (1, 0, "a"),
+        (0, 1, "a"),
+        (0, 0, "b"),
+        (2**32, 0, "a"),
+        (2**32 + 1, 0, "a"),
+        (1, 2**32, "a"),
+        (0, 2**32, "a"),
+        (2**63, 0, "a"),
+        (0, 0, ""),
+        (0, 0, "a\0"),
+        (0, 0, "ä"),
+    ]
+    draws = {normal((4,), seed=seed, step=step, purpose=purpose).numpy().tobytes() for seed, step, purpose in keys}
+    assert len(draws) == len(keys)
+
+
+def test_no_two_of_50_000_samples_collide():
+    """As many samples as FID wants get as many streams."""
+    firsts = {generator(0, index, "prior").integers(2**63) for index in range(50_000)}
+    assert len(firsts) == 50_000
+
+
+def test_noise_is_standard_normal():
+    """Neither the pooled numbers of one draw nor the first numbers of many samples can be told from N(0, 1)."""
+    one_draw = normal((20_000,), seed=0, step=0, purpose="test").numpy()
+    many_streams = normal_per_sample(range(5_000), (1,), seed=0, purpose="test").flatten().numpy()
+    assert stats.kstest(one_draw, "norm").pvalue > 0.01
+    assert stats.kstest(many_streams, "norm").pvalue > 0.01
+    assert one_draw.dtype == np.float32
+
+
+def test_a_smaller_batch_is_the_beginning_of_a_larger_one():
+    """Row i of the global batch's noise does not depend on how many rows are drawn, for odd shapes too."""
+    whole = normal((8, 3, 5, 5), seed=0, step=3, purpose="posterior")
+    for num in (1, 3, 7):
+        assert torch.equal(normal((num, 3, 5, 5), seed=0, step=3, purpose="posterior"), whole[:num])
+
+
+def test_a_sample_depends_on_its_number_alone():
+    """Batch size, order, repetition and the container of the numbers leave sample i as it is."""
+    whole = normal_per_sample(range(10), (4, 1, 1), seed=3, purpose="prior")
+    shuffled = [7, 0, 9, 7]
+    assert torch.equal(normal_per_sample(shuffled, (4, 1, 1), seed=3, purpose="prior"), whole[shuffled])
+    assert torch.equal(normal_per_sample(torch.tensor(shuffled), (4, 1, 1), seed=3, purpose="prior"), whole[shuffled])
+    assert torch.equal(whole[7], normal((4, 1, 1), seed=3, step=7, purpose="prior"))
+    assert normal_per_sample([], (4, 1, 1), seed=3, purpose="prior").shape == (0, 4, 1, 1)
+
+
+def test_a_negative_key_is_refused():
+    """-1 does not silently become another seed."""
+    with pytest.raises(struct.error):
+        generator(-1, 0, "a")

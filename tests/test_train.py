@@ -1,0 +1,283 @@
+"""The train command as real processes."""
+
+import csv
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import flowergen
+from tests.conftest import Command
+
+pytestmark = pytest.mark.slow
+
+
+def weights(run: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / name, weights_only=True)["state_dict"]
+
+
+def assert_equal_weights(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def only_run(folder: Path) -> Path:
+    (config,) = folder.glob("outputs/*/*/config.yaml")
+    return config.parent
+
+
+def test_a_run_leaves_the_folder_that_the_design_promises(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = command("train", *tiny_run, "callbacks.images.every_epochs=1", "callbacks.checkpoints.keep_every_epochs=2",
+                   "model.ema_decay=0.9")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = only_run(tmp_path)
+    for name in (
+        "config.yaml", "overrides.yaml", "provenance.json", "train.log", "metrics.csv", "loss_plot.png",
+        "weights.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/epoch_0002.ckpt",
+        "images/reconstruction_epoch_1.png", "images/generated_epoch_2.png",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert not list(run.rglob("*.partial"))
+    assert not list(run.rglob("*-v1*"))
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    for words in ("10 classes" if False else "4 classes", "parameters", "precision", str(run), "resume=", "tensorboard --logdir"):
+        assert words in done.stdout + done.stderr, words
+
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = rows[-1]
+    for name in ("train_epoch/loss", "train_epoch/loss_kl", "val/loss", "val/elbo", "val/psnr", "val/ssim"):
+        float(last[name])
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["exit"] == "finished"
+    assert "trainer.max_epochs=2" in yaml.safe_load((run / "overrides.yaml").read_text())
+
+    model = flowergen.load(run)
+    x = torch.rand(2, 3, 28, 28)
+    assert model.decode(model.encode(x).mean).shape == x.shape
+    assert model.sample(3).shape == (3, 3, 28, 28)
+    assert model.config["model"]["latent_dim"] == 4
+    assert flowergen.load(run / "checkpoints" / "epoch_0002.ckpt").config == model.config
+    (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:999])
+    with pytest.raises(flowergen.UserError, match=r"best\.ckpt"):
+        flowergen.load(run)
+
+
+def test_scalars_and_hparams_are_in_tensorboard(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert command("train", *tiny_run).returncode == 0
+    events = EventAccumulator(str(only_run(tmp_path) / "tensorboard"), {"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    expected = {"train/loss", "train/lr", "train/loss_kl", "train_epoch/loss", "val/psnr", "val/ssim", "val/elbo",
+                "perf/images_per_second", "final/val/elbo"}  # fmt: skip
+    assert expected <= set(tags["scalars"])
+    assert {"reconstruction", "generated"} <= set(tags["images"])
+    assert "_hparams_/experiment" in events.summary_metadata
+
+
+KILLABLE = (
+    "trainer.max_epochs=3",
+    "callbacks.checkpoints.checkpoint_every_steps=1",
+    "callbacks.images.every_epochs=3",
+    "trainer.log_every_n_steps=2",
+    "model.norm=batch",
+    "model.ema_decay=0.9",
+    "model.reconstruction=gaussian",
+    "model.lr_schedule=cosine",
+    "model.beta_warmup_steps=20",
+)
+
+
+def kill_when(run: Path, arguments: list[str], environment: dict[str, str], rows: int) -> None:
+    """Start a run and SIGKILL it once metrics.csv has that many rows."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowergen.train", *arguments],
+        env=environment,
+        cwd=run.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    table = run / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if table.exists() and len(table.read_text().splitlines()) > rows:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str], parts: int
+) -> None:
+    """SIGKILL in the first epoch, in the second, and the weights, optimiser, table and plots end bit-equal."""
+    arguments = [*tiny_run, *KILLABLE, f"trainer.accumulate_grad_batches={parts}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *arguments, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+    kill_when(killed, [*arguments, f"hydra.run.dir={killed}"], process_environment, rows=2)
+    kill_when(killed, [f"resume={killed}"], process_environment, rows=7)
+    first = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["flowergen"]["optimizer_steps"]
+    assert first % 8 != 0, "a kill between epochs proves less"
+    done = command("train", f"resume={killed}")
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout + done.stderr
+
+    assert_equal_weights(whole, killed)
+    for name in ("metrics.csv", "images/generated_epoch_3.png", "images/reconstruction_epoch_3.png", "weights.safetensors"):
+        assert filecmp.cmp(whole / name, killed / name, shallow=False), name
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed)]
+    assert states[0]["flowergen"] == states[1]["flowergen"]
+    assert states[0]["loops"]["fit_loop"]["epoch_progress"] == states[1]["loops"]["fit_loop"]["epoch_progress"]
+    for a, b in zip(*(state["optimizer_states"][0]["state"].values() for state in states), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert_same_best(whole, killed)
+
+
+def assert_same_best(whole: Path, killed: Path) -> None:
+    a, b = weights(whole, "best.ckpt"), weights(killed, "best.ckpt")
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=0, atol=0)
+
+
+def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+    """1 epoch and 1 more equal 2 in one go; a change of architecture or data is refused by name."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert command("train", *tiny_run, f"hydra.run.dir={two}").returncode == 0
+    assert command("train", *tiny_run, "trainer.max_epochs=1", f"hydra.run.dir={one}").returncode == 0
+    refused = command("train", f"resume={one}", "model.latent_dim=5")
+    assert refused.returncode == 2
+    assert "model.latent_dim was 4 and is 5" in refused.stderr
+    refused = command("train", *tiny_run, f"hydra.run.dir={one}")
+    assert refused.returncode == 2
+    assert "holds a run already" in refused.stderr
+    done = command("train", f"resume={one}", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert_equal_weights(one, two)
+    assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
+
+
+def test_two_processes_and_four_parts_compute_what_one_does(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """DDP over gloo, and accumulation 4 x 2, equal one process with batches of 8, but for the order of float32 sums."""
+    runs = {
+        "one": [],
+        "ddp": ["trainer=ddp_cpu"],
+        "parts": ["trainer.accumulate_grad_batches=4"],
+    }
+    for name, extra in runs.items():
+        arguments = [a for a in tiny_run if not (extra and "accelerator" in a)]
+        done = command("train", *arguments, *extra, "model.beta_warmup_steps=5", f"hydra.run.dir={tmp_path / name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("ddp", "parts"):
+        assert_equal_weights(tmp_path / "one", tmp_path / name, tolerance=2e-4)
+        with (tmp_path / "one" / "metrics.csv").open() as a, (tmp_path / name / "metrics.csv").open() as b:
+            rows, others = list(csv.DictReader(a)), list(csv.DictReader(b))
+        assert len(rows) == len(others)
+        for row, other in zip(rows, others, strict=True):
+            assert row.keys() == other.keys()
+            for key, value in row.items():
+                assert (value == other[key] == "") or abs(float(value) - float(other[key])) <= 2e-3 * abs(float(value)) + 1e-6
+
+
+def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+    """The second of three jobs asks for a GPU that is not there: one line, and the third runs."""
+    sweep = tmp_path / "sweep"
+    done = command(
+        "train", "-m", *[a for a in tiny_run if "accelerator" not in a], "trainer.max_epochs=1",
+        "trainer.accelerator=cpu,gpu", "model.beta=1,4", f"hydra.sweep.dir={sweep}",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    finished = [json.loads((sweep / str(n) / "provenance.json").read_text())["exit"] == "finished" for n in range(4)]
+    assert finished == [True, True, False, False]
+    assert "Traceback" not in done.stdout + done.stderr
+    betas = [yaml.safe_load((sweep / str(n) / "config.yaml").read_text())["model"]["beta"] for n in range(2)]
+    assert betas == [1, 4]
+
+
+def test_a_mistyped_sweep_value_is_found_before_anything_is_made(command: Command, tmp_path: Path) -> None:
+    done = command("train", "-m", "model.beta=0.5,x")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: model.beta=x must be a number"
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["model.betta=1"], ["resume=typo"], ["data=image_folder", "data.root=typo"]])
+def test_a_mistake_costs_one_line_and_no_folder_and_does_not_import_torch(
+    arguments: list[str], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "flowergen.train", *arguments],
+        cwd=tmp_path, env=process_environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    imported = [line.rsplit("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert "torch" not in imported
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_odd_names_trains_and_one_that_moved_resumes(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, picture_folder: Path
+) -> None:
+    own = [a for a in tiny_run if not a.startswith(("data.num_images", "data.num_classes"))]
+    run = tmp_path / "run (1)"
+    done = command("train", *own, "data=image_folder", f"data.root={picture_folder}", "trainer.max_epochs=1",
+                   f"hydra.run.dir={run}")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 classes" in done.stdout + done.stderr
+    moved, new_run = tmp_path / "elsewhere", tmp_path / "moved run"
+    picture_folder.rename(moved)
+    run.rename(new_run)
+    done = command("train", f"resume={new_run}", f"data.root={moved}", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "decoding" not in done.stdout + done.stderr, "the cache was not found again"
+
+
+def test_where_nothing_is_held_out_nothing_claims_to_be_validation(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert command("train", *tiny_run, "data.split=all", "trainer.max_epochs=1").returncode == 0
+    run = only_run(tmp_path)
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    assert "trainset/psnr" in header
+    assert "val/" not in header
+
+
+def test_data_errors_are_one_line_and_the_log_keeps_them(command: Command, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = command("train", "data=image_folder", f"data.root={empty}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert errors[0] in (tmp_path / "run" / "train.log").read_text()
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["exit"].startswith("UserError")
+
+
+def test_too_few_pictures_are_told_apart(command: Command, tiny_run: tuple[str, ...]) -> None:
+    done = command("train", *tiny_run, "data.num_images=8")
+    assert "do not fill one batch of 8" in done.stdout + done.stderr
+    done = command("train", *tiny_run, "data.num_images=4", "data.batch_size=2")
+    assert "no validation picture" in done.stdout + done.stderr

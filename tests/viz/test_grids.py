@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowergen.viz.grids import comparison_grid, image_grid, write_png
+
+
+def to_uint8(image):
+    return (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("gap_px", [0, 2])
+def test_every_picture_is_where_reading_order_puts_it(gap_px):
+    """Cell (r, c) holds picture r * columns + c to the bit, and everything else is white."""
+    images = torch.rand(7, 3, 5, 6)
+    grid = image_grid(images, columns=3, gap_px=gap_px)
+    assert grid.shape == (3 * (5 + gap_px) - gap_px, 3 * (6 + gap_px) - gap_px, 3)
+    assert grid.dtype == np.uint8
+    rest = np.ones(grid.shape[:2], dtype=bool)
+    for number, image in enumerate(images):
+        row, column = divmod(number, 3)
+        cell = np.s_[row * (5 + gap_px) :, column * (6 + gap_px) :]
+        np.testing.assert_array_equal(grid[cell][:5, :6], to_uint8(image))
+        rest[cell][:5, :6] = False
+    assert rest.any()
+    assert (grid[rest] == 255).all()
+
+
+def test_values_are_rounded_and_clamped():
+    """0.5 / 255 steps round to the nearest, and a decoder's overshoot does not wrap around."""
+    values = torch.tensor([-0.5, 0.0, 99.6 / 255, 1.0, 1.5])
+    grid = image_grid(values.reshape(5, 1, 1, 1).expand(5, 3, 1, 1), columns=5, gap_px=0)
+    assert grid[0, :, 0].tolist() == [0, 0, 100, 255, 255]
+
+
+def test_a_grid_is_no_wider_than_its_pictures():
+    """Three pictures in eight columns make three columns."""
+    assert image_grid(torch.rand(3, 3, 4, 4, requires_grad=True), columns=8, gap_px=1).shape == (4, 14, 3)
+
+
+def test_reconstructions_stand_below_their_pictures():
+    """Rows alternate real, reconstructed, also in the last pair, which is shorter."""
+    x, x_hat = torch.rand(2, 5, 3, 4, 4)
+    grid = comparison_grid(x, x_hat, columns=3, gap_px=1)
+    assert grid.shape == (4 * 5 - 1, 3 * 5 - 1, 3)
+    for number in range(5):
+        pair, column = divmod(number, 3)
+        for row, images in ((2 * pair, x), (2 * pair + 1, x_hat)):
+            cell = grid[5 * row :, 5 * column :][:4, :4]
+            np.testing.assert_array_equal(cell, to_uint8(images[number]))
+    assert (grid[10:, 10:] == 255).all()
+
+
+def test_one_row_of_each_when_the_pictures_fit():
+    """Eight pictures, eight columns: two rows."""
+    x = torch.rand(8, 3, 4, 4)
+    assert comparison_grid(x, x, columns=8, gap_px=2).shape == (10, 46, 3)
+
+
+def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """It reads back bit-equal, makes its folder, and a write that fails leaves the old file."""
+    path = tmp_path / "images" / "grid.png"
+    first = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    write_png(path, first)
+
+    def break_half_way(self, file, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", break_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        write_png(path, 255 - first)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), first)
