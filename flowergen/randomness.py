@@ -32,7 +32,7 @@ def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
     Raises:
         struct.error: seed or step is negative or does not fit into 64 bits.
     """
-    # Fields of fixed width: SeedSequence joins the words of its integers, so (2^32 + 1, 0) and (1, 1) would be one key.
+    # Fields of fixed width: SeedSequence joins the words of integers, so that (2^32 + 1, 1) would equal (1, 2^32 + 1).
     key = struct.pack("<QQ", seed, step) + blake2b(purpose.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(np.frombuffer(key, "<u4").tolist())))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flowergen.randomness import generator, normal, normal_per_sample
+from flowergen.randomness import generator, initialisation, normal, normal_per_sample
 
 
 def test_draws_ignore_and_leave_alone_the_global_generators():
@@ -28,8 +28,8 @@ def test_every_part_of_the_key_counts_in_full_width():
         (0, 1, "a"),
         (0, 0, "b"),
         (2**32, 0, "a"),
-        (2**32 + 1, 0, "a"),
-        (1, 2**32, "a"),
+        (2**32 + 1, 1, "a"),
+        (1, 2**32 + 1, "a"),
         (0, 2**32, "a"),
         (2**63, 0, "a"),
         (0, 0, ""),
@@ -76,3 +76,16 @@ def test_a_negative_key_is_refused():
     """-1 does not silently become another seed."""
     with pytest.raises(struct.error):
         generator(-1, 0, "a")
+
+
+def test_weights_are_a_function_of_the_seed():
+    """Whatever was drawn before, and torch's global stream goes on as if no layer had been made."""
+    weights = []
+    for seed in (3, 3, 4):
+        torch.rand(5)
+        state = torch.get_rng_state()
+        with initialisation(seed):
+            weights.append(torch.nn.Linear(4, 4).weight)
+        assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

@@ -228,7 +228,7 @@ class VAEModule(LightningModule):
     def _log(self, metrics: dict[str, float]) -> None:
         # straight to the loggers: at our own step, and on disk before a checkpoint is
         for logger in self.trainer.loggers:
-            logger.log_metrics({"epoch": self.trainer.current_epoch, **metrics}, step=self.optimizer_steps)
+            logger.log_metrics({"epoch": self.trainer.current_epoch + 1, **metrics}, step=self.optimizer_steps)
 
     # -- validation
 

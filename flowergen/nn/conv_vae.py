@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from flowergen.nn.blocks import ACTIVATIONS, NORMS, down, up
+from flowergen.nn.blocks import down, up
 from flowergen.nn.posterior import Posterior
 
 
@@ -84,12 +84,9 @@ class ConvDecoder(nn.Module):
         super().__init__()
         widths = stage_channels(image_size, channels)[::-1]
         smallest, *self.sizes = map_sizes(image_size)[::-1]
-        self.from_latent = nn.Sequential(
-            nn.Linear(latent_dim, widths[0] * smallest**2),
-            nn.Unflatten(1, (widths[0], smallest, smallest)),
-            NORMS[norm](widths[0]),
-            ACTIVATIONS[activation](),
-        )
+        # no norm and activation in between: they cost 400 nats of ELBO after 500 steps on Flowers at 64 px (one seed)
+        self.from_latent = nn.Linear(latent_dim, widths[0] * smallest**2)
+        self.unflatten = nn.Unflatten(1, (widths[0], smallest, smallest))
         self.stages = nn.ModuleList(up(c, c_next, norm, activation) for c, c_next in pairwise(widths))
         self.stages.append(nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1))
 
@@ -102,7 +99,7 @@ class ConvDecoder(nn.Module):
         Returns:
             logits (N, 3, S, S), before any output activation.
         """
-        h = self.from_latent(z.flatten(1))  # (N, C, s, s)
+        h = self.unflatten(self.from_latent(z.flatten(1)))  # (N, C, s, s)
         for stage, size in zip(self.stages, self.sizes, strict=True):
             h = stage(h)[..., :size, :size]  # (N, C', size, size): an odd size loses the last of 2 s pixels
         return h  # (N, 3, S, S)

@@ -66,11 +66,11 @@ def test_pictures_digests_and_rows_are_those_of_the_listing(tmp_path: Path) -> N
 def test_files_are_cropped_and_resized_squares_in_a_plain_npy(tmp_path: Path, picture_folder: Path) -> None:
     """Each row is fit_square of what Pillow reads; anyone can open the array with numpy, without pickles."""
     listing = list_image_folder(picture_folder)
-    cached = cached_images(listing, "photos", SIZE_PX, tmp_path)
+    cached = cached_images(listing, "photos", SIZE_PX, tmp_path / "cache")
     for row, name in enumerate(listing.names):
         expected = fit_square(np.asarray(Image.open(picture_folder / name).convert("RGB")), SIZE_PX)
         np.testing.assert_array_equal(cached.images[row], expected)
-    (folder,) = folders(tmp_path)
+    (folder,) = folders(tmp_path / "cache")
     assert folder.name.startswith(f"photos_{SIZE_PX}px_")
     np.testing.assert_array_equal(np.load(folder / "images.npy", allow_pickle=False), cached.images)
 
@@ -136,7 +136,7 @@ def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(
 
 
 def test_a_collection_without_one_readable_picture_is_an_error_even_when_skipping(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not one of 4 pictures can be decoded, such as picture 0.png"):
+    with pytest.raises(UserError, match=r"not one of 4 pictures can be decoded, such as picture 0\.png"):
         Collection(4, (0, 1, 2, 3)).cached(tmp_path, "skip")
     assert folders(tmp_path) == []
 
@@ -214,7 +214,7 @@ def test_a_full_disk_says_how_much_is_needed_where(tmp_path: Path, monkeypatch: 
 
 def test_a_cache_dir_that_cannot_be_made_is_the_user_s_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="paths.cache_dir="):
+    with pytest.raises(UserError, match=r"paths\.cache_dir="):
         Collection(5).cached(tmp_path / "file" / "cache")
 
 
@@ -265,9 +265,9 @@ def test_a_build_that_was_killed_is_done_again(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
-    """The others wait for the first and use its cache."""
-    processes = [builder(tmp_path / "cache", tmp_path / "reads", num=40, seconds=0.05) for _ in range(3)]
-    assert [process.communicate(timeout=60)[0] for process in processes] == ["True\n"] * 3
+    """The second waits for the first and uses its cache."""
+    processes = [builder(tmp_path / "cache", tmp_path / "reads", num=40, seconds=0.03) for _ in range(2)]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["True\n"] * 2
     assert (tmp_path / "reads").stat().st_size == 40
 
 

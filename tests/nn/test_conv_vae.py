@@ -60,7 +60,7 @@ def test_the_scale_survives_a_deep_network_without_norm(activation):
     with torch.no_grad():
         h = encoder.stages(torch.randn(2, 3, 256, 256))
         assert 0.1 < h.square().mean().sqrt() < 5
-        before = h = decoder.from_latent(torch.randn(2, 32))
+        before = h = decoder.unflatten(decoder.from_latent(torch.randn(2, 32)))
         for stage in decoder.stages[:-1]:
             h = stage(h)
         assert 0.1 < h.square().mean().sqrt() / before.square().mean().sqrt() < 5
