@@ -24,7 +24,10 @@ def console() -> None:
         print(listing())
         return
     near = difflib.get_close_matches(name, COMMANDS, n=1)
-    print(f"error: there is no command {name}: {f'did you mean {near[0]}?' if near else 'flowergen lists them'}", file=sys.stderr)
+    print(
+        f"error: there is no command {name}: {f'did you mean {near[0]}?' if near else 'flowergen lists them'}",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 

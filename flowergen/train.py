@@ -20,9 +20,10 @@ from flowergen.config.run_folder import Provenance, RunFolder, find_run
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
     from flowergen.data.image_datamodule import ImageDataModule
+    from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def run_job(composed: DictConfig) -> None:
 def train(config: dict[str, Any], run: RunFolder) -> None:
     """Build everything, fit, and say where it lies."""
     import torch
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from safetensors.torch import save_file
 
     from flowergen.config.build import build_datamodule, build_module, build_trainer, read_checkpoint
@@ -66,7 +68,13 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
 
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    except SystemExit:  # how Lightning answers Ctrl-C
+        log.info(f"interrupted; go on with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
+        raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
         save_file({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}, run.weights)
@@ -84,7 +92,7 @@ def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
     return None
 
 
-def _essentials(datamodule: "ImageDataModule", module: "LightningModule", trainer: "Trainer", run: RunFolder) -> str:
+def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder) -> str:
     import torch
 
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -117,7 +125,13 @@ def _farewell(run: RunFolder) -> str:
 def _quieten() -> None:
     """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*dataloader is not resumable.*",
+        ".*smaller than the logging interval.*",
+        ".*modules? in eval mode.*",  # the moving average
+        ".*treespec.*",  # Lightning's own use of torch
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 

@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -37,7 +38,9 @@ from flowergen.callbacks.progress import Progress
 from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
+from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.order import TrainingOrder
+from flowergen.modules.vae import VAEModule
 
 
 def settings() -> dict[str, str]:
@@ -49,7 +52,7 @@ def settings() -> dict[str, str]:
     return defaults | given
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """Wall-clock seconds of one call."""
     start = time.perf_counter()
     run()
@@ -70,9 +73,7 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
     """Point 1."""
     folder = ImageFolder(
         photos,
-        transforms.Compose(
-            [transforms.Resize(size, antialias=True), transforms.CenterCrop(size), transforms.ToTensor()]
-        ),
+        transforms.Compose([transforms.Resize(size, antialias=True), transforms.CenterCrop(size), transforms.ToTensor()]),
     )
     theirs = DataLoader(folder, batch_size=batch_size, shuffle=True, num_workers=os.cpu_count() or 1)
     config = composed(
@@ -101,7 +102,7 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
     print(f"  the first epoch's decoding took {first:.1f} s, {len(folder) / first:,.0f} pictures/s")
 
 
-def composed(*overrides: str, cache_dir: str) -> dict:
+def composed(*overrides: str, cache_dir: str) -> dict[str, Any]:
     """A checked config, as ``train`` would have it."""
     cfg, _ = checked([*overrides, f"paths.cache_dir={cache_dir}"])
     return resolve(cfg)
@@ -131,9 +132,9 @@ def compare_training(size: int, batch_size: int, repeats: int, num_images: int, 
     print(f"  Lightning / bare loop             {ratio(rates['Lightning'], rates['bare loop'])}")
 
 
-def one_epoch(name: str, config: dict, data: object, order: TrainingOrder, folder: str) -> float:
+def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: TrainingOrder, folder: str) -> float:
     """Seconds of one epoch of one of the arms, without its setting up."""
-    module = build_module(config)
+    module = cast(VAEModule, build_module(config))
     if name == "Lightning":
         stopwatch = Stopwatch()
         trainer = Trainer(
@@ -141,12 +142,12 @@ def one_epoch(name: str, config: dict, data: object, order: TrainingOrder, folde
             enable_progress_bar=True, enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=25,
             use_distributed_sampler=False, accelerator="cpu", default_root_dir=folder,
         )  # fmt: skip
-        trainer.fit(module, datamodule=data)  # type: ignore[arg-type]
+        trainer.fit(module, datamodule=data)
         return stopwatch.seconds
 
     optimizer = module.configure_optimizers()
     module.train()
-    loader = DataLoader(data.pictures, sampler=order, batch_size=None)  # type: ignore[attr-defined]
+    loader = DataLoader(data.pictures, sampler=order, batch_size=None)
     fixed = next(iter(loader)).image.float().div(255)
 
     def step(x: torch.Tensor, noise: torch.Tensor) -> None:
@@ -174,12 +175,12 @@ def one_epoch(name: str, config: dict, data: object, order: TrainingOrder, folde
 class Stopwatch(Progress):
     """Seconds from the start of the epoch's first batch to the end of its last, with our progress reports going on."""
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def on_train_epoch_start(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
         """Start."""
         super().on_train_epoch_start(trainer, pl_module)
         self.started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def on_train_epoch_end(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
         """Stop."""
         self.seconds = time.perf_counter() - self.started
 

@@ -36,9 +36,7 @@ def only_run(folder: Path) -> Path:
     return config.parent
 
 
-def test_a_run_leaves_the_folder_that_the_design_promises(
-    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_run_leaves_the_folder_that_the_design_promises(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
     done = command("train", *tiny_run, "callbacks.images.every_epochs=1", "callbacks.checkpoints.keep_every_epochs=2",
                    "model.ema_decay=0.9")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,7 +50,14 @@ def test_a_run_leaves_the_folder_that_the_design_promises(
     assert not list(run.rglob("*.partial"))
     assert not list(run.rglob("*-v1*"))
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
-    for words in ("10 classes" if False else "4 classes", "parameters", "precision", str(run), "resume=", "tensorboard --logdir"):
+    for words in (
+        "10 classes" if False else "4 classes",
+        "parameters",
+        "precision",
+        str(run),
+        "resume=",
+        "tensorboard --logdir",
+    ):
         assert words in done.stdout + done.stderr, words
 
     with (run / "metrics.csv").open() as file:
@@ -140,7 +145,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert "resumed from" in done.stdout + done.stderr
 
     assert_equal_weights(whole, killed)
-    for name in ("metrics.csv", "images/generated_epoch_3.png", "images/reconstruction_epoch_3.png", "weights.safetensors"):
+    for name in (
+        "metrics.csv",
+        "images/generated_epoch_3.png",
+        "images/reconstruction_epoch_3.png",
+        "weights.safetensors",
+    ):
         assert filecmp.cmp(whole / name, killed / name, shallow=False), name
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed)]
     assert states[0]["flowergen"] == states[1]["flowergen"]

@@ -3,13 +3,15 @@
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from flowergen.callbacks.metrics_csv import MetricsCsv
+from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -36,32 +38,28 @@ class Checkpoints(Checkpoint):
 
     # -- when
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Within an epoch; its end is saved after validation."""
-        steps: int = pl_module.optimizer_steps  # type: ignore[assignment]
+        steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Between two epochs, with the validation just done."""
-        improved = self._improved(trainer, pl_module)
-        self._between_epochs = True
-        self._save(trainer, pl_module)
-        self._between_epochs = False
-        if improved:
-            self._copy_last("best.ckpt", trainer)
         epoch = trainer.current_epoch + 1
+        copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
-            self._copy_last(f"epoch_{epoch:04d}.ckpt", trainer)
+            copies.append(f"epoch_{epoch:04d}.ckpt")
+        self._between_epochs = True
+        self._save(trainer, pl_module, copies)
+        self._between_epochs = False
 
-    def _improved(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
         value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
-        if value is None or pl_module.trainer.fit_loop.epoch_loop._should_check_val_epoch() is False:
-            return False
+        if value is None or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return False  # no validation in this epoch: the value is an older one's
         sign = 1 if pl_module.best_mode == "max" else -1
         if self.best_value is not None and sign * float(value) <= sign * self.best_value:
             return False
@@ -70,20 +68,20 @@ class Checkpoints(Checkpoint):
 
     # -- how
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_at_step = pl_module.optimizer_steps  # type: ignore[assignment]
+    def _save(self, trainer: Trainer, pl_module: ImageModel, copies: Sequence[str] = ()) -> None:
+        self.saved_at_step = pl_module.optimizer_steps
         partial = self.folder / "last.ckpt.partial"
         trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            _publish(partial, self.folder / "last.ckpt")
+        if not trainer.is_global_zero:
+            return
+        # last.ckpt comes last: a run killed before it does all of this again, killed after it has nothing left to do
+        for name in copies:
+            partial_copy = self.folder / f"{name}.partial"
+            shutil.copyfile(partial, partial_copy)
+            _publish(partial_copy, self.folder / name)
+        _publish(partial, self.folder / "last.ckpt")
 
-    def _copy_last(self, name: str, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            partial = self.folder / f"{name}.partial"
-            shutil.copyfile(self.folder / "last.ckpt", partial)
-            _publish(partial, self.folder / name)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageModel, checkpoint: dict[str, Any]) -> None:
         """Say how far metrics.csv is, and leave Lightning's loops in a state that it resumes exactly."""
         rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
         checkpoint.setdefault("flowergen", {})["metrics_csv_rows"] = rows[0] if rows else 0
@@ -113,8 +111,8 @@ def _start_next_epoch(fit_loop: dict[str, Any], epochs_done: int) -> None:
     such a state depends on whether there was a validation. Between epochs there is nothing to guess.
     """
     for counts in fit_loop["epoch_progress"].values():
-        counts.update({name: epochs_done for name in counts})
+        counts.update(dict.fromkeys(counts, epochs_done))
     batches = fit_loop["epoch_loop.batch_progress"]
-    batches["current"].update({name: 0 for name in batches["current"]})
-    batches["total"].update({name: batches["total"]["ready"] for name in batches["total"]})
+    batches["current"].update(dict.fromkeys(batches["current"], 0))
+    batches["total"].update(dict.fromkeys(batches["total"], batches["total"]["ready"]))
     batches["is_last_batch"] = False

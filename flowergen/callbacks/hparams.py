@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from flowergen.modules.image_model import ImageModel
 
 
 class FinalMetrics(Callback):
@@ -16,7 +18,7 @@ class FinalMetrics(Callback):
     def __init__(self, hyperparameters: dict[str, Any]):
         self.hyperparameters = hyperparameters
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Once, at the end."""
         prefixes = ("val/", "trainset/", "train_epoch/")
         metrics = {

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from flowergen.modules.image_model import ImageModel
 from flowergen.viz.grids import comparison_grid, image_grid, write_png
 
 
@@ -23,14 +24,14 @@ class ImageGrids(Callback):
         self.folder = Path(folder)
         self.every_epochs, self.num_reconstructions, self.num_samples = every_epochs, num_reconstructions, num_samples
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw both grids."""
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs):
             self.draw(trainer, pl_module, epoch)
 
     @torch.no_grad()
-    def draw(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+    def draw(self, trainer: Trainer, pl_module: ImageModel, epoch: int) -> None:
         """Write ``reconstruction_epoch_X.png`` and ``generated_epoch_X.png``."""
         was_training = pl_module.training
         pl_module.eval()

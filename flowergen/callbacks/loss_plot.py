@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
+from flowergen.modules.image_model import ImageModel
 from flowergen.viz.curves import plot_curves
 
 
@@ -17,11 +18,11 @@ class LossPlot(Callback):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """The epoch before is in metrics.csv only now: the module writes it after the callbacks' ``on_train_epoch_end``."""
         self._draw(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """The last epoch."""
         self._draw(trainer)
 

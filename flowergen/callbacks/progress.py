@@ -6,11 +6,13 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich import progress as rich_progress
 from rich.console import Console
+
+from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.print(*args)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Start the clock and, on a terminal, the bar."""
         self._started, self._batches_done = time.monotonic(), 0
         self._rate = 0.0
@@ -55,17 +57,15 @@ class Progress(ProgressBar):
             )
             total = trainer.num_training_batches * (trainer.max_epochs or 1)
             done = trainer.current_epoch * trainer.num_training_batches
-            self._task = self._bar.add_task("train", total=total, completed=done, epoch="", rate=0.0)
+            self._task = self._bar.add_task("train", total=total, completed=int(done), epoch="", rate=0.0)
             self._bar.start()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Report the epoch before, whose averages are known only now; start the clock of images/s."""
         self._report_epoch(trainer, pl_module, trainer.current_epoch)
         self._epoch_started, self._epoch_images = time.monotonic(), 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar."""
         if not hasattr(self, "_epoch_started"):  # resumed within an epoch
             self._epoch_started, self._epoch_images = time.monotonic(), 0
@@ -77,16 +77,16 @@ class Progress(ProgressBar):
             epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
             self._bar.update(self._task, completed=done, epoch=epoch, rate=self._rate)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Report the last epoch."""
         self._report_epoch(trainer, pl_module, trainer.current_epoch)
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
         """Give the terminal back."""
         self._stop()
 
-    def _report_epoch(self, trainer: Trainer, pl_module: LightningModule, epochs_done: int) -> None:
+    def _report_epoch(self, trainer: Trainer, pl_module: ImageModel, epochs_done: int) -> None:
         if not (trainer.is_global_zero and self._batches_done):
             return
         for logger in trainer.loggers:

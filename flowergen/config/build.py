@@ -7,16 +7,16 @@ from typing import Any
 
 import hydra
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from flowergen.config.check import check
 from flowergen.config.command import flat, one_line
 from flowergen.config.run_folder import RunFolder, find_run
-from flowergen.config.schema import Train
+from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
+from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
@@ -56,12 +56,12 @@ def _check_signature(node: dict[str, Any], where: str, given: dict[str, Any]) ->
             _check_signature(value, f"{where}.{key}", {})
 
 
-def build_datamodule(config: dict[str, Any]) -> LightningDataModule:
+def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     """The data set, its pictures not yet touched."""
     return instantiate(config["data"], "data")
 
 
-def build_module(config: dict[str, Any]) -> LightningModule:
+def build_module(config: dict[str, Any]) -> ImageModel:
     """The model, its weights a function of ``seed`` alone.
 
     Raises:
@@ -187,7 +187,7 @@ class LoadedModel:
         config: the run's config, plain data.
     """
 
-    def __init__(self, module: LightningModule, config: dict[str, Any]):
+    def __init__(self, module: ImageModel, config: dict[str, Any]):
         self.module, self.config = module, config
 
     @torch.inference_mode()
@@ -210,7 +210,8 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     """See ``flowergen.load``."""
     folder, checkpoint = find_run(run)
     config = folder.read_config()
-    check(config, Train)
+    if not {"model", "trainer", "seed"} <= config.keys():
+        raise UserError(f"{folder.config} was not written by flowergen")
     candidates: Sequence[Path] = [checkpoint] if checkpoint else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:

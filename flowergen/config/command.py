@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -133,7 +133,7 @@ def _prepared_sweep(overrides: Sequence[str], config_dir: str | None) -> list[st
     for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
         if _values_of(key, overrides):
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
-    composed, lines = [checked(sample, config_dir) for sample in sweep_samples(overrides)][0]
+    composed, lines = next(iter([checked(sample, config_dir) for sample in sweep_samples(overrides)]))
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
     if _values_of("hydra.sweep.dir", overrides):
@@ -164,5 +164,5 @@ def is_first_process() -> bool:
     return True
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise UserError(f"{message}; python -m flowergen.train --help lists the options")

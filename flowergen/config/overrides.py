@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -21,7 +20,15 @@ from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
 from flowergen.errors import UserError
 
-PATH_KEYS = ("resume", "data.root", "paths.data_dir", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir")
+PATH_KEYS = (
+    "resume",
+    "data.root",
+    "paths.data_dir",
+    "paths.cache_dir",
+    "paths.output_dir",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False) -> list[str]:
@@ -84,8 +91,7 @@ def compose_train(overrides: Sequence[str], config_dir: str | None = None) -> tu
         top_groups = set(GlobalHydra.instance().config_loader().list_groups(""))
         parsed = [(o, "/" in o.key_or_group or o.key_or_group in top_groups) for o in parse(overrides)]
         base = _compose([*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
-        plain = OmegaConf.to_container(base)
-        assert isinstance(plain, dict)
+        plain = cast(dict[str, Any], OmegaConf.to_container(base))
         lines = [str(o.input_line) if is_group else _checked(o, plain) for o, is_group in parsed]
         return _compose([*search, *lines]), lines
 
@@ -141,11 +147,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             value = OmegaConf.select(config, key)
             if value:
                 OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
-        plain = OmegaConf.to_container(config, resolve=True)
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def merged(overrides: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ NATURAL = at_least(1)
 NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
 ALL_NATURAL = Rule(lambda values: len(values) > 0 and min(values) >= 1, "must be a list of numbers from 1 up")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
-BETAS = Rule(lambda b: len(b) == 2 and 0 <= min(b) and max(b) < 1, "must be two numbers from 0 to below 1")
+BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
 EXISTING_FOLDER = "an existing folder"  # checked on the disk, see check.py
 

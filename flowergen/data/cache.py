@@ -99,9 +99,7 @@ def cached_images(
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
         if on_corrupt == "error":
-            raise UserError(
-                f"{which}: {', '.join(cached.unreadable)}; mend or remove them, or set data.on_corrupt=skip"
-            )
+            raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them, or set data.on_corrupt=skip")
         log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
     return cached
 
@@ -112,9 +110,7 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
         return None
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        unreadable = {
-            row: f"{printable(listing.names[row])} ({printable(reason)})" for row, reason in meta["unreadable"]
-        }
+        unreadable = {row: f"{printable(listing.names[row])} ({printable(reason)})" for row, reason in meta["unreadable"]}
         digests = np.array(meta["digests"], dtype=str)
         rows = np.setdiff1d(np.arange(len(listing.names)), list(unreadable))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -150,9 +146,7 @@ def _build(folder: Path, key: str, listing: Listing, size_px: int, num_threads: 
             _sync(file)
         if not digests:
             row, reason = unreadable[0]
-            raise UserError(
-                f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})"
-            )
+            raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
         with open(temporary / "meta.json", "wb") as file:
             file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
             _sync(file)

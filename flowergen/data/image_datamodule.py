@@ -1,6 +1,7 @@
 """The LightningDataModule that all data sets share: cached pictures, a split, resumable batches, flips on the device."""
 
 import logging
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,10 @@ class CachedPictures(Dataset[Batch]):
 
     def __getitem__(self, rows: list[int]) -> Batch:
         index = np.asarray(rows, dtype=np.int64)
-        return Batch(
-            torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index]), torch.from_numpy(index)
-        )
+        return Batch(torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index]), torch.from_numpy(index))
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """Decodes a collection once, splits it, and feeds it.
 
     A data set of one's own overrides ``listing`` and nothing else.
@@ -74,7 +73,8 @@ class ImageDataModule(LightningDataModule):
         seed: int,
     ):
         super().__init__()
-        self.name, self.image_size, self.batch_size = name, image_size, batch_size
+        self.name: str = name
+        self.image_size, self.batch_size = image_size, batch_size
         self.split, self.split_seed = split, split_seed
         self.horizontal_flip, self.on_corrupt, self.cache_dir, self.seed = (
             horizontal_flip,
@@ -87,9 +87,9 @@ class ImageDataModule(LightningDataModule):
 
     # -- what a data set provides
 
+    @abstractmethod
     def listing(self) -> Listing:
         """The pictures of this data set, before any is decoded."""
-        raise NotImplementedError(f"{type(self).__name__} must define listing()")
 
     # -- setting up
 
@@ -151,27 +151,33 @@ class ImageDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size} counts the pictures of an optimiser step and must be a multiple of "
                 f"{devices} device(s) x trainer.accumulate_grad_batches={accumulate}"
             )
-        order = TrainingOrder(
-            self.rows["train"], self.batch_size, self.seed, trainer.global_rank, devices, accumulate
-        )
+        order = TrainingOrder(self.rows["train"], self.batch_size, self.seed, trainer.global_rank, devices, accumulate)
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        order.resume_at(trainer.fit_loop.epoch_progress.current.processed, progress.ready)
+        order.resume_at(trainer.current_epoch, progress.ready)
         return self._loader(order)
 
     def val_dataloader(self) -> DataLoader:
         """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures."""
         assert self.trainer is not None
         rows = self.rows["val"] if self.held_out else self.rows["train"][::10]
-        return self._loader(
-            SequentialOrder(rows, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
-        )
+        return self._loader(SequentialOrder(rows, self.batch_size, self.trainer.global_rank, self.trainer.world_size))
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test pictures, in order.
+
+        Raises:
+            UserError: where nothing is held out.
+        """
+        if not len(self.rows["test"]):
+            raise UserError(f"{self.name} has no test pictures: nothing was held out (data.split={self.split})")
+        return self._loader(SequentialOrder(self.rows["test"], self.batch_size))
 
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
         # a batch is one read of a memory map: worker processes would cost more than they save
         return DataLoader(
             self.pictures,
             sampler=order,
-            batch_size=None,  # type: ignore[arg-type]
+            batch_size=None,
             pin_memory=torch.cuda.is_available(),
         )
 

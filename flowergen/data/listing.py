@@ -81,8 +81,7 @@ def list_image_folder(root: Path) -> Listing:
         files = sorted(_files(root))
     except OSError as error:
         raise UserError(
-            f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; "
-            "make it readable or move it elsewhere"
+            f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; make it readable or move it elsewhere"
         ) from error
     names = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not names:

@@ -23,9 +23,7 @@ class TrainingOrder:
         accumulate: number of parts that each process cuts its share into.
     """
 
-    def __init__(
-        self, rows: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
-    ):
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.epoch = 0

@@ -27,7 +27,7 @@ class EMA(nn.Module):
     def update(self, net: nn.Module, step: int) -> None:
         """Take the weights in, after optimiser step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.net.parameters()), [p.detach() for p in net.parameters()]
+        averages, weights = [p.detach() for p in self.net.parameters()], [p.detach() for p in net.parameters()]
         torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             average.copy_(buffer)

@@ -69,7 +69,6 @@ class RunningMeans:
         mine = rows[rank : rank + 1] if len(rows) == world_size else (rows if rank == 0 else [])
         names = rows[0]["sums"]
         self._sums = {
-            name: torch.tensor(sum(row["sums"][name] for row in mine), dtype=_widest(device), device=device)
-            for name in names
+            name: torch.tensor(sum(row["sums"][name] for row in mine), dtype=_widest(device), device=device) for name in names
         }
         self._count = sum(row["count"] for row in mine)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from flowergen.data.batch import Batch
@@ -19,14 +18,14 @@ from flowergen.losses.reconstruction import (
 )
 from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.ema import EMA
+from flowergen.modules.image_model import ImageModel
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor
-from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, stage_channels
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import normal, normal_per_sample
 
 
-class VAEModule(LightningModule):
+class VAEModule(ImageModel):
     """Auto-encoding variational Bayes (arXiv:1312.6114), with the weight beta on the KL (Higgins et al. 2017).
 
     Pictures come in and go out in [0, 1]; the range that the network works in is its own affair.
@@ -68,8 +67,8 @@ class VAEModule(LightningModule):
         lr_warmup_steps: int,
         ema_decay: float | None,
     ):
-        super().__init__()
-        self.image_size, self.channels, self.latent_dim, self.seed = image_size, channels, latent_dim, seed
+        super().__init__(image_size, seed)
+        self.channels, self.latent_dim = channels, latent_dim
         self.pixel_min, self.pixel_max = pixel_range
         self.reconstruction, self.sigma = reconstruction, sigma
         self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / (3 * image_size**2)
@@ -82,10 +81,6 @@ class VAEModule(LightningModule):
         if reconstruction == "gaussian" and sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
-
-        self.optimizer_steps = 0  # our own count; Lightning's global_step counts something else
-        self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
-        self.val_metrics: dict[str, float] = {}
 
     # -- the autoencoder: pictures in [0, 1], latents (N, D, 1, 1)
 
@@ -186,7 +181,10 @@ class VAEModule(LightningModule):
         devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
         first = ((batch_idx % parts) * devices + self.global_rank) * num
         eps = normal(
-            (num * devices * parts, self.latent_dim, 1, 1), seed=self.seed, step=self.optimizer_steps, purpose="posterior"
+            (num * devices * parts, self.latent_dim, 1, 1),
+            seed=self.seed,
+            step=self.optimizer_steps,
+            purpose="posterior",
         )
         return eps[first : first + num].to(self.device, non_blocking=True)
 
@@ -208,65 +206,36 @@ class VAEModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update(self.net, self.optimizer_steps)
-        self.optimizer_steps += 1
-        if self.optimizer_steps % self.trainer.log_every_n_steps == 0:
-            self._log_recent(optimizer.param_groups[0]["lr"])
-
-    def _log_recent(self, lr: float) -> None:
-        means = self.recent_means.compute()
-        self.recent_means.reset()
-        self._log({f"train/{name}": value for name, value in means.items()} | {"train/lr": lr, "train/beta": self.current_beta})
-
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's averages and what validation found, in one row."""
-        means = {f"train_epoch/{name}": value for name, value in self.epoch_means.compute().items()}
-        self._log(means | self.val_metrics)
-        self.log_dict(means, logger=False)
-        self.epoch_means.reset()
-        self.val_metrics = {}
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        # straight to the loggers: at our own step, and on disk before a checkpoint is
-        for logger in self.trainer.loggers:
-            logger.log_metrics({"epoch": self.trainer.current_epoch + 1, **metrics}, step=self.optimizer_steps)
+        self.count_step({"lr": optimizer.param_groups[0]["lr"], "beta": self.current_beta})
 
     # -- validation
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The objective and the Gaussian ELBO's terms with z ~ q(z|x), PSNR and SSIM with z = its mean."""
+        """Add the scores of the batch."""
+        self.val_means.update(self.scores(batch))
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """The objective and the Gaussian ELBO's terms with z ~ q(z|x), PSNR and SSIM with z = its mean.
+
+        The noise of picture i depends on (seed, i) alone.
+
+        Returns:
+            By name, each (N,): what ``negative_elbo`` returns, ``squared_error`` on [0, 1] pixels, ``psnr``, ``ssim``.
+        """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
         eps = normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose="validation")
         logits = self._decode(net, posterior.sample(eps.to(self.device)))
         x_hat = self._to_unit_range(self._activate(logits))
         x_mean = self._to_unit_range(self._activate(self._decode(net, posterior.mean)))
-        self.val_means.update(
-            self.negative_elbo(x, posterior, logits)
-            | {"squared_error": squared_error(x_hat, x), "psnr": psnr(x_mean, x), "ssim": ssim(x_mean, x)}
-        )
+        return self.negative_elbo(x, posterior, logits) | {
+            "squared_error": squared_error(x_hat, x),
+            "psnr": psnr(x_mean, x),
+            "ssim": ssim(x_mean, x),
+        }
 
-    def on_validation_epoch_end(self) -> None:
-        """The common ELBO from the set's sums; all of it for the loggers and for callbacks that monitor."""
-        means = self.val_means.compute()
-        self.val_means.reset()
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """A set's mean ``scores``, with the common ELBO in place of the squared error that it follows from."""
+        means = dict(means)
         means["elbo"] = gaussian_elbo(means.pop("squared_error"), means["loss_kl"], 1, 3 * self.image_size**2)
-        prefix = "val" if self.trainer.datamodule.held_out else "trainset"  # type: ignore[attr-defined]
-        self.val_metrics = {f"{prefix}/{name}": value for name, value in means.items()}
-        self.log_dict(self.val_metrics, logger=False)
-
-    # -- checkpoints: what Lightning does not know
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add our own step and the running means."""
-        checkpoint.setdefault("flowergen", {}).update(
-            optimizer_steps=self.optimizer_steps,
-            epoch_means=self.epoch_means.state_dict(),
-            recent_means=self.recent_means.state_dict(),
-        )
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
-        state = checkpoint["flowergen"]
-        self.optimizer_steps = state["optimizer_steps"]
-        self.epoch_means.load_state_dict(state["epoch_means"], self.device)
-        self.recent_means.load_state_dict(state["recent_means"], self.device)
+        return means

@@ -34,9 +34,14 @@ def test_what_is_no_run_is_refused_by_name(tmp_path: Path, what: str) -> None:
 
 def test_provenance_says_how_a_session_ended_and_keeps_the_earlier_ones(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    with pytest.raises(UserError), Provenance(run, seed=3):
-        assert json.loads(run.provenance.read_text())["exit"] == "running, or killed"
-        raise UserError("no pictures")
+
+    def fail() -> None:
+        with Provenance(run, seed=3):
+            assert json.loads(run.provenance.read_text())["exit"] == "running, or killed"
+            raise UserError("no pictures")
+
+    with pytest.raises(UserError, match="no pictures"):
+        fail()
     with Provenance(run, seed=3):
         pass
     record = json.loads(run.provenance.read_text())
@@ -49,5 +54,5 @@ def test_provenance_says_how_a_session_ended_and_keeps_the_earlier_ones(tmp_path
 def test_a_foreign_config_is_named(tmp_path: Path, content: str) -> None:
     run = RunFolder(tmp_path)
     run.config.write_text(content)
-    with pytest.raises(UserError, match="config.yaml"):
+    with pytest.raises(UserError, match=r"config\.yaml"):
         run.read_config()

@@ -110,9 +110,7 @@ def test_no_progress_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytes
 
 
 # ---- Pictures that do not decode
-def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They are found in one pass; the rest is cached, so that skipping them afterwards decodes nothing again."""
     bad = (0, 3, cache.PICTURES_AHEAD, cache.PICTURES_AHEAD + 9)
     collection = Collection(cache.PICTURES_AHEAD + 10, bad)
@@ -163,9 +161,7 @@ def test_a_collection_without_one_readable_picture_is_an_error_even_when_skippin
     ],
     ids=range(13),
 )
-def test_a_damaged_or_foreign_cache_is_built_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
-) -> None:
+def test_a_damaged_or_foreign_cache_is_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object) -> None:
     """Truncated, missing, pickled, of another shape or type, with another key, or a file in its place."""
     collection = Collection(5)
     collection.cached(tmp_path)

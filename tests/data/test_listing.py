@@ -96,9 +96,7 @@ def test_without_train_and_another_split_folder_they_are_classes(tmp_path: Path,
     assert set(listing.class_names) == set(folders)
 
 
-def test_pictures_beside_split_folders_are_left_out_and_that_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pictures_beside_split_folders_are_left_out_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listing = list_image_folder(tree(tmp_path, "train/a.png", "test/b.png", "preview.png", "extra/c.png"))
     assert subsets(listing) == {"train/a.png": "train", "test/b.png": "test"}
     assert "left out 2 pictures" in caplog.text

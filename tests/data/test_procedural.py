@@ -64,9 +64,7 @@ def test_class_looks_the_same_whatever_the_number_of_classes(label):
 
 def test_class_does_not_depend_on_the_seed():
     """The mean picture of a class under one seed is nearest to that of the same class under another seed."""
-    means = [
-        [np.mean([draw_flower(seed, i, 16, 4) for i in range(c, 160, 4)], axis=0) for c in range(4)] for seed in (0, 1)
-    ]
+    means = [[np.mean([draw_flower(seed, i, 16, 4) for i in range(c, 160, 4)], axis=0) for c in range(4)] for seed in (0, 1)]
     distance = [[np.abs(a - b).mean() for b in means[1]] for a in means[0]]
     assert np.argmin(distance, axis=1).tolist() == [0, 1, 2, 3]
 
@@ -96,9 +94,7 @@ def test_pictures_of_one_class_differ():
 
 def test_first_eight_classes_are_told_apart_without_colour_place_or_rotation():
     indices = np.arange(8 * 40)
-    assert (
-        _accuracy_of_nearest_mean(_texture(_gray(indices)), label_of(indices, 8)) > 0.4
-    )  # chance: 0.125; seen: 0.54 or more
+    assert _accuracy_of_nearest_mean(_texture(_gray(indices)), label_of(indices, 8)) > 0.4  # chance: 0.125; seen: 0.54 or more
 
 
 @pytest.mark.parametrize("label", [0, 5, 7])

@@ -6,9 +6,7 @@ from flowergen.nn.blocks import ACTIVATIONS, NORMS, group_norm
 from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, map_sizes, stage_channels
 
 
-@pytest.mark.parametrize(
-    ("image_size", "num_stages"), [(28, 2), (32, 3), (56, 3), (64, 4), (150, 5), (160, 5), (256, 6)]
-)
+@pytest.mark.parametrize(("image_size", "num_stages"), [(28, 2), (32, 3), (56, 3), (64, 4), (150, 5), (160, 5), (256, 6)])
 def test_depth_follows_the_image_size(image_size, num_stages):
     """One stage a halving until the map is 4 to 7 px."""
     assert len(map_sizes(image_size)) == num_stages + 1

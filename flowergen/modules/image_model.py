@@ -1,0 +1,109 @@
+"""What every model is to the rest of the house, and the bookkeeping that all of them share."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from flowergen.modules.running_means import RunningMeans
+from flowergen.nn.posterior import Posterior
+
+
+class ImageModel(LightningModule, ABC):
+    """A model of pictures in [0, 1], with latents (N, C, h, w).
+
+    Counts its own optimiser steps, because Lightning's ``global_step`` counts something else where there are two
+    optimisers; logs means over pictures at that count, straight to the loggers, so that they are on disk before a
+    checkpoint is; and keeps both in the checkpoint.
+
+    Args:
+        image_size: side S of the pictures, in px.
+        seed: of its noise.
+    """
+
+    best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
+    best_mode: ClassVar[Literal["min", "max"]]
+
+    def __init__(self, image_size: int, seed: int):
+        super().__init__()
+        self.image_size, self.seed = image_size, seed
+        self.optimizer_steps = 0
+        self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
+        self.val_metrics: dict[str, float] = {}
+
+    # -- what a model offers
+
+    @property
+    @abstractmethod
+    def inference_net(self) -> nn.Module:
+        """The network that encodes, decodes and samples: the averaged one where there is one."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+
+    @abstractmethod
+    def sample(self, num: int, seed: int) -> Tensor:
+        """(num, 3, S, S) new pictures in [0, 1]; picture i depends on (seed, i) alone."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """One line: what the network is."""
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """What is logged of a set's mean scores."""
+        return means
+
+    # -- bookkeeping
+
+    def count_step(self, values: dict[str, float]) -> None:
+        """An optimiser step is done; log the means since the last time if it is due.
+
+        Args:
+            values: to log beside them, such as the learning rate.
+        """
+        self.optimizer_steps += 1
+        if self.optimizer_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            means = self.recent_means.compute()
+            self.recent_means.reset()
+            self._log({f"train/{name}": value for name, value in (means | values).items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """The scores for the loggers, and for callbacks that monitor them."""
+        means = self.summarise(self.val_means.compute())
+        self.val_means.reset()
+        prefix = "val" if self.trainer.datamodule.held_out else "trainset"  # type: ignore[attr-defined]
+        self.val_metrics = {f"{prefix}/{name}": value for name, value in means.items()}
+        self.log_dict(self.val_metrics, logger=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's averages and what validation found, in one row."""
+        means = {f"train_epoch/{name}": value for name, value in self.epoch_means.compute().items()}
+        self._log(means | self.val_metrics)
+        self.log_dict(means, logger=False)
+        self.epoch_means.reset()
+        self.val_metrics = {}
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"epoch": self.trainer.current_epoch + 1, **metrics}, step=self.optimizer_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: our own step and the running means."""
+        checkpoint.setdefault("flowergen", {}).update(
+            optimizer_steps=self.optimizer_steps,
+            epoch_means=self.epoch_means.state_dict(),
+            recent_means=self.recent_means.state_dict(),
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        state = checkpoint["flowergen"]
+        self.optimizer_steps = state["optimizer_steps"]
+        self.epoch_means.load_state_dict(state["epoch_means"], self.device)
+        self.recent_means.load_state_dict(state["recent_means"], self.device)

@@ -1,0 +1,85 @@
+"""What is installed: floors, the wheel, the entry points."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_floors_hold() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_works_from_another_folder(
+    tmp_path: Path, process_environment: dict[str, str], tiny_run: tuple[str, ...]
+) -> None:
+    """Built, unpacked beside the dependencies, and run with its own configs and a config folder of the user's."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(site)], check=True)
+    own = elsewhere / "my_conf" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel:\n  beta: 2.5\n")
+    environment = process_environment | {"PYTHONPATH": str(site)}
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
+
+    where = run("-c", "import flowergen.config as c; print(c.__file__, c.conf_dir())")
+    assert where.stdout.split() == [str(site / "flowergen/config/__init__.py"), str(site / "flowergen/conf")]
+    done = run(
+        "-m",
+        "flowergen.train",
+        "--config-dir",
+        "my_conf",
+        "experiment=mine",
+        "debug=tiny",
+        *tiny_run,
+        "trainer.max_epochs=1",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (config,) = elsewhere.glob("outputs/mine/*/config.yaml")
+    assert "beta: 2.5" in config.read_text()
+
+
+def test_the_bare_package_lists_its_commands(command: Command) -> None:
+    done = command("")
+    assert done.returncode == 0
+    assert "python -m flowergen.train" in done.stdout
+    wrong = command("", "trian")
+    assert (wrong.returncode, wrong.stderr.strip()) == (2, "error: there is no command trian: did you mean train?")
+
+
+def test_help_is_written_for_people(command: Command) -> None:
+    done = command("train", "--help")
+    assert done.returncode == 0
+    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", "data: flowers102, image_folder, procedural"):
+        assert words in done.stdout, words
+
+
+def test_the_console_script_is_the_module(process_environment: dict[str, str], tmp_path: Path) -> None:
+    """It replaces itself, so that the processes of a distributed run see ``python -m flowergen.train`` and no subcommand."""
+    script = Path(sys.executable).parent / "flowergen"
+    done = subprocess.run(
+        [str(script), "train", "model.betta=1"],
+        cwd=tmp_path, env=process_environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (2, "error: there is no key model.betta: did you mean model.beta?")
+    assert os.access(script, os.X_OK)
