@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from flowergen.config import conf_dir
-from flowergen.config.command import is_first_process, one_line, one_line_errors, prepare_train
+from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
 from flowergen.config.launcher import ProcessLauncher
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
@@ -33,13 +34,15 @@ def run_job(composed: DictConfig) -> None:
     """One run, in the folder that Hydra has made for it."""
     config = resolve(composed)
     run = RunFolder(HydraConfig.get().runtime.output_dir)
-    if not is_first_process():
-        logging.getLogger().setLevel(logging.ERROR)
-        train(config, run)
+    if not is_first_process():  # the first one says whatever is to be said
+        logging.getLogger().setLevel(logging.CRITICAL)
+        try:
+            train(config, run)
+        except UserError:
+            sys.exit(2)
         return
     try:
-        with Provenance(run, config["seed"]):
-            run.store(config, [line for line in HydraConfig.get().overrides.task if not line.startswith("resume=")])
+        with run.locked(), Provenance(run, config["seed"]):
             train(config, run)
     except UserError as error:
         log.error(f"error: {one_line(error)}")
@@ -50,21 +53,30 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     """Build everything, fit, and say where it lies."""
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
-    from safetensors.torch import save_file
 
-    from flowergen.config.build import build_datamodule, build_module, build_trainer, read_checkpoint
+    from flowergen.config.build import build_datamodule, build_module, build_trainer, epochs_done, read_checkpoint, save_weights
 
     _quieten()
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
+    resumed = config["resume"] is not None
+    if not resumed:
+        _store(config, run)
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
+    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"]:
+        raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
     datamodule.setup()
     module = build_module(config)
     trainer = build_trainer(config, run, resumed_from=checkpoint)
     log.info(_essentials(datamodule, module, trainer, run))
+    if resumed:  # only now: what could not be built must not stay behind in the run folder
+        for key, (before, now) in changed(run.read_config(), config).items():
+            if key != "resume":
+                log.info(f"changed since the run started: {key} was {before} and is {now}")
+        _store(config, run)
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
 
@@ -77,17 +89,29 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
-        save_file({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}, run.weights)
+        save_weights(module, run.weights)
         log.info(_farewell(run))
 
 
+def _store(config: dict[str, Any], run: RunFolder) -> None:
+    if is_first_process():
+        given = HydraConfig.get().overrides
+        lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
+        run.store(config, [*lines, *(line for line in given.task if not line.lstrip("+").startswith("resume="))])
+
+
 def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
+    """Where to go on from; a checkpoint that was named becomes the last one, for whoever resumes after this process."""
     if resume is None:
         return None
     _, named = find_run(resume, "resume")
-    path = named or run.checkpoints / "last.ckpt"
-    if named or path.is_file():
-        return path
+    last = run.checkpoints / "last.ckpt"
+    if named and named != last and is_first_process():
+        partial = last.with_name("last.ckpt.partial")
+        shutil.copyfile(named, partial)
+        partial.replace(last)
+    if last.is_file():
+        return last
     log.info(f"{run.path} was stopped before its first checkpoint: it starts from the beginning")
     return None
 

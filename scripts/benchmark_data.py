@@ -192,8 +192,7 @@ def time_the_command(repeats: int, cache_dir: str) -> None:
         for number in range(repeats):
             command = [
                 sys.executable, "-m", "flowergen.train", "experiment=quickstart", "trainer.max_epochs=1",
-                "trainer.limit_train_batches=1", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1", "callbacks=null",
-                "+callbacks={}", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}",
+                "trainer.limit_train_batches=1", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1", "callbacks=none", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}",
             ]  # fmt: skip
             until_step.append(seconds(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023
             peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)

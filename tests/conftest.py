@@ -67,6 +67,14 @@ def tiny_run() -> tuple[str, ...]:
 
 
 @pytest.fixture
+def photographs() -> Path:
+    """The folder of real photographs; tests that use it are marked ``real_data``."""
+    if not os.environ.get("FLOWERGEN_TEST_DATA"):
+        pytest.skip("no photographs: FLOWERGEN_TEST_DATA is not set")
+    return Path(os.environ["FLOWERGEN_TEST_DATA"])
+
+
+@pytest.fixture
 def picture_folder(tmp_path: Path) -> Path:
     """Sixty small pictures of several sizes in two class folders."""
     root = tmp_path / "my pictures"

@@ -1,6 +1,6 @@
 """last.ckpt, best.ckpt and, when asked for, epoch_XXXX.ckpt."""
 
-import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from flowergen.callbacks.metrics_csv import MetricsCsv
 from flowergen.modules.image_model import ImageModel
-
-log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
@@ -57,13 +55,13 @@ class Checkpoints(Checkpoint):
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
-        value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
-        if value is None or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+        value = float(trainer.callback_metrics.get(f"val/{pl_module.best_metric}", math.nan))
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return False  # no validation in this epoch: the value is an older one's
         sign = 1 if pl_module.best_mode == "max" else -1
-        if self.best_value is not None and sign * float(value) <= sign * self.best_value:
+        if not math.isfinite(value) or (self.best_value is not None and sign * value <= sign * self.best_value):
             return False
-        self.best_value = float(value)
+        self.best_value = value
         return True
 
     # -- how

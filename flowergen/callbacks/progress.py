@@ -98,7 +98,11 @@ class Progress(ProgressBar):
         epochs = trainer.max_epochs or 1
         seconds_per_batch = (time.monotonic() - self._started) / self._batches_done
         eta = timedelta(seconds=round(seconds_per_batch * (epochs - epochs_done) * trainer.num_training_batches))
+        if self._bar is not None:  # it would stand in the line's way
+            self._bar.stop()
         log.info(f"epoch {epochs_done}/{epochs}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
+        if self._bar is not None:
+            self._bar.start()
 
     def _stop(self) -> None:
         if self._bar is not None:

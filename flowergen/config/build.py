@@ -8,9 +8,10 @@ from typing import Any
 import hydra
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import save_file
 
 from flowergen.config.command import flat, one_line
 from flowergen.config.run_folder import RunFolder, find_run
@@ -102,6 +103,8 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
         UserError: for hardware that is not there and arguments that Lightning refuses.
     """
     settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
+    if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
+        settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = _build_callbacks(config, run)
     try:
@@ -112,6 +115,7 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
             logger=_build_loggers(config, run, resumed_from),
             default_root_dir=str(run.path),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the injected one always shuffles, validation too
@@ -159,9 +163,14 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
 
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """What the HPARAMS tab compares: everything but paths and the observers."""
+    """What the HPARAMS tab compares: everything but paths, classes and the observers."""
     chosen = {key: config[key] for key in ("seed", "model", "data", "trainer")}
-    return {key: str(value) if isinstance(value, list) else value for key, value in flat(chosen).items() if value is not None}
+    left_out = ("_target_", "_partial_", "root", "cache_dir")
+    return {
+        key: str(value) if isinstance(value, list) else value
+        for key, value in flat(chosen).items()
+        if value is not None and not key.endswith(left_out)
+    }
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -177,6 +186,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in CHECKPOINT_KEYS):
         raise UserError(f"{path} is no checkpoint of flowergen: use one from a run folder's checkpoints/")
     return checkpoint
+
+
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Whole epochs behind a checkpoint."""
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+
+def save_weights(module: ImageModel, path: Path) -> None:
+    """The network that samples, the averaged one where there is one, as safetensors."""
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}, partial)
+    partial.replace(path)
 
 
 class LoadedModel:
@@ -210,15 +231,15 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     """See ``flowergen.load``."""
     folder, checkpoint = find_run(run)
     config = folder.read_config()
-    if not {"model", "trainer", "seed"} <= config.keys():
-        raise UserError(f"{folder.config} was not written by flowergen")
     candidates: Sequence[Path] = [checkpoint] if checkpoint else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
     module = build_module(config)
+    checkpoint = read_checkpoint(path)
+    module.on_load_checkpoint(checkpoint)
     try:
-        module.load_state_dict(read_checkpoint(path)["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
     return LoadedModel(module.eval().to(device), config)

@@ -28,7 +28,7 @@ def check(config: dict[str, Any], schema: type) -> None:
 
 def schema_of(node: Any) -> type | None:
     """The dataclass that describes a node, by its ``_target_``; None where there is none."""
-    return BY_TARGET.get(node.get("_target_", "")) if isinstance(node, dict) else None
+    return BY_TARGET.get(str(node.get("_target_", ""))) if isinstance(node, dict) else None
 
 
 def schema_at(path: str, config: dict[str, Any]) -> type | None:
@@ -136,7 +136,8 @@ def _problem(value: Any, hint: Any) -> str:
             return "must be a list, such as [1,2]"
         return next(filter(None, (_problem(item, get_args(hint)[0]) for item in value)), "")
     if origin is dict or hint is dict:
-        return "" if isinstance(value, dict) else "must be a group of keys"
+        children = value.values() if isinstance(value, dict) else [value]
+        return "" if all(child is None or isinstance(child, dict) for child in children) else "must be a group of keys"
     wanted = (int, float) if hint is float else hint
     right = isinstance(value, wanted) and not (isinstance(value, bool) and hint is not bool)
     finite = not isinstance(value, float) or value - value == 0
@@ -168,6 +169,17 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError("model.reconstruction=bce needs pixels in [0, 1]: set model.pixel_range=[0,1]")
     if model.get("sigma") == "learned" and model.get("reconstruction") != "gaussian":
         raise UserError("model.sigma=learned is read by model.reconstruction=gaussian only: set both or neither")
+    if model.get("image_size", data.get("image_size")) != data.get("image_size"):
+        raise UserError(
+            f"model.image_size={model['image_size']} and data.image_size={data.get('image_size')} must be equal: "
+            "set data.image_size alone, the model reads it"
+        )
+    fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1
+    if fraction and trainer["accumulate_grad_batches"] > 1:
+        raise UserError(
+            "trainer.limit_train_batches as a fraction may end within an optimiser step of "
+            f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} parts: give a number of batches"
+        )
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
     if data.get("batch_size", parts) % parts:

@@ -9,13 +9,16 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
-from flowergen.config.overrides import compose_train, merged, parse, quote_paths, resolve, sweep_samples
+from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run
 from flowergen.config.schema import Train
 from flowergen.errors import UserError
 
+# parts of an optimiser step: a checkpoint within an epoch counts in them
+MUST_STAY = ("trainer.accumulate_grad_batches",)
 # what a resumed run may change; anything else would make it another run
 MAY_CHANGE = (
     "resume",
@@ -68,21 +71,24 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     args = parser.parse_args(list(argv))
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return list(argv)
-    if args.config_dir and not Path(args.config_dir).is_dir():
-        raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
-    # Hydra's parser takes flags and overrides in any order; it is given the flags first
-    flags = ["--multirun"] if args.multirun else []
-    flags += ["--config-dir", args.config_dir] if args.config_dir else []
+    for flag in ("config_name", "config_path", "package", "experimental_rerun"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} is not for this command: configs of your own go into --config-dir DIR")
     overrides = quote_paths(args.overrides, args.multirun)
+    if args.config_dir:
+        if not Path(args.config_dir).is_dir():
+            raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
+        # the same as an override, which a sweep hands on to its jobs and a run folder keeps
+        overrides.append(f"hydra.searchpath=[{quoted_path(args.config_dir).replace(chr(39), chr(39) + 'file://', 1)}]")
     if args.multirun:
-        return [*flags, *_prepared_sweep(overrides, args.config_dir)]
-    if any(override.startswith("resume=") and override != "resume=null" for override in overrides):
-        return [*flags, *_prepared_resume(overrides, args.config_dir)]
-    composed, lines = checked(overrides, args.config_dir)
-    return [*flags, *lines, *_new_run_dir(lines, composed)]
+        return ["--multirun", *_prepared_sweep(overrides)]
+    if _value_of("resume", overrides):
+        return _prepared_resume(overrides)
+    composed, lines = checked(overrides)
+    return [*lines, *_new_run_dir(lines, composed)]
 
 
-def checked(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, list[str]]:
+def checked(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """Compose, resolve and check.
 
     Returns:
@@ -91,7 +97,7 @@ def checked(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Di
     Raises:
         UserError: for whatever is wrong with it.
     """
-    composed, lines = compose_train(overrides, config_dir)
+    composed, lines = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
     config = resolve(composed)
     check(config, Train)
@@ -101,48 +107,63 @@ def checked(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Di
 
 def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
     """The override that says which folder the run gets, its own from now on."""
-    given = _values_of("hydra.run.dir", lines)
-    if not given:
+    folder = _folder(composed, "run")
+    if _value_of("hydra.run.dir", lines) is None:
         if os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             raise UserError("started by torchrun or SLURM: give every process the same folder with hydra.run.dir=FOLDER")
-        return quote_paths([f"hydra.run.dir={claim(composed.hydra.run.dir)}"])
-    if is_first_process() and RunFolder(given[-1]).config.exists():
-        raise UserError(f"{given[-1]} holds a run already: go on with it by resume={given[-1]}, or choose another folder")
+        return [f"hydra.run.dir={quoted_path(claim(folder))}"]
+    if is_first_process() and RunFolder(folder).config.exists():
+        raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
     return []
 
 
-def _prepared_resume(overrides: Sequence[str], config_dir: str | None) -> list[str]:
+def _folder(composed: DictConfig, kind: str) -> Path:
+    try:
+        return Path(composed.hydra[kind].dir).expanduser()
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.{kind}.dir: {one_line(error)}") from error
+
+
+def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     """The run's own overrides first, then the new ones, into its own folder."""
-    run, _ = find_run(_values_of("resume", overrides)[-1], "resume")
+    run, _ = find_run(str(_value_of("resume", overrides)), "resume")
     stored = run.read_config()
-    paths = quote_paths([f"paths.{name}={path}" for name, path in stored["paths"].items()])
-    composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]), config_dir)
-    before, now = flat(stored), flat(resolve(composed))
-    for key in [*before, *(key for key in now if key not in before)]:
-        if before.get(key) != now.get(key) and not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE):
+    paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
+    composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]))
+    for key, (before, now) in changed(stored, resolve(composed)).items():
+        may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
+        if key in MUST_STAY or not may:
             raise UserError(
-                f"resume: {key} was {before.get(key)} and is {now.get(key)} now; "
+                f"resume: {key} was {before} and is {now} now; "
                 "a resumed run keeps its architecture, data and objective: start a new one"
             )
     lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
-    return [*lines, *quote_paths([f"hydra.run.dir={run.path}"])]
+    return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
 
 
-def _prepared_sweep(overrides: Sequence[str], config_dir: str | None) -> list[str]:
+def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two configs."""
+    old, new = flat(before), flat(now)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     """Every swept value checked once, and a folder claimed for the sweep."""
     for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
-        if _values_of(key, overrides):
+        if _value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
-    composed, lines = next(iter([checked(sample, config_dir) for sample in sweep_samples(overrides)]))
+    composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
-    if _values_of("hydra.sweep.dir", overrides):
+    if _value_of("hydra.sweep.dir", overrides) is not None:
         return swept
-    return [*swept, *quote_paths([f"hydra.sweep.dir={claim(composed.hydra.sweep.dir)}"])]
+    return [*swept, f"hydra.sweep.dir={quoted_path(claim(_folder(composed, 'sweep')))}"]
 
 
-def _values_of(key: str, overrides: Sequence[str]) -> list[str]:
-    return [str(o.value()) for o in parse([line for line in overrides if line.startswith(f"{key}=")])]
+def _value_of(key: str, overrides: Sequence[str]) -> Any:
+    """The last value given for a key, behind ``+`` and ``++`` too; None where there is none."""
+    values = [override.value() for override in parse([line for line in overrides if line.lstrip("+").startswith(f"{key}=")])]
+    return values[-1] if values else None
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

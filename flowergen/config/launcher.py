@@ -6,13 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from flowergen.config.overrides import quote_paths
+from flowergen.config.overrides import quoted_path
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -47,11 +46,10 @@ class ProcessLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
         folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        own = [override for override in overrides if not override.startswith(("hydra.sweep", "hydra/", "hydra.launcher"))]
-        config_dir = get_args_parser().parse_args().config_dir
-        command = [sys.executable, "-m", "flowergen.train", *(["--config-dir", config_dir] if config_dir else [])]
+        own = [override for override in overrides if not override.startswith(("hydra.sweep.", "hydra/", "hydra.launcher"))]
         log.info(f"job {number}: {' '.join(filter_overrides(own))}")
-        status = subprocess.run([*command, *own, *quote_paths([f"hydra.run.dir={folder}"])], check=False).returncode
+        command = [sys.executable, "-m", "flowergen.train", *own, f"hydra.run.dir={quoted_path(folder)}"]
+        status = subprocess.run(command, check=False).returncode
         result = JobReturn(overrides=own, cfg=config, working_dir=str(folder), task_name="train")
         result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
         result.return_value = status

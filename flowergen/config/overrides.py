@@ -48,10 +48,13 @@ def _quote_path(override: str, multirun: bool) -> str:
     untouched = not value or value[0] in "'\"" or value in ("null", "???") or "${" in value
     if not equals or key.lstrip("+") not in PATH_KEYS or untouched:
         return override
-    path = Path(value).expanduser()
-    if multirun and "," in value and not path.exists():
-        return override
-    return f"{key}={QuotedString(str(path.absolute()), Quote.single).with_quotes()}"
+    swept = multirun and "," in value and not Path(value).expanduser().exists()
+    return f"{key}={','.join(map(quoted_path, value.split(',') if swept else [value]))}"
+
+
+def quoted_path(path: str | Path) -> str:
+    """An absolute path as Hydra's grammar takes it."""
+    return QuotedString(str(Path(path).expanduser().absolute()), Quote.single).with_quotes()
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -71,12 +74,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def compose_train(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, list[str]]:
+def compose_train(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """Compose ``conf/train.yaml``.
 
     Args:
         overrides: as typed, no sweeps among them.
-        config_dir: a folder of the user's own configs, as ``--config-dir``.
 
     Returns:
         The config, its ``hydra`` node included, and the overrides as Hydra wants them: a key that the schema knows and the
@@ -85,7 +87,7 @@ def compose_train(overrides: Sequence[str], config_dir: str | None = None) -> tu
     Raises:
         UserError: unknown keys (behind ``+`` and ``++`` too) and group options, with the nearest right one.
     """
-    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    search = [override for override in overrides if override.startswith("hydra.searchpath=")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
         top_groups = set(GlobalHydra.instance().config_loader().list_groups(""))
@@ -93,7 +95,7 @@ def compose_train(overrides: Sequence[str], config_dir: str | None = None) -> tu
         base = _compose([*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
         plain = cast(dict[str, Any], OmegaConf.to_container(base))
         lines = [str(o.input_line) if is_group else _checked(o, plain) for o, is_group in parsed]
-        return _compose([*search, *lines]), lines
+        return _compose(lines), lines
 
 
 def _checked(override: Override, config: dict[str, Any]) -> str:
@@ -127,8 +129,10 @@ def _compose(overrides: list[str]) -> DictConfig:
         near = difflib.get_close_matches(option, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(options))}"
         raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_first_line(error)) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        emptied = [line for line in overrides if line.endswith("=null") and "." not in line]
+        hint = f" (to go without, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
+        raise UserError(_first_line(error) + hint) from error
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -168,6 +172,9 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
     [['model.beta=1', 'seed=0'], ['model.beta=4', 'seed=0']]
     """
     parsed = parse(overrides)
+    for override in parsed:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{override.input_line}: give the values of a sweep one by one, as in KEY=1,2,3")
     values = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_discrete_sweep() else [line]
         for o, line in zip(parsed, overrides, strict=True)

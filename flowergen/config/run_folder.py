@@ -6,13 +6,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from flowergen.errors import UserError
 
@@ -37,8 +39,21 @@ class RunFolder:
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write what the run was started with."""
-        for path, content in ((self.config, config), (self.overrides, list(overrides))):
+        for path, content in ((self.overrides, list(overrides)), (self.config, config)):  # config.yaml makes it a run
             write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; a killed process leaves it free.
+
+        Raises:
+            UserError: one is at it.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"{self.path}: another process is training in this folder; wait for it or stop it") from None
 
     def read_config(self) -> dict[str, Any]:
         """config.yaml.
@@ -46,7 +61,10 @@ class RunFolder:
         Raises:
             UserError: where it cannot be read as one.
         """
-        return _read_yaml(self.config, dict)
+        config = _read_yaml(self.config, dict)
+        if any(not isinstance(config.get(key), dict) for key in ("paths", "model", "data", "trainer")):
+            raise UserError(f"{self.config} was not written by flowergen")
+        return config
 
     def read_overrides(self) -> list[str]:
         """overrides.yaml.
@@ -169,6 +187,7 @@ def _git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the repository around an environment
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

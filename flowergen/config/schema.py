@@ -156,8 +156,6 @@ class Trainer:
     channels_last: bool
     num_threads: Natural | None
     gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
-    max_time: str | None = MAY_BE_LEFT_OUT
-    overfit_batches: Batches = MAY_BE_LEFT_OUT
     fast_dev_run: bool | int = MAY_BE_LEFT_OUT
     profiler: str | None = MAY_BE_LEFT_OUT
     detect_anomaly: bool = MAY_BE_LEFT_OUT
@@ -203,8 +201,8 @@ class Train:
     model: Any
     data: Any
     trainer: Trainer
-    logger: dict[str, Any] | None
-    callbacks: dict[str, Any] | None
+    logger: dict[str, dict[str, Any] | None] | None
+    callbacks: dict[str, dict[str, Any] | None] | None
 
 
 BY_TARGET: dict[str, type] = {

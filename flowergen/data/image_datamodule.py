@@ -1,5 +1,6 @@
 """The LightningDataModule that all data sets share: cached pictures, a split, resumable batches, flips on the device."""
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -106,6 +107,10 @@ class ImageDataModule(LightningDataModule, ABC):
         self.class_names = listing.class_names
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
         subsets = self._subsets(listing, cached.rows, cached.digests)
+        identity = hashlib.blake2b(digest_size=16)
+        for part in (cached.digests, listing.labels[cached.rows], subsets):
+            identity.update(repr(part.tolist()).encode())
+        self.identity = identity.hexdigest()
         self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
         self._check_sizes()
 
@@ -124,6 +129,12 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         if self.split == "stratified" or listing.subsets is None:
             return stratified_split(labels, digests, self.split_seed)
+        if self.split == "official" and {"train", "val", "test"} <= set(listing.subsets):
+            # as published, so that figures compare with the papers'; "auto" moves such copies out of train
+            leaked = np.isin(digests[listing.subsets[rows] == "train"], digests[listing.subsets[rows] != "train"]).sum()
+            if leaked:
+                log.warning(f"data.split=official: {leaked} training pictures are held out too, as byte-identical copies")
+            return listing.subsets[rows]
         return complete_subsets(listing.subsets[rows], labels, digests, self.split_seed)
 
     def _check_sizes(self) -> None:
@@ -160,6 +171,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures."""
         assert self.trainer is not None
         rows = self.rows["val"] if self.held_out else self.rows["train"][::10]
+        if len(rows) < self.trainer.world_size:
+            raise UserError(
+                f"{len(rows)} validation pictures are too few for {self.trainer.world_size} devices: "
+                "use fewer with trainer.devices=, or switch validation off with trainer.limit_val_batches=0"
+            )
         return self._loader(SequentialOrder(rows, self.batch_size, self.trainer.global_rank, self.trainer.world_size))
 
     def test_dataloader(self) -> DataLoader:
@@ -215,7 +231,20 @@ class ImageDataModule(LightningDataModule, ABC):
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
         return f"{self.name}: {sizes} pictures of {self.image_size} px, {classes}, split {self.split}"
 
-    # Lightning would store hyperparameters; the run folder's config.yaml holds them all
+    # -- checkpoints: order and flips are functions of (seed, epoch), so only the pictures must be the same ones
+
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: order and flips are functions of (seed, epoch)."""
-        return {}
+        """What the pictures, their labels and the split are, as a hash."""
+        return {"pictures": self.identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other pictures.
+
+        Raises:
+            UserError: held-out pictures might be trained on.
+        """
+        if state_dict["pictures"] != self.identity:
+            raise UserError(
+                f"{self.name} has other pictures, labels or another split than when the run started: "
+                "bring the old ones back, or start a new run"
+            )

@@ -62,12 +62,13 @@ def test_a_key_that_may_be_left_out_needs_no_plus() -> None:
 def test_a_config_of_ones_own_beside_the_package(tmp_path: Path) -> None:
     """--config-dir: a model that the schema does not know passes phase 1, keys and all."""
     (tmp_path / "model").mkdir()
+    search = f"hydra.searchpath=['file://{tmp_path}']"
     (tmp_path / "model" / "mine.yaml").write_text("_target_: my.Model\nwidth: 3\n")
-    composed, lines = compose_train(["model=mine", "+model.depth=2"], str(tmp_path))
+    composed, lines = compose_train([search, "model=mine", "+model.depth=2"])
     assert composed.model == {"_target_": "my.Model", "width": 3, "depth": 2}
-    assert lines == ["model=mine", "+model.depth=2"]
+    assert lines == [search, "model=mine", "+model.depth=2"]
     with pytest.raises(UserError, match="no key model"):
-        compose_train(["model=mine", "model.depht=2"], str(tmp_path))
+        compose_train([search, "model=mine", "model.depht=2"])
 
 
 def test_resolved_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def test_a_deep_ramp_is_scaled_and_not_clipped(image_format: str, stored: np.nda
     [
         (np.array([[0, 257, 2570]], dtype=np.uint16), [0, 1, 10]),  # dark is not brightened
         (np.array([[0, 2**30, 2**31 - 1]], dtype=np.int32), [0, 128, 255]),
-        (np.array([[-5, 0, 65535]], dtype=np.int32), [0, 0, 255]),
+        (np.array([[0, 100, 200]], dtype=np.int32), [0, 0, 1]),
+        (np.array([[-40000, 0, 65535]], dtype=np.int32), [0, 0, 255]),
         (np.array([[0, 0.5, 1]], dtype=np.float32), [0, 128, 255]),
         (np.array([[0, 12.4, 255]], dtype=np.float32), [0, 12, 255]),
         (np.array([[0, 1e6, 2e6]], dtype=np.float32), [0, 128, 255]),
@@ -228,8 +229,8 @@ def test_resizing_is_antialiased_bicubic(size_px: int) -> None:
     rng = np.random.default_rng(2)
     image = rng.integers(80, 176, (150, 150, 3), dtype=np.uint8)  # Pillow clips between its two passes
     x = torch.from_numpy(image).permute(2, 0, 1)[None].double()  # (1, 3, 150, 150)
-    expected = torch.nn.functional.interpolate(x, (size_px, size_px), mode="bicubic", antialias=True)
-    expected = expected.clamp(0, 255)[0].numpy()
+    x_resized = torch.nn.functional.interpolate(x, (size_px, size_px), mode="bicubic", antialias=True)
+    expected = x_resized.clamp(0, 255)[0].numpy()
     np.testing.assert_allclose(fit_square(image, size_px), expected, atol=1.2)  # it rounds twice
 
 

@@ -1,0 +1,34 @@
+"""docs/flowers.png: pictures, their reconstructions, and samples of a run on drawn flowers, a row each.
+
+python scripts/readme_picture.py RUN docs/flowers.png
+"""
+
+import sys
+
+import torch
+
+import flowergen
+from flowergen.config.build import build_datamodule
+from flowergen.config.command import one_line_errors
+from flowergen.viz.grids import image_grid, write_png
+
+COLUMNS, ZOOM = 12, 2
+
+
+def main() -> None:
+    """Draw it."""
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    model = flowergen.load(sys.argv[1])
+    if model.config["data"]["name"] != "procedural":
+        raise flowergen.UserError("only drawn flowers go into the README: other pictures have rights of their own")
+    data = build_datamodule(model.config)
+    data.setup()
+    x = data.validation_images(COLUMNS)
+    rows = torch.cat([x, model.decode(model.encode(x).mean), model.sample(2 * COLUMNS)])
+    rows = rows.repeat_interleave(ZOOM, -1).repeat_interleave(ZOOM, -2)
+    write_png(sys.argv[2], image_grid(rows, columns=COLUMNS))
+
+
+if __name__ == "__main__":
+    one_line_errors(main)
