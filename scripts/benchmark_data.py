@@ -9,14 +9,13 @@ Printed, each as median over the repeats with the range:
    the first epoch, over the same files;
 2. images/s of training: the bare model step on tensors in memory; a bare loop over our batches; Lightning's loop with our
    callbacks and loggers. Rounds alternate, so that a drifting machine touches all alike.
-3. seconds from the command to the first training step, and the peak memory of that process.
+3. seconds from the command to the end of the first training step, and the peak memory of that process.
 """
 
 import logging
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,16 +27,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from flowergen.callbacks.metrics_csv import MetricsCsv
-from flowergen.callbacks.progress import Progress
-from flowergen.config.build import build_datamodule, build_module
+from flowergen.config.build import build_datamodule, build_module, build_trainer
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
+from flowergen.config.run_folder import RunFolder
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.order import TrainingOrder
 from flowergen.modules.vae import VAEModule
@@ -111,7 +109,12 @@ def composed(*overrides: str, cache_dir: str) -> dict[str, Any]:
 def compare_training(size: int, batch_size: int, repeats: int, num_images: int, cache_dir: str) -> None:
     """Point 2."""
     config = composed(
-        f"data.num_images={num_images}", f"data.image_size={size}", f"data.batch_size={batch_size}", cache_dir=cache_dir
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        f"data.num_images={num_images}",
+        f"data.image_size={size}",
+        f"data.batch_size={batch_size}",
+        cache_dir=cache_dir,
     )
     data = build_datamodule(config)
     data.setup()
@@ -137,11 +140,8 @@ def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: T
     module = cast(VAEModule, build_module(config))
     if name == "Lightning":
         stopwatch = Stopwatch()
-        trainer = Trainer(
-            max_epochs=1, limit_val_batches=0, callbacks=[stopwatch], logger=[MetricsCsv(Path(folder) / "metrics.csv")],
-            enable_progress_bar=True, enable_checkpointing=False, enable_model_summary=False, log_every_n_steps=25,
-            use_distributed_sampler=False, accelerator="cpu", default_root_dir=folder,
-        )  # fmt: skip
+        trainer = build_trainer(config, RunFolder(tempfile.mkdtemp(dir=folder)), None)
+        trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data)
         return stopwatch.seconds
 
@@ -172,33 +172,44 @@ def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: T
     return seconds(run if name == "model step in memory" else loop)
 
 
-class Stopwatch(Progress):
-    """Seconds from the start of the epoch's first batch to the end of its last, with our progress reports going on."""
+class Stopwatch(Callback):
+    """Seconds from the start of the epoch's first batch to the end of its last."""
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start."""
-        super().on_train_epoch_start(trainer, pl_module)
         self.started = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer, pl_module) -> None:  # type: ignore[no-untyped-def]
-        """Stop."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Stop, after every batch: validation and pictures come after the last one."""
         self.seconds = time.perf_counter() - self.started
 
 
+FIRST_STEP = """
+import os, resource, sys
+from flowergen.modules.vae import VAEModule
+from flowergen.train import main
+def stop(self, values):
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+    os._exit(0)
+VAEModule.count_step = stop
+main()
+"""
+
+
 def time_the_command(repeats: int, cache_dir: str) -> None:
-    """Point 3."""
+    """Point 3: the process stops itself after its first optimiser step."""
     until_step, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(repeats):
-            command = [
-                sys.executable, "-m", "flowergen.train", "experiment=quickstart", "trainer.max_epochs=1",
-                "trainer.limit_train_batches=1", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1", "callbacks=none", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}",
-            ]  # fmt: skip
-            until_step.append(seconds(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023
-            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
-    print("\nthe command, data cached: one training step and out again")
+        for number in range(repeats + 1):  # the first decodes
+            arguments = ["experiment=quickstart", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}"]
+            start = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", FIRST_STEP, *arguments], check=True, capture_output=True, text=True)
+            if number:
+                until_step.append(time.perf_counter() - start)
+                peaks.append(int(done.stdout.split()[-1]) / 1024)
+    print("\nfrom the command, its pictures cached, to the end of its first training step")
     print(f"  seconds                {spread(until_step, 1)}")
-    print(f"  peak memory, MiB       {peaks[-1]:,.0f}")
+    print(f"  peak memory, MiB       {spread(peaks)}")
 
 
 def hardware() -> str:

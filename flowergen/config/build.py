@@ -236,10 +236,10 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     if path is None:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
     module = build_module(config)
-    checkpoint = read_checkpoint(path)
-    module.on_load_checkpoint(checkpoint)
+    content = read_checkpoint(path)
+    module.on_load_checkpoint(content)
     try:
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
     return LoadedModel(module.eval().to(device), config)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
-from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted_path, resolve, sweep_samples
+from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run
 from flowergen.config.schema import Train
 from flowergen.errors import UserError
@@ -79,7 +79,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
         if not Path(args.config_dir).is_dir():
             raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
         # the same as an override, which a sweep hands on to its jobs and a run folder keeps
-        overrides.append(f"hydra.searchpath=[{quoted_path(args.config_dir).replace(chr(39), chr(39) + 'file://', 1)}]")
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
     if args.multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
     if _value_of("resume", overrides):

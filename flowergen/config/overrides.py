@@ -54,7 +54,12 @@ def _quote_path(override: str, multirun: bool) -> str:
 
 def quoted_path(path: str | Path) -> str:
     """An absolute path as Hydra's grammar takes it."""
-    return QuotedString(str(Path(path).expanduser().absolute()), Quote.single).with_quotes()
+    return quoted(str(Path(path).expanduser().absolute()))
+
+
+def quoted(text: str) -> str:
+    """Any text as Hydra's grammar takes it."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
