@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from flowergen.config import conf_dir
+from flowergen.config import conf_dir, launcher
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
-from flowergen.config.launcher import ProcessLauncher
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
 from flowergen.errors import UserError
@@ -161,7 +159,7 @@ def _quieten() -> None:
 
 def main() -> None:
     """Check the command line, then let Hydra start the job, or the sweep."""
-    Plugins.instance().register(ProcessLauncher)
+    launcher.register()
     sys.argv[1:] = prepare_train(sys.argv[1:])
     run_job()
 

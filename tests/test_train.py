@@ -3,11 +3,9 @@
 import csv
 import filecmp
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -95,76 +93,112 @@ def test_scalars_and_hparams_are_in_tensorboard(command: Command, tiny_run: tupl
 
 
 KILLABLE = (
-    "data.batch_size=2",  # 32 steps an epoch: room to be killed in
+    "data.batch_size=4",  # 16 steps an epoch
     "trainer.max_epochs=3",
-    "callbacks.checkpoints.checkpoint_every_steps=1",
+    "callbacks.checkpoints.checkpoint_every_steps=3",
     "callbacks.images.every_epochs=3",
     "trainer.log_every_n_steps=2",
     "model.norm=batch",
     "model.ema_decay=0.9",
     "model.reconstruction=gaussian",
     "model.lr_schedule=cosine",
-    "model.beta_warmup_steps=50",
+    "model.beta_warmup_steps=30",
 )
 
 
-def kill_when(run: Path, arguments: list[str], environment: dict[str, str], rows: int) -> None:
-    """Start a run and SIGKILL it once metrics.csv has that many rows."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flowergen.train", *arguments],
-        env=environment,
-        cwd=run.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    table = run / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if table.exists() and len(table.read_text().splitlines()) > rows:
-            break
-        time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def killed(run: Path, moment: str, count: int, arguments: list[str], environment: dict[str, str]) -> None:
+    """Train until SIGKILL comes at that moment."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killed_train", moment, str(count), *arguments, f"hydra.run.dir={run}"],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        cwd=run.parent, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str], parts: int
-) -> None:
-    """SIGKILL in the first epoch, in the second, and the weights, optimiser, table and plots end bit-equal."""
-    arguments = [*tiny_run, *KILLABLE, f"trainer.accumulate_grad_batches={parts}"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = command("train", *arguments, f"hydra.run.dir={whole}")
-    assert done.returncode == 0, done.stderr
-    kill_when(killed, [*arguments, f"hydra.run.dir={killed}"], process_environment, rows=5)
-    kill_when(killed, [f"resume={killed}"], process_environment, rows=17 + 6)
-    first = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["flowergen"]["optimizer_steps"]
-    assert first % 32 != 0, "a kill between epochs proves less"
-    done = command("train", f"resume={killed}")
-    assert done.returncode == 0, done.stderr
-    assert "resumed from" in done.stdout + done.stderr
+def steps_at_last_checkpoint(run: Path) -> int:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["flowergen"]["optimizer_steps"]
 
-    assert_equal_weights(whole, killed)
-    for name in (
+
+def assert_equal_runs(whole: Path, resumed: Path) -> None:
+    """Weights, best weights, moving average, optimiser, loops, running means, table, pictures and plot: all to the bit."""
+    for name in ("last.ckpt", "best.ckpt"):
+        states = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (whole, resumed)]
+        assert states[0]["flowergen"] == states[1]["flowergen"]
+        assert states[0]["loops"]["fit_loop"]["epoch_progress"] == states[1]["loops"]["fit_loop"]["epoch_progress"]
+        for key, tensor in states[0]["state_dict"].items():
+            torch.testing.assert_close(tensor, states[1]["state_dict"][key], rtol=0, atol=0, msg=lambda m, k=key: f"{k}: {m}")
+        for a, b in zip(*(state["optimizer_states"][0]["state"].values() for state in states), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+    names = (
         "metrics.csv",
         "images/generated_epoch_3.png",
         "images/reconstruction_epoch_3.png",
         "weights.safetensors",
-    ):
-        assert filecmp.cmp(whole / name, killed / name, shallow=False), name
-    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed)]
-    assert states[0]["flowergen"] == states[1]["flowergen"]
-    assert states[0]["loops"]["fit_loop"]["epoch_progress"] == states[1]["loops"]["fit_loop"]["epoch_progress"]
-    for a, b in zip(*(state["optimizer_states"][0]["state"].values() for state in states), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert_same_best(whole, killed)
+        "loss_plot.png",
+    )
+    for name in names:
+        assert filecmp.cmp(whole / name, resumed / name, shallow=False), name
 
 
-def assert_same_best(whole: Path, killed: Path) -> None:
-    a, b = weights(whole, "best.ckpt"), weights(killed, "best.ckpt")
-    for name, tensor in a.items():
-        torch.testing.assert_close(tensor, b[name], rtol=0, atol=0)
+def test_a_run_killed_at_the_worst_moments_goes_on_as_if_nothing_had_happened(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """SIGKILL before the first checkpoint; in mid-epoch; between best.ckpt and last.ckpt; while validating; between the
+    epoch's row in metrics.csv and its checkpoint. It ends bit-equal to a run that was left alone."""
+    arguments = [*tiny_run, *KILLABLE]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *arguments, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+
+    killed(run, "training step", 2, arguments, process_environment)
+    assert not (run / "checkpoints" / "last.ckpt").exists()
+    resume = [f"resume={run}"]
+    killed(run, "training step", 12, resume, process_environment)
+    assert steps_at_last_checkpoint(run) == 9
+    killed(run, "publish", 4, resume, process_environment)  # steps 12 and 15, then best.ckpt, then last.ckpt
+    assert steps_at_last_checkpoint(run) == 15
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["flowergen"]["optimizer_steps"] == 16
+    killed(run, "validation step", 3, resume, process_environment)  # two batches of the first epoch, one of the second
+    assert steps_at_last_checkpoint(run) == 31
+    killed(run, "publish", 1, resume, process_environment)  # step 32 is trained, validated and logged
+    assert steps_at_last_checkpoint(run) == 31
+
+    done = command("train", *resume)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stderr
+    assert_equal_runs(whole, run)
+
+
+def test_a_killed_run_with_accumulation_goes_on_as_if_nothing_had_happened(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """Killed between the two parts of an optimiser step."""
+    arguments = [*tiny_run, *KILLABLE, "trainer.accumulate_grad_batches=2"]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *arguments, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+    killed(run, "training step", 32 + 16, arguments, process_environment)  # the second part of step 24
+    assert steps_at_last_checkpoint(run) == 22
+    done = command("train", f"resume={run}", "trainer.accumulate_grad_batches=1")
+    assert "trainer.accumulate_grad_batches was 2 and is 1" in done.stderr
+    done = command("train", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(whole, run)
+
+
+def test_a_killed_run_of_two_processes_goes_on(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """Both processes of a gloo run take their own running means back; the run ends bit-equal."""
+    arguments = [*(a for a in tiny_run if "accelerator" not in a), *KILLABLE, "trainer=ddp_cpu", "model.norm=group"]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *arguments, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+    killed(run, "training step", 27, arguments, process_environment)
+    done = command("train", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(whole, run)
 
 
 def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
@@ -172,6 +206,16 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
     two, one = tmp_path / "two", tmp_path / "one"
     assert command("train", *tiny_run, f"hydra.run.dir={two}").returncode == 0
     assert command("train", *tiny_run, "trainer.max_epochs=1", f"hydra.run.dir={one}").returncode == 0
+    before = {path.name: path.read_bytes() for path in one.glob("*.yaml")}
+    for change, words in {
+        "trainer.accelerator=gpu": "trainer:",
+        "trainer.max_epochs=1": "all 1 epochs are done",
+        "data.num_images=90": "data.num_images was 80 and is 90",
+    }.items():
+        refused = command("train", f"resume={one}", "trainer.max_epochs=2", change)
+        assert (refused.returncode, refused.stdout) == (2, ""), change
+        assert words in refused.stderr
+    assert before == {path.name: path.read_bytes() for path in one.glob("*.yaml")}, "a failed resume left its traces"
     refused = command("train", f"resume={one}", "model.latent_dim=5")
     assert refused.returncode == 2
     assert "model.latent_dim was 4 and is 5" in refused.stderr
@@ -180,6 +224,7 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
     assert "holds a run already" in refused.stderr
     done = command("train", f"resume={one}", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
+    assert "changed since the run started: trainer.max_epochs was 1 and is 2" in done.stderr
     assert_equal_weights(one, two)
     assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
 

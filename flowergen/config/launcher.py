@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -15,6 +16,13 @@ from flowergen.config.overrides import quoted_path
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Make the launcher known to Hydra, which takes plugins from the package ``hydra_plugins`` only, registered or not."""
+    plugins = Plugins.instance()
+    plugins.register(ProcessLauncher)
+    plugins.class_name_to_class["hydra_plugins.flowergen.ProcessLauncher"] = ProcessLauncher
 
 
 class ProcessLauncher(Launcher):

@@ -1,0 +1,43 @@
+"""``python -m flowergen.train`` that SIGKILLs itself: python -m tests.killed_train MOMENT COUNT ARGUMENTS..."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from flowergen import train
+
+
+def kill_at(owner: Any, name: str, count: int) -> None:
+    """Replace a function by one that kills the process in its ``count``-th call, before doing anything."""
+    original, calls = getattr(owner, name), 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def main() -> None:
+    """Set the trap, then train."""
+    from flowergen.callbacks import checkpoints
+    from flowergen.callbacks.metrics_csv import MetricsCsv
+    from flowergen.modules.vae import VAEModule
+
+    moments = {
+        "training step": (VAEModule, "training_step"),
+        "validation step": (VAEModule, "validation_step"),
+        "log": (MetricsCsv, "log_metrics"),
+        "publish": (checkpoints, "_publish"),
+    }
+    moment, count, *sys.argv[1:] = sys.argv[1:]
+    kill_at(*moments[moment], int(count))
+    train.main()
+
+
+if __name__ == "__main__":
+    main()
