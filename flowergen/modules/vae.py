@@ -42,7 +42,7 @@ class VAEModule(ImageModel):
         beta_warmup_steps: optimiser steps in which it grows linearly from 0.
         optimizer: makes the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
-        ema_decay: average the weights, and use the average for everything but training.
+        ema_decay: average the network's weights (not a learned sigma), and use the average for everything but training.
     """
 
     best_metric = "elbo"  # best.ckpt is the one with the highest common ELBO on validation pictures
