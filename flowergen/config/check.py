@@ -146,6 +146,8 @@ def _problem(value: Any, hint: Any) -> str:
 
 def _broken(rule: Rule | str, value: Any) -> str:
     if rule == EXISTING_FOLDER:
+        if not value:
+            return "must be a folder"
         path = Path(value)
         return "" if path.is_dir() else f"is {'not a folder' if path.exists() else 'no folder that exists'}"
     assert isinstance(rule, Rule)

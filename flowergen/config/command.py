@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
-from flowergen.config.run_folder import RunFolder, claim, find_run
+from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import Train
 from flowergen.errors import UserError
 
@@ -68,7 +68,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_args(list(argv))
+    args = parser.parse_intermixed_args(list(argv))  # "seed=1 -m model.beta=1,2" as well
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return list(argv)
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
@@ -114,6 +114,7 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
     if is_first_process() and RunFolder(folder).config.exists():
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
+    make_folder(folder)
     return []
 
 
@@ -156,6 +157,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
     if _value_of("hydra.sweep.dir", overrides) is not None:
+        make_folder(_folder(composed, "sweep"))
         return swept
     return [*swept, f"hydra.sweep.dir={quoted_path(claim(_folder(composed, 'sweep')))}"]
 

@@ -105,17 +105,34 @@ def claim(folder: str | Path) -> Path:
 
     Returns:
         The folder, which nobody else has.
+
+    Raises:
+        UserError: it cannot be made.
     """
     wanted = Path(folder).expanduser().absolute()
-    wanted.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(wanted.parent)
     for number in range(1, 1000):
         path = wanted if number == 1 else wanted.with_name(f"{wanted.name}_{number}")
         try:
             path.mkdir()
         except FileExistsError:
             continue
+        except OSError as error:
+            raise UserError(f"{path} cannot be made ({error.strerror}): choose another paths.output_dir=") from error
         return path
     raise UserError(f"{wanted} and 999 numbered ones exist already: choose another paths.output_dir=")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
 
 
 class Provenance:

@@ -64,6 +64,7 @@ CONTRADICTIONS = {
     ("data.batch_size=9", "trainer=ddp_cpu"): "multiple",
     ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"): "never",
     ("data=image_folder", "data.root=/no/such/folder"): "no folder that exists",
+    ("data=image_folder", "data.root="): "must be a folder",
 }
 
 

@@ -1,0 +1,50 @@
+from pathlib import Path
+
+import pytest
+
+from flowergen.config.command import prepare_train
+from flowergen.errors import UserError
+
+
+@pytest.mark.parametrize("arguments", [["-m", "seed=1,2"], ["seed=1,2", "-m"], ["name=x", "--multirun", "seed=1,2"]])
+def test_flags_may_stand_anywhere(arguments: list[str], tmp_path: Path) -> None:
+    prepared = prepare_train([*arguments, f"paths.output_dir={tmp_path}"])
+    assert prepared[0] == "--multirun"
+    assert "seed=1,2" in prepared
+    (sweep,) = (line for line in prepared if line.startswith("hydra.sweep.dir="))
+    assert Path(sweep.partition("=")[2].strip("'")).is_dir()
+
+
+@pytest.mark.parametrize("key", ["paths.output_dir", "hydra.run.dir"])
+def test_a_folder_that_cannot_be_made_is_named(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.*cannot be made"):
+        prepare_train([f"{key}={tmp_path / 'file'}"])
+
+
+def test_two_equal_commands_in_one_second_get_a_folder_each(tmp_path: Path) -> None:
+    folders = {prepare_train([f"paths.output_dir={tmp_path}"])[-1] for _ in range(4)}
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("flag", ["--config-name", "--config-path", "--package", "--experimental-rerun"])
+def test_flags_that_would_do_nothing_are_refused(flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        prepare_train([flag, "x"])
+
+
+def test_a_process_of_torchrun_needs_a_folder_that_all_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match=r"hydra\.run\.dir"):
+        prepare_train([f"paths.output_dir={tmp_path}"])
+    prepare_train([f"hydra.run.dir={tmp_path}"])
+
+
+def test_a_config_folder_is_kept_as_an_override(tmp_path: Path) -> None:
+    own = tmp_path / "my (own) conf"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\n")
+    prepared = prepare_train(["--config-dir", str(own), "experiment=mine", f"paths.output_dir={tmp_path}"])
+    assert f"hydra.searchpath=['file://{own}']" in prepared
+    assert any("/mine/" in line for line in prepared if line.startswith("hydra.run.dir="))
