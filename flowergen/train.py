@@ -132,16 +132,14 @@ def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "T
 
 
 def _farewell(run: RunFolder) -> str:
-    return "\n".join(
-        [
-            "done",
-            f"pictures     {run.images}",
-            f"checkpoints  {run.checkpoints}",
-            f"numbers      {run.metrics}, {run.path / 'loss_plot.png'}",
-            f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}",
-            f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} trainer.max_epochs=...",
-        ]
-    )
+    lines = ["done"]
+    for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
+        if path.exists():
+            lines.append(f"{what:<12} {path}")
+    if run.tensorboard.exists():
+        lines.append(f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
+    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} trainer.max_epochs=...")
+    return "\n".join(lines)
 
 
 def _quieten() -> None:
