@@ -145,6 +145,7 @@ def _farewell(run: RunFolder) -> str:
 def _quieten() -> None:
     """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says in four lines what our error says in one
     for message in (
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",

@@ -35,6 +35,8 @@ def instantiate(node: dict[str, Any], where: str, **given: Any) -> Any:
     Raises:
         UserError: where the target cannot be imported or takes other arguments.
     """
+    if not isinstance(node.get("_target_"), str):
+        raise UserError(f"{where} needs a _target_, the class or function that it is for")
     _check_signature(node, where, given)
     return hydra.utils.instantiate(node, **given, _convert_="all")
 
@@ -142,7 +144,7 @@ def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[st
         },
     }
     return [
-        instantiate(node, f"logger.{name}", **places.get(node["_target_"], {}))
+        instantiate(node, f"logger.{name}", **places.get(str(node.get("_target_")), {}))
         for name, node in (config["logger"] or {}).items()
         if node
     ]
@@ -156,7 +158,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
         "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
     }
     return [
-        instantiate(node, f"callbacks.{name}", **places.get(node["_target_"], {}))
+        instantiate(node, f"callbacks.{name}", **places.get(str(node.get("_target_")), {}))
         for name, node in (config["callbacks"] or {}).items()
         if node
     ]

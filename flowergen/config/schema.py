@@ -35,9 +35,11 @@ def between(low: float, high: float) -> Rule:
 
 MAY_BE_LEFT_OUT: Any = None  # the key then stays away from the constructor, whose own default holds
 
-NATURAL = at_least(1)
+NATURAL = between(1, 10**9)
 NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
-ALL_NATURAL = Rule(lambda values: len(values) > 0 and min(values) >= 1, "must be a list of numbers from 1 up")
+WIDTHS = Rule(
+    lambda widths: len(widths) > 0 and min(widths) >= 1 and max(widths) <= 65536, "must be a list of numbers from 1 to 65536"
+)
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
@@ -64,7 +66,7 @@ class Optimizer:
 
     _target_: str
     _partial_: Literal[True]
-    lr: Annotated[float, above(0)]
+    lr: Annotated[float, Rule(lambda lr: 0 < lr <= 100, "must be above 0 and at most 100")]
     betas: Annotated[list[float], BETAS] = MAY_BE_LEFT_OUT
     eps: Annotated[float, above(0)] = MAY_BE_LEFT_OUT
     weight_decay: Annotated[float, at_least(0)] = MAY_BE_LEFT_OUT
@@ -79,8 +81,8 @@ class VAE:
     _target_: str
     image_size: Annotated[int, between(28, 256)]
     seed: Seed
-    channels: Annotated[list[int], ALL_NATURAL]
-    latent_dim: Natural
+    channels: Annotated[list[int], WIDTHS]
+    latent_dim: Annotated[int, between(1, 65536)]
     norm: Literal["batch", "group", "none"]
     activation: Literal["relu", "leaky_relu", "silu", "gelu"]
     pixel_range: Annotated[list[int], PIXEL_RANGE]
@@ -145,7 +147,7 @@ class Trainer:
     num_nodes: Natural
     strategy: str
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    max_epochs: Natural
+    max_epochs: Annotated[int, between(1, 10**6)]
     limit_train_batches: Annotated[int | float, above(0)]
     limit_val_batches: Batches
     check_val_every_n_epoch: Natural
@@ -154,7 +156,7 @@ class Trainer:
     log_every_n_steps: Natural
     deterministic: bool | Literal["warn"]
     channels_last: bool
-    num_threads: Natural | None
+    num_threads: Annotated[int, between(1, 1024)] | None
     gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
     fast_dev_run: bool | int = MAY_BE_LEFT_OUT
     profiler: str | None = MAY_BE_LEFT_OUT

@@ -70,6 +70,11 @@ def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
         build_module(config)
 
 
+def test_a_callback_without_a_class_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"callbacks\.mine needs a _target_"):
+        build_trainer(composed("+callbacks.mine={a:1}"), RunFolder(tmp_path), None)
+
+
 def test_an_optimiser_that_refuses_its_arguments_is_found_before_training() -> None:
     """``_partial_`` would let it pass until it is called."""
     config = composed()
