@@ -74,6 +74,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         for key, (before, now) in changed(run.read_config(), config).items():
             if key != "resume":
                 log.info(f"changed since the run started: {key} was {before} and is {now}")
+        if config["model"].get("lr_schedule") == "cosine":
+            log.info(f"the learning rate's cosine now ends with epoch {config['trainer']['max_epochs']}")
         _store(config, run)
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
