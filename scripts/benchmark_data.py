@@ -152,7 +152,8 @@ def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: T
 
     def step(x: torch.Tensor, noise: torch.Tensor) -> None:
         posterior = module._encode(module.net, x)
-        terms = module.negative_elbo(x, posterior, module._decode(module.net, posterior.sample(noise)))
+        z = posterior.sample(noise)
+        terms = module.objective(x, posterior, z, module._decode(module.net, z), noise)
         optimizer.zero_grad()
         terms["loss"].mean().backward()
         optimizer.step()

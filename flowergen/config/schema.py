@@ -85,10 +85,12 @@ class VAE:
     latent_dim: Annotated[int, between(1, 65536)]
     norm: Literal["batch", "group", "none"]
     activation: Literal["relu", "leaky_relu", "silu", "gelu"]
+    residual_blocks: Annotated[int, between(0, 16)]
     pixel_range: Annotated[list[int], PIXEL_RANGE]
     reconstruction: Literal["mse", "bce", "l1", "gaussian"]
     sigma: Literal["optimal", "learned"]
     reconstruction_reduction: Literal["sum", "mean"]
+    divergence: Literal["kl", "mmd"]
     beta: Annotated[float, at_least(0)]
     beta_warmup_steps: Count
     optimizer: Optimizer

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowergen.data.batch import Batch
 from flowergen.losses.kl import kl_standard_normal
+from flowergen.losses.mmd import mmd_imq
 from flowergen.losses.reconstruction import (
     absolute_error,
     bernoulli,
@@ -28,17 +29,20 @@ from flowergen.randomness import normal, normal_per_sample
 class VAEModule(ImageModel):
     """Auto-encoding variational Bayes (arXiv:1312.6114), with the weight beta on the KL (Higgins et al. 2017).
 
+    With ``divergence=mmd`` it is the Wasserstein autoencoder (Tolstikhin et al. 2018, arXiv:1711.01558) with a random encoder.
+
     Pictures come in and go out in [0, 1]; the range that the network works in is its own affair.
 
     Args:
         image_size: side S of the pictures, 28 to 256 px.
         seed: of the noise in the latent space.
-        channels, latent_dim, norm, activation: see ``nn.conv_vae``.
+        channels, latent_dim, norm, activation, residual_blocks: see ``nn.conv_vae``.
         pixel_range: (0, 1) or (-1, 1), what the network sees and the likelihood is measured on.
         reconstruction: the likelihood, see ``losses.reconstruction``.
         sigma: for ``gaussian``: ``optimal`` (of each batch, arXiv:2006.13202) or a ``learned`` parameter.
         reconstruction_reduction: ``sum`` over pixels, the ELBO, or ``mean`` over them.
-        beta: weight of the KL.
+        divergence: what beta weighs: ``kl`` of each posterior to the prior, or ``mmd`` of the batch's latents to it.
+        beta: weight of the divergence: 1 is the ELBO for ``kl``; for ``mmd``, which is below 10, it is that paper's lambda.
         beta_warmup_steps: optimiser steps in which it grows linearly from 0.
         optimizer: makes the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
@@ -56,10 +60,12 @@ class VAEModule(ImageModel):
         latent_dim: int,
         norm: Literal["batch", "group", "none"],
         activation: Literal["relu", "leaky_relu", "silu", "gelu"],
+        residual_blocks: int,
         pixel_range: tuple[float, float],
         reconstruction: Literal["mse", "bce", "l1", "gaussian"],
         sigma: Literal["optimal", "learned"],
         reconstruction_reduction: Literal["sum", "mean"],
+        divergence: Literal["kl", "mmd"],
         beta: float,
         beta_warmup_steps: int,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
@@ -72,11 +78,11 @@ class VAEModule(ImageModel):
         self.pixel_min, self.pixel_max = pixel_range
         self.reconstruction, self.sigma = reconstruction, sigma
         self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / (3 * image_size**2)
-        self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
+        self.divergence, self.beta, self.beta_warmup_steps = divergence, beta, beta_warmup_steps
         self.make_optimizer = optimizer
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
 
-        network = (image_size, channels, latent_dim, norm, activation)
+        network = (image_size, channels, latent_dim, norm, activation, residual_blocks)
         self.net = nn.ModuleDict({"encoder": ConvEncoder(*network), "decoder": ConvDecoder(*network)})
         if reconstruction == "gaussian" and sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
@@ -132,16 +138,21 @@ class VAEModule(ImageModel):
             return self.beta * self.optimizer_steps / self.beta_warmup_steps
         return self.beta
 
-    def negative_elbo(self, x: Tensor, posterior: Posterior, logits: Tensor) -> dict[str, Tensor]:
+    def objective(self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor) -> dict[str, Tensor]:
         """-ELBO = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), equation 3 of arXiv:1312.6114, in nats.
+
+        Or, with ``divergence=mmd``, equation 4 of arXiv:1711.01558: the penalty is on the batch's latents as a whole.
 
         Args:
             x: (N, 3, S, S) in [0, 1].
             posterior: q(z|x).
-            logits: (N, 3, S, S) the decoder's output for a z drawn from it.
+            z: (N, D, 1, 1) drawn from it.
+            logits: (N, 3, S, S) the decoder's output for z.
+            z_prior: (N, D, 1, 1) drawn from N(0, I); read by ``mmd`` alone.
 
         Returns:
-            By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,), and for ``gaussian`` the scalar ``sigma``.
+            By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,); the scalars ``sigma`` for ``gaussian`` and
+            ``loss_mmd`` for ``mmd``.
         """
         target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, 3, S, S)
         terms: dict[str, Tensor] = {}
@@ -158,21 +169,24 @@ class VAEModule(ImageModel):
             terms["sigma"] = log_sigma.exp()
         kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
         distortion = distortion * self.loss_scale
-        return {"loss": distortion + self.current_beta * kl, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
+        divergence = kl
+        if self.divergence == "mmd":
+            divergence = terms["loss_mmd"] = mmd_imq(z, z_prior)  # ()
+        return {"loss": distortion + self.current_beta * divergence, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
 
     # -- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean over the batch of the negative ELBO."""
+        """Mean over the batch of the objective."""
         x = batch.image
         posterior = self._encode(self.net, x)
-        logits = self._decode(self.net, posterior.sample(self._noise(len(x), batch_idx)))
-        terms = self.negative_elbo(x, posterior, logits)
+        z = posterior.sample(self._noise(len(x), batch_idx, "posterior"))
+        terms = self.objective(x, posterior, z, self._decode(self.net, z), self._noise(len(x), batch_idx, "prior"))
         self.epoch_means.update(terms)
         self.recent_means.update(terms)
         return terms["loss"].mean()
 
-    def _noise(self, num: int, batch_idx: int) -> Tensor:
+    def _noise(self, num: int, batch_idx: int, purpose: str) -> Tensor:
         """This device's rows of the noise of the whole optimiser step.
 
         Returns:
@@ -184,7 +198,7 @@ class VAEModule(ImageModel):
             (num * devices * parts, self.latent_dim, 1, 1),
             seed=self.seed,
             step=self.optimizer_steps,
-            purpose="posterior",
+            purpose=purpose,
         )
         return eps[first : first + num].to(self.device, non_blocking=True)
 
@@ -220,15 +234,19 @@ class VAEModule(ImageModel):
         The noise of picture i depends on (seed, i) alone.
 
         Returns:
-            By name, each (N,): what ``negative_elbo`` returns, ``squared_error`` on [0, 1] pixels, ``psnr``, ``ssim``.
+            By name, each (N,): what ``objective`` returns, ``squared_error`` on [0, 1] pixels, ``psnr``, ``ssim``.
         """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
-        eps = normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose="validation")
-        logits = self._decode(net, posterior.sample(eps.to(self.device)))
+        eps, z_prior = (
+            normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose=purpose).to(self.device)
+            for purpose in ("validation", "validation prior")
+        )
+        z = posterior.sample(eps)
+        logits = self._decode(net, z)
         x_hat = self._to_unit_range(self._activate(logits))
         x_mean = self._to_unit_range(self._activate(self._decode(net, posterior.mean)))
-        return self.negative_elbo(x, posterior, logits) | {
+        return self.objective(x, posterior, z, logits, z_prior) | {
             "squared_error": squared_error(x_hat, x),
             "psnr": psnr(x_mean, x),
             "ssim": ssim(x_mean, x),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -58,3 +58,29 @@ def up(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Se
     conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=norm == "none")
     nn.init.normal_(conv.weight, std=math.sqrt(2 / (4 * in_channels)))  # 2 x 2 of the 4 x 4 weights meet in a pixel
     return nn.Sequential(conv, NORMS[norm](out_channels), ACTIVATIONS[activation]())
+
+
+class ResidualBlock(nn.Module):
+    """h + conv(act(norm(conv(act(norm(h)))))): pre-activation (He et al. 2016, arXiv:1603.05027, figure 4e).
+
+    The last convolution starts at zero, so that the block starts as the identity (Goyal et al. 2017, arXiv:1706.02677,
+    section 5.1).
+
+    Args:
+        channels: C.
+        norm: key of `NORMS`.
+        activation: key of `ACTIVATIONS`.
+    """
+
+    def __init__(self, channels: int, norm: str, activation: str):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [NORMS[norm](channels), ACTIVATIONS[activation](), nn.Conv2d(channels, channels, 3, padding=1)]
+        nn.init.kaiming_normal_(layers[2].weight, nonlinearity="relu")  # type: ignore[arg-type]
+        nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
+        return h + self.layers(h)

@@ -1,11 +1,11 @@
 """Encoder and decoder of the plain convolutional VAE, of any image size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from flowergen.nn.blocks import down, up
+from flowergen.nn.blocks import ResidualBlock, down, up
 from flowergen.nn.posterior import Posterior
 
 
@@ -39,7 +39,7 @@ def stage_channels(image_size: int, channels: Sequence[int]) -> tuple[int, ...]:
 
 
 class ConvEncoder(nn.Module):
-    """q(z|x): stride-2 stages, then one linear layer for mean and logvar.
+    """q(z|x): stride-2 stages, residual blocks after each if any, then one linear layer for mean and logvar.
 
     Args:
         image_size: S in pixels, at least 8.
@@ -47,12 +47,29 @@ class ConvEncoder(nn.Module):
         latent_dim: D.
         norm: key of `blocks.NORMS`.
         activation: key of `blocks.ACTIVATIONS`.
+        residual_blocks: on each map but the picture's own.
     """
 
-    def __init__(self, image_size: int, channels: Sequence[int], latent_dim: int, norm: str, activation: str):
+    def __init__(
+        self,
+        image_size: int,
+        channels: Sequence[int],
+        latent_dim: int,
+        norm: str,
+        activation: str,
+        residual_blocks: int = 0,
+    ):
         super().__init__()
         widths = stage_channels(image_size, channels)
-        self.stages = nn.Sequential(*(down(c, c_next, norm, activation) for c, c_next in pairwise((3, *widths))))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *down(c, c_next, norm, activation),
+                    *(ResidualBlock(c_next, norm, activation) for _ in range(residual_blocks)),
+                )
+                for c, c_next in pairwise((3, *widths))
+            )
+        )
         self.to_moments = nn.Linear(widths[-1] * map_sizes(image_size)[-1] ** 2, 2 * latent_dim)
 
     def forward(self, x: Tensor) -> Posterior:
@@ -78,17 +95,30 @@ class ConvDecoder(nn.Module):
         latent_dim: D.
         norm: key of `blocks.NORMS`.
         activation: key of `blocks.ACTIVATIONS`.
+        residual_blocks: on each map but the picture's own.
     """
 
-    def __init__(self, image_size: int, channels: Sequence[int], latent_dim: int, norm: str, activation: str):
+    def __init__(
+        self,
+        image_size: int,
+        channels: Sequence[int],
+        latent_dim: int,
+        norm: str,
+        activation: str,
+        residual_blocks: int = 0,
+    ):
         super().__init__()
         widths = stage_channels(image_size, channels)[::-1]
         smallest, *self.sizes = map_sizes(image_size)[::-1]
         # no norm and activation in between: they cost 400 nats of ELBO after 500 steps on Flowers at 64 px (one seed)
         self.from_latent = nn.Linear(latent_dim, widths[0] * smallest**2)
         self.unflatten = nn.Unflatten(1, (widths[0], smallest, smallest))
-        self.stages = nn.ModuleList(up(c, c_next, norm, activation) for c, c_next in pairwise(widths))
-        self.stages.append(nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1))
+        ups: list[Iterable[nn.Module]] = [up(c, c_next, norm, activation) for c, c_next in pairwise(widths)]
+        ups.append([nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)])
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(c, norm, activation) for _ in range(residual_blocks)), *layers)
+            for c, layers in zip(widths, ups, strict=True)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode.
