@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, Rule, Train
+from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Folder, Rule, Train
 from flowergen.errors import UserError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -31,9 +31,9 @@ def schema_of(node: Any) -> type | None:
     return BY_TARGET.get(str(node.get("_target_", ""))) if isinstance(node, dict) else None
 
 
-def schema_at(path: str, config: dict[str, Any]) -> type | None:
-    """The dataclass that describes the node at a dotted path of a ``train`` config; None where there is none."""
-    schema: type | None = Train
+def schema_at(path: str, config: dict[str, Any], root: type = Train) -> type | None:
+    """The dataclass that describes the node at a dotted path of a config; None where there is none."""
+    schema: type | None = root
     node: Any = config
     for part in filter(None, path.split(".")):
         hint = get_type_hints(schema).get(part) if schema else None
@@ -68,7 +68,7 @@ def unknown_key(key: str, config: dict[str, Any]) -> UserError:
     siblings = [known for known in keys if known.rpartition(".")[0] == parent]
     if near:
         hint = f"did you mean {near[0]}?"
-    elif parent and siblings:
+    elif siblings and (parent or "model" not in config):
         hint = f"there are {', '.join(siblings)}"
     else:
         hint = "python -m flowergen.train --help lists the keys"
@@ -144,14 +144,18 @@ def _problem(value: Any, hint: Any) -> str:
     return "" if right and finite else f"must be {KINDS[hint]}"
 
 
-def _broken(rule: Rule | str, value: Any) -> str:
-    if rule == EXISTING_FOLDER:
+def _broken(rule: Rule | Folder | str, value: Any) -> str:
+    if isinstance(rule, Rule):
+        return "" if rule.holds(value) else rule.words
+    if rule == EXISTING_PATH:
+        return "" if value and Path(value).exists() else "is neither a file nor a folder that exists"
+    if rule == EXISTING_FOLDER or isinstance(rule, Folder):
         if not value:
             return "must be a folder"
         path = Path(value)
-        return "" if path.is_dir() else f"is {'not a folder' if path.exists() else 'no folder that exists'}"
-    assert isinstance(rule, Rule)
-    return "" if rule.holds(value) else rule.words
+        how = f": {rule.where_from}" if isinstance(rule, Folder) else ""
+        return "" if path.is_dir() else f"is {'not a folder' if path.exists() else 'no folder that exists'}{how}"
+    return ""  # PATH says what the value is, not how it must be
 
 
 def _as_typed(value: Any) -> str:

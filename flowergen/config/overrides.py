@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
+from flowergen.config.schema import Train
 from flowergen.errors import UserError
 
 PATH_KEYS = (
@@ -28,10 +29,10 @@ PATH_KEYS = (
     "paths.output_dir",
     "hydra.run.dir",
     "hydra.sweep.dir",
-)
+)  # of train; the other commands mark theirs in the schema
 
 
-def quote_paths(overrides: Sequence[str], multirun: bool = False) -> list[str]:
+def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
     """Quote the values of path keys, which Hydra's grammar refuses with blanks, brackets, ``~``, ``=``, quotes, umlauts.
 
     ``~`` and relative paths become absolute, so that what a run stores holds from everywhere. Under ``-m`` a value with a
@@ -40,13 +41,13 @@ def quote_paths(overrides: Sequence[str], multirun: bool = False) -> list[str]:
     >>> quote_paths(["data.root=/my pictures/IMG (1)", "model.beta=2"])
     ["data.root='/my pictures/IMG (1)'", 'model.beta=2']
     """
-    return [_quote_path(override, multirun) for override in overrides]
+    return [_quote_path(override, multirun, keys) for override in overrides]
 
 
-def _quote_path(override: str, multirun: bool) -> str:
+def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
     untouched = not value or value[0] in "'\"" or value in ("null", "???") or "${" in value
-    if not equals or key.lstrip("+") not in PATH_KEYS or untouched:
+    if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not Path(value).expanduser().exists()
     return f"{key}={','.join(map(quoted_path, value.split(',') if swept else [value]))}"
@@ -97,19 +98,39 @@ def compose_train(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
         top_groups = set(GlobalHydra.instance().config_loader().list_groups(""))
         parsed = [(o, "/" in o.key_or_group or o.key_or_group in top_groups) for o in parse(overrides)]
-        base = _compose([*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
+        base = _compose("train", [*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
         plain = cast(dict[str, Any], OmegaConf.to_container(base))
-        lines = [str(o.input_line) if is_group else _checked(o, plain) for o, is_group in parsed]
-        return _compose(lines), lines
+        lines = [str(o.input_line) if is_group else _checked(o, plain, Train) for o, is_group in parsed]
+        return _compose("train", lines), lines
 
 
-def _checked(override: Override, config: dict[str, Any]) -> str:
+def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose ``conf/NAME.yaml``, a config without groups.
+
+    Args:
+        name: of the command.
+        schema: dataclass of the config.
+        overrides: as typed, paths quoted.
+
+    Returns:
+        The config as plain data, unchecked.
+
+    Raises:
+        UserError: unknown keys, with the nearest right one.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+        base = cast(dict[str, Any], OmegaConf.to_container(_compose(name, [])))
+        return resolve(_compose(name, [_checked(override, base, schema) for override in parse(overrides)]))
+
+
+def _checked(override: Override, config: dict[str, Any], root: type) -> str:
     """The override in the form that Hydra takes."""
     key, line = override.key_or_group, str(override.input_line)
     if key.startswith("hydra.") or _exists(key, config):
         return line
     parent, _, name = key.rpartition(".")
-    schema = schema_at(parent, config)
+    schema = schema_at(parent, config, root)
     if schema is not None and name in {field.name for field in fields(schema)}:
         return "++" + line.lstrip("+")
     if schema is None and _exists(parent, config) and line.startswith("+"):
@@ -125,9 +146,9 @@ def _exists(key: str, config: Any) -> bool:
     return True
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
-        return compose("train", overrides, return_hydra_config=True)
+        return compose(name, overrides, return_hydra_config=True)
     except MissingConfigException as error:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = list(error.options or [])

@@ -43,7 +43,18 @@ WIDTHS = Rule(
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
-EXISTING_FOLDER = "an existing folder"  # checked on the disk, see check.py
+# checked on the disk, see check.py
+EXISTING_FOLDER = "an existing folder"
+EXISTING_PATH = "an existing file or folder"
+PATH = "a path"  # its value is quoted for Hydra's grammar, and made absolute
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A data set's folder, and what to do where there is none."""
+
+    where_from: str
+
 
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, at_least(0)]
@@ -207,6 +218,20 @@ class Train:
     trainer: Trainer
     logger: dict[str, dict[str, Any] | None] | None
     callbacks: dict[str, dict[str, Any] | None] | None
+
+
+@dataclass
+class Split:
+    """conf/split.yaml."""
+
+    source: Annotated[str, PATH, EXISTING_FOLDER]
+    train: Annotated[str, PATH, NON_EMPTY]
+    test: Annotated[str, PATH, NON_EMPTY]
+    val: Annotated[str, PATH, NON_EMPTY] | None
+    test_size: Annotated[float, BELOW_ONE]
+    val_size: Annotated[float, BELOW_ONE]
+    seed: Seed
+    mode: Literal["copy", "link", "move"]
 
 
 BY_TARGET: dict[str, type] = {

@@ -1,0 +1,51 @@
+"""The command line of every command but ``train``: ``key=value`` as there, no Hydra folder, ``--help`` is the YAML file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from flowergen.config import conf_dir
+from flowergen.config.check import check
+from flowergen.config.overrides import PATH_KEYS, compose_command, quote_paths
+from flowergen.config.schema import PATH
+from flowergen.errors import UserError
+
+
+def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str, Any] | None:
+    """Phase 1 of a command: its checked config, without importing torch.
+
+    Args:
+        name: of the command; ``conf/NAME.yaml`` holds its keys.
+        schema: the dataclass that describes them.
+        argv: without the program's name.
+
+    Returns:
+        The config, plain data, paths absolute; None where help was asked for and has been printed.
+
+    Raises:
+        UserError: one line that says what to do.
+    """
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(help_text(name))
+        return None
+    for argument in argv:
+        if argument.startswith("-"):
+            raise UserError(f"{argument} is no option of this command: it takes key=value; --help lists the keys")
+    hints = get_type_hints(schema, include_extras=True)
+    keys = [*PATH_KEYS, *(key for key, hint in hints.items() if _is_path(hint))]
+    config = compose_command(name, schema, quote_paths(argv, keys=keys))
+    check(config, schema)
+    return config
+
+
+def help_text(name: str) -> str:
+    """``conf/NAME.yaml``, its head as plain text."""
+    lines = (Path(conf_dir()) / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = next((row for row, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join([*(line.removeprefix("#").removeprefix(" ") for line in lines[:head]), *lines[head:]])
+
+
+def _is_path(hint: Any) -> bool:
+    if get_origin(hint) is Annotated:
+        return PATH in get_args(hint)
+    return any(_is_path(option) for option in get_args(hint))
