@@ -139,7 +139,26 @@ class Flowers102(_Images):
     """conf/data/flowers102.yaml."""
 
     root: str
+    segmented: bool
     split: Literal["stratified", "all", "official"]
+
+
+CelebAAttribute = Literal[  # of list_attr_celeba.txt
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
+    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee",
+    "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
+    "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair",
+    "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
+]  # fmt: skip
+
+
+@dataclass
+class CelebA(_Images):
+    """conf/data/celeba.yaml."""
+
+    root: str
+    attribute: CelebAAttribute | None
+    split: Literal["auto", "official", "stratified", "all"]
 
 
 @dataclass
@@ -148,6 +167,23 @@ class ImageFolder(_Images):
 
     root: Annotated[str, EXISTING_FOLDER]
     split: Literal["auto", "official", "stratified", "all"]
+
+
+@dataclass
+class Landscapes(ImageFolder):
+    """conf/data/landscapes.yaml."""
+
+    root: Annotated[str, Folder("unpack a collection such as Kaggle's Landscape Classification there, or give data.root=DIR")]
+
+
+@dataclass
+class Dogs(ImageFolder):
+    """conf/data/dogs.yaml."""
+
+    root: Annotated[
+        str,
+        Folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs"),
+    ]
 
 
 @dataclass
@@ -241,6 +277,9 @@ BY_TARGET: dict[str, type] = {
     "flowergen.data.procedural_datamodule.ProceduralDataModule": Procedural,
     "flowergen.data.flowers102_datamodule.Flowers102DataModule": Flowers102,
     "flowergen.data.image_folder_datamodule.ImageFolderDataModule": ImageFolder,
+    "flowergen.data.landscapes_datamodule.LandscapesDataModule": Landscapes,
+    "flowergen.data.celeba_datamodule.CelebADataModule": CelebA,
+    "flowergen.data.dogs_datamodule.DogsDataModule": Dogs,
     "lightning.pytorch.Trainer": Trainer,
     "lightning.pytorch.loggers.TensorBoardLogger": Target,
     "flowergen.callbacks.metrics_csv.MetricsCsv": Target,

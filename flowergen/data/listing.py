@@ -5,31 +5,32 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from http.client import HTTPException
 from itertools import takewhile
 from pathlib import Path
-from tarfile import TarError
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from flowergen.data.flowers102_names import CLASS_NAMES
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture, read_rgb
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
 
-NUM_FLOWERS102 = 8189  # Nilsback & Zisserman 2008
 DOWNLOAD_TIMEOUT_SECONDS = 30
 
 # "train", "Training Data", "val_set", "test-images"
 SPLIT_FOLDER = re.compile(
     r"(?:(train|training)|(val|valid|validation)|(test|testing))(?:[ _-]?(?:data|dataset|set|split|images|pictures))?",
     re.IGNORECASE,
+)
+SPLIT_FOLDER_NAMES = (
+    'train or training; val, valid or validation; test or testing; with or without "data", "dataset", "set", "split", '
+    '"images" or "pictures" after it, such as "Training Data", in upper or lower case'
 )
 SUBSETS = ("train", "val", "test")
 
@@ -109,42 +110,54 @@ def list_image_folder(root: Path) -> Listing:
     class_names = sorted({path[0] for path in folders if path}, key=_natural)
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = [label_of[path[0]] if path else -1 for path in folders]
-    return _listing(root, names, labels, class_names, subsets)
+    return listing_of(root, names, labels, class_names, subsets)
 
 
-def list_flowers102(root: Path, download: bool = True) -> Listing:
-    """List Oxford 102 Flowers with its official split, through torchvision's loader and download.
+def listing_of(
+    root: Path, names: Sequence[str], labels: Sequence[int], class_names: Sequence[str], subsets: np.ndarray | None
+) -> Listing:
+    """A listing of picture files.
 
     Args:
-        root: the folder that holds, or will hold, ``flowers-102/``.
-        download: fetch what is missing (330 MB).
-
-    Returns:
-        8,189 pictures of 102 classes: 1,020 train, 1,020 val, 6,149 test.
-
-    Raises:
-        UserError: the pictures are not there, or not all of them, and could not be downloaded.
+        root: their folder.
+        names: POSIX paths below it, sorted.
+        labels: of each, -1 where unlabelled.
+        class_names: by label.
+        subsets: (N,) "train", "val" or "test", or None.
     """
-    from torchvision.datasets import Flowers102  # here, because it takes seconds
-
-    folder = root / "flowers-102"
-    source = (
-        f"put {', '.join(file for file, _ in Flowers102._file_dict.values())} from {Flowers102._download_url_prefix} "
-        f"into {printable(str(folder))} and run again, which unpacks them; data=procedural needs no download"
+    fingerprint = blake2b(digest_size=16)
+    for name in names:
+        version: list[bytes | int] = [os.fsencode(name)]
+        if os.access(root / name, os.R_OK):  # else reading it will say why, and mending that gives a new fingerprint
+            status = os.stat(root / name)
+            version += status.st_size, status.st_mtime_ns
+        fingerprint.update(repr(version).encode())
+    return Listing(
+        names=tuple(names),
+        labels=np.array(labels, dtype=np.int64),
+        class_names=tuple(class_names),
+        subsets=subsets,
+        fingerprint=fingerprint.hexdigest(),
+        read=partial(_read, root, tuple(names)),
     )
-    present = _flowers102_present(root)
-    if download and len(present) < NUM_FLOWERS102:
-        _download_flowers102(root, source)
-        present = _flowers102_present(root)
-    if not present:
-        raise UserError(f"Oxford 102 Flowers is not in {printable(str(root))}: {source}")
-    if len(present) < NUM_FLOWERS102:
-        raise UserError(
-            f"{printable(str(folder / 'jpg'))} holds {len(present):,} of {NUM_FLOWERS102:,} pictures, "
-            "as when unpacking is cut short: delete that folder and run again"
-        )
-    names, labels, subsets = zip(*sorted(present), strict=True)
-    return _listing(folder, names, labels, CLASS_NAMES, np.array(subsets))
+
+
+@contextmanager
+def downloading(folder: Path, timeout_seconds: float = DOWNLOAD_TIMEOUT_SECONDS) -> Iterator[None]:
+    """One process at a time downloads into a folder, which is made, and none waits for ever for a dead connection.
+
+    Args:
+        folder: the lock lies beside it.
+        timeout_seconds: of each wait for the network; torchvision sets none.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout_seconds)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def printable(text: str) -> str:
@@ -192,61 +205,9 @@ def _natural(name: str) -> tuple[list[Any], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _listing(
-    root: Path, names: Sequence[str], labels: Sequence[int], class_names: Sequence[str], subsets: np.ndarray | None
-) -> Listing:
-    fingerprint = blake2b(digest_size=16)
-    for name in names:
-        version: list[bytes | int] = [os.fsencode(name)]
-        if os.access(root / name, os.R_OK):  # else reading it will say why, and mending that gives a new fingerprint
-            status = os.stat(root / name)
-            version += status.st_size, status.st_mtime_ns
-        fingerprint.update(repr(version).encode())
-    return Listing(
-        names=tuple(names),
-        labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(class_names),
-        subsets=subsets,
-        fingerprint=fingerprint.hexdigest(),
-        read=partial(_read, root, tuple(names)),
-    )
-
-
 def _read(root: Path, names: Sequence[str], index: int) -> tuple[np.ndarray, str]:
     try:
         data = (root / names[index]).read_bytes()
     except OSError as error:
         raise UnreadablePicture(error.strerror or str(error)) from error
     return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
-
-
-# ---- Oxford 102 Flowers ----------------------------------------------------------------------------------------------
-def _flowers102_present(root: Path) -> list[tuple[str, int, str]]:
-    """(name, label, subset) of the pictures in the official lists that are there; none without the lists."""
-    from torchvision.datasets import Flowers102
-
-    try:
-        official = [
-            (f"jpg/{file}", int(label), subset)
-            for subset in SUBSETS
-            for file, label in Flowers102(root, subset, loader=os.path.basename)
-        ]
-    except (RuntimeError, OSError):  # RuntimeError is how torchvision says that a file is missing or damaged
-        return []
-    return [row for row in official if (root / "flowers-102" / row[0]).is_file()]
-
-
-def _download_flowers102(root: Path, source: str) -> None:
-    from torchvision.datasets import Flowers102
-
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # torchvision sets none and would wait for ever
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / "flowers-102.lock"):  # the processes of one run all come here at once
-            Flowers102(root, download=True)
-    except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"Oxford 102 Flowers could not be downloaded ({reason}): {source}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)

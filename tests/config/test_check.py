@@ -84,7 +84,7 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("data", options("data"))
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_path: Path) -> None:
-    root = [f"data.root={tmp_path}"] if data == "image_folder" else []
+    root = [f"data.root={tmp_path}"] if data != "procedural" else []
     checked([f"model={model}", f"data={data}", *root])
 
 
@@ -92,7 +92,7 @@ def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_pat
 @pytest.mark.parametrize("data", ["", *options("data")])
 def test_every_recipe_composes_with_every_data_set_and_with_debug(experiment: str, data: str, tmp_path: Path) -> None:
     choice = [f"data={data}"] if data else []
-    root = [f"data.root={tmp_path}"] if data == "image_folder" else []
+    root = [f"data.root={tmp_path}"] if data != "procedural" and (data or experiment != "quickstart") else []
     checked([f"experiment={experiment}", *choice, *root, "debug=tiny"])
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowergen.data.flowers102 import list_flowers102
 from flowergen.data.flowers102_names import CLASS_NAMES
-from flowergen.data.listing import Listing, list_flowers102, list_image_folder
+from flowergen.data.listing import Listing, list_image_folder
 from flowergen.data.reading import UnreadablePicture
 from flowergen.errors import UserError
 

@@ -211,7 +211,7 @@ def test_val_drawn_from_train_keeps_copies_together_and_ignores_the_order() -> N
 @pytest.mark.real_data
 def test_oxford_flowers_split_80_10_10_with_duplicates_on_one_side(photographs: Path) -> None:
     """8,189 = 6,551 + 819 + 819, at least four of each class held out; its five pairs of duplicates stay pairs."""
-    from flowergen.data.listing import list_flowers102
+    from flowergen.data.flowers102 import list_flowers102
 
     root = photographs / "flowers102_64px"
     listing = list_flowers102(root, download=False)

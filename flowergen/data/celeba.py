@@ -1,0 +1,99 @@
+"""CelebA, on the disk."""
+
+from http.client import HTTPException
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from flowergen.data.listing import SUBSETS, Listing, downloading, list_image_folder, listing_of, printable
+from flowergen.errors import UserError
+
+PICTURES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
+BY_HAND = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+
+
+def list_celeba(root: Path, attribute: str | None = None, download: bool = True) -> Listing:
+    """List CelebA (Liu et al. 2015, arXiv:1411.7766) in torchvision's layout, or any folder of faces.
+
+    Args:
+        root: the folder that holds, or will hold, ``celeba/``; that folder itself; or one with pictures of faces.
+        attribute: one of the 40, such as ``Smiling``: the label is 1 where a face has it, else 0. None for no labels.
+        download: fetch what is missing (1.4 GB), through torchvision.
+
+    Returns:
+        202,599 aligned faces in the official partition; or those of the folder.
+
+    Raises:
+        UserError: CelebA is not there, or not all of it, and could not be downloaded; or a bare folder has no attributes.
+    """
+    folder = root if (root / PICTURES).is_dir() or (root / PARTITION).is_file() else root / "celeba"
+    if root.is_dir() and not folder.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+        if attribute is not None:
+            raise UserError(
+                f"data.attribute={attribute}: {printable(str(root))} has no celeba/{ATTRIBUTES}, so these faces have no "
+                "attributes: leave data.attribute out"
+            )
+        return list_image_folder(root)
+    needed = (PICTURES, ATTRIBUTES, PARTITION)
+    source = (
+        f"fetch {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} by hand from {BY_HAND}, put them into "
+        f"{printable(str(folder))}, unpack the first one there, and run again"
+    )
+    if download and folder == root / "celeba" and not all((folder / name).exists() for name in needed):
+        _download(root, source)
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"CelebA: {', '.join(missing)} is missing in {printable(str(folder))}: {source}")
+
+    partition = {row[0]: int(row[1]) for row in _rows(folder / PARTITION)}
+    names = sorted(partition)
+    present = {path.name for path in (folder / PICTURES).iterdir()}
+    if not present.issuperset(names):
+        num_missing = len(set(names) - present)
+        raise UserError(
+            f"{printable(str(folder / PICTURES))} lacks {num_missing:,} of {len(names):,} pictures, "
+            f"as when unpacking is cut short: unpack {PICTURES}.zip again"
+        )
+    labels = _has_attribute(folder / ATTRIBUTES, attribute) if attribute else {}
+    return listing_of(
+        folder,
+        [f"{PICTURES}/{name}" for name in names],
+        [labels.get(name, -1) for name in names],
+        (f"not_{attribute}", attribute) if attribute else (),
+        np.array([SUBSETS[partition[name]] for name in names]),
+    )
+
+
+def _has_attribute(path: Path, attribute: str) -> dict[str, int]:
+    """By picture: 1 where it has the attribute, else 0. The second line names the 40, a row gives -1 or 1 for each."""
+    _, names, *rows = _rows(path)
+    if attribute not in names:
+        raise UserError(f"data.attribute={attribute}: {printable(str(path))} has {', '.join(names)}")
+    column = names.index(attribute) + 1
+    return {row[0]: int(row[column] == "1") for row in rows}
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
+        if len(rows) < 2 or (path.name == PARTITION and any(row[1:] not in (["0"], ["1"], ["2"]) for row in rows)):
+            raise ValueError("not CelebA's own")
+        return rows
+    except (OSError, ValueError) as error:
+        raise UserError(f"{printable(str(path))} cannot be used ({error}): fetch it again from {BY_HAND}") from error
+
+
+def _download(root: Path, source: str) -> None:
+    from torchvision.datasets import CelebA  # here, because it takes seconds
+
+    try:
+        with downloading(root / "celeba"):
+            CelebA(str(root), download=True)
+    except Exception as error:  # gdown, which torchvision calls, raises its own kinds
+        if not isinstance(error, OSError | RuntimeError | EOFError | BadZipFile | HTTPException) and "gdown" not in str(
+            type(error)
+        ):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"CelebA could not be downloaded, which is often over its quota ({reason}): {source}") from error

@@ -1,0 +1,26 @@
+"""CelebA, or any folder of faces."""
+
+from pathlib import Path
+from typing import Any
+
+from flowergen.data.celeba import list_celeba
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import Listing
+
+
+class CelebADataModule(ImageDataModule):
+    """Liu et al. 2015 (arXiv:1411.7766), 202,599 aligned faces with 40 attributes, through torchvision's download.
+
+    Args:
+        root: the folder that holds, or will hold, ``celeba/``; or any folder of faces.
+        attribute: one of the 40 that becomes the label, or None.
+        **options: see ``ImageDataModule``.
+    """
+
+    def __init__(self, root: str | Path, attribute: str | None, **options: Any):
+        super().__init__(**options)
+        self.root, self.attribute = Path(root), attribute
+
+    def listing(self) -> Listing:
+        """All faces, downloaded if they are not there."""
+        return list_celeba(self.root, self.attribute)

@@ -1,0 +1,23 @@
+"""Landscapes."""
+
+from flowergen.data.image_folder_datamodule import ImageFolderDataModule
+from flowergen.data.listing import SPLIT_FOLDER_NAMES, Listing, printable
+from flowergen.errors import UserError
+
+
+class LandscapesDataModule(ImageFolderDataModule):
+    """A folder with training, validation and testing folders, class folders inside, as Kaggle's "Landscape Classification"."""
+
+    def listing(self) -> Listing:
+        """Every picture below the split's folders.
+
+        Raises:
+            UserError: where there are none and the split asks for them.
+        """
+        listing = super().listing()
+        if listing.subsets is None and self.split in ("auto", "official"):
+            raise UserError(
+                f"data.root={printable(str(self.root))} has no training folder beside a validation or testing folder, which "
+                f"would be called {SPLIT_FOLDER_NAMES}; data.split=stratified does without"
+            )
+        return listing
