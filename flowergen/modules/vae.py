@@ -17,6 +17,7 @@ from flowergen.losses.reconstruction import (
     optimal_log_sigma,
     squared_error,
 )
+from flowergen.metrics.active_units import ActiveUnits
 from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.ema import EMA
 from flowergen.modules.image_model import ImageModel
@@ -87,6 +88,7 @@ class VAEModule(ImageModel):
         if reconstruction == "gaussian" and sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
+        self.active_units = ActiveUnits()
 
     # -- the autoencoder: pictures in [0, 1], latents (N, D, 1, 1)
 
@@ -238,6 +240,7 @@ class VAEModule(ImageModel):
         """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
+        self.active_units.update(posterior.mean)
         eps, z_prior = (
             normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose=purpose).to(self.device)
             for purpose in ("validation", "validation prior")
@@ -253,7 +256,12 @@ class VAEModule(ImageModel):
         }
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """A set's mean ``scores``, with the common ELBO in place of the squared error that it follows from."""
+        """A set's mean ``scores``, with the common ELBO in place of the squared error that it follows from.
+
+        And the number of latent dimensions that were active in all pictures scored since the last time.
+        """
         means = dict(means)
+        means["active_units"] = self.active_units.compute().item()
+        self.active_units.reset()
         means["elbo"] = gaussian_elbo(means.pop("squared_error"), means["loss_kl"], 1, 3 * self.image_size**2)
         return means

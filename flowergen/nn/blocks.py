@@ -74,12 +74,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, norm: str, activation: str):
         super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [NORMS[norm](channels), ACTIVATIONS[activation](), nn.Conv2d(channels, channels, 3, padding=1)]
-        nn.init.kaiming_normal_(layers[2].weight, nonlinearity="relu")  # type: ignore[arg-type]
-        nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
-        self.layers = nn.Sequential(*layers)
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        nn.init.kaiming_normal_(convs[0].weight, nonlinearity="relu")
+        for parameter in convs[1].parameters():
+            nn.init.zeros_(parameter)
+        self.layers = nn.Sequential(
+            *(layer for conv in convs for layer in (NORMS[norm](channels), ACTIVATIONS[activation](), conv))
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, h, w)."""

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
+from flowergen.losses.mmd import mmd_imq
 from flowergen.losses.reconstruction import gaussian_elbo
 from flowergen.modules.vae import VAEModule
+from flowergen.nn.blocks import ResidualBlock
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
@@ -106,6 +108,29 @@ def test_a_mean_over_pixels_is_the_sum_over_their_number() -> None:
     by_mean = make(reconstruction_reduction="mean").objective(x, posterior, posterior.mean, logits, posterior.mean)
     torch.testing.assert_close(by_mean["loss_reconstruction"] * 3 * 28 * 28, by_sum["loss_reconstruction"])
     torch.testing.assert_close(by_mean["loss_kl"], by_sum["loss_kl"])
+
+
+def test_the_wasserstein_objective_weighs_the_mmd_of_the_batch_in_place_of_the_kl() -> None:
+    module, x, logits = make(divergence="mmd", beta=50.0), pictures(4), torch.zeros(4, 3, 28, 28)
+    posterior = Posterior(torch.ones(4, 6, 1, 1), torch.zeros(4, 6, 1, 1))
+    z, z_prior = torch.randn(4, 6, 1, 1) + 2, torch.randn(4, 6, 1, 1)
+    terms = module.objective(x, posterior, z, logits, z_prior)
+    torch.testing.assert_close(terms["loss"], terms["loss_reconstruction"] + 50 * mmd_imq(z, z_prior))
+    torch.testing.assert_close(terms["loss_kl"], torch.full((4,), 3.0), msg="the rate is still logged")
+
+
+def test_residual_blocks_start_as_the_identity_and_learn() -> None:
+    torch.manual_seed(0)
+    for norm in ("batch", "group", "none"):
+        block, h = ResidualBlock(16, norm, "relu"), torch.randn(2, 16, 5, 5)
+        torch.testing.assert_close(block(h), h)
+        block(h).square().sum().backward()
+        assert block.layers[-1].weight.grad.abs().sum() > 0
+    plain, deep = make(), make(residual_blocks=2)
+    assert deep.decode(deep.encode(pictures(2)).mean).shape == (2, 3, 28, 28)
+    stages = len(plain.net["encoder"].stages)
+    blocks = [m for m in deep.modules() if isinstance(m, ResidualBlock)]
+    assert len(blocks) == 2 * 2 * stages
 
 
 def test_beta_grows_in_our_own_steps() -> None:
