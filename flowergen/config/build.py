@@ -64,6 +64,29 @@ def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     return instantiate(config["data"], "data")
 
 
+def build_datamodule_of_run(config: dict[str, Any], root: str | None, cache_dir: str | None) -> ImageDataModule:
+    """The data of a run, set up; it may have moved since.
+
+    Args:
+        config: the run's.
+        root: where it is now, None for where it was.
+        cache_dir: where its decoded pictures are, None for where they were.
+
+    Raises:
+        UserError: it is not there.
+    """
+    data = dict(config["data"])
+    if root:
+        if "root" not in data:
+            raise UserError(f"data.root={root}: the run's data, {data.get('name')}, has no folder")
+        data["root"] = root
+    if cache_dir:
+        data["cache_dir"] = cache_dir
+    datamodule = build_datamodule({"data": data})
+    datamodule.setup()
+    return datamodule
+
+
 def build_module(config: dict[str, Any]) -> ImageModel:
     """The model, its weights a function of ``seed`` alone.
 

@@ -100,8 +100,12 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     return RunFolder(folder), checkpoint
 
 
-def claim(folder: str | Path) -> Path:
-    """Make a new folder for a run; if another process just made one of that name, the next free name.
+def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
+    """Make a new folder; if there is one of that name, the next free name.
+
+    Args:
+        folder: the wanted name.
+        key: the option that another place is given with.
 
     Returns:
         The folder, which nobody else has.
@@ -118,9 +122,9 @@ def claim(folder: str | Path) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}): choose another paths.output_dir=") from error
+            raise UserError(f"{path} cannot be made ({error.strerror}): choose another {key}=") from error
         return path
-    raise UserError(f"{wanted} and 999 numbered ones exist already: choose another paths.output_dir=")
+    raise UserError(f"{wanted} and 999 numbered ones exist already: choose another {key}=")
 
 
 def make_folder(folder: Path) -> None:

@@ -270,6 +270,40 @@ class Split:
     mode: Literal["copy", "link", "move"]
 
 
+@dataclass
+class DataOfRun:
+    """What a command may say about the data of a run."""
+
+    root: Annotated[str, EXISTING_FOLDER] | None
+
+
+@dataclass
+class PathsOfRun:
+    """What a command may say about the paths of a run."""
+
+    cache_dir: str | None
+
+
+@dataclass
+class Vary:
+    """conf/vary.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    mode: Literal["variations", "reconstruct", "interpolate", "traverse", "arithmetic"]
+    image: Annotated[str, PATH, EXISTING_PATH] | None
+    split: Literal["train", "val", "test"] | None
+    num_pictures: Natural
+    num: Annotated[int, between(1, 10_000)]
+    scale: Annotated[float, above(0)] | Literal["auto"]
+    num_dims: Natural
+    plus: int | str | None
+    minus: int | str | None
+    seed: Seed
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfRun
+
+
 BY_TARGET: dict[str, type] = {
     "flowergen.modules.vae.VAEModule": VAE,
     "torch.optim.Adam": Optimizer,

@@ -1,0 +1,186 @@
+"""What becomes of given pictures: reconstructions, variations, and walks through the latent space, as files.
+
+Every function takes an autoencoder in eval mode and pictures (N, 3, S, S) in [0, 1], writes into a folder, and returns lines
+for the user. A picture's files do not depend on the pictures beside it.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowergen.errors import UserError
+from flowergen.metrics.reconstruction import psnr, ssim
+from flowergen.modules.image_model import ImageModel
+from flowergen.nn.latent_space import nats_per_unit, slerp, traverse
+from flowergen.nn.posterior import Posterior
+from flowergen.randomness import normal_per_sample
+from flowergen.viz.animations import write_gif
+from flowergen.viz.grids import comparison_grid, image_grid, write_png
+
+BATCH = 64  # pictures that are decoded at a time
+SHOWS = 1 / 255  # mean difference of a pixel value below which nobody sees a variation: one grey level
+AUTO_SHOWS = 8 / 255  # what scale=auto aims at
+MAX_SCALE = 1000.0
+TRAVERSAL_SIGMAS = 3.0  # of the prior to each side, as in Higgins et al. 2017, figure 1
+MAX_STRENGTH = 2.0  # of latent arithmetic; 1 adds the difference of the means itself
+
+
+def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path) -> list[str]:
+    """``reconstruction.png``, real above reconstructed, and the single reconstructions."""
+    x_hat = decode(model, encode(model, x).mean)
+    write_png(folder / "reconstruction.png", comparison_grid(x, x_hat, columns=8))
+    for name, image in zip(names, x_hat, strict=True):
+        _write_single(folder / f"{name}_reconstruction.png", image)
+    return [f"{len(x)} pictures: PSNR {psnr(x_hat, x).mean():.2f} dB, SSIM {ssim(x_hat, x).mean():.3f}"]
+
+
+def vary(
+    model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, scale: float | None, seed: int
+) -> list[str]:
+    """z = mu + sqrt(scale) sigma eps, decoded: ``variations.png``, a row or block each, and the single pictures.
+
+    Args:
+        model: the autoencoder.
+        x: (N, 3, S, S).
+        names: of the pictures, for their files.
+        folder: to write into.
+        num: variations of each.
+        scale: of the posterior's variance; None for one that shows.
+        seed: variation j has noise of its own, the same for every picture.
+    """
+    posterior = encode(model, x)
+    eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
+    x_hat = decode(model, posterior.mean)
+    if scale is None:
+        scale = scale_that_shows(model, posterior, x_hat, eps)
+    varied = decode_variations(model, posterior, scale, eps)  # (N, num, 3, S, S)
+    rows = torch.cat((x[:, None], x_hat[:, None], varied), dim=1)  # (N, 2 + num, 3, S, S)
+    columns = round((1.5 * (num + 2)) ** 0.5) if len(x) == 1 else num + 2
+    write_png(folder / "variations.png", image_grid(rows.flatten(0, 1), columns))
+    kinds = ["original", "reconstruction", *(f"variation_{j + 1:02d}" for j in range(num))]
+    for name, images in zip(names, rows, strict=True):
+        for kind, image in zip(kinds, images, strict=True):
+            _write_single(folder / f"{name}_{kind}.png", image)
+    difference = (varied - x_hat[:, None]).abs().mean().item()
+    lines = [f"scale {scale:.4g}: variations differ from the reconstruction by {255 * difference:.2f} grey levels on average"]
+    if difference < SHOWS:
+        lines.append("nobody sees less than one grey level: give scale=auto, which finds one that shows, or a larger scale=")
+    return lines
+
+
+def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[str]:
+    """``interpolation.png``, a row for each picture and the next, and ``interpolation.gif`` through all of them and back."""
+    if len(x) < 2:
+        raise UserError("mode=interpolate goes from one picture to the next: give image=DIR with two pictures or more")
+    mean = encode(model, x).mean
+    t = torch.linspace(0, 1, num)
+    walks = [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]  # (num, 3, S, S) each
+    rows = [torch.cat((x[i, None], walk, x[i + 1, None])) for i, walk in enumerate(walks)]
+    write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
+    there = torch.cat(walks)
+    write_gif(folder / "interpolation.gif", torch.cat((there, there.flip(0)[1:-1])) if len(there) > 2 else there)
+    return [f"{len(walks)} walks of {num} steps, real pictures at both ends of each row"]
+
+
+def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, num_dims: int) -> list[str]:
+    """``NAME_traversal.png``: a row for each of the dimensions that say most about the pictures."""
+    posterior = encode(model, x)
+    nats, units = nats_per_unit(posterior).sort(descending=True)
+    units = units[:num_dims]
+    values = torch.linspace(-TRAVERSAL_SIGMAS, TRAVERSAL_SIGMAS, num)
+    for name, mean in zip(names, posterior.mean, strict=True):
+        walks = torch.cat([traverse(mean, int(unit), values) for unit in units])
+        write_png(folder / f"{name}_traversal.png", image_grid(decode(model, walks), columns=num))
+    rows = ", ".join(f"{unit} ({value:.2f})" for unit, value in zip(units.tolist(), nats.tolist(), strict=False))
+    return [f"rows: latent dimension (nats) {rows}", f"columns: from -{TRAVERSAL_SIGMAS:g} to {TRAVERSAL_SIGMAS:g}"]
+
+
+def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, direction: Tensor) -> list[str]:
+    """``NAME_arithmetic.png`` and ``arithmetic.png``: original, reconstruction, then z = mu + s direction for rising s.
+
+    Args:
+        model: the autoencoder.
+        x: (N, 3, S, S).
+        names: of the pictures, for their files.
+        folder: to write into.
+        num: steps of s.
+        direction: (C, h, w), the mean latent of one class minus that of another.
+    """
+    mean = encode(model, x).mean
+    strengths = torch.linspace(MAX_STRENGTH / num, MAX_STRENGTH, num)
+    rows = []
+    for name, image, z in zip(names, x, mean, strict=True):
+        moved = decode(model, torch.cat((z[None], z + strengths.to(z).view(-1, 1, 1, 1) * direction)))
+        rows.append(torch.cat((image[None], moved)))
+        write_png(folder / f"{name}_arithmetic.png", image_grid(rows[-1], columns=num + 2))
+    write_png(folder / "arithmetic.png", image_grid(torch.cat(rows), columns=num + 2))
+    shown = ", ".join(f"{strength:.2g}" for strength in strengths.tolist())
+    return [f"columns: original, reconstruction, the difference of the class means added {shown} times"]
+
+
+# ---- The autoencoder, a batch at a time --------------------------------------------------------------------------------
+@torch.inference_mode()
+def encode(model: ImageModel, x: Tensor) -> Posterior:
+    """(N, 3, S, S) in [0, 1] on any device -> mean and logvar (N, C, h, w) on the CPU."""
+    posteriors = [model.encode(part.to(model.device)) for part in x.split(BATCH)]
+    return Posterior(*(torch.cat(moments).cpu() for moments in zip(*posteriors, strict=True)))
+
+
+@torch.inference_mode()
+def decode(model: ImageModel, z: Tensor) -> Tensor:
+    """(N, C, h, w) on any device -> (N, 3, S, S) in [0, 1] on the CPU."""
+    return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)])
+
+
+def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:
+    """z = mu + sqrt(scale) sigma eps for every picture and noise, decoded.
+
+    Args:
+        model: the autoencoder.
+        posterior: of N pictures, (N, C, h, w).
+        scale: of its variance.
+        eps: (V, C, h, w).
+
+    Returns:
+        (N, V, 3, S, S) in [0, 1].
+    """
+    sigma = (posterior.logvar / 2).exp()
+    z = posterior.mean[:, None] + scale**0.5 * sigma[:, None] * eps  # (N, V, C, h, w)
+    return decode(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
+    """The scale at which variations differ from the reconstruction by about eight grey levels on average.
+
+    Args:
+        model: the autoencoder.
+        posterior: of N pictures, (N, C, h, w).
+        x_hat: (N, 3, S, S) their reconstructions.
+        eps: (V, C, h, w) noise of the variations.
+
+    Raises:
+        UserError: no scale shows: the decoder makes nothing of its latents.
+    """
+
+    def shows(scale: float) -> bool:
+        return bool((decode_variations(model, posterior, scale, eps) - x_hat[:, None]).abs().mean() >= AUTO_SHOWS)
+
+    low, high = 0.0, 0.01
+    while not shows(high):
+        low, high = high, 4 * high
+        if high > MAX_SCALE:
+            raise UserError(
+                f"scale=auto: even scale={MAX_SCALE:g} changes next to nothing, the decoder ignores its latents "
+                "(posterior collapse): train with a lower model.beta or a longer model.beta_warmup_steps"
+            )
+    for _ in range(6):  # to within a few percent
+        middle = (low + high) / 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
+
+
+def _write_single(path: Path, image: Tensor) -> None:
+    write_png(path, image_grid(image[None], columns=1))

@@ -1,0 +1,134 @@
+"""``python -m flowergen.vary``: variations of given pictures, and walks through the latent space of a run."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.plain_command import read_command_line
+from flowergen.config.run_folder import claim, find_run, make_folder
+from flowergen.config.schema import Vary
+from flowergen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowergen.config.build import LoadedModel
+    from flowergen.data.image_datamodule import ImageDataModule
+
+READ_BY_ONE_MODE = {"scale": "variations", "num_dims": "traverse", "plus": "arithmetic", "minus": "arithmetic"}
+MEAN_OF = 1000  # pictures of a class, at most
+
+
+def main() -> None:
+    """Check, load, write, and say where the pictures are."""
+    config = read_command_line("vary", Vary, sys.argv[1:])
+    if config is None:
+        return
+    run, _ = find_run(config["run"])
+    _contradictions(config, sys.argv[1:])
+
+    import torch
+
+    import flowergen
+    from flowergen.config.build import build_datamodule_of_run
+
+    model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
+    data = None
+    if config["split"] or config["mode"] == "arithmetic":
+        data = build_datamodule_of_run(model.config, config["data"]["root"], config["paths"]["cache_dir"])
+    x, names, source = _pictures(config, model, data)
+    folder = Path(config["out"] or claim(run.path / "vary" / f"{config['mode']}_{source}", key="out"))
+    make_folder(folder)
+    for line in [*_walk(config, model, data, x, names, folder), f"pictures: {folder}"]:
+        print(line)
+
+
+def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
+    mode = config["mode"]
+    if (config["image"] is None) == (config["split"] is None):
+        raise UserError("give the pictures: image=FILE, image=DIR, or split=test for those of the run's own data")
+    if mode == "arithmetic" and (config["plus"] is None or config["minus"] is None):
+        raise UserError("mode=arithmetic adds one class's mean and subtracts another's: give plus=CLASS minus=CLASS")
+    for key, reader in READ_BY_ONE_MODE.items():
+        if mode != reader and any(argument.startswith(f"{key}=") for argument in typed):
+            print(f"{key}= has no effect here: mode={reader} alone reads it", file=sys.stderr)
+
+
+def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModule | None") -> "tuple[Tensor, list[str], str]":
+    """(N, 3, S, S) in [0, 1], a name for the files of each, and one for where they come from."""
+    import numpy as np
+    import torch
+
+    from flowergen.data.listing import list_image_folder
+    from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
+
+    size, most = model.config["data"]["image_size"], config["num_pictures"]
+    if config["split"]:
+        assert data is not None
+        rows = data.rows[config["split"]]
+        if not len(rows):
+            raise UserError(f"split={config['split']}: the run's data has no such pictures (data.split={data.split})")
+        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+        return data.pictures[rows.tolist()].image.float() / 255, [f"{row:06d}" for row in rows], config["split"]
+
+    path = Path(config["image"])
+    if path.is_file():
+        files = [path]
+    else:
+        files = [path / name for name in list_image_folder(path).names]
+        files = [files[row] for row in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
+    images, names = [], []
+    for number, file in enumerate(files):
+        try:
+            images.append(torch.from_numpy(fit_square(read_rgb(file), size)))
+        except UnreadablePicture as error:
+            if len(files) == 1:
+                raise UserError(f"image={file} cannot be read: {error}") from error
+            print(f"left out {file}: {error}", file=sys.stderr)
+            continue
+        names.append(file.stem if len(files) == 1 else f"{number:03d}_{file.stem}")
+    if not images:
+        raise UserError(f"image={path}: not one of {len(files)} pictures can be read")
+    return torch.stack(images).float() / 255, names, path.stem
+
+
+def _walk(
+    config: dict[str, Any],
+    model: "LoadedModel",
+    data: "ImageDataModule | None",
+    x: "Tensor",
+    names: list[str],
+    folder: Path,
+) -> list[str]:
+    from flowergen.evaluation import walks
+
+    module, num = model.module, config["num"]
+    if config["mode"] == "reconstruct":
+        return walks.reconstruct(module, x, names, folder)
+    if config["mode"] == "interpolate":
+        return walks.interpolate(module, x, folder, num)
+    if config["mode"] == "traverse":
+        return walks.traversals(module, x, names, folder, num, config["num_dims"])
+    if config["mode"] == "arithmetic":
+        assert data is not None
+        plus, minus = (_class_mean(config[key], model, data) for key in ("plus", "minus"))
+        return walks.arithmetic(module, x, names, folder, num, plus - minus)
+    scale = None if config["scale"] == "auto" else config["scale"]
+    return walks.vary(module, x, names, folder, num, scale, config["seed"])
+
+
+def _class_mean(name: str | int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
+    """(C, h, w) mean of the posterior means of a class's training pictures."""
+    from flowergen.data.listing import class_label
+    from flowergen.evaluation.walks import encode
+
+    label = class_label(name, data.class_names)
+    rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MEAN_OF]
+    if not rows:
+        raise UserError(f"class {data.class_names[label]} has no training pictures")
+    return encode(model.module, data.pictures[rows].image.float() / 255).mean.mean(0)
+
+
+if __name__ == "__main__":
+    one_line_errors(main)

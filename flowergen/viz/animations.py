@@ -1,0 +1,24 @@
+"""Pictures that move."""
+
+import os
+from pathlib import Path
+
+import imageio.v3 as iio
+import torch
+from torch import Tensor
+
+
+def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
+    """Write an endless GIF that is either whole or not there, and make its folder.
+
+    Args:
+        path: of the file; an old one is replaced.
+        frames: (T, 3, H, W) in [0, 1]; values outside are clamped.
+        seconds: that each frame stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    partial = path.with_name(path.name + ".partial")
+    iio.imwrite(partial, pixels, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)
+    os.replace(partial, path)
