@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": "train a model: python -m flowergen.train model=vae data=flowers102",
     "vary": "variations, reconstructions and latent walks of given pictures: python -m flowergen.vary run=RUN image=FILE",
+    "report": "one page over a sweep: python -m flowergen.report sweep=DIR",
 }
 
 

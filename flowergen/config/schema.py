@@ -304,6 +304,14 @@ class Vary:
     paths: PathsOfRun
 
 
+@dataclass
+class Report:
+    """conf/report.yaml."""
+
+    sweep: Annotated[str, PATH, EXISTING_FOLDER]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
 BY_TARGET: dict[str, type] = {
     "flowergen.modules.vae.VAEModule": VAE,
     "torch.optim.Adam": Optimizer,

@@ -1,0 +1,119 @@
+"""``python -m flowergen.report``: one page over a sweep, running or finished."""
+
+import csv
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.plain_command import read_command_line
+from flowergen.config.run_folder import RunFolder, make_folder, write_atomically
+from flowergen.config.schema import Report
+from flowergen.errors import UserError
+from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
+
+OWN_SETTINGS = ("hydra", "sweep.")  # of the sweep rather than of a job
+
+
+def main() -> None:
+    """Read every job's folder, write the page and the table, and say where they are."""
+    config = read_command_line("report", Report, sys.argv[1:])
+    if config is None:
+        return
+    sweep = Path(config["sweep"])
+    jobs = read_sweep(sweep)
+    folder = Path(config["out"] or sweep)
+    make_folder(folder)
+    page, table = folder / "report.html", folder / "report.csv"
+    try:
+        write_atomically(page, html_page(jobs, f"Sweep {sweep.parent.name}/{sweep.name}"))
+        write_atomically(table, csv_table(jobs))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder with out=") from error
+
+    keys = swept_keys(jobs)
+    for job in jobs:
+        elbo = f"  ELBO {job.metric('elbo'):,.1f}" if job.metric("elbo") is not None else ""
+        print(f"{job.name:<4} {title_of(job, keys)}  {job.status}{elbo}{f'  {job.reason}' if job.reason else ''}")
+    print(f"page:  {page}\ntable: {table}")
+
+
+def read_sweep(sweep: Path) -> list[Job]:
+    """Every job of a sweep, in order.
+
+    Raises:
+        UserError: there is none.
+    """
+    started = {str(entry["number"]): entry for entry in _yaml_list(sweep / "jobs.yaml")}
+    folders = {path.name for path in sweep.iterdir() if (path / "config.yaml").is_file() or (path / "train.log").is_file()}
+    names = sorted(
+        folders | started.keys(), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    )
+    if not names:
+        raise UserError(f"sweep={sweep} holds no run: give the folder that a sweep (-m) has printed")
+    return [_read_job(sweep / name, started.get(name, {})) for name in names]
+
+
+def _read_job(folder: Path, started: dict[str, Any]) -> Job:
+    run = RunFolder(folder)
+    overrides = _yaml_list(run.overrides) or started.get("overrides", [])
+    pairs = (str(line).lstrip("+").partition("=") for line in overrides)
+    status, reason = _status(run, started)
+    return Job(
+        name=folder.name,
+        status=status,
+        reason=reason,
+        overrides={key: value for key, _, value in pairs if not key.startswith(OWN_SETTINGS)},
+        epochs=_epochs(run.metrics),
+        pictures={kind: newest for kind in ("reconstruction", "generated") if (newest := _newest(run.images, kind))},
+    )
+
+
+def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
+    if started.get("status") == "pruned":
+        return "pruned", "stopped early: its metric fell behind the other trials'"
+    try:
+        exit_ = str(json.loads(run.provenance.read_text())["exit"])
+    except (OSError, ValueError, KeyError, TypeError):
+        log = run.path / "train.log"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        return "failed", lines[-1] if lines else f"never started (exit status {started.get('exit_code', 'unknown')})"
+    if exit_ == "finished":
+        return "finished", ""
+    if exit_.startswith("running"):
+        files = [path.stat().st_mtime for path in (run.metrics, run.provenance) if path.is_file()]
+        return exit_, f"last wrote a number {time.time() - max(files):,.0f} s ago; go on with resume={run.path}"
+    return "failed", " ".join(exit_.split())
+
+
+def _epochs(path: Path) -> list[dict[str, float]]:
+    """The rows with a validation; where nothing is held out, of the training set, under its own name."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = ("epoch", "val/", "trainset/", "train_epoch/loss")
+    numbers = [{k: float(v) for k, v in row.items() if k and v and k.startswith(wanted)} for row in rows]
+    return [row for row in numbers if any(key.startswith(("val/", "trainset/")) for key in row)]
+
+
+def _newest(folder: Path, kind: str) -> Path | None:
+    found = [(int(m[1]), path) for path in folder.glob(f"{kind}_epoch_*.png") if (m := re.search(r"_(\d+)\.png$", path.name))]
+    return max(found)[1] if found else None
+
+
+def _yaml_list(path: Path) -> list[Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+    return content if isinstance(content, list) else []
+
+
+if __name__ == "__main__":
+    one_line_errors(main)

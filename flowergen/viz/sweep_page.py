@@ -1,0 +1,201 @@
+"""A sweep as one HTML page that opens without a network, and as a table for a spreadsheet."""
+
+import base64
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BETA = "model.beta"
+STYLE = """
+body { font-family: sans-serif; margin: 2em; color: #222 }
+table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left } .failed { color: #b00 } .best { font-weight: bold }
+figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top } figcaption { font-size: smaller; color: #555 }
+img { max-width: 100% }
+"""
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        status: "finished", "failed", "pruned" or "running, or killed".
+        reason: why it failed, in one line, or what else there is to say.
+        overrides: what was asked for, by key.
+        epochs: rows of metrics.csv with a validation, in order: column -> number.
+        pictures: kind ("reconstruction", "generated") -> the newest PNG file of it.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    overrides: dict[str, str] = field(default_factory=dict)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    pictures: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the last epoch that was validated."""
+        return self.epochs[-1] if self.epochs else {}
+
+    def metric(self, name: str) -> float | None:
+        """Of held-out pictures; where nothing was held out, of the training set."""
+        return self.metrics.get(f"val/{name}", self.metrics.get(f"trainset/{name}"))
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The keys in which jobs differ."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def title_of(job: Job, keys: Sequence[str]) -> str:
+    """What tells a job from the others."""
+    return " ".join(f"{key.rpartition('.')[2]}={job.overrides.get(key, 'default')}" for key in keys) or job.name
+
+
+def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
+    """Column names, and a row of cells for each job: swept overrides, then the metrics of the last validated epoch."""
+    keys = swept_keys(jobs)
+    metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
+    header = ["job", "status", *keys, *metrics]
+    rows = [
+        [
+            job.name,
+            job.status,
+            *(job.overrides.get(key, "") for key in keys),
+            *(f"{job.metrics[name]:.6g}" if name in job.metrics else "" for name in metrics),
+        ]
+        for job in jobs
+    ]
+    return header, rows
+
+
+def csv_table(jobs: Sequence[Job]) -> str:
+    """The table, with the reasons in a last column."""
+    header, rows = table(jobs)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*header, "reason"])
+    writer.writerows([*row, job.reason] for row, job in zip(rows, jobs, strict=True))
+    return out.getvalue()
+
+
+def html_page(jobs: Sequence[Job], title: str) -> str:
+    """Table, curves, failed jobs and grids side by side, everything embedded."""
+    keys = swept_keys(jobs)
+    best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
+    header, rows = table(jobs)
+    lines = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in header) + "</tr>"]
+    for job, row in zip(jobs, rows, strict=True):
+        style = "failed" if job.status == "failed" else "best" if best is not None and job.metric("elbo") == best else ""
+        lines.append(f'<tr class="{style}">' + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
+    parts = [f"<h1>{_text(title)}</h1>", "<table>", *lines, "</table>"]
+    if best is not None:
+        parts.append("<p>Metrics of the last validated epoch; the highest ELBO is bold.</p>")
+    noted = [job for job in jobs if job.reason]
+    if noted:
+        parts += ["<h2>Jobs that did not finish</h2>", "<ul>"]
+        parts += [
+            f"<li>{_text(job.name)} ({_text(title_of(job, keys))}), {job.status}: {_text(job.reason)}</li>" for job in noted
+        ]
+        parts.append("</ul>")
+    charts = [_figure(svg, "image/svg+xml", caption) for svg, caption in _charts(jobs, keys)]
+    parts += ["<h2>Curves</h2>", *charts] if charts else []
+    for kind, heading in (("reconstruction", "Reconstructions (real above reconstructed)"), ("generated", "Samples")):
+        figures = [
+            _figure(job.pictures[kind].read_bytes(), "image/png", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
+            for job in jobs
+            if kind in job.pictures
+        ]
+        parts += [f"<h2>{heading}</h2>", *figures] if figures else []
+    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
+    return "\n".join(["<!DOCTYPE html>", f"<html><head>{head}</head><body>", *parts, "</body></html>", ""])
+
+
+def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]:
+    """Those that there are numbers for: (SVG, caption)."""
+    charts = []
+    rates = [
+        (kl, -elbo - kl, title_of(job, keys))
+        for job in jobs
+        if (elbo := job.metric("elbo")) is not None and (kl := job.metric("loss_kl")) is not None
+    ]
+    if rates:
+        caption = (
+            "Rate-distortion: the KL against -log p(x|z) under a Gaussian with one optimal sigma, both in nats per picture. "
+            "Their sum is -ELBO: down and left is better."
+        )
+        charts.append((_svg(lambda ax: _rate_distortion(ax, sorted(rates))), caption))
+    for metric, caption in (
+        ("active_units", "Active latent units, those whose posterior mean varies over the pictures, against beta."),
+        ("elbo", "The common ELBO (beta 1), in nats per picture, against beta."),
+    ):
+        points = [
+            (float(job.overrides[BETA]), value)
+            for job in jobs
+            if _is_number(job.overrides.get(BETA, "")) and (value := job.metric(metric)) is not None
+        ]
+        if points and BETA in keys:
+            charts.append((_svg(partial(_against_beta, points=sorted(points), name=metric)), caption))
+    if rates:
+        charts.append((_svg(lambda ax: _over_epochs(ax, jobs, keys)), "The common ELBO over the epochs."))
+    return charts
+
+
+def _rate_distortion(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    ax.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o")
+    for rate, distortion, label in points:
+        ax.annotate(label, (rate, distortion), textcoords="offset points", xytext=(6, 4), fontsize="small")
+    ax.margins(x=0.2)
+    ax.set(xlabel="rate: KL (nats)", ylabel="distortion (nats)")
+
+
+def _against_beta(ax: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
+    ax.plot(*zip(*points, strict=True), marker="o")
+    ax.set(xlabel="beta", ylabel=name.replace("_", " "), xscale="log" if points[0][0] else "symlog")  # beta 0 has no logarithm
+
+
+def _over_epochs(ax: Axes, jobs: Sequence[Job], keys: Sequence[str]) -> None:
+    for job in jobs:
+        course = [(row["epoch"], value) for row in job.epochs for name, value in row.items() if name.endswith("/elbo")]
+        ax.plot([epoch for epoch, _ in course], [elbo for _, elbo in course], marker=".", label=title_of(job, keys))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="ELBO (nats per picture)")
+    ax.legend(fontsize="small")
+
+
+def _svg(draw: Callable[[Axes], None]) -> bytes:
+    figure = Figure(figsize=(5.5, 4), layout="tight")
+    ax = figure.subplots()
+    draw(ax)
+    ax.grid(alpha=0.3)
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _figure(content: bytes, kind: str, caption: str) -> str:
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<figure><img src="{source}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
+
+
+def _text(text: str) -> str:
+    return html.escape(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 0
+    except ValueError:
+        return False
