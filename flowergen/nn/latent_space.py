@@ -25,8 +25,8 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         (T, C, h, w).
     """
     t = t.to(a).view(-1, *[1] * a.dim())
-    cosine = (a * b).sum() / (a.norm() * b.norm()).clamp_min(torch.finfo(a.dtype).tiny)
-    theta = torch.arccos(cosine.clamp(-1, 1))
+    u, v = (end / end.norm().clamp_min(torch.finfo(a.dtype).tiny) for end in (a, b))
+    theta = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # arccos has no digits left near 0 and pi
     if theta < PARALLEL or theta > torch.pi - PARALLEL:
         return (1 - t) * a + t * b
     return (torch.sin((1 - t) * theta) * a + torch.sin(t * theta) * b) / torch.sin(theta)
