@@ -48,6 +48,9 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
 
     partition = {row[0]: int(row[1]) for row in _rows(folder / PARTITION)}
     names = sorted(partition)
+    labels = _has_attribute(folder / ATTRIBUTES, attribute) if attribute else {}
+    if attribute and not labels.keys() >= partition.keys():
+        raise _unusable(folder / ATTRIBUTES, "it does not have all pictures")
     present = {path.name for path in (folder / PICTURES).iterdir()}
     if not present.issuperset(names):
         num_missing = len(set(names) - present)
@@ -55,7 +58,6 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
             f"{printable(str(folder / PICTURES))} lacks {num_missing:,} of {len(names):,} pictures, "
             f"as when unpacking is cut short: unpack {PICTURES}.zip again"
         )
-    labels = _has_attribute(folder / ATTRIBUTES, attribute) if attribute else {}
     return listing_of(
         folder,
         [f"{PICTURES}/{name}" for name in names],
@@ -68,8 +70,8 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
 def _has_attribute(path: Path, attribute: str) -> dict[str, int]:
     """By picture: 1 where it has the attribute, else 0. The second line names the 40, a row gives -1 or 1 for each."""
     _, names, *rows = _rows(path)
-    if attribute not in names:
-        raise UserError(f"data.attribute={attribute}: {printable(str(path))} has {', '.join(names)}")
+    if attribute not in names or any(len(row) != len(names) + 1 for row in rows):
+        raise _unusable(path, "not CelebA's own, or cut short")
     column = names.index(attribute) + 1
     return {row[0]: int(row[column] == "1") for row in rows}
 
@@ -81,7 +83,11 @@ def _rows(path: Path) -> list[list[str]]:
             raise ValueError("not CelebA's own")
         return rows
     except (OSError, ValueError) as error:
-        raise UserError(f"{printable(str(path))} cannot be used ({error}): fetch it again from {BY_HAND}") from error
+        raise _unusable(path, str(error)) from error
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"{printable(str(path))} cannot be used ({reason}): fetch it again from {BY_HAND}")
 
 
 def _download(root: Path, source: str) -> None:

@@ -40,7 +40,17 @@ def test_every_model_trains_a_step_on_every_data_set(
     """Flowers102 through its own data module where FLOWERGEN_TEST_DATA has it, see test_flowers102_trains_a_step."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     train_one_step(tmp_path / "a", f"model={model}", "data=procedural", "data.num_images=40", "data.image_size=28")
-    train_one_step(tmp_path / "b", f"model={model}", "data=image_folder", f"data.root={picture_folder}", "data.image_size=28")
+    for data in ("image_folder", "celeba", "dogs"):
+        own = (f"data={data}", f"data.root={picture_folder}", "data.image_size=28")
+        train_one_step(tmp_path / data, f"model={model}", *own)
+    for number, picture in enumerate(sorted(picture_folder.rglob("*.png"))):
+        (picture_folder / "Training Data").mkdir(exist_ok=True)
+        (picture_folder / "Testing Data").mkdir(exist_ok=True)
+        picture.rename(picture_folder / ("Testing Data" if number % 5 == 0 else "Training Data") / picture.name)
+    for folder in ("roses", "tulips"):
+        (picture_folder / folder).rmdir()
+    own = ("data=landscapes", f"data.root={picture_folder}", "data.image_size=28")
+    train_one_step(tmp_path / "landscapes", f"model={model}", *own)
 
 
 @pytest.mark.real_data
