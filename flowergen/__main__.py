@@ -6,6 +6,7 @@ import sys
 
 COMMANDS = {
     "train": "train a model: python -m flowergen.train model=vae data=flowers102",
+    "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
 }
 
 

@@ -73,6 +73,37 @@ def list_image_folder(root: Path) -> Listing:
         UserError: there is no such folder, it cannot be read, or no picture is in it.
     """
     where = f"data.root={printable(str(root))}"
+    found, num_others = find_pictures(root, "data.root")
+    if not found:
+        raise UserError(
+            f"{where} holds no pictures, and {num_others:,} other files: "
+            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
+        )
+    names, labels, class_names, subsets = read_folders(found)
+    if len(names) < len(found):
+        log.warning(
+            "%s: left out %d pictures beside its train, val and test folders, such as %s",
+            where,
+            len(found) - len(names),
+            printable(min(set(found) - set(names))),
+        )
+    return _listing(root, names, labels, class_names, subsets)
+
+
+def find_pictures(root: Path, key: str) -> tuple[list[str], int]:
+    """Find the files that are pictures by their extension, hidden ones left out.
+
+    Args:
+        root: the folder.
+        key: of the config that gave it, for errors.
+
+    Returns:
+        Their names, sorted: POSIX paths relative to the root; and the number of other visible files.
+
+    Raises:
+        UserError: there is no such folder, or it cannot be read.
+    """
+    where = f"{key}={printable(str(root))}"
     try:
         if not root.exists():
             raise UserError(f"{where} does not exist: give the folder that holds the pictures")
@@ -84,24 +115,25 @@ def list_image_folder(root: Path) -> Listing:
             f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; make it readable or move it elsewhere"
         ) from error
     names = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
-    if not names:
-        raise UserError(
-            f"{where} holds no pictures, and {len(files):,} other files: "
-            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
-        )
+    return names, len(files) - len(names)
 
+
+def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str], np.ndarray | None]:
+    """What the folders of pictures say about them, by the rules of ``list_image_folder``.
+
+    Args:
+        names: POSIX paths relative to the root.
+
+    Returns:
+        The names that are left, without those beside train and test folders; their labels; the class names; their
+        subsets, None where there are no train and test folders.
+    """
+    names = list(names)
     folders = _without_shared([name.split("/")[:-1] for name in names])
     split = [_split_folder(path) for path in folders]
     subsets = None
     if "train" in split and len(set(split) - {None}) > 1:
         inside = [row for row, subset in enumerate(split) if subset]
-        if None in split:
-            log.warning(
-                "%s: left out %d pictures beside its train, val and test folders, such as %s",
-                where,
-                split.count(None),
-                printable(names[split.index(None)]),
-            )
         names = [names[row] for row in inside]
         folders = _without_shared([folders[row][1:] for row in inside])
         subsets = np.array([split[row] for row in inside])
@@ -109,7 +141,7 @@ def list_image_folder(root: Path) -> Listing:
     class_names = sorted({path[0] for path in folders if path}, key=_natural)
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = [label_of[path[0]] if path else -1 for path in folders]
-    return _listing(root, names, labels, class_names, subsets)
+    return names, labels, class_names, subsets
 
 
 def list_flowers102(root: Path, download: bool = True) -> Listing:
@@ -145,6 +177,22 @@ def list_flowers102(root: Path, download: bool = True) -> Listing:
         )
     names, labels, subsets = zip(*sorted(present), strict=True)
     return _listing(folder, names, labels, CLASS_NAMES, np.array(subsets))
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, str]:
+    """Decode a file.
+
+    Returns:
+        (H, W, 3) uint8 RGB, and the hex digest of its bytes.
+
+    Raises:
+        UnreadablePicture: it cannot be read, or does not decode.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(error.strerror or str(error)) from error
+    return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
 
 
 def printable(text: str) -> str:
@@ -213,11 +261,7 @@ def _listing(
 
 
 def _read(root: Path, names: Sequence[str], index: int) -> tuple[np.ndarray, str]:
-    try:
-        data = (root / names[index]).read_bytes()
-    except OSError as error:
-        raise UnreadablePicture(error.strerror or str(error)) from error
-    return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
+    return read_picture(root / names[index])
 
 
 # ---- Oxford 102 Flowers ----------------------------------------------------------------------------------------------
