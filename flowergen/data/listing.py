@@ -130,7 +130,7 @@ def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str],
     """
     names = list(names)
     folders = _without_shared([name.split("/")[:-1] for name in names])
-    split = [_split_folder(path) for path in folders]
+    split = [subset_named(path[0]) if path else None for path in folders]
     subsets = None
     if "train" in split and len(set(split) - {None}) > 1:
         inside = [row for row, subset in enumerate(split) if subset]
@@ -179,6 +179,16 @@ def list_flowers102(root: Path, download: bool = True) -> Listing:
     return _listing(folder, names, labels, CLASS_NAMES, np.array(subsets))
 
 
+def subset_named(folder: str) -> str | None:
+    """The subset that a folder's name stands for.
+
+    >>> subset_named("Training Data"), subset_named("trains")
+    ('train', None)
+    """
+    match = SPLIT_FOLDER.fullmatch(folder)
+    return SUBSETS[match.lastindex - 1] if match and match.lastindex else None
+
+
 def read_picture(path: Path) -> tuple[np.ndarray, str]:
     """Decode a file.
 
@@ -192,7 +202,12 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadablePicture(error.strerror or str(error)) from error
-    return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
+    return read_rgb(data), digest_of(data)
+
+
+def digest_of(data: bytes) -> str:
+    """The digest by which byte-identical pictures are known."""
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def printable(text: str) -> str:
@@ -228,11 +243,6 @@ def _files(root: Path) -> Iterator[str]:
 def _without_shared(folders: list[list[str]]) -> list[list[str]]:
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False)))
     return [path[shared:] for path in folders]
-
-
-def _split_folder(path: Sequence[str]) -> str | None:
-    match = SPLIT_FOLDER.fullmatch(path[0]) if path else None
-    return SUBSETS[match.lastindex - 1] if match and match.lastindex else None
 
 
 def _natural(name: str) -> tuple[list[Any], str]:
