@@ -270,13 +270,13 @@ def _check_targets(
     Raises:
         UserError: a target holds something else.
     """
+    for parent, folder in {((targets[subset] / name).parent, targets[subset]) for name, subset in plan.items()}:
+        if parent.resolve() != folder.resolve() / parent.relative_to(folder):
+            raise UserError(f"{printable(str(parent))} is a link to elsewhere: remove it or give another folder")
     for subset, names in present.items():
         for name in names:
             if plan.get(name) != subset:
                 raise _stranger(targets[subset] / name)
-    for parent, folder in {((targets[subset] / name).parent, targets[subset]) for name, subset in plan.items()}:
-        if parent.resolve() != folder.resolve() / parent.relative_to(folder):
-            raise UserError(f"{printable(str(parent))} is a link to elsewhere: remove it or give another folder")
     done = set()
     for name, subset in plan.items():
         target = targets[subset] / name
