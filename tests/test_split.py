@@ -47,6 +47,13 @@ def test_with_val_there_are_three_numbers(command: Command, picture_folder: Path
     assert all(path.is_symlink() and path.exists() for path in (tmp_path / "v").rglob("*.png"))
 
 
+def test_odd_folder_names_are_taken_as_typed(command: Command, picture_folder: Path, tmp_path: Path) -> None:
+    source = picture_folder.rename(tmp_path / "it's a=$x, {b} [ü]\n(1)")
+    done = command("split", f"source={source.name}", "train=~nobody here/Größe '1'", 'test=~nobody here/"2"')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / "~nobody here/Größe '1'").rglob("*.png"))) == 48
+
+
 @pytest.mark.slow
 def test_the_next_command_trains_on_this_split(
     command: Command, picture_folder: Path, tmp_path: Path, tiny_run: tuple[str, ...]

@@ -176,6 +176,9 @@ def _check_arguments(
         raise UserError(f"val={printable(str(targets['val']))} would stay empty: give val_size= above 0, or leave val out")
     if test_size + val_size >= 1:
         raise UserError(f"test_size={test_size} and val_size={val_size} leave nothing to train on: make them smaller")
+    for subset, folder in targets.items():
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{subset}={printable(str(folder))} exists and is no folder: give one that is, or is to be made")
     folders = {"source": source, **targets}
     real = {key: folder.resolve() for key, folder in folders.items()}
     for key, folder in real.items():
@@ -365,7 +368,7 @@ def _cannot_write(what: str, error: OSError) -> UserError:
 
 # ---- Small things ----------------------------------------------------------------------------------------------------
 def _absolute(folder: str | Path) -> Path:
-    return Path(folder).expanduser().absolute()
+    return Path(os.path.expanduser(folder)).absolute()
 
 
 def _tracked(items: Iterable[T], num: int, what: str) -> Iterator[T]:

@@ -261,6 +261,8 @@ def test_a_flat_folder_is_one_class_and_stays_flat(tmp_path: Path) -> None:
         ({"mode": "hardlink"}, "mode=hardlink must be copy, link or move"),
         ({"seed": -1}, "seed=-1"),
         ({"source": "none"}, "source=.* does not exist"),
+        ({"test": "my flowers/roses/IMG (0).png"}, "test=.* exists and is no folder"),
+        ({"train": "dead"}, "train=.* exists and is no folder"),
         ({"source": "up"}, "source=.* holds no pictures"),
     ],
 )
@@ -268,6 +270,7 @@ def test_contradictions_are_refused_before_anything_is_touched(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "link").symlink_to(source)
+    (tmp_path / "dead").symlink_to("nowhere")
     (tmp_path / "up").mkdir()
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
