@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(command: Command, picture_f
     (tmp_path / "my data").mkdir(mode=0o555)
     done = command("split", *TARGETS)
     assert done.returncode == 2
-    assert "give yourself the right to write there" in done.stderr
+    assert f"give yourself the right to write, in {tmp_path}/my data; then run the same command again" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -35,11 +35,11 @@ FINGERPRINT_FILE = ".flowergen-split"
 PARTIAL_PREFIX = ".flowergen-split-"  # of copies under way
 AGAIN = "then run the same command again, which goes on where this one stopped"
 REMEDIES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
-    errno.EACCES: "give yourself the right to write there",
-    errno.EPERM: "give yourself the right to write there",
-    errno.EROFS: "choose folders that can be written",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "give yourself the right to write",
+    errno.EPERM: "give yourself the right to write",
+    errno.EROFS: "choose folders on a medium that can be written",
 }
 
 
@@ -144,7 +144,7 @@ def split_dataset(
         if mode == "move":
             _write_fingerprint(fingerprint_file, fingerprint)
     except OSError as error:
-        raise _cannot_write("the folders could not be made", error) from error
+        raise _cannot_write("could not make the folders", error, targets["train"]) from error
     for name in _tracked(plan, len(plan), {"copy": "copying", "link": "linking", "move": "moving"}[mode]):
         try:
             if name not in done:
@@ -152,7 +152,7 @@ def split_dataset(
             if mode == "move":
                 (source / name).unlink(missing_ok=True)
         except OSError as error:
-            raise _cannot_write(f"could not {mode} {printable(name)} to {plan[name]}={targets[plan[name]]}", error) from error
+            raise _cannot_write(f"could not {mode} {printable(name)} to {plan[name]}", error, targets[plan[name]]) from error
     counts = Counter(plan.values())
     unreadable = tuple(f"{printable(name)} ({printable(reason)})" for name, reason in reasons.items())
     return FolderSplit(targets, {subset: counts[subset] for subset in targets}, unreadable, num_others)
@@ -361,9 +361,11 @@ def _write_fingerprint(file: Path, fingerprint: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _cannot_write(what: str, error: OSError) -> UserError:
+def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
+    name = error.filename2 or error.filename
+    where = printable(str(Path(name).parent if name else folder))
     remedy = REMEDIES.get(error.errno or 0, "mend that")
-    return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, {AGAIN}")
+    return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
 
 
 # ---- Small things ----------------------------------------------------------------------------------------------------

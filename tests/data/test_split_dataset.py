@@ -430,7 +430,7 @@ def test_a_killed_run_that_is_run_again_ends_as_one_that_was_not(
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room there"), (errno.EACCES, "the right to write")])
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room, in"), (errno.EACCES, "the right to write")])
 @pytest.mark.parametrize("mode", ["copy", "move"])
 def test_a_full_disk_is_one_line_and_running_again_completes(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, mode: Any
