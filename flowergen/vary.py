@@ -120,7 +120,7 @@ def _walk(
 
 def _class_mean(name: str | int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
     """(C, h, w) mean of the posterior means of a class's training pictures."""
-    from flowergen.data.listing import class_label
+    from flowergen.data.class_names import class_label
     from flowergen.evaluation.walks import encode
 
     label = class_label(name, data.class_names)

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -54,8 +55,8 @@ def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
 
 
 def quoted_path(path: str | Path) -> str:
-    """An absolute path as Hydra's grammar takes it."""
-    return quoted(str(Path(path).expanduser().absolute()))
+    """An absolute path as Hydra's grammar takes it; ``~name`` is a file's name where there is no such user."""
+    return quoted(str(Path(os.path.expanduser(path)).absolute()))
 
 
 def quoted(text: str) -> str:

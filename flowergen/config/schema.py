@@ -264,7 +264,7 @@ class Split:
     train: Annotated[str, PATH, NON_EMPTY]
     test: Annotated[str, PATH, NON_EMPTY]
     val: Annotated[str, PATH, NON_EMPTY] | None
-    test_size: Annotated[float, BELOW_ONE]
+    test_size: Annotated[float, Rule(lambda size: 0 < size < 1, "must be above 0 and below 1")]
     val_size: Annotated[float, BELOW_ONE]
     seed: Seed
     mode: Literal["copy", "link", "move"]

@@ -1,1 +1,5 @@
 """Pictures: listing, reading, the cache, splits, the procedural flowers, and a LightningDataModule for each data set."""
+
+from flowergen.data.split_folders import FolderSplit, split_dataset
+
+__all__ = ["FolderSplit", "split_dataset"]

@@ -6,7 +6,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from flowergen.data.listing import SUBSETS, Listing, downloading, list_image_folder, listing_of, printable
+from flowergen.data.download import downloading
+from flowergen.data.listing import SUBSETS, Listing, list_image_folder, listing_of, printable
 from flowergen.errors import UserError
 
 PICTURES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"

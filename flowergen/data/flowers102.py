@@ -10,8 +10,9 @@ from tarfile import TarError
 
 import numpy as np
 
+from flowergen.data.download import downloading
 from flowergen.data.flowers102_names import CLASS_NAMES
-from flowergen.data.listing import SUBSETS, Listing, downloading, listing_of, printable
+from flowergen.data.listing import SUBSETS, Listing, listing_of, printable
 from flowergen.data.reading import UnreadablePicture
 from flowergen.errors import UserError
 

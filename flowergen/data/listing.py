@@ -1,12 +1,9 @@
 """What a data set consists of, before any picture is decoded."""
 
-import difflib
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture, read_rgb
 from flowergen.errors import UserError
@@ -75,6 +71,37 @@ def list_image_folder(root: Path) -> Listing:
         UserError: there is no such folder, it cannot be read, or no picture is in it.
     """
     where = f"data.root={printable(str(root))}"
+    found, num_others = find_pictures(root, "data.root")
+    if not found:
+        raise UserError(
+            f"{where} holds no pictures, and {num_others:,} other files: "
+            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
+        )
+    names, labels, class_names, subsets = read_folders(found)
+    if len(names) < len(found):
+        log.warning(
+            "%s: left out %d pictures beside its train, val and test folders, such as %s",
+            where,
+            len(found) - len(names),
+            printable(min(set(found) - set(names))),
+        )
+    return listing_of(root, names, labels, class_names, subsets)
+
+
+def find_pictures(root: Path, key: str) -> tuple[list[str], int]:
+    """Find the files that are pictures by their extension, hidden ones left out.
+
+    Args:
+        root: the folder.
+        key: of the config that gave it, for errors.
+
+    Returns:
+        Their names, sorted: POSIX paths relative to the root; and the number of other visible files.
+
+    Raises:
+        UserError: there is no such folder, or it cannot be read.
+    """
+    where = f"{key}={printable(str(root))}"
     try:
         if not root.exists():
             raise UserError(f"{where} does not exist: give the folder that holds the pictures")
@@ -86,24 +113,25 @@ def list_image_folder(root: Path) -> Listing:
             f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; make it readable or move it elsewhere"
         ) from error
     names = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
-    if not names:
-        raise UserError(
-            f"{where} holds no pictures, and {len(files):,} other files: "
-            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
-        )
+    return names, len(files) - len(names)
 
+
+def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str], np.ndarray | None]:
+    """What the folders of pictures say about them, by the rules of ``list_image_folder``.
+
+    Args:
+        names: POSIX paths relative to the root.
+
+    Returns:
+        The names that are left, without those beside train and test folders; their labels; the class names; their
+        subsets, None where there are no train and test folders.
+    """
+    names = list(names)
     folders = _without_shared([name.split("/")[:-1] for name in names])
-    split = [_split_folder(path) for path in folders]
+    split = [subset_named(path[0]) if path else None for path in folders]
     subsets = None
     if "train" in split and len(set(split) - {None}) > 1:
         inside = [row for row, subset in enumerate(split) if subset]
-        if None in split:
-            log.warning(
-                "%s: left out %d pictures beside its train, val and test folders, such as %s",
-                where,
-                split.count(None),
-                printable(names[split.index(None)]),
-            )
         names = [names[row] for row in inside]
         folders = _without_shared([folders[row][1:] for row in inside])
         subsets = np.array([split[row] for row in inside])
@@ -111,7 +139,7 @@ def list_image_folder(root: Path) -> Listing:
     class_names = sorted({path[0] for path in folders if path}, key=_natural)
     label_of = {name: label for label, name in enumerate(class_names)}
     labels = [label_of[path[0]] if path else -1 for path in folders]
-    return listing_of(root, names, labels, class_names, subsets)
+    return names, labels, class_names, subsets
 
 
 def listing_of(
@@ -143,58 +171,35 @@ def listing_of(
     )
 
 
-@contextmanager
-def downloading(folder: Path, timeout_seconds: float = DOWNLOAD_TIMEOUT_SECONDS) -> Iterator[None]:
-    """One process at a time downloads into a folder, which is made, and none waits for ever for a dead connection.
+def subset_named(folder: str) -> str | None:
+    """The subset that a folder's name stands for.
 
-    Args:
-        folder: the lock lies beside it.
-        timeout_seconds: of each wait for the network; torchvision sets none.
+    >>> subset_named("Training Data"), subset_named("trains")
+    ('train', None)
     """
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout_seconds)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
+    match = SPLIT_FOLDER.fullmatch(folder)
+    return SUBSETS[match.lastindex - 1] if match and match.lastindex else None
 
 
-def class_label(name: str | int, class_names: Sequence[str]) -> int:
-    """The label that a user means: by number, name or slug, in any case.
-
-    Args:
-        name: such as ``3``, ``colt's foot`` or ``colts_foot``.
-        class_names: by label.
+def read_picture(path: Path) -> tuple[np.ndarray, str]:
+    """Decode a file.
 
     Returns:
-        The label.
+        (H, W, 3) uint8 RGB, and the hex digest of its bytes.
 
     Raises:
-        UserError: for an unknown one, with the nearest names.
-
-    >>> class_label("Colt's Foot", ["daisy", "colts_foot"])
-    1
+        UnreadablePicture: it cannot be read, or does not decode.
     """
-    if not class_names:
-        raise UserError(f"class {name}: these pictures have no classes")
-    slugs = {_slug(known): label for label, known in reversed(list(enumerate(class_names)))}
-    label = slugs.get(_slug(str(name)), int(name) if str(name).isdecimal() else -1)
-    if 0 <= label < len(class_names):
-        return label
-    near = difflib.get_close_matches(_slug(str(name)), slugs, n=3)
-    hint = f"did you mean {' or '.join(class_names[slugs[slug]] for slug in near)}?" if near else _some(class_names)
-    raise UserError(f"there is no class {printable(str(name))}: {printable(hint)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(error.strerror or str(error)) from error
+    return read_rgb(data), digest_of(data)
 
 
-def _slug(name: str) -> str:
-    return "_".join(re.findall(r"\w+", name.casefold().replace("'", "").replace("_", " ")))
-
-
-def _some(class_names: Sequence[str]) -> str:
-    shown = ", ".join(class_names[:10])
-    return f"there are {len(class_names)}, 0 to {len(class_names) - 1}: {shown}{', ...' if len(class_names) > 10 else ''}"
+def digest_of(data: bytes) -> str:
+    """The digest by which byte-identical pictures are known."""
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def printable(text: str) -> str:
@@ -232,19 +237,10 @@ def _without_shared(folders: list[list[str]]) -> list[list[str]]:
     return [path[shared:] for path in folders]
 
 
-def _split_folder(path: Sequence[str]) -> str | None:
-    match = SPLIT_FOLDER.fullmatch(path[0]) if path else None
-    return SUBSETS[match.lastindex - 1] if match and match.lastindex else None
-
-
 def _natural(name: str) -> tuple[list[Any], str]:
     parts = re.split("([0-9]+)", name.casefold())  # text and numbers in turn
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def _read(root: Path, names: Sequence[str], index: int) -> tuple[np.ndarray, str]:
-    try:
-        data = (root / names[index]).read_bytes()
-    except OSError as error:
-        raise UnreadablePicture(error.strerror or str(error)) from error
-    return read_rgb(data), blake2b(data, digest_size=16).hexdigest()
+    return read_picture(root / names[index])

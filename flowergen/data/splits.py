@@ -62,12 +62,28 @@ def stratified_split(
         (N,) str: "train", "val" or "test". round(N * fraction) pictures are held out, each class with its share by
         largest remainder, unless groups of duplicates do not add up to these numbers.
     """
+    return hold_out(labels, digests, seed, round(len(labels) * val_fraction), round(len(labels) * test_fraction))
+
+
+def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, num_test: int) -> np.ndarray:
+    """``stratified_split`` by numbers of pictures.
+
+    Args:
+        labels: (N,) int64 class; the unlabelled, -1, are a class of their own.
+        digests: (N,) str, equal for byte-identical pictures.
+        seed: of the draw, not negative.
+        num_val: pictures to hold out for val; what is left where there are fewer.
+        num_test: for test, which is drawn first.
+
+    Returns:
+        (N,) str: "train", "val" or "test".
+    """
     class_sizes = Counter(labels.tolist())
     classes = sorted(class_sizes)
     left = [class_sizes[label] for label in classes]
     needs = {}  # subset -> class -> how many are still to be held out
-    for subset, fraction in (("test", test_fraction), ("val", val_fraction)):
-        shares = apportion(left, min(round(len(labels) * fraction), sum(left)))
+    for subset, total in (("test", num_test), ("val", num_val)):
+        shares = apportion(left, min(total, sum(left)))
         left = [num - share for num, share in zip(left, shares, strict=True)]
         needs[subset] = Counter(dict(zip(classes, shares, strict=True)))
 

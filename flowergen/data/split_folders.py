@@ -1,0 +1,379 @@
+"""Divide a picture collection into train, val and test folders, so that an interrupted division can be completed.
+
+All is decided before anything is written: the split is a function of the set of pictures and the seed, so a second run comes
+to the same one and finds part of it done. While pictures move, source and targets together are the collection; a hidden file
+in the train folder holds its fingerprint, by which a second run knows moved pictures from strangers.
+"""
+
+import errno
+import hashlib
+import math
+import os
+import secrets
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from flowergen.data.listing import digest_of, find_pictures, printable, read_folders, read_picture, subset_named
+from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
+from flowergen.data.splits import hold_out
+from flowergen.errors import UserError
+
+Mode = Literal["copy", "link", "move"]
+T = TypeVar("T")
+
+FINGERPRINT_FILE = ".flowergen-split"
+PARTIAL_PREFIX = ".flowergen-split-"  # of copies under way
+AGAIN = "then run the same command again, which goes on where this one stopped"
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "give yourself the right to write",
+    errno.EPERM: "give yourself the right to write",
+    errno.EROFS: "choose folders on a medium that can be written",
+}
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """What ``split_dataset`` did.
+
+    Attributes:
+        folders: by subset, "train", "val" where asked for, "test".
+        counts: pictures in each.
+        unreadable: "name (reason)" of those that do not decode and stay where they are.
+        num_others: files of the source that are no pictures by their extension.
+    """
+
+    folders: dict[str, Path]
+    counts: dict[str, int]
+    unreadable: tuple[str, ...]
+    num_others: int
+
+    @property
+    def root(self) -> Path | None:
+        """What ``data.root=`` would be for these folders; None where it would not find them, or find others besides."""
+        folders = self.folders.values()
+        parents = {folder.parent for folder in folders}
+        own = all(subset_named(folder.name) == subset for subset, folder in self.folders.items())
+        if len(parents) > 1 or not own:
+            return None
+        parent = parents.pop()
+        try:
+            others = {path.name for path in parent.iterdir() if path.is_dir()} - {folder.name for folder in folders}
+        except OSError:
+            return None
+        return None if any(map(subset_named, others)) else parent
+
+
+def split_dataset(
+    source: str | Path,
+    train: str | Path,
+    test: str | Path,
+    val: str | Path | None = None,
+    test_size: float = 0.2,
+    val_size: float = 0.0,
+    seed: int = 42,
+    mode: Mode = "copy",
+) -> FolderSplit:
+    """Divide a folder of pictures, each class in the same proportion, byte-identical copies on one side.
+
+    ceil(N * test_size) of the N pictures that decode go to test, ceil(N * val_size) to val, the rest to train, under their
+    paths relative to the source. Nothing is overwritten. Run it again after an interruption to complete the same split.
+
+    Args:
+        source: the folder, flat or with a folder a class, at any depth.
+        train: folder to make.
+        test: folder to make.
+        val: folder to make; goes with ``val_size``.
+        test_size: fraction of all pictures, above 0 and below 1.
+        val_size: fraction of all pictures, from 0 to below 1.
+        seed: of the draw, not negative.
+        mode: ``copy``, ``link`` (symbolic links to absolute paths) or ``move``.
+
+    Returns:
+        The folders, how many pictures are in each, and what was left where it is.
+
+    Raises:
+        UserError: one line that says what to do. If it is for the arguments or for what the folders hold, nothing has been
+            touched; else running again completes the split.
+    """
+    source = _absolute(source)
+    given = {"train": train, "val": val, "test": test}
+    targets = {subset: _absolute(folder) for subset, folder in given.items() if folder is not None}
+    _check_arguments(source, targets, test_size, val_size, seed, mode)
+
+    names, num_others = find_pictures(source, "source")
+    present = {subset: _pictures_in(folder, subset) for subset, folder in targets.items()}
+    # where a picture was moved already, its target stands in for the source
+    paths = {name: targets[subset] / name for subset, held in present.items() for name in held}
+    moved = paths.keys() - set(names)
+    paths = dict(sorted((paths | {name: source / name for name in names}).items()))
+    fingerprint_file = targets["train"] / FINGERPRINT_FILE
+    if moved and not (mode == "move" and fingerprint_file.exists()):
+        raise _stranger(paths[min(moved)])
+    _check_source(source, names, num_others, paths, targets)
+
+    digests, reasons = _inspect(paths)
+    if not digests:
+        name, reason = next(iter(reasons.items()))
+        raise UserError(f"not one of {len(paths):,} pictures can be decoded, such as {printable(name)} ({printable(reason)})")
+    fingerprint = hashlib.blake2b(repr(list(digests.items())).encode(), digest_size=16).hexdigest()
+    if moved and fingerprint_file.read_bytes() != fingerprint.encode():
+        raise UserError(
+            "source and targets together no longer hold the pictures that the interrupted move began with: "
+            f"undo what was changed since, or empty {printable(', '.join(map(str, targets.values())))}"
+        )
+    plan = _draw(digests, test_size, val_size, seed)
+    done = _check_targets(plan, present, targets, paths, digests, mode)
+
+    try:
+        for folder in targets.values():
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in list(folder.rglob(f"{PARTIAL_PREFIX}*")):  # of a run that was killed
+                stale.unlink()
+        if mode == "move":
+            _write_fingerprint(fingerprint_file, fingerprint)
+    except OSError as error:
+        raise _cannot_write("could not make the folders", error, targets["train"]) from error
+    for name in _tracked(plan, len(plan), {"copy": "copying", "link": "linking", "move": "moving"}[mode]):
+        try:
+            if name not in done:
+                _place(paths[name], targets[plan[name]] / name, mode)
+            if mode == "move":
+                (source / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(f"could not {mode} {printable(name)} to {plan[name]}", error, targets[plan[name]]) from error
+    counts = Counter(plan.values())
+    unreadable = tuple(f"{printable(name)} ({printable(reason)})" for name, reason in reasons.items())
+    return FolderSplit(targets, {subset: counts[subset] for subset in targets}, unreadable, num_others)
+
+
+# ---- Before anything is written --------------------------------------------------------------------------------------
+def _check_arguments(
+    source: Path, targets: Mapping[str, Path], test_size: float, val_size: float, seed: int, mode: str
+) -> None:
+    if mode not in ("copy", "link", "move"):
+        raise UserError(f"mode={mode} must be copy, link or move")
+    if seed < 0:
+        raise UserError(f"seed={seed} must be at least 0")
+    if not 0 < test_size < 1:
+        raise UserError(f"test_size={test_size} must be above 0 and below 1")
+    if not 0 <= val_size < 1:
+        raise UserError(f"val_size={val_size} must be from 0 to below 1")
+    if val_size and "val" not in targets:
+        raise UserError(f"val_size={val_size} needs a folder: give val=DIR")
+    if "val" in targets and not val_size:
+        raise UserError(f"val={printable(str(targets['val']))} would stay empty: give val_size= above 0, or leave val out")
+    if test_size + val_size >= 1:
+        raise UserError(f"test_size={test_size} and val_size={val_size} leave nothing to train on: make them smaller")
+    for subset, folder in targets.items():
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f"{subset}={printable(str(folder))} exists and is no folder: give one that is, or is to be made")
+    folders = {"source": source, **targets}
+    real = {key: folder.resolve() for key, folder in folders.items()}
+    for key, folder in real.items():
+        for other, parent in real.items():
+            if key != other and folder.is_relative_to(parent):
+                where = "the same folder as" if folder == parent else "inside"
+                raise UserError(
+                    f"{key}={printable(str(folders[key]))} is {where} {other}={printable(str(folders[other]))}: "
+                    "give folders that lie side by side"
+                )
+
+
+def _pictures_in(folder: Path, subset: str) -> list[str]:
+    return find_pictures(folder, subset)[0] if os.path.lexists(folder) else []
+
+
+def _check_source(
+    source: Path, names: Sequence[str], num_others: int, paths: Mapping[str, Path], targets: Mapping[str, Path]
+) -> None:
+    """Whether there is a collection that is not split yet, and no link leads from it into a target."""
+    where = f"source={printable(str(source))}"
+    if not paths:
+        raise UserError(
+            f"{where} holds no pictures, and {num_others:,} other files: "
+            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
+        )
+    if read_folders(list(paths))[3] is not None:
+        raise UserError(f"{where} has train, val or test folders of its own: it is split already, give it as data.root=")
+    real_targets = [folder.resolve() for folder in targets.values()]
+    for parent in {(source / name).parent for name in names}:
+        if any(parent.resolve().is_relative_to(folder) for folder in real_targets):
+            raise UserError(f"{printable(str(parent))} leads into a target folder: remove that link, or give another target")
+
+
+def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
+    """The digests of the pictures that decode, and the reasons of those that do not, by name."""
+
+    def read(path: Path) -> str | UnreadablePicture:
+        try:
+            return read_picture(path)[1]
+        except UnreadablePicture as error:
+            return error
+
+    pool = ThreadPoolExecutor()  # threads: Pillow gives the interpreter lock back while it decodes
+    try:
+        results = zip(paths, list(_tracked(pool.map(read, paths.values()), len(paths), "reading")), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C
+    digests, reasons = dict[str, str](), dict[str, str]()
+    for name, result in results:
+        if isinstance(result, str):
+            digests[name] = result
+        else:
+            reasons[name] = str(result)
+    return digests, reasons
+
+
+def _draw(digests: Mapping[str, str], test_size: float, val_size: float, seed: int) -> dict[str, str]:
+    """The subset of every picture."""
+    num = len(digests)
+    num_test, num_val = _ceil(num * test_size), _ceil(num * val_size)
+    labels = np.array(read_folders(list(digests))[1])
+    subsets = hold_out(labels, np.array(list(digests.values())), seed, num_val, num_test).tolist()
+    for subset, size in (("train", 1), ("val", val_size), ("test", test_size)):
+        if size and subset not in subsets:
+            raise UserError(
+                f"{num:,} pictures, {len(set(digests.values())):,} of them different, with test_size={test_size} and "
+                f"val_size={val_size} leave none for {subset}: change the sizes or give more pictures"
+            )
+    return dict(zip(digests, subsets, strict=True))
+
+
+def _ceil(number: float) -> int:
+    """Round up, but not for float fuzz.
+
+    >>> _ceil(100 * 0.07), math.ceil(100 * 0.07)
+    (7, 8)
+    """
+    return math.ceil(round(number, 9))
+
+
+def _check_targets(
+    plan: Mapping[str, str],
+    present: Mapping[str, Sequence[str]],
+    targets: Mapping[str, Path],
+    paths: Mapping[str, Path],
+    digests: Mapping[str, str],
+    mode: Mode,
+) -> set[str]:
+    """The names that are in their place already.
+
+    Raises:
+        UserError: a target holds something else.
+    """
+    for parent, folder in {((targets[subset] / name).parent, targets[subset]) for name, subset in plan.items()}:
+        if parent.resolve() != folder.resolve() / parent.relative_to(folder):
+            raise UserError(f"{printable(str(parent))} is a link to elsewhere: remove it or give another folder")
+    for subset, names in present.items():
+        for name in names:
+            if plan.get(name) != subset:
+                raise _stranger(targets[subset] / name)
+    done = set()
+    for name, subset in plan.items():
+        target = targets[subset] / name
+        if os.path.lexists(target):
+            if not _is_right(target, paths[name], digests[name], mode):
+                raise UserError(
+                    f"{printable(str(target))} exists already and is no {'link to' if mode == 'link' else 'copy of'} "
+                    f"{printable(str(paths[name]))}: nothing is overwritten, move it away or give another folder"
+                )
+            done.add(name)
+    return done
+
+
+def _is_right(target: Path, path: Path, digest: str, mode: Mode) -> bool:
+    if mode == "link":
+        return target.is_symlink() and target.resolve() == path.resolve()
+    if target.is_symlink() or not target.is_file():  # a link would dangle once its source has moved
+        return False
+    if target == path:  # moved already, and read as a part of the collection
+        return True
+    try:
+        return digest_of(target.read_bytes()) == digest
+    except OSError:
+        return False
+
+
+def _stranger(path: Path) -> UserError:
+    return UserError(
+        f"{printable(str(path))} is no part of this split but of another collection, seed or size: "
+        "give other folders, or the settings it was made with"
+    )
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+def _place(path: Path, target: Path, mode: Mode) -> None:
+    """Let a picture appear in its target, whole and never over another file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "link":
+        target.symlink_to(path.resolve())
+    elif mode == "copy" or path.is_symlink() or not _second_name(path, target):
+        _copy(path, target, durably=mode == "move")
+
+
+def _copy(path: Path, target: Path, durably: bool) -> None:
+    partial = target.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(8)}")
+    try:
+        shutil.copy2(path, partial)
+        if durably:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        if not _second_name(partial, target):
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+            partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _second_name(path: Path, new: Path) -> bool:
+    """A hard link: unlike a rename, it fails where ``new`` exists. False where the file systems cannot."""
+    try:
+        os.link(path, new)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _write_fingerprint(file: Path, fingerprint: str) -> None:
+    partial = file.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(8)}")
+    try:
+        with open(partial, "w") as stream:
+            stream.write(fingerprint)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
+    name = error.filename2 or error.filename
+    where = printable(str(Path(name).parent if name else folder))
+    remedy = REMEDIES.get(error.errno or 0, "mend that")
+    return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
+
+
+# ---- Small things ----------------------------------------------------------------------------------------------------
+def _absolute(folder: str | Path) -> Path:
+    return Path(os.path.expanduser(folder)).absolute()
+
+
+def _tracked(items: Iterable[T], num: int, what: str) -> Iterator[T]:
+    """The items, with a progress bar on a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        yield from progress.track(items, total=num, description=what)

@@ -1,0 +1,36 @@
+"""``python -m flowergen.split``: divide a picture collection into train, val and test folders."""
+
+import shlex
+import sys
+import warnings
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.plain_command import read_command_line
+from flowergen.config.schema import Split
+from flowergen.data import split_dataset
+from flowergen.data.listing import printable
+
+WORDS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def main() -> None:
+    """Split, and say where the pictures are now."""
+    config = read_command_line("split", Split, sys.argv[1:])
+    if config is None:
+        return
+    warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of pictures that decode all the same
+    split = split_dataset(**config)
+    for line in split.unreadable:
+        print(f"unreadable, left where it is: {line}", file=sys.stderr)
+    if split.num_others:
+        print(f"{split.num_others} other {'file' if split.num_others == 1 else 'files'} left alone", file=sys.stderr)
+
+    print(", ".join(f"{num} {WORDS[subset]} images" for subset, num in split.counts.items()))
+    for subset, folder in split.folders.items():
+        print(f"{subset:<6} {printable(str(folder))}")
+    if split.root and str(split.root).isprintable():
+        print(f"next   python -m flowergen.train data=image_folder {shlex.quote(f'data.root={split.root}')}")
+
+
+if __name__ == "__main__":
+    one_line_errors(main)
