@@ -38,9 +38,13 @@ def main() -> None:
     if config["split"] or config["mode"] == "arithmetic":
         data = build_datamodule_of_run(model.config, config["data"]["root"], config["paths"]["cache_dir"])
     x, names, source = _pictures(config, model, data)
+    direction = None
+    if config["mode"] == "arithmetic":
+        assert data is not None
+        direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
     folder = Path(config["out"] or claim(run.path / "vary" / f"{config['mode']}_{source}", key="out"))
     make_folder(folder)
-    for line in [*_walk(config, model, data, x, names, folder), f"pictures: {folder}"]:
+    for line in [*_walk(config, model, direction, x, names, folder), f"pictures: {folder}"]:
         print(line)
 
 
@@ -96,7 +100,7 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
 def _walk(
     config: dict[str, Any],
     model: "LoadedModel",
-    data: "ImageDataModule | None",
+    direction: "Tensor | None",
     x: "Tensor",
     names: list[str],
     folder: Path,
@@ -110,10 +114,8 @@ def _walk(
         return walks.interpolate(module, x, folder, num)
     if config["mode"] == "traverse":
         return walks.traversals(module, x, names, folder, num, config["num_dims"])
-    if config["mode"] == "arithmetic":
-        assert data is not None
-        plus, minus = (_class_mean(config[key], model, data) for key in ("plus", "minus"))
-        return walks.arithmetic(module, x, names, folder, num, plus - minus)
+    if direction is not None:
+        return walks.arithmetic(module, x, names, folder, num, direction)
     scale = None if config["scale"] == "auto" else config["scale"]
     return walks.vary(module, x, names, folder, num, scale, config["seed"])
 

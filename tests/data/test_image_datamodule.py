@@ -136,7 +136,9 @@ def test_corrupt_files_stop_or_are_skipped(tmp_path: Path) -> None:
 )
 def test_oxford_flowers_have_three_splits(photographs: Path, cache_dir: Path, split: str, sizes: tuple[int, ...]) -> None:
     data = Flowers102DataModule(
-        root=photographs / "flowers102_64px", **{**OPTIONS, "name": "flowers102", "cache_dir": cache_dir, "split": split}
+        root=photographs / "flowers102_64px",
+        segmented=False,
+        **{**OPTIONS, "name": "flowers102", "cache_dir": cache_dir, "split": split},
     )
     data.setup()
     assert tuple(len(data.rows[subset]) for subset in ("train", "val", "test")) == sizes

@@ -1,0 +1,75 @@
+"""The report over sweeps, finished, failed, running and empty."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flowergen.errors import UserError
+from flowergen.report import read_sweep
+from tests.conftest import Command
+
+
+def job(sweep: Path, number: int, exit_: str, epochs: int = 2) -> Path:
+    folder = sweep / str(number)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "overrides.yaml").write_text(yaml.safe_dump([f"model.beta={number}", "seed=1"]))
+    (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
+    rows = [f"{e},{e * 9},3.5,\n{e},{e * 9},,{100 * number + e}" for e in range(1, epochs + 1)]
+    (folder / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/elbo", *rows]) + "\n")
+    return folder
+
+
+def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
+    job(tmp_path, 0, "finished")
+    job(tmp_path, 2, "UserError: trainer: no GPU is there")
+    job(tmp_path, 10, "running, or killed", epochs=1)
+    crashed = tmp_path / "3"
+    crashed.mkdir()
+    (crashed / "train.log").write_text("2026-01-01 begins\nMemoryError: out of memory\n")
+    (tmp_path / "jobs.yaml").write_text(
+        yaml.safe_dump([
+            {"number": 4, "overrides": ["model.beta=x"], "status": "failed", "exit_code": 2},
+            {"number": 10, "overrides": ["model.beta=10"], "status": "pruned", "exit_code": -15},
+        ])
+    )  # fmt: skip
+    jobs = {job.name: job for job in read_sweep(tmp_path)}
+    assert list(jobs) == ["0", "2", "3", "4", "10"]
+    assert [job.status for job in jobs.values()] == ["finished", "failed", "failed", "failed", "pruned"]
+    assert "no GPU is there" in jobs["2"].reason
+    assert "out of memory" in jobs["3"].reason
+    assert "exit status 2" in jobs["4"].reason
+    assert jobs["4"].overrides == {"model.beta": "x"}
+    assert jobs["0"].metrics == {"epoch": 2.0, "val/elbo": 2.0}
+    (tmp_path / "jobs.yaml").unlink()
+    running = {job.name: job for job in read_sweep(tmp_path)}["10"]
+    assert running.status == "running, or killed"
+    assert f"resume={tmp_path / '10'}" in running.reason
+
+
+def test_a_folder_without_runs_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        read_sweep(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_failing_job_has_a_page(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    command("train", "-m", *[a for a in tiny_run if "accelerator" not in a], "trainer.max_epochs=1",
+            "trainer.accelerator=cpu,gpu", f"hydra.sweep.dir={sweep}")  # fmt: skip
+    done = command("report", f"sweep={sweep}")
+    assert done.returncode == 0, done.stderr
+    page = (sweep / "report.html").read_text()
+    assert page.count("data:image/png") == 2, "reconstructions and samples of the job that finished"
+    assert "trainer: " in page
+    with (sweep / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert [row["trainer.accelerator"] for row in rows] == ["cpu", "gpu"]
+    assert float(rows[0]["val/active_units"]) >= 0
+    assert not list(sweep.glob("*.partial"))
+    refused = command("report", "sweep=typo")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

@@ -1,0 +1,122 @@
+"""The vary command on one tiny run: as a process once, else within this one, where torch is loaded already."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowergen import vary
+from flowergen.config.command import one_line_errors
+from tests.conftest import Command
+
+pytestmark = pytest.mark.slow
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """``here("vary", ...)`` runs the command in this process."""
+
+    def run(name: str, *arguments: str) -> Done:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        status = 0
+        try:
+            one_line_errors(vary.main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Done(status, *capsys.readouterr())
+
+    return run  # type: ignore[return-value]
+
+
+@pytest.fixture
+def run(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    done = command("train", *tiny_run, "trainer.max_epochs=1", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Any size and mode: grey, transparent, 16 bit, palette, tall; with odd names; and one that does not decode."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    colours = Image.fromarray(rng.integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    colours.convert("L").save(folder / "grey.png")
+    colours.convert("RGBA").save(folder / "transparent (1).png")
+    colours.convert("P").save(folder / "a=b, c.gif")
+    colours.resize((9, 200)).save(folder / "Blüte.webp")
+    Image.fromarray(rng.integers(0, 65536, (40, 40), dtype=np.uint16)).save(folder / "deep.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def test_every_mode_makes_its_pictures(command: Command, here: Command, run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Self-contained: the run has moved, and its cache is not needed for pictures that are given."""
+    moved = tmp_path / "moved run"
+    shutil.move(run, moved)
+    shutil.copytree(pictures, tmp_path / "two")
+    for name in ("grey.png", "deep.png", "a=b, c.gif", "broken.jpg"):
+        (tmp_path / "two" / name).unlink()
+    image = f"image={pictures / 'transparent (1).png'}"
+    expected = {
+        (image, "num=3", "scale=1"): "variations_transparent (1)/variations.png",
+        (f"image={pictures}", "num=2", "scale=1"): "variations_my pictures/001_a=b, c_variation_02.png",
+        (f"image={tmp_path / 'two'}", "mode=interpolate", "num=3"): "interpolate_two/interpolation.gif",
+        (image, "mode=traverse", "num=3", "num_dims=2"): "traverse_transparent (1)/transparent (1)_traversal.png",
+        ("split=test", "mode=reconstruct", "num_pictures=4"): "reconstruct_test/reconstruction.png",
+        (image, "mode=arithmetic", "plus=1", "minus=0", "num=2"): "arithmetic_transparent (1)/arithmetic.png",
+    }
+    for arguments, name in expected.items():
+        done = here("vary", f"run={moved}", *arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert (moved / "vary" / name).is_file(), (arguments, done.stdout)
+        assert ("left out" in done.stderr) == (arguments[0] == f"image={pictures}"), done.stderr
+    assert not list((moved / "vary").rglob("*.partial"))
+    assert not (tmp_path / "outputs").exists()
+    first = (moved / "vary" / "variations_transparent (1)" / "variations.png").read_bytes()
+    again = command("vary", f"run={moved}", image, "num=3", "scale=1", f"out={tmp_path / 'again'}")
+    assert again.returncode == 0
+    assert (tmp_path / "again" / "variations.png").read_bytes() == first
+
+
+def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_path: Path) -> None:
+    image = f"image={pictures / 'grey.png'}"
+    wrong = {
+        (image,): "run must be given",
+        (f"run={run}",): "give the pictures",
+        ("run=typo", image): "run=",
+        (f"run={run}", "image=typo.png"): "neither a file nor a folder",
+        (f"run={run}", image, "mode=varations"): "did you mean variations?",
+        (f"run={run}", image, "scale=0"): "scale=0",
+        (f"run={run}", image, "scal=1"): "did you mean scale?",
+        (f"run={run}", f"image={pictures / 'broken.jpg'}"): "cannot be read",
+        (f"run={run}", image, "mode=arithmetic"): "plus=CLASS",
+        (f"run={run}", image, "mode=arithmetic", "plus=rose", "minus=0"): "there is no class rose",
+        (f"run={run}", "-m", image): "-m is no option",
+    }
+    for arguments, words in wrong.items():
+        done = here("vary", *arguments)
+        lines = done.stderr.strip().splitlines()
+        assert (done.returncode, len(lines)) == (2, 1), (arguments, done.stderr)
+        assert words in lines[0], arguments
+    assert not (run / "vary").exists()
+
+
+def test_help_lists_modes_and_keys(here: Command) -> None:
+    done = here("vary", "--help")
+    assert done.returncode == 0
+    for words in ("mode=traverse", "scale: 0.01", "RUN is a run folder"):
+        assert words in done.stdout
