@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowergen.config.schema import CelebAAttribute
+
 TINY_RUN = (
     "data.num_images=80",
     "data.num_classes=4",
@@ -86,3 +88,26 @@ def picture_folder(tmp_path: Path) -> Path:
         picture = np.full((height, width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / f"IMG ({number}).png")
     return root
+
+
+def save_grey(path: Path, number: int, size: tuple[int, int] = (20, 24)) -> None:
+    """A picture whose grey level is its number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), number % 256, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Torchvision's layout of CelebA: 60 faces of 178 x 218, the odd ones smile; 40 train, 10 val, 10 test."""
+    folder = tmp_path / "data" / "celeba"
+    attributes = list(CelebAAttribute.__args__)  # type: ignore[attr-defined]
+    partition, rows = [], []
+    for number in range(1, 61):
+        name = f"{number:06d}.jpg"
+        save_grey(folder / "img_align_celeba" / name, number, (218, 178))
+        partition.append(f"{name} {0 if number <= 40 else 1 if number <= 50 else 2}")
+        values = ["1" if attribute == "Smiling" and number % 2 else "-1" for attribute in attributes]
+        rows.append(f"{name}  " + " ".join(f"{value:>2}" for value in values))
+    (folder / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
+    (folder / "list_attr_celeba.txt").write_text("\n".join(["60", " ".join(attributes) + " ", *rows]) + "\n")
+    return tmp_path / "data"

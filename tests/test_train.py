@@ -337,3 +337,17 @@ def test_too_few_pictures_are_told_apart(command: Command, tiny_run: tuple[str, 
     assert "do not fill one batch of 8" in done.stdout + done.stderr
     done = command("train", *tiny_run, "data.num_images=4", "data.batch_size=2")
     assert "no validation picture" in done.stdout + done.stderr
+
+
+def test_face_vae_trains_two_epochs_on_celeba(command: Command, celeba: Path, tmp_path: Path) -> None:
+    """At its own 150 px, on torchvision's layout with an attribute as label; and a picture is varied by it."""
+    done = command("train", "experiment=face_vae", f"data.root={celeba}", "data.attribute=Smiling", "data.batch_size=20",
+                   "trainer.max_epochs=2", "callbacks.images.num_samples=4", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "40 train, 10 val, 10 test pictures of 150 px, 2 classes" in done.stderr
+    assert "32-64-128-256-512 channels to 128 latent dimensions" in done.stderr
+    assert (tmp_path / "run" / "images" / "generated_epoch_1.png").is_file()
+    picture = celeba / "celeba" / "img_align_celeba" / "000009.jpg"
+    done = command("vary", f"run={tmp_path / 'run'}", f"image={picture}", "num=2", f"out={tmp_path / 'varied'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "varied" / "variations.png").is_file()

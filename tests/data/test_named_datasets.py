@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowergen.config.schema import CelebAAttribute
 from flowergen.data.celeba import list_celeba
 from flowergen.data.celeba_datamodule import CelebADataModule
 from flowergen.data.dogs_datamodule import DogsDataModule
@@ -17,6 +16,7 @@ from flowergen.data.flowers102 import BACKGROUND, list_flowers102, without_backg
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.landscapes_datamodule import LandscapesDataModule
 from flowergen.errors import UserError
+from tests.conftest import save_grey as picture
 
 OPTIONS: dict[str, Any] = {
     "name": "test",
@@ -30,33 +30,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def picture(path: Path, number: int, size: tuple[int, int] = (20, 24)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), number % 256, dtype=np.uint8)).save(path)
-
-
 # ---- CelebA
-ATTRIBUTES = list(CelebAAttribute.__args__)  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def celeba(tmp_path: Path) -> Path:
-    """Torchvision's layout: 60 faces of 178 x 218, the odd ones smile; 40 train, 10 val, 10 test."""
-    folder = tmp_path / "data" / "celeba"
-    smiling = ATTRIBUTES.index("Smiling")
-    partition, rows = [], []
-    for number in range(1, 61):
-        name = f"{number:06d}.jpg"
-        picture(folder / "img_align_celeba" / name, number, (218, 178))
-        partition.append(f"{name} {0 if number <= 40 else 1 if number <= 50 else 2}")
-        values = ["-1"] * 40
-        values[smiling] = "1" if number % 2 else "-1"
-        rows.append(f"{name}  " + " ".join(f"{value:>2}" for value in values))
-    (folder / "list_eval_partition.txt").write_text("\n".join(partition) + "\n")
-    (folder / "list_attr_celeba.txt").write_text("\n".join(["60", " ".join(ATTRIBUTES) + " ", *rows]) + "\n")
-    return tmp_path / "data"
-
-
 def test_celeba_has_its_attribute_as_label_and_its_own_partition(celeba: Path, tmp_path: Path) -> None:
     for root in (celeba, celeba / "celeba"):
         listing = list_celeba(root, "Smiling")
