@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -159,8 +160,10 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
         if _value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
+    if isinstance(_value_of("hparams_search", overrides), Sweep):
+        raise UserError("hparams_search takes one name")
     sweeper = OmegaConf.to_container(checked(sweep_samples(overrides)[0])[0].hydra.sweeper)
-    overrides = [*_of_file(sweeper, overrides), *overrides]
+    overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
@@ -178,13 +181,12 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     return swept
 
 
-def _of_file(sweeper: Any, overrides: Sequence[str]) -> list[str]:
+def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
     """``hydra.sweeper.params`` as if typed: what was typed wins, and the rest is checked and handed on like it."""
-    typed = {override.key_or_group for override in parse(overrides)}
     params = flat(sweeper.get("params") or {})
-    return [f"{key}={value}" for key, value in params.items() if key not in typed] + ["hydra.sweeper.params=null"] * bool(
-        params
-    )
+    typed = {override.key_or_group for override in parse(overrides)}
+    lines = [f"{key}={value}" for key, value in params.items() if key not in typed]
+    return [*lines, *overrides, *["hydra.sweeper.params=null"][: len(params)]]
 
 
 def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:

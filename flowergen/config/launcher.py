@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
@@ -39,7 +40,7 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs but those that have finished; a failed one is reported at the end, by an exception in its return value."""
+        """Run all jobs but those that have finished; one that failed has an exception as its return value."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep = SweepFolder(str(self.config.hydra.sweep.dir))
@@ -47,38 +48,44 @@ class ProcessLauncher(Launcher):
         with sweep.locked(), saying_how_to_go_on(log.info):
             jobs = [self._job(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
             for job in jobs:
-                run = RunFolder(job.working_dir)
-                if run.config.exists():
-                    check_unchanged(job.cfg.hydra.job.num, run, job.overrides)
+                if job.run.config.exists():
+                    check_unchanged(job.number, job.run, job.overrides)
             log.info(f"sweep of {len(jobs)} jobs into {sweep.path}")
-            for job in jobs:
-                self._run(job, sweep)
-        failed = [job for job in jobs if job.status is JobStatus.FAILED]
-        log.info(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished; pictures and numbers: {sweep.path}")
+            results = [self._run(job, sweep) for job in jobs]
+        failed = [result for result in results if result.status is JobStatus.FAILED]
+        log.info(f"{len(results) - len(failed)} of {len(results)} jobs finished; pictures and numbers: {sweep.path}")
         log.info(f"compare them: tensorboard --logdir {sweep.path}")
-        return jobs
+        return results
 
-    def _job(self, number: int, overrides: Sequence[str]) -> JobReturn:
+    def _job(self, number: int, overrides: Sequence[str]) -> "_Job":
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        return JobReturn(overrides=job_overrides(overrides), cfg=config, working_dir=str(folder.absolute()), task_name="train")
+        run = RunFolder(Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir))
+        return _Job(number, job_overrides(overrides), run, config)
 
-    def _run(self, job: JobReturn, sweep: SweepFolder) -> None:
-        number, run = job.cfg.hydra.job.num, RunFolder(job.working_dir)
+    def _run(self, job: "_Job", sweep: SweepFolder) -> JobReturn:
         shown = " ".join(filter_overrides(job.overrides))
+        result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.run.path), task_name="train")
         status = 0
-        if run.exit() == "finished":
-            log.info(f"job {number}: {shown} has finished already")
+        if job.run.exit() == "finished":
+            log.info(f"job {job.number}: {shown} (has finished already)")
         else:
-            resume = run.config.exists()
-            log.info(f"job {number}: {shown}{', going on' if resume else ''}")
-            with stopped_with_us(start_job(self.config, job.overrides, run.path, resume)) as process:
+            resume = job.run.config.exists()
+            log.info(f"job {job.number}: {shown}{' (goes on)' if resume else ''}")
+            with stopped_with_us(start_job(self.config, job.overrides, job.run.path, resume)) as process:
                 status = process.wait()
-        sweep.record(number, run.path, job.overrides, "failed" if status else "finished", status)
-        job.status, job.return_value = JobStatus.COMPLETED, status
+        sweep.record(job.number, job.run.path, job.overrides, "failed" if status else "finished", status)
+        result.status, result.return_value = JobStatus.COMPLETED, status
         if status:
-            log.info(f"job {number} failed with status {status}, the sweep goes on; its log: {run.path / 'train.log'}")
-            job.status = JobStatus.FAILED
-            job.return_value = UserError(f"job {number} ({shown}) failed with status {status}")
+            log.info(f"job {job.number} failed with status {status}, the sweep goes on; its log: {job.run.path / 'train.log'}")
+            result.status = JobStatus.FAILED
+            result.return_value = UserError(f"job {job.number} ({shown}) failed with status {status}")
+        return result
+
+
+class _Job(NamedTuple):
+    number: int
+    overrides: list[str]
+    run: RunFolder
+    config: DictConfig

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.utils import configure_log, setup_globals
@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from flowergen.config.job_process import saying_how_to_go_on, start_job, stop, stopped_with_us
 from flowergen.config.overrides import parse
 from flowergen.config.run_folder import RunFolder
-from flowergen.config.sweep_folder import SweepFolder, job_overrides
+from flowergen.config.sweep_folder import Status, SweepFolder, job_overrides
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:  # an optional package, and half a second
@@ -46,13 +46,22 @@ class OptunaSweeper(Sweeper):
         params: null: ``prepare_train`` has put them among the overrides.
     """
 
-    def __init__(self, metric: str, direction: str, n_trials: int, seed: int, pruner: DictConfig, params: None):
-        self.metric, self.direction, self.n_trials, self.seed, self.pruner = metric, direction, n_trials, seed, pruner
+    def __init__(
+        self,
+        metric: str,
+        direction: Literal["maximize", "minimize"],
+        n_trials: int,
+        seed: int,
+        pruner: DictConfig,
+        params: None,
+    ):
+        self.metric, self.n_trials, self.seed, self.pruner = metric, n_trials, seed, pruner
+        self.direction: Literal["maximize", "minimize"] = direction
         self.best_of = max if direction == "maximize" else min
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
-        self.config = config
+        self.config: DictConfig = config
         self.folder = SweepFolder(str(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> None:
@@ -118,25 +127,25 @@ class OptunaSweeper(Sweeper):
                 time.sleep(POLL_SECONDS)
                 pruned = self._report(trial, run, values) and process.poll() is None
             if pruned:
-                log.info(f"trial {trial.number} is pruned after {len(values)} epochs")
+                log.info(f"trial {trial.number} is pruned after epoch {max(values) + 1}")
                 stop(process)
+                pruned = process.returncode != 0  # else it has come to its end all the same
         self._report(trial, run, values)
         finite = [value for value in values.values() if math.isfinite(value)]
-        if pruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        elif process.returncode == 0 and finite:
+        if process.returncode == 0 and not values:
+            study.tell(trial, state=TrialState.FAIL)
+            raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
+        status: Status = "pruned" if pruned else "finished" if process.returncode == 0 and finite else "failed"
+        if status == "finished":
             study.tell(trial, self.best_of(finite))
             log.info(f"trial {trial.number}: {self.metric} {self.best_of(finite):.6g}")
         else:
-            study.tell(trial, state=TrialState.FAIL)
-            if process.returncode == 0 and not values:
-                raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
-            why = f"{self.metric} was never a number" if process.returncode == 0 else f"status {process.returncode}"
+            study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+        if status == "failed":
+            why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never a number"
             log.info(f"trial {trial.number} failed ({why}), the search goes on; its log: {run.path / 'train.log'}")
-        ended = study.trials[trial.number].state is not TrialState.FAIL
-        status = "pruned" if pruned else "finished" if ended else "failed"
         self.folder.record(trial.number, run.path, overrides, status, process.returncode)
-        return ended
+        return status != "failed"
 
     def _report(self, trial: "Trial", run: RunFolder, values: dict[int, float]) -> bool:
         """Tell Optuna of the epochs that are new; whether it wants the trial to stop."""
@@ -169,14 +178,17 @@ def _distribution(override: Override) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep: Any = override.value()
+    low: Any
+    high: Any
+    options: dict[str, Any]
     if isinstance(sweep, IntervalSweep):
-        kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
-    if isinstance(sweep, RangeSweep):
+        low, high, options = sweep.start, sweep.end, {"log": "log" in sweep.tags}
+    elif isinstance(sweep, RangeSweep):
         values = sorted(sweep.range())
-        kind = IntDistribution if isinstance(values[0], int) else FloatDistribution
-        return kind(values[0], values[-1], step=abs(sweep.step))
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
+        low, high, options = values[0], values[-1], {"step": abs(sweep.step)}
+    else:
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    return (IntDistribution if isinstance(low, int) else FloatDistribution)(low, high, **options)
 
 
 def trial_overrides(overrides: Sequence[str], params: dict[str, Any]) -> list[str]:

@@ -230,7 +230,7 @@ class OptunaSearch:
     n_trials: Natural
     seed: Annotated[int, between(0, 2**31)]
     pruner: Pruner
-    params: dict[str, Any] | None
+    params: Any  # checked as if they had been typed
 
 
 @dataclass

@@ -11,6 +11,8 @@ from flowergen.config.overrides import parse
 from flowergen.config.run_folder import RunFolder, locked, write_atomically
 from flowergen.errors import UserError
 
+Status = Literal["finished", "failed", "pruned"]
+
 
 class SweepFolder:
     """The files of a sweep: a run folder for each job, ``jobs.yaml``, and ``optuna.db`` where Optuna chose the values.
@@ -40,13 +42,19 @@ class SweepFolder:
         number: int,
         folder: Path,
         overrides: Sequence[str],
-        status: Literal["finished", "failed", "pruned"],
+        status: Status,
         exit_code: int | None,
     ) -> None:
         """Enter how a job ended; None is the exit code of one that nobody waited for."""
         jobs = {job["number"]: job for job in yaml.safe_load(self.jobs.read_text())} if self.jobs.exists() else {}
         place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
-        jobs[number] = dict(number=number, folder=place, overrides=list(overrides), status=status, exit_code=exit_code)
+        jobs[number] = {
+            "number": number,
+            "folder": place,
+            "overrides": list(overrides),
+            "status": status,
+            "exit_code": exit_code,
+        }
         content = [jobs[key] for key in sorted(jobs)]
         write_atomically(self.jobs, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
