@@ -34,8 +34,7 @@ class OptunaSweeper(Sweeper):
     """Searches with Optuna: TPE chooses the values, trials that fall behind the median of the others are stopped.
 
     Intervals (``tag(log, interval(a, b))``, ``int(interval(a, b))``), ``range(...)`` and choices are searched, all other
-    overrides are every trial's. State lives in ``optuna.db`` of the sweep folder, so that a killed search goes on, and
-    proposes what it would have proposed.
+    overrides are every trial's. State lives in ``optuna.db`` of the sweep folder, so that a killed search goes on.
 
     Args:
         metric: column of ``metrics.csv``; a trial is worth its best value over the run.
@@ -132,9 +131,6 @@ class OptunaSweeper(Sweeper):
                 pruned = process.returncode != 0  # else it has come to its end all the same
         self._report(trial, run, values)
         finite = [value for value in values.values() if math.isfinite(value)]
-        if process.returncode == 0 and not values:
-            study.tell(trial, state=TrialState.FAIL)
-            raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
         status: Status = "pruned" if pruned else "finished" if process.returncode == 0 and finite else "failed"
         if status == "finished":
             study.tell(trial, self.best_of(finite))
@@ -145,6 +141,8 @@ class OptunaSweeper(Sweeper):
             why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never a number"
             log.info(f"trial {trial.number} failed ({why}), the search goes on; its log: {run.path / 'train.log'}")
         self.folder.record(trial.number, run.path, overrides, status, process.returncode)
+        if process.returncode == 0 and not values:  # nor would any other trial have it
+            raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
         return status != "failed"
 
     def _report(self, trial: "Trial", run: RunFolder, values: dict[int, float]) -> bool:
