@@ -62,7 +62,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _store(config, run)
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"]:
+    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.weights.is_file():
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)

@@ -263,6 +263,8 @@ def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[st
     assert done.returncode == 2, done.stdout + done.stderr
     finished = [json.loads((sweep / str(n) / "provenance.json").read_text())["exit"] == "finished" for n in range(4)]
     assert finished == [True, True, False, False]
+    jobs = yaml.safe_load((sweep / "jobs.yaml").read_text())
+    assert [(job["status"], job["exit_code"]) for job in jobs] == [("finished", 0)] * 2 + [("failed", 2)] * 2
     assert "Traceback" not in done.stdout + done.stderr
     betas = [yaml.safe_load((sweep / str(n) / "config.yaml").read_text())["model"]["beta"] for n in range(2)]
     assert betas == [1, 4]

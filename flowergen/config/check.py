@@ -13,17 +13,18 @@ from flowergen.errors import UserError
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def check(config: dict[str, Any], schema: type) -> None:
+def check(config: dict[str, Any], schema: type, path: str = "") -> None:
     """Check keys, types and ranges, all the way down.
 
     Args:
         config: composed and resolved, plain data.
         schema: dataclass of the root.
+        path: of the root, for the error: ``hydra.sweeper.``
 
     Raises:
         UserError: names the first key that is wrong, what it must be, and for an unknown key the nearest right one.
     """
-    _check_node(config, schema, "", config)
+    _check_node(config, schema, path, config)
 
 
 def schema_of(node: Any) -> type | None:

@@ -3,18 +3,21 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import Sweep
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
-from flowergen.config.schema import Train
+from flowergen.config.schema import OptunaSearch, Train
+from flowergen.config.sweep_folder import SweepFolder
 from flowergen.errors import UserError
 
 # parts of an optimiser step: a checkpoint within an epoch counts in them
@@ -22,6 +25,7 @@ MUST_STAY = ("trainer.accumulate_grad_batches",)
 # what a resumed run may change; anything else would make it another run
 MAY_CHANGE = (
     "resume",
+    "sweep",
     "paths",
     "trainer",
     "logger",
@@ -74,14 +78,17 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is not for this command: configs of your own go into --config-dir DIR")
-    overrides = quote_paths(args.overrides, args.multirun)
+    multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
+    overrides = quote_paths(args.overrides, multirun)
     if args.config_dir:
         if not Path(args.config_dir).is_dir():
             raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
         # the same as an override, which a sweep hands on to its jobs and a run folder keeps
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
-    if args.multirun:
+    if multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
+    if _value_of("sweep.skip_finished", overrides):
+        raise UserError("sweep.skip_finished is for a sweep: add -m, or go on with a single run by resume=RUN")
     if _value_of("resume", overrides):
         return _prepared_resume(overrides)
     composed, lines = checked(overrides)
@@ -149,17 +156,55 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any,
 
 
 def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
-    """Every swept value checked once, and a folder claimed for the sweep."""
+    """Every swept value checked once, those of a ``hparams_search`` file too, and a folder claimed for the sweep."""
     for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
         if _value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
+    if isinstance(_value_of("hparams_search", overrides), Sweep):
+        raise UserError("hparams_search takes one name")
+    sweeper = OmegaConf.to_container(checked(sweep_samples(overrides)[0])[0].hydra.sweeper)
+    overrides = _with_params(sweeper, overrides)
+    _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
-    if _value_of("hydra.sweep.dir", overrides) is not None:
-        make_folder(_folder(composed, "sweep"))
-        return swept
-    return [*swept, f"hydra.sweep.dir={quoted_path(claim(_folder(composed, 'sweep')))}"]
+    folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished
+    if _value_of("hydra.sweep.dir", overrides) is None:
+        if skip_finished:
+            raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to go on with")
+        return [*swept, f"hydra.sweep.dir={quoted_path(claim(folder.path))}"]
+    if folder.holds_jobs() and not skip_finished:
+        raise UserError(
+            f"{folder.path} holds a sweep already: go on with it by sweep.skip_finished=true, or choose another folder"
+        )
+    make_folder(folder.path)
+    return swept
+
+
+def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
+    """``hydra.sweeper.params`` as if typed: what was typed wins, and the rest is checked and handed on like it."""
+    params = flat(sweeper.get("params") or {})
+    typed = {override.key_or_group for override in parse(overrides)}
+    lines = [f"{key}={value}" for key, value in params.items() if key not in typed]
+    return [*lines, *overrides, *["hydra.sweeper.params=null"][: len(params)]]
+
+
+def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
+    """What only one of the sweepers can do, or needs."""
+    swept = [override for override in parse(overrides) if override.is_sweep_override()]
+    if sweeper["_target_"] != "hydra_plugins.flowergen.OptunaSweeper":
+        for override in swept:
+            if not override.is_discrete_sweep():
+                raise UserError(
+                    f"{override.input_line}: give the values of a sweep one by one, as in KEY=1,2,3; "
+                    "intervals are for hparams_search=beta_optuna"
+                )
+        return
+    check(sweeper, OptunaSearch, "hydra.sweeper.")
+    if not swept:
+        raise UserError("there is nothing to search: give KEY=interval(LOW, HIGH) or KEY=1,2,3")
+    if find_spec("optuna") is None:
+        raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'flowergen[sweep]'")
 
 
 def _value_of(key: str, overrides: Sequence[str]) -> Any:

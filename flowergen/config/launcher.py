@@ -1,10 +1,9 @@
 """The launcher of sweeps: every job is a process of its own."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
@@ -12,17 +11,21 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from flowergen.config.overrides import quoted_path
+from flowergen.config.job_process import saying_how_to_go_on, start_job, stopped_with_us
+from flowergen.config.optuna_sweeper import OptunaSweeper
+from flowergen.config.run_folder import RunFolder
+from flowergen.config.sweep_folder import SweepFolder, check_unchanged, job_overrides
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Make the launcher known to Hydra, which takes plugins from the package ``hydra_plugins`` only, registered or not."""
+    """Make our plugins known to Hydra, which takes them from the package ``hydra_plugins`` only, registered or not."""
     plugins = Plugins.instance()
-    plugins.register(ProcessLauncher)
-    plugins.class_name_to_class["hydra_plugins.flowergen.ProcessLauncher"] = ProcessLauncher
+    for plugin in (ProcessLauncher, OptunaSweeper):
+        plugins.register(plugin)
+        plugins.class_name_to_class[f"hydra_plugins.flowergen.{plugin.__name__}"] = plugin
 
 
 class ProcessLauncher(Launcher):
@@ -37,31 +40,52 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; a failed one is reported at the end, by an exception in its return value."""
+        """Run all jobs but those that have finished; one that failed has an exception as its return value."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        sweep_dir = Path(str(self.config.hydra.sweep.dir))
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        log.info(f"sweep of {len(job_overrides)} jobs into {sweep_dir}")
-        results = [self._run(initial_job_idx + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
+        sweep = SweepFolder(str(self.config.hydra.sweep.dir))
+        sweep.path.mkdir(parents=True, exist_ok=True)
+        with sweep.locked(), saying_how_to_go_on(log.info):
+            jobs = [self._job(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
+            for job in jobs:
+                if job.run.config.exists():
+                    check_unchanged(job.number, job.run, job.overrides)
+            log.info(f"sweep of {len(jobs)} jobs into {sweep.path}")
+            results = [self._run(job, sweep) for job in jobs]
         failed = [result for result in results if result.status is JobStatus.FAILED]
-        log.info(f"{len(results) - len(failed)} of {len(results)} jobs finished; pictures and numbers: {sweep_dir}")
-        log.info(f"compare them: tensorboard --logdir {sweep_dir}")
+        log.info(f"{len(results) - len(failed)} of {len(results)} jobs finished; pictures and numbers: {sweep.path}")
+        log.info(f"compare them: tensorboard --logdir {sweep.path}")
         return results
 
-    def _run(self, number: int, overrides: list[str]) -> JobReturn:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+    def _job(self, number: int, overrides: Sequence[str]) -> "_Job":
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-        folder = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-        own = [override for override in overrides if not override.startswith(("hydra.sweep.", "hydra/", "hydra.launcher"))]
-        log.info(f"job {number}: {' '.join(filter_overrides(own))}")
-        command = [sys.executable, "-m", "flowergen.train", *own, f"hydra.run.dir={quoted_path(folder)}"]
-        status = subprocess.run(command, check=False).returncode
-        result = JobReturn(overrides=own, cfg=config, working_dir=str(folder), task_name="train")
-        result.status = JobStatus.FAILED if status else JobStatus.COMPLETED
-        result.return_value = status
+        run = RunFolder(Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir))
+        return _Job(number, job_overrides(overrides), run, config)
+
+    def _run(self, job: "_Job", sweep: SweepFolder) -> JobReturn:
+        shown = " ".join(filter_overrides(job.overrides))
+        result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.run.path), task_name="train")
+        status = 0
+        if job.run.exit() == "finished":
+            log.info(f"job {job.number}: {shown} (has finished already)")
+        else:
+            resume = job.run.config.exists()
+            log.info(f"job {job.number}: {shown}{' (goes on)' if resume else ''}")
+            with stopped_with_us(start_job(self.config, job.overrides, job.run.path, resume)) as process:
+                status = process.wait()
+        sweep.record(job.number, job.run.path, job.overrides, "failed" if status else "finished", status)
+        result.status, result.return_value = JobStatus.COMPLETED, status
         if status:
-            log.info(f"job {number} failed with status {status}, the sweep goes on; its log: {folder / 'train.log'}")
-            result.return_value = UserError(f"job {number} ({' '.join(filter_overrides(own))}) failed with status {status}")
+            log.info(f"job {job.number} failed with status {status}, the sweep goes on; its log: {job.run.path / 'train.log'}")
+            result.status = JobStatus.FAILED
+            result.return_value = UserError(f"job {job.number} ({shown}) failed with status {status}")
         return result
+
+
+class _Job(NamedTuple):
+    number: int
+    overrides: list[str]
+    run: RunFolder
+    config: DictConfig

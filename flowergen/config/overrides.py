@@ -12,7 +12,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -193,22 +193,31 @@ def merged(overrides: Sequence[str]) -> list[str]:
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
-    """From a sweep, the fewest jobs that show every swept value once: enough to find a mistyped one.
+    """From a sweep, the fewest jobs that show every swept value once, an interval's ends: enough to find a mistyped one.
 
     >>> sweep_samples(["model.beta=1,4", "seed=0"])
     [['model.beta=1', 'seed=0'], ['model.beta=4', 'seed=0']]
     """
-    parsed = parse(overrides)
-    for override in parsed:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise UserError(f"{override.input_line}: give the values of a sweep one by one, as in KEY=1,2,3")
     values = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_discrete_sweep() else [line]
-        for o, line in zip(parsed, overrides, strict=True)
+        [f"{override.get_key_element()}={value}" for value in _swept(override)] if override.is_sweep_override() else [line]
+        for override, line in zip(parse(overrides), overrides, strict=True)
     ]
     first = [options[0] for options in values]
     others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
     return [first, *others]
+
+
+def _swept(override: Override) -> list[Any]:
+    if override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+        if not values:
+            raise UserError(f"{override.input_line} holds no value")
+        return values
+    interval = cast(IntervalSweep, override.value())
+    low, high = cast(float, interval.start), cast(float, interval.end)
+    if low >= high or (low <= 0 and "log" in interval.tags):
+        raise UserError(f"{override.input_line}: an interval goes from a lower to a higher number, a log one from above 0")
+    return [low, high]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,18 +42,16 @@ class RunFolder:
         for path, content in ((self.overrides, list(overrides)), (self.config, config)):  # config.yaml makes it a run
             write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder; a killed process leaves it free.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training in this folder."""
+        return locked(self.path, "training")
 
-        Raises:
-            UserError: one is at it.
-        """
+    def exit(self) -> str | None:
+        """How its last session ended, "finished" among others; None where nothing is known."""
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise UserError(f"{self.path}: another process is training in this folder; wait for it or stop it") from None
+            return json.loads(self.provenance.read_text()).get("exit")
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def read_config(self) -> dict[str, Any]:
         """config.yaml.
@@ -73,6 +71,20 @@ class RunFolder:
             UserError: where it cannot be read as one.
         """
         return _read_yaml(self.overrides, list)
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes from doing the same in a folder; a killed process leaves it free.
+
+    Raises:
+        UserError: one is at it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{folder}: another process is {doing} in this folder; wait for it or stop it") from None
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:

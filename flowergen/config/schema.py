@@ -242,12 +242,41 @@ class Checkpoints:
 
 
 @dataclass
+class Sweep:
+    """sweep."""
+
+    skip_finished: bool
+
+
+@dataclass
+class Pruner:
+    """hydra.sweeper.pruner of Optuna."""
+
+    n_startup_trials: Count
+    n_warmup_epochs: Count
+
+
+@dataclass
+class OptunaSearch:
+    """conf/hydra/sweeper/optuna.yaml."""
+
+    _target_: str
+    metric: Annotated[str, NON_EMPTY]
+    direction: Literal["maximize", "minimize"]
+    n_trials: Natural
+    seed: Annotated[int, between(0, 2**31)]
+    pruner: Pruner
+    params: Any  # checked as if they had been typed
+
+
+@dataclass
 class Train:
     """conf/train.yaml. ``Any`` is described by its ``_target_``."""
 
     name: Annotated[str, NON_EMPTY]
     seed: Seed
     resume: str | None
+    sweep: Sweep
     paths: Paths
     model: Any
     data: Any
