@@ -126,7 +126,7 @@ class OptunaSweeper(Sweeper):
                 time.sleep(POLL_SECONDS)
                 pruned = self._report(trial, run, values) and process.poll() is None
             if pruned:
-                log.info(f"trial {trial.number} is pruned after epoch {max(values) + 1}")
+                log.info(f"trial {trial.number} is pruned after epoch {max(values)}")
                 stop(process)
                 pruned = process.returncode != 0  # else it has come to its end all the same
         self._report(trial, run, values)
