@@ -97,7 +97,8 @@ class OptunaSweeper(Sweeper):
             pruner=optuna.pruners.MedianPruner(self.pruner.n_startup_trials, self.pruner.n_warmup_epochs),
             load_if_exists=True,
         )
-        search = {"metric": self.metric, "direction": self.direction, "overrides": sorted(overrides)}
+        kept = sorted(line for line in overrides if not line.startswith("paths."))  # where things lie may change
+        search = {"metric": self.metric, "direction": self.direction, "overrides": kept}
         before = study.user_attrs.get("search", search)
         if before != search:
             changed = [f"{key} was {before[key]} and is {search[key]}" for key in search if before[key] != search[key]]
@@ -147,13 +148,13 @@ class OptunaSweeper(Sweeper):
 
     def _report(self, trial: "Trial", run: RunFolder, values: dict[int, float]) -> bool:
         """Tell Optuna of the epochs that are new; whether it wants the trial to stop."""
+        stop_it = False
         for epoch, value in read_metric(run, self.metric).items():
             if epoch not in values:
                 values[epoch] = value
                 trial.report(value, epoch)
-                if trial.should_prune():
-                    return True
-        return False
+                stop_it = trial.should_prune() or stop_it
+        return stop_it
 
     def _farewell(self, study: "Study") -> None:
         from optuna.trial import TrialState
@@ -195,10 +196,8 @@ def trial_overrides(overrides: Sequence[str], params: dict[str, Any]) -> list[st
     >>> trial_overrides(["seed=1", "model.beta=interval(0,1)"], {"model.beta": 0.5})
     ['seed=1', 'model.beta=0.5']
     """
-    return [
-        f"{o.get_key_element()}={params[o.get_key_element()]}" if o.is_sweep_override() else str(o.input_line)
-        for o in parse(overrides)
-    ]
+    chosen = {key: f"{key}={value}" for key, value in params.items()}  # not all of them if it was killed while choosing
+    return [chosen.get(override.get_key_element(), str(override.input_line)) for override in parse(overrides)]
 
 
 def read_metric(run: RunFolder, metric: str) -> dict[int, float]:

@@ -1,11 +1,13 @@
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from omegaconf import DictConfig
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from flowergen.config import command
 from flowergen.config.command import prepare_train
-from flowergen.config.optuna_sweeper import read_metric, search_space
+from flowergen.config.optuna_sweeper import OptunaSweeper, read_metric, search_space, trial_overrides
 from flowergen.config.run_folder import RunFolder
 from flowergen.errors import UserError
 
@@ -66,3 +68,17 @@ def test_a_table_is_read_while_it_is_written(tmp_path: Path) -> None:
     assert values[0] == -20.5
     assert values.keys() == {0, 1}
     assert read_metric(run, "val/elb") == {}
+
+
+def test_a_trial_that_ends_before_it_is_stopped_is_worth_all_of_its_epochs(tmp_path: Path) -> None:
+    run, trial, values = RunFolder(tmp_path), Mock(), {}
+    trial.should_prune.side_effect = [True, False]
+    run.metrics.write_text("epoch,step,val/elbo\n0,8,-20.5\n1,16,-10.5\n")
+    sweeper = OptunaSweeper("val/elbo", "maximize", 1, 0, DictConfig({}), None)
+    assert sweeper._report(trial, run, values)
+    assert values == {0: -20.5, 1: -10.5}
+    assert not sweeper._report(trial, run, values), "an epoch is reported once"
+
+
+def test_a_trial_killed_while_its_values_were_chosen_is_not_in_the_way() -> None:
+    assert trial_overrides(["a=1,2", "b=1,2", "c=3"], {"a": "2"}) == ["a=2", "b=1,2", "c=3"]
