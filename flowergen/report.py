@@ -1,7 +1,6 @@
 """``python -m flowergen.report``: one page over a sweep, running or finished."""
 
 import csv
-import json
 import re
 import sys
 import time
@@ -77,17 +76,19 @@ def _read_job(folder: Path, started: dict[str, Any]) -> Job:
 def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if started.get("status") == "pruned":
         return "pruned", "stopped early: its metric fell behind the other trials'"
-    try:
-        exit_ = str(json.loads(run.provenance.read_text())["exit"])
-    except (OSError, ValueError, KeyError, TypeError):
+    exit_ = run.exit()
+    if exit_ is None:
         log = run.path / "train.log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
         return "failed", lines[-1] if lines else f"never started (exit status {started.get('exit_code', 'unknown')})"
     if exit_ == "finished":
         return "finished", ""
+    go_on = f"go on with resume={run.path}"
+    if exit_.startswith("KeyboardInterrupt"):
+        return "interrupted", go_on
     if exit_.startswith("running"):
         files = [path.stat().st_mtime for path in (run.metrics, run.provenance) if path.is_file()]
-        return exit_, f"last wrote a number {time.time() - max(files):,.0f} s ago; go on with resume={run.path}"
+        return exit_, f"last wrote a number {time.time() - max(files):,.0f} s ago; if it was killed, {go_on}"
     return "failed", " ".join(exit_.split())
 
 

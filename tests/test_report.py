@@ -27,6 +27,7 @@ def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
     job(tmp_path, 0, "finished")
     job(tmp_path, 2, "UserError: trainer: no GPU is there")
     job(tmp_path, 10, "running, or killed", epochs=1)
+    job(tmp_path, 5, "KeyboardInterrupt: ")
     crashed = tmp_path / "3"
     crashed.mkdir()
     (crashed / "train.log").write_text("2026-01-01 begins\nMemoryError: out of memory\n")
@@ -37,8 +38,8 @@ def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
         ])
     )  # fmt: skip
     jobs = {job.name: job for job in read_sweep(tmp_path)}
-    assert list(jobs) == ["0", "2", "3", "4", "10"]
-    assert [job.status for job in jobs.values()] == ["finished", "failed", "failed", "failed", "pruned"]
+    assert list(jobs) == ["0", "2", "3", "4", "5", "10"]
+    assert [job.status for job in jobs.values()] == ["finished", "failed", "failed", "failed", "interrupted", "pruned"]
     assert "no GPU is there" in jobs["2"].reason
     assert "out of memory" in jobs["3"].reason
     assert "exit status 2" in jobs["4"].reason

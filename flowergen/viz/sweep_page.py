@@ -29,7 +29,7 @@ class Job:
 
     Attributes:
         name: of its folder.
-        status: "finished", "failed", "pruned" or "running, or killed".
+        status: "finished", "failed", "interrupted", "pruned" or "running, or killed".
         reason: why it failed, in one line, or what else there is to say.
         overrides: what was asked for, by key.
         epochs: rows of metrics.csv with a validation, in order: column -> number.
