@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 BETA = "model.beta"
+LABELS = {"active_units": "active latent units", "elbo": "ELBO (nats per picture)"}
 STYLE = """
 body { font-family: sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
@@ -157,13 +158,15 @@ def _rate_distortion(ax: Axes, points: Sequence[tuple[float, float, str]]) -> No
     ax.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o")
     for rate, distortion, label in points:
         ax.annotate(label, (rate, distortion), textcoords="offset points", xytext=(6, 4), fontsize="small")
-    ax.margins(x=0.2)
+    ax.margins(0.25, 0.1)  # room for the labels
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion (nats)")
 
 
 def _against_beta(ax: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
     ax.plot(*zip(*points, strict=True), marker="o")
-    ax.set(xlabel="beta", ylabel=name.replace("_", " "), xscale="log" if points[0][0] else "symlog")  # beta 0 has no logarithm
+    ax.set(xlabel="beta", ylabel=LABELS[name], xscale="log" if points[0][0] else "symlog")  # beta 0 has no logarithm
+    if name == "active_units":
+        ax.set_ylim(bottom=0)
 
 
 def _over_epochs(ax: Axes, jobs: Sequence[Job], keys: Sequence[str]) -> None:
@@ -171,7 +174,7 @@ def _over_epochs(ax: Axes, jobs: Sequence[Job], keys: Sequence[str]) -> None:
         course = [(row["epoch"], value) for row in job.epochs for name, value in row.items() if name.endswith("/elbo")]
         ax.plot([epoch for epoch, _ in course], [elbo for _, elbo in course], marker=".", label=title_of(job, keys))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="epoch", ylabel="ELBO (nats per picture)")
+    ax.set(xlabel="epoch", ylabel=LABELS["elbo"])
     ax.legend(fontsize="small")
 
 
