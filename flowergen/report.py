@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from flowergen.config.schema import Report
 from flowergen.errors import UserError
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 
-OWN_SETTINGS = ("hydra", "sweep.")  # of the sweep rather than of a job
+OWN_SETTINGS = ("hydra", "sweep.", "paths.")  # of the sweep rather than of a job
 
 
 def main() -> None:
@@ -29,8 +30,9 @@ def main() -> None:
     folder = Path(config["out"] or sweep)
     make_folder(folder)
     page, table = folder / "report.html", folder / "report.csv"
+    content = html_page(jobs, f"Sweep {sweep.parent.name}/{sweep.name}, {time.strftime('%Y-%m-%d %H:%M')}")
     try:
-        write_atomically(page, html_page(jobs, f"Sweep {sweep.parent.name}/{sweep.name}"))
+        write_atomically(page, content)
         write_atomically(table, csv_table(jobs))
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another folder with out=") from error
@@ -48,14 +50,16 @@ def read_sweep(sweep: Path) -> list[Job]:
     Raises:
         UserError: there is none.
     """
-    started = {str(entry["number"]): entry for entry in _yaml_list(sweep / "jobs.yaml")}
-    folders = {path.name for path in sweep.iterdir() if (path / "config.yaml").is_file() or (path / "train.log").is_file()}
-    names = sorted(
-        folders | started.keys(), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
-    )
-    if not names:
-        raise UserError(f"sweep={sweep} holds no run: give the folder that a sweep (-m) has printed")
-    return [_read_job(sweep / name, started.get(name, {})) for name in names]
+    entries = [entry for entry in _yaml_list(sweep / "jobs.yaml") if isinstance(entry, dict)]
+    started = {str(entry.get("folder", entry.get("number"))): entry for entry in entries}
+    try:
+        folders = {path.name for path in sweep.iterdir() if (path / "config.yaml").is_file() or (path / "train.log").is_file()}
+        names = sorted(folders | started.keys(), key=lambda name: (len(name), name))  # 2 before 10
+        if not names:
+            raise UserError(f"sweep={sweep} holds no run: give the folder that a sweep (-m) has printed")
+        return [_read_job(sweep / name, started.get(name, {})) for name in names]
+    except OSError as error:
+        raise UserError(f"sweep={sweep} cannot be read: {error.strerror}: {error.filename}") from error
 
 
 def _read_job(folder: Path, started: dict[str, Any]) -> Job:
@@ -76,19 +80,27 @@ def _read_job(folder: Path, started: dict[str, Any]) -> Job:
 def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if started.get("status") == "pruned":
         return "pruned", "stopped early: its metric fell behind the other trials'"
-    exit_ = run.exit()
+    exit_, exit_code = run.exit(), started.get("exit_code")
+    go_on = f"go on with {shlex.quote(f'resume={run.path}')}"
+    if started.get("status") == "failed" and (exit_ == "finished" or str(exit_).startswith("running")):
+        if exit_code is None:
+            return "interrupted", "its values were tried again by another trial"
+        why = "its metric was never a number" if exit_code == 0 else f"it ended with status {exit_code}"
+        return "failed", f"{why}{' (killed: out of memory?)' if exit_code == -9 else ''}"
     if exit_ is None:
         log = run.path / "train.log"
         lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-        return "failed", lines[-1] if lines else f"never started (exit status {started.get('exit_code', 'unknown')})"
+        return "failed", lines[-1] if lines else f"never started (exit status {exit_code})"
     if exit_ == "finished":
         return "finished", ""
-    go_on = f"go on with resume={run.path}"
     if exit_.startswith("KeyboardInterrupt"):
         return "interrupted", go_on
     if exit_.startswith("running"):
         files = [path.stat().st_mtime for path in (run.metrics, run.provenance) if path.is_file()]
-        return exit_, f"last wrote a number {time.time() - max(files):,.0f} s ago; if it was killed, {go_on}"
+        return (
+            exit_,
+            f"last wrote a number at {time.strftime('%H:%M:%S', time.localtime(max(files)))}; if it was killed, {go_on}",
+        )
     return "failed", " ".join(exit_.split())
 
 
@@ -96,10 +108,13 @@ def _epochs(path: Path) -> list[dict[str, float]]:
     """The rows with a validation; where nothing is held out, of the training set, under its own name."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = path.read_text(errors="replace")
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # the last line may be half written
     wanted = ("epoch", "val/", "trainset/", "train_epoch/loss")
-    numbers = [{k: float(v) for k, v in row.items() if k and v and k.startswith(wanted)} for row in rows]
+    try:
+        numbers = [{k: float(v) for k, v in row.items() if k and v and k.startswith(wanted)} for row in rows]
+    except (ValueError, TypeError, csv.Error):  # somebody else's file
+        return []
     return [row for row in numbers if any(key.startswith(("val/", "trainset/")) for key in row)]
 
 

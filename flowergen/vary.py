@@ -1,6 +1,7 @@
 """``python -m flowergen.vary``: variations of given pictures, and walks through the latent space of a run."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from flowergen.config.command import one_line_errors
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import claim, find_run, make_folder
 from flowergen.config.schema import Vary
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,8 +18,16 @@ if TYPE_CHECKING:
     from flowergen.config.build import LoadedModel
     from flowergen.data.image_datamodule import ImageDataModule
 
-READ_BY_ONE_MODE = {"scale": "variations", "num_dims": "traverse", "plus": "arithmetic", "minus": "arithmetic"}
+READ_BY_ONE_MODE = {
+    "scale": "variations",
+    "seed": "variations",
+    "num_dims": "traverse",
+    "plus": "arithmetic",
+    "minus": "arithmetic",
+}
 MEAN_OF = 1000  # pictures of a class, at most
+LONGEST_NAME = 60  # of a picture, in the names of its files: file systems allow 255 bytes
+MOST_VALUES = 2**29  # pixel values made at once: 2 GiB in float32, and twice as much with the grid
 
 
 def main() -> None:
@@ -36,16 +46,39 @@ def main() -> None:
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
     data = None
     if config["split"] or config["mode"] == "arithmetic":
-        data = build_datamodule_of_run(model.config, config["data"]["root"], config["paths"]["cache_dir"])
+        data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     x, names, source = _pictures(config, model, data)
+    if x.numel() * (config["num"] + 2) > MOST_VALUES:
+        raise UserError(f"{len(x)} pictures x num={config['num']} are too many at once: lower num= or num_pictures=")
     direction = None
     if config["mode"] == "arithmetic":
         assert data is not None
         direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
-    folder = Path(config["out"] or claim(run.path / "vary" / f"{config['mode']}_{source}", key="out"))
-    make_folder(folder)
-    for line in [*_walk(config, model, direction, x, names, folder), f"pictures: {folder}"]:
+    folder = _folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}")
+    try:
+        lines = _walk(config, model, direction, x, names, folder)
+    except OSError as error:
+        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing came of it
+    for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
+
+
+def _folder(out: str | None, default: Path) -> Path:
+    """A new folder, so that nothing is ever overwritten."""
+    if out is None:
+        return claim(default, key="out")
+    folder = Path(out)
+    make_folder(folder)
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"out={printable(out)} cannot be read ({error.strerror}): choose another folder") from error
+    if not empty:
+        raise UserError(f"out={printable(out)} holds files already, and none is overwritten: give a new folder")
+    return folder
 
 
 def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
@@ -80,7 +113,7 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
     if path.is_file():
         files = [path]
     else:
-        files = [path / name for name in list_image_folder(path).names]
+        files = [path / name for name in list_image_folder(path, "image").names]
         files = [files[row] for row in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
     images, names = [], []
     for number, file in enumerate(files):
@@ -88,13 +121,14 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
             images.append(torch.from_numpy(fit_square(read_rgb(file), size)))
         except UnreadablePicture as error:
             if len(files) == 1:
-                raise UserError(f"image={file} cannot be read: {error}") from error
-            print(f"left out {file}: {error}", file=sys.stderr)
+                raise UserError(f"image={printable(str(file))} cannot be read: {printable(str(error))}") from error
+            print(f"left out {printable(str(file))}: {printable(str(error))}", file=sys.stderr)
             continue
-        names.append(file.stem if len(files) == 1 else f"{number:03d}_{file.stem}")
+        stem = file.stem[:LONGEST_NAME]
+        names.append(stem if len(files) == 1 else f"{number:03d}_{stem}")
     if not images:
-        raise UserError(f"image={path}: not one of {len(files)} pictures can be read")
-    return torch.stack(images).float() / 255, names, path.stem
+        raise UserError(f"image={printable(str(path))}: not one of {len(files)} pictures can be read")
+    return torch.stack(images).float() / 255, names, path.stem[:LONGEST_NAME]
 
 
 def _walk(

@@ -9,6 +9,7 @@ import yaml
 
 from flowergen.errors import UserError
 from flowergen.report import read_sweep
+from flowergen.viz.sweep_page import swept_keys
 from tests.conftest import Command
 
 
@@ -28,21 +29,36 @@ def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
     job(tmp_path, 2, "UserError: trainer: no GPU is there")
     job(tmp_path, 10, "running, or killed", epochs=1)
     job(tmp_path, 5, "KeyboardInterrupt: ")
+    job(tmp_path, 6, "running, or killed")
+    job(tmp_path, 7, "finished")
+    job(tmp_path, 8, "running, or killed")
+    (tmp_path / "8" / "metrics.csv").write_text("epoch,step,val/elbo\n1,9,801\n2,-")
+    resumed = yaml.safe_load((tmp_path / "0" / "overrides.yaml").read_text())
+    (tmp_path / "0" / "overrides.yaml").write_text(yaml.safe_dump(["paths.data_dir='/a'", *resumed]))
     crashed = tmp_path / "3"
     crashed.mkdir()
     (crashed / "train.log").write_text("2026-01-01 begins\nMemoryError: out of memory\n")
     (tmp_path / "jobs.yaml").write_text(
         yaml.safe_dump([
             {"number": 4, "overrides": ["model.beta=x"], "status": "failed", "exit_code": 2},
-            {"number": 10, "overrides": ["model.beta=10"], "status": "pruned", "exit_code": -15},
+            {"number": 6, "overrides": [], "status": "failed", "exit_code": -9},
+            {"number": 7, "overrides": [], "status": "failed", "exit_code": 0},
+            {"number": 8, "overrides": [], "status": "failed", "exit_code": None},
+            "somebody else's",
+            {"number": 10, "folder": "10", "overrides": ["model.beta=10"], "status": "pruned", "exit_code": -15},
         ])
     )  # fmt: skip
     jobs = {job.name: job for job in read_sweep(tmp_path)}
-    assert list(jobs) == ["0", "2", "3", "4", "5", "10"]
-    assert [job.status for job in jobs.values()] == ["finished", "failed", "failed", "failed", "interrupted", "pruned"]
+    assert list(jobs) == ["0", "2", "3", "4", "5", "6", "7", "8", "10"]
+    wanted = "finished failed failed failed interrupted failed failed interrupted pruned"
+    assert [job.status for job in jobs.values()] == wanted.split()
     assert "no GPU is there" in jobs["2"].reason
     assert "out of memory" in jobs["3"].reason
     assert "exit status 2" in jobs["4"].reason
+    assert "out of memory?" in jobs["6"].reason
+    assert "never a number" in jobs["7"].reason
+    assert jobs["8"].metrics == {"epoch": 1.0, "val/elbo": 801.0}
+    assert swept_keys(list(jobs.values())) == ["model.beta", "seed"]
     assert jobs["4"].overrides == {"model.beta": "x"}
     assert jobs["0"].metrics == {"epoch": 2.0, "val/elbo": 2.0}
     (tmp_path / "jobs.yaml").unlink()
@@ -64,7 +80,7 @@ def test_a_sweep_with_a_failing_job_has_a_page(command: Command, tiny_run: tuple
     done = command("report", f"sweep={sweep}")
     assert done.returncode == 0, done.stderr
     page = (sweep / "report.html").read_text()
-    assert page.count("data:image/png") == 2, "reconstructions and samples of the job that finished"
+    assert page.count("data:image/jpeg") == 2, "reconstructions and samples of the job that finished"
     assert "trainer: " in page
     with (sweep / "report.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -112,7 +112,44 @@ def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_pat
         lines = done.stderr.strip().splitlines()
         assert (done.returncode, len(lines)) == (2, 1), (arguments, done.stderr)
         assert words in lines[0], arguments
-    assert not (run / "vary").exists()
+    assert not list(run.glob("vary/*"))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "variations.png").write_text("mine")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, words in {
+        (image, f"out={taken}"): "none is overwritten",
+        (image, "mode=interpolate"): "two pictures or more",
+        (f"image={empty}",): "image=",
+        (image, "mode=arithmetic", "plus=colt's foot, red", "minus=0"): "there is no class colt's foot, red",
+        ("split=train", "num=10000", "num_pictures=1000"): "too many at once",
+    }.items():
+        done = here("vary", f"run={run}", *arguments)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), (arguments, done.stderr)
+        assert words in done.stderr, arguments
+    assert (taken / "variations.png").read_text() == "mine"
+    assert not list(run.glob("vary/*"))
+
+
+def test_a_full_disk_is_one_line(here: Command, run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    done = here("vary", f"run={run}", f"image={pictures / 'grey.png'}")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert "No space left" in done.stderr
+    assert not list(run.glob("vary/*"))
+
+
+def test_another_split_than_the_run_s_is_refused(here: Command, run: Path) -> None:
+    """Held-out ones might be training pictures."""
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("split_seed: 0", "split_seed: 1"))
+    done = here("vary", f"run={run}", "split=test", "mode=reconstruct")
+    assert done.returncode == 2
+    assert "other pictures" in done.stderr
 
 
 def test_help_lists_modes_and_keys(here: Command) -> None:

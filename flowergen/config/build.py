@@ -64,18 +64,18 @@ def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     return instantiate(config["data"], "data")
 
 
-def build_datamodule_of_run(config: dict[str, Any], root: str | None, cache_dir: str | None) -> ImageDataModule:
+def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
     """The data of a run, set up; it may have moved since.
 
     Args:
-        config: the run's.
+        model: the run's.
         root: where it is now, None for where it was.
         cache_dir: where its decoded pictures are, None for where they were.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or has other pictures now, so that held-out ones might be training pictures.
     """
-    data = dict(config["data"])
+    data = dict(model.config["data"])
     if root:
         if "root" not in data:
             raise UserError(f"data.root={root}: the run's data, {data.get('name')}, has no folder")
@@ -84,6 +84,7 @@ def build_datamodule_of_run(config: dict[str, Any], root: str | None, cache_dir:
         data["cache_dir"] = cache_dir
     datamodule = build_datamodule({"data": data})
     datamodule.setup()
+    datamodule.load_state_dict({"pictures": model.pictures})
     return datamodule
 
 
@@ -231,10 +232,11 @@ class LoadedModel:
     Args:
         module: the LightningModule in eval mode.
         config: the run's config, plain data.
+        pictures: the hash of what it was trained on, see ``ImageDataModule.state_dict``.
     """
 
-    def __init__(self, module: ImageModel, config: dict[str, Any]):
-        self.module, self.config = module, config
+    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str):
+        self.module, self.config, self.pictures = module, config, pictures
 
     @torch.inference_mode()
     def encode(self, x: torch.Tensor) -> Posterior:
@@ -267,4 +269,5 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
-    return LoadedModel(module.eval().to(device), config)
+    data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
+    return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"])

@@ -204,7 +204,7 @@ def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
     if not swept:
         raise UserError("there is nothing to search: give KEY=interval(LOW, HIGH) or KEY=1,2,3")
     if find_spec("optuna") is None:
-        raise UserError("hydra/sweeper=optuna needs Optuna: pip install 'flowergen[sweep]'")
+        raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna")
 
 
 def _value_of(key: str, overrides: Sequence[str]) -> Any:

@@ -28,7 +28,10 @@ def start_job(sweep: DictConfig, overrides: Sequence[str], folder: Path, resume:
         resume: go on with the run that is there.
     """
     search = [line for line in sweep.hydra.overrides.hydra if line.startswith("hydra.searchpath=")]  # from --config-dir
-    own = [f"resume={quoted_path(folder)}"] if resume else [*search, *overrides, f"hydra.run.dir={quoted_path(folder)}"]
+    places = [line for line in overrides if line.startswith("paths.")]
+    own = (
+        [f"resume={quoted_path(folder)}", *places] if resume else [*search, *overrides, f"hydra.run.dir={quoted_path(folder)}"]
+    )
     # a file that sets hydra.mode for the sweep must not make a sweep of the job
     return subprocess.Popen([sys.executable, "-m", "flowergen.train", *own, "hydra.mode=RUN"])
 

@@ -87,6 +87,8 @@ class OptunaSweeper(Sweeper):
         """A new one, or the folder's own with what its last session left undone."""
         import optuna
 
+        if set("?%") & set(str(self.folder.optuna)):  # they mean something in the address of a database
+            raise UserError(f"{self.folder.path}: give a hydra.sweep.dir without ? and %")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.folder.holds_jobs() and not self.folder.optuna.exists():
             raise UserError(f"{self.folder.path} holds a sweep that is not Optuna's: choose another hydra.sweep.dir")

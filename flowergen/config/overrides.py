@@ -45,6 +45,19 @@ def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence
     return [_quote_path(override, multirun, keys) for override in overrides]
 
 
+def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Quote the values of keys that hold plain text.
+
+    >>> quote_texts(["plus=colt's foot", "num=3"], ["plus"])
+    ["plus='colt\\\\'s foot'", 'num=3']
+    """
+    pairs = [override.partition("=") for override in overrides]
+    return [
+        f"{key}={quoted(value)}" if key in keys and value not in ("", "null", "???") else f"{key}{equals}{value}"
+        for key, equals, value in pairs
+    ]
+
+
 def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
     untouched = not value or value[0] in "'\"" or value in ("null", "???") or "${" in value

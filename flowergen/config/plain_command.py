@@ -6,8 +6,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from flowergen.config import conf_dir
 from flowergen.config.check import check
-from flowergen.config.overrides import PATH_KEYS, compose_command, quote_paths
-from flowergen.config.schema import PATH
+from flowergen.config.overrides import PATH_KEYS, compose_command, quote_paths, quote_texts
+from flowergen.config.schema import PATH, TEXT
 from flowergen.errors import UserError
 
 
@@ -32,8 +32,9 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
         if argument.startswith("-"):
             raise UserError(f"{argument} is no option of this command: it takes key=value; --help lists the keys")
     hints = get_type_hints(schema, include_extras=True)
-    keys = [*PATH_KEYS, *(key for key, hint in hints.items() if _is_path(hint))]
-    config = compose_command(name, schema, quote_paths(argv, keys=keys))
+    paths = [*PATH_KEYS, *(key for key, hint in hints.items() if _is(PATH, hint))]
+    texts = [key for key, hint in hints.items() if _is(TEXT, hint)]
+    config = compose_command(name, schema, quote_texts(quote_paths(argv, keys=paths), texts))
     check(config, schema)
     return config
 
@@ -45,7 +46,7 @@ def help_text(name: str) -> str:
     return "\n".join([*(line.removeprefix("#").removeprefix(" ") for line in lines[:head]), *lines[head:]])
 
 
-def _is_path(hint: Any) -> bool:
+def _is(marker: str, hint: Any) -> bool:
     if get_origin(hint) is Annotated:
-        return PATH in get_args(hint)
-    return any(_is_path(option) for option in get_args(hint))
+        return marker in get_args(hint)
+    return any(_is(marker, option) for option in get_args(hint))

@@ -154,6 +154,8 @@ def make_folder(folder: Path) -> None:
 class Provenance:
     """provenance.json: where a run's numbers come from. A context manager around the run; earlier sessions are kept.
 
+    A session that is refused with a ``UserError`` leaves the record of the one before as it was.
+
     Args:
         run: its folder.
         seed: of the run.
@@ -161,6 +163,7 @@ class Provenance:
 
     def __init__(self, run: RunFolder, seed: int):
         self.run = run
+        self.before: str | None
         self.record: dict[str, Any] = {
             "command": shlex.join([Path(sys.executable).name, "-m", "flowergen.train", *sys.argv[1:]]),
             "seed": seed,
@@ -172,16 +175,20 @@ class Provenance:
             "hardware": _hardware(),
         }
         try:
-            earlier = json.loads(run.provenance.read_text())
+            self.before = run.provenance.read_text()
+            earlier = json.loads(self.before)
             self.record["earlier"] = [*earlier.pop("earlier", []), earlier]
         except (OSError, ValueError, AttributeError):
-            self.record["earlier"] = []
+            self.before, self.record["earlier"] = None, []
 
     def __enter__(self) -> "Provenance":
         self._write()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if kind is UserError and self.before is not None:
+            write_atomically(self.run.provenance, self.before)
+            return
         self.record["end"] = _now()
         self.record["exit"] = "finished" if kind is None else f"{kind.__name__}: {error}"
         self._write()

@@ -46,7 +46,9 @@ PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1
 # checked on the disk, see check.py
 EXISTING_FOLDER = "an existing folder"
 EXISTING_PATH = "an existing file or folder"
-PATH = "a path"  # its value is quoted for Hydra's grammar, and made absolute
+# quoted for Hydra's grammar
+PATH = "a path"  # and made absolute
+TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -325,8 +327,8 @@ class Vary:
     num: Annotated[int, between(1, 10_000)]
     scale: Annotated[float, above(0)] | Literal["auto"]
     num_dims: Natural
-    plus: int | str | None
-    minus: int | str | None
+    plus: Annotated[str, TEXT] | None
+    minus: Annotated[str, TEXT] | None
     seed: Seed
     out: Annotated[str, PATH, NON_EMPTY] | None
     data: DataOfRun

@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from flowergen.data.download import downloading
-from flowergen.data.listing import SUBSETS, Listing, list_image_folder, listing_of, printable
+from flowergen.data.listing import SUBSETS, Listing, find_pictures, list_image_folder, listing_of, printable
 from flowergen.errors import UserError
 
 PICTURES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
@@ -18,7 +18,8 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
     """List CelebA (Liu et al. 2015, arXiv:1411.7766) in torchvision's layout, or any folder of faces.
 
     Args:
-        root: the folder that holds, or will hold, ``celeba/``; that folder itself; or one with pictures of faces.
+        root: the folder ``celeba`` with ``img_align_celeba`` and the lists, or to download them into; its parent; or a
+            folder with pictures of faces.
         attribute: one of the 40, such as ``Smiling``: the label is 1 where a face has it, else 0. None for no labels.
         download: fetch what is missing (1.4 GB), through torchvision.
 
@@ -28,21 +29,23 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
     Raises:
         UserError: CelebA is not there, or not all of it, and could not be downloaded; or a bare folder has no attributes.
     """
-    folder = root if (root / PICTURES).is_dir() or (root / PARTITION).is_file() else root / "celeba"
-    if root.is_dir() and not folder.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+    folder = root / "celeba" if (root / "celeba").is_dir() else root
+    known = any((folder / name).exists() for name in (PICTURES, f"{PICTURES}.zip", ATTRIBUTES, PARTITION))
+    if folder.is_dir() and not known and find_pictures(folder, "data.root")[0]:
         if attribute is not None:
             raise UserError(
-                f"data.attribute={attribute}: {printable(str(root))} has no celeba/{ATTRIBUTES}, so these faces have no "
+                f"data.attribute={attribute}: {printable(str(folder))} has no {ATTRIBUTES}, so these faces have no "
                 "attributes: leave data.attribute out"
             )
-        return list_image_folder(root)
-    needed = (PICTURES, ATTRIBUTES, PARTITION)
+        return list_image_folder(folder)
+
+    needed = (PICTURES, PARTITION, *((ATTRIBUTES,) if attribute else ()))
     source = (
-        f"fetch {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} by hand from {BY_HAND}, put them into "
+        f"fetch {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} (not Kaggle's csv files) by hand from {BY_HAND}, put them into "
         f"{printable(str(folder))}, unpack the first one there, and run again"
     )
-    if download and folder == root / "celeba" and not all((folder / name).exists() for name in needed):
-        _download(root, source)
+    if download and folder.name == "celeba" and not all((folder / name).exists() for name in needed):
+        _download(folder.parent, source)
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise UserError(f"CelebA: {', '.join(missing)} is missing in {printable(str(folder))}: {source}")
@@ -52,16 +55,18 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
     labels = _has_attribute(folder / ATTRIBUTES, attribute) if attribute else {}
     if attribute and not labels.keys() >= partition.keys():
         raise _unusable(folder / ATTRIBUTES, "it does not have all pictures")
-    present = {path.name for path in (folder / PICTURES).iterdir()}
+    twice = (folder / PICTURES / PICTURES).is_dir()  # as some tools unpack it
+    pictures = f"{PICTURES}/{PICTURES}" if twice else PICTURES
+    present = {path.name for path in (folder / pictures).iterdir()}
     if not present.issuperset(names):
         num_missing = len(set(names) - present)
         raise UserError(
-            f"{printable(str(folder / PICTURES))} lacks {num_missing:,} of {len(names):,} pictures, "
+            f"{printable(str(folder / pictures))} lacks {num_missing:,} of {len(names):,} pictures, "
             f"as when unpacking is cut short: unpack {PICTURES}.zip again"
         )
     return listing_of(
         folder,
-        [f"{PICTURES}/{name}" for name in names],
+        [f"{pictures}/{name}" for name in names],
         [labels.get(name, -1) for name in names],
         (f"not_{attribute}", attribute) if attribute else (),
         np.array([SUBSETS[partition[name]] for name in names]),

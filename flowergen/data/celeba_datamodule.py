@@ -12,7 +12,7 @@ class CelebADataModule(ImageDataModule):
     """Liu et al. 2015 (arXiv:1411.7766), 202,599 aligned faces with 40 attributes, through torchvision's download.
 
     Args:
-        root: the folder that holds, or will hold, ``celeba/``; or any folder of faces.
+        root: the folder ``celeba``, there or to be downloaded into; or any folder of faces.
         attribute: one of the 40 that becomes the label, or None.
         **options: see ``ImageDataModule``.
     """

@@ -18,7 +18,6 @@ from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
 
-DOWNLOAD_TIMEOUT_SECONDS = 30
 
 # "train", "Training Data", "val_set", "test-images"
 SPLIT_FOLDER = re.compile(
@@ -54,7 +53,7 @@ class Listing:
     read: Callable[[int], tuple[np.ndarray, str]]
 
 
-def list_image_folder(root: Path) -> Listing:
+def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     """List a folder of pictures: flat or with class folders, at any depth, with or without train/val/test folders.
 
     Leading folders that all pictures share mean nothing. After them, and after the train, val and test folders if there
@@ -63,6 +62,7 @@ def list_image_folder(root: Path) -> Listing:
 
     Args:
         root: the folder. Moving it changes nothing, not even the fingerprint.
+        key: of the config that gave it, for errors.
 
     Returns:
         The listing; classes in natural order (``class 2`` before ``class 10``).
@@ -70,8 +70,8 @@ def list_image_folder(root: Path) -> Listing:
     Raises:
         UserError: there is no such folder, it cannot be read, or no picture is in it.
     """
-    where = f"data.root={printable(str(root))}"
-    found, num_others = find_pictures(root, "data.root")
+    where = f"{key}={printable(str(root))}"
+    found, num_others = find_pictures(root, key)
     if not found:
         raise UserError(
             f"{where} holds no pictures, and {num_others:,} other files: "

@@ -1,7 +1,8 @@
 """What becomes of given pictures: reconstructions, variations, and walks through the latent space, as files.
 
 Every function takes an autoencoder in eval mode and pictures (N, 3, S, S) in [0, 1], writes into a folder, and returns lines
-for the user. A picture's files do not depend on the pictures beside it.
+for the user. A picture's files do not depend on the pictures beside it, but for a scale that is looked for and for which
+dimensions are traversed: those are the same for all of them.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from flowergen.viz.grids import comparison_grid, image_grid, write_png
 BATCH = 64  # pictures that are decoded at a time
 SHOWS = 1 / 255  # mean difference of a pixel value below which nobody sees a variation: one grey level
 AUTO_SHOWS = 8 / 255  # what scale=auto aims at
-MAX_SCALE = 1000.0
+MAX_SCALE = 1e8  # finds the noise for a posterior of standard deviation 1e-4 as well
 TRAVERSAL_SIGMAS = 3.0  # of the prior to each side, as in Higgins et al. 2017, figure 1
 MAX_STRENGTH = 2.0  # of latent arithmetic; 1 adds the difference of the means itself
 
@@ -173,8 +174,8 @@ def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps
         low, high = high, 4 * high
         if high > MAX_SCALE:
             raise UserError(
-                f"scale=auto: even scale={MAX_SCALE:g} changes next to nothing, the decoder ignores its latents "
-                "(posterior collapse): train with a lower model.beta or a longer model.beta_warmup_steps"
+                f"scale=auto: even scale={low:.0e} changes less than {255 * AUTO_SHOWS:.0f} grey levels, so the decoder "
+                "ignores its latents (posterior collapse): train with a lower model.beta or a longer model.beta_warmup_steps"
             )
     for _ in range(6):  # to within a few percent
         middle = (low + high) / 2

@@ -43,7 +43,7 @@ class VAEModule(ImageModel):
         sigma: for ``gaussian``: ``optimal`` (of each batch, arXiv:2006.13202) or a ``learned`` parameter.
         reconstruction_reduction: ``sum`` over pixels, the ELBO, or ``mean`` over them.
         divergence: what beta weighs: ``kl`` of each posterior to the prior, or ``mmd`` of the batch's latents to it.
-        beta: weight of the divergence: 1 is the ELBO for ``kl``; for ``mmd``, which is below 10, it is that paper's lambda.
+        beta: weight of the divergence: 1 is the ELBO for ``kl``; for ``mmd``, which is at most 14, it is that paper's lambda.
         beta_warmup_steps: optimiser steps in which it grows linearly from 0.
         optimizer: makes the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.

@@ -14,7 +14,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
     Source: Shoemake 1985 (10.1145/325165.325242), for latents White 2016, arXiv:1609.04468, section 2.1: a straight line
     between two draws from N(0, I) passes too close to the origin. Parallel latents are interpolated linearly, and so are
-    opposite ones, between which no great circle is the shortest.
+    opposite ones, between which no great circle is the shortest, and a zero one, which has no direction.
 
     Args:
         a: (C, h, w) at t = 0.
@@ -25,7 +25,9 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         (T, C, h, w).
     """
     t = t.to(a).view(-1, *[1] * a.dim())
-    u, v = (end / end.norm().clamp_min(torch.finfo(a.dtype).tiny) for end in (a, b))
+    if not (a.any() and b.any()):
+        return (1 - t) * a + t * b
+    u, v = a / a.norm(), b / b.norm()
     theta = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # arccos has no digits left near 0 and pi
     if theta < PARALLEL or theta > torch.pi - PARALLEL:
         return (1 - t) * a + t * b

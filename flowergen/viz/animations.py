@@ -20,5 +20,8 @@ def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     partial = path.with_name(path.name + ".partial")
-    iio.imwrite(partial, pixels, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)
-    os.replace(partial, path)
+    try:
+        iio.imwrite(partial, pixels, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -58,5 +58,8 @@ def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(array).save(partial, format="PNG")
-    os.replace(partial, path)
+    try:
+        Image.fromarray(array).save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -7,13 +7,17 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf, isfinite
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 BETA = "model.beta"
+MOST_LABELS = 12  # in a chart
+WIDEST_PX = 800  # of a picture in the page
 LABELS = {"active_units": "active latent units", "elbo": "ELBO (nats per picture)"}
 STYLE = """
 body { font-family: sans-serif; margin: 2em; color: #222 }
@@ -61,8 +65,13 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def title_of(job: Job, keys: Sequence[str]) -> str:
-    """What tells a job from the others."""
-    return " ".join(f"{key.rpartition('.')[2]}={job.overrides.get(key, 'default')}" for key in keys) or job.name
+    """What tells a job from the others, numbers rounded."""
+    last = [key.rpartition(".")[2] for key in keys]
+    names = [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
+    return (
+        " ".join(f"{name}={_short(job.overrides.get(key, 'default'))}" for name, key in zip(names, keys, strict=True))
+        or job.name
+    )
 
 
 def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
@@ -95,7 +104,7 @@ def csv_table(jobs: Sequence[Job]) -> str:
 def html_page(jobs: Sequence[Job], title: str) -> str:
     """Table, curves, failed jobs and grids side by side, everything embedded."""
     keys = swept_keys(jobs)
-    best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
+    best = max((elbo for job in jobs if isfinite(elbo := job.metric("elbo") or -inf)), default=None)
     header, rows = table(jobs)
     lines = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in header) + "</tr>"]
     for job, row in zip(jobs, rows, strict=True):
@@ -106,7 +115,7 @@ def html_page(jobs: Sequence[Job], title: str) -> str:
         parts.append("<p>Metrics of the last validated epoch; the highest ELBO is bold.</p>")
     noted = [job for job in jobs if job.reason]
     if noted:
-        parts += ["<h2>Jobs that did not finish</h2>", "<ul>"]
+        parts += ["<h2>Jobs that have not finished</h2>", "<ul>"]
         parts += [
             f"<li>{_text(job.name)} ({_text(title_of(job, keys))}), {job.status}: {_text(job.reason)}</li>" for job in noted
         ]
@@ -115,7 +124,7 @@ def html_page(jobs: Sequence[Job], title: str) -> str:
     parts += ["<h2>Curves</h2>", *charts] if charts else []
     for kind, heading in (("reconstruction", "Reconstructions (real above reconstructed)"), ("generated", "Samples")):
         figures = [
-            _figure(job.pictures[kind].read_bytes(), "image/png", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
+            _figure(_smaller(job.pictures[kind]), "image/jpeg", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
             for job in jobs
             if kind in job.pictures
         ]
@@ -137,7 +146,7 @@ def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]
             "Rate-distortion: the KL against -log p(x|z) under a Gaussian with one optimal sigma, both in nats per picture. "
             "Their sum is -ELBO: down and left is better."
         )
-        charts.append((_svg(lambda ax: _rate_distortion(ax, sorted(rates))), caption))
+        charts.append((_svg(partial(_rate_distortion, points=sorted(rates), line="-" if keys == [BETA] else "")), caption))
     for metric, caption in (
         ("active_units", "Active latent units, those whose posterior mean varies over the pictures, against beta."),
         ("elbo", "The common ELBO (beta 1), in nats per picture, against beta."),
@@ -148,22 +157,23 @@ def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]
             if _is_number(job.overrides.get(BETA, "")) and (value := job.metric(metric)) is not None
         ]
         if points and BETA in keys:
-            charts.append((_svg(partial(_against_beta, points=sorted(points), name=metric)), caption))
+            line = "-" if keys == [BETA] else ""
+            charts.append((_svg(partial(_against_beta, points=sorted(points), name=metric, line=line)), caption))
     if rates:
         charts.append((_svg(lambda ax: _over_epochs(ax, jobs, keys)), "The common ELBO over the epochs."))
     return charts
 
 
-def _rate_distortion(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    ax.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o")
-    for rate, distortion, label in points:
+def _rate_distortion(ax: Axes, points: Sequence[tuple[float, float, str]], line: str) -> None:
+    ax.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o", linestyle=line)
+    for rate, distortion, label in points if len(points) <= MOST_LABELS else []:
         ax.annotate(label, (rate, distortion), textcoords="offset points", xytext=(6, 4), fontsize="small")
     ax.margins(0.25, 0.1)  # room for the labels
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion (nats)")
 
 
-def _against_beta(ax: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
-    ax.plot(*zip(*points, strict=True), marker="o")
+def _against_beta(ax: Axes, points: Sequence[tuple[float, float]], name: str, line: str) -> None:
+    ax.plot(*zip(*points, strict=True), marker="o", linestyle=line)
     ax.set(xlabel="beta", ylabel=LABELS[name], xscale="log" if points[0][0] else "symlog")  # beta 0 has no logarithm
     if name == "active_units":
         ax.set_ylim(bottom=0)
@@ -175,7 +185,8 @@ def _over_epochs(ax: Axes, jobs: Sequence[Job], keys: Sequence[str]) -> None:
         ax.plot([epoch for epoch, _ in course], [elbo for _, elbo in course], marker=".", label=title_of(job, keys))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=LABELS["elbo"])
-    ax.legend(fontsize="small")
+    if len(jobs) <= MOST_LABELS:
+        ax.legend(fontsize="small")
 
 
 def _svg(draw: Callable[[Axes], None]) -> bytes:
@@ -186,6 +197,22 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
+
+
+def _smaller(png: Path) -> bytes:
+    """A grid as JPEG, scaled down: fifty jobs are to make a page that opens."""
+    out = io.BytesIO()
+    with Image.open(png) as image:
+        image.thumbnail((WIDEST_PX, 100 * WIDEST_PX))
+        image.convert("RGB").save(out, format="JPEG", quality=90)
+    return out.getvalue()
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text
 
 
 def _figure(content: bytes, kind: str, caption: str) -> str:

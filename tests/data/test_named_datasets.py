@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowergen.config.command import checked
+from flowergen.config.overrides import resolve
 from flowergen.data.celeba import list_celeba
 from flowergen.data.celeba_datamodule import CelebADataModule
 from flowergen.data.dogs_datamodule import DogsDataModule
@@ -84,13 +86,32 @@ def test_a_download_out_of_quota_says_what_to_fetch_and_where_to_put_it(
         monkeypatch.setattr(gdown, "download", refuse)
     else:
         monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(UserError) as raised:
-        list_celeba(tmp_path / "data")
+    for _ in range(2):  # what the first attempt leaves behind must not be taken for faces
+        with pytest.raises(UserError) as raised:
+            list_celeba(tmp_path / "data" / "celeba")
     message = str(raised.value)
     for part in ("img_align_celeba.zip", "list_attr_celeba.txt", "list_eval_partition.txt", "mmlab.ie.cuhk.edu.hk", "unpack"):
         assert part in message
     assert str(tmp_path / "data" / "celeba") in message
     assert ("Too many users" if reason == "quota" else "gdown") in message
+
+
+def test_other_data_sets_beside_it_are_no_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default root is a folder of its own, which is not there before the download."""
+    picture(tmp_path / "data" / "flowers-102" / "jpg" / "image_00001.jpg", 1)
+    config = resolve(checked(["data=celeba", f"paths.data_dir={tmp_path / 'data'}"])[0])["data"]
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(UserError, match=r"img_align_celeba\.zip"):
+        list_celeba(Path(config["root"]), config["attribute"])
+
+
+def test_pictures_unpacked_into_a_second_folder_are_found(celeba: Path) -> None:
+    folder = celeba / "celeba" / "img_align_celeba"
+    folder.rename(celeba / "inner")
+    folder.mkdir()
+    (celeba / "inner").rename(folder / "img_align_celeba")
+    (celeba / "celeba" / "list_attr_celeba.txt").unlink()  # needed for an attribute alone
+    assert len(list_celeba(celeba).names) == 60
 
 
 def test_what_is_wrong_with_a_celeba_folder_is_named(celeba: Path) -> None:
@@ -106,7 +127,7 @@ def test_what_is_wrong_with_a_celeba_folder_is_named(celeba: Path) -> None:
         list_celeba(celeba)
     (celeba / "celeba" / "list_attr_celeba.txt").unlink()
     with pytest.raises(UserError, match=r"list_attr_celeba\.txt is missing"):
-        list_celeba(celeba, download=False)
+        list_celeba(celeba, "Smiling", download=False)
 
 
 # ---- Landscapes and dogs

@@ -32,7 +32,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     page = html_page(jobs, "a & b")
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("data:image/svg+xml;base64,") == 4
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/jpeg;base64,") == 1
     assert "no &lt;GPU&gt;" in page
     assert "a &amp; b" in page
     assert page.count('class="best"') == 1
