@@ -10,8 +10,8 @@ class EMA(nn.Module):
     """The average theta_ema <- d theta_ema + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)) at step t.
 
     The smaller decay of the first steps lets the average forget the initialisation (as in tensorflow's
-    ``ExponentialMovingAverage(num_updates=...)``). As a submodule it moves and is saved with its owner. Buffers, such as
-    BatchNorm's statistics, are copied: they are averages already.
+    ``ExponentialMovingAverage(num_updates=...)``). As a submodule it moves and is saved with its owner. BatchNorm's
+    statistics are averaged as well: those of the last few batches belong to the last weights, not to their average.
 
     Args:
         net: the network to average.
@@ -27,10 +27,12 @@ class EMA(nn.Module):
     def update(self, net: nn.Module, step: int) -> None:
         """Take the weights in, after optimiser step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = [p.detach() for p in self.net.parameters()], [p.detach() for p in net.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
-            average.copy_(buffer)
+        pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
+        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in numbers], [value for _, value in numbers], 1 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():  # BatchNorm's count of batches
+                average.copy_(value)
 
     def train(self, mode: bool = True) -> "EMA":
         """Stay in eval mode: the average is only ever used for inference."""

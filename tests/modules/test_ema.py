@@ -16,11 +16,13 @@ def test_average_follows_its_recursion() -> None:
     torch.testing.assert_close(ema.net.weight.item(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_buffers_are_copied_gradients_are_not_wanted_and_train_mode_never_comes() -> None:
+def test_statistics_are_averaged_too_gradients_are_not_wanted_and_train_mode_never_comes() -> None:
     net = nn.BatchNorm2d(2)
-    ema = EMA(net, 0.99)
-    net(torch.randn(4, 2, 3, 3))
-    ema.update(net, 0)
-    torch.testing.assert_close(ema.net.running_mean, net.running_mean)
+    ema = EMA(net, 0.5)
+    before = ema.net.running_mean.clone()
+    net(torch.randn(4, 2, 3, 3) + 3)
+    ema.update(net, 10**6)
+    torch.testing.assert_close(ema.net.running_mean, 0.5 * before + 0.5 * net.running_mean)
+    assert ema.net.num_batches_tracked == net.num_batches_tracked == 1
     assert not any(p.requires_grad for p in ema.parameters())
     assert not ema.train().net.training
