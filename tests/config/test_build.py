@@ -53,6 +53,14 @@ def test_every_model_trains_a_step_on_every_data_set(
     train_one_step(tmp_path / "landscapes", f"model={model}", *own)
 
 
+@pytest.mark.parametrize("options", [("model.divergence=mmd", "model.beta=100"), ("model.residual_blocks=1",)])
+def test_the_vae_s_other_choices_train_a_step(
+    options: tuple[str, ...], tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    train_one_step(tmp_path, "data.num_images=40", "data.image_size=28", *options)
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("model", options("model"))
 def test_flowers102_trains_a_step(
