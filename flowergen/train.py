@@ -152,7 +152,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",
         ".*smaller than the logging interval.*",
-        ".*modules? in eval mode.*",  # the moving average
+        ".*in eval mode at the start of training.*",  # the moving average
         ".*treespec.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)

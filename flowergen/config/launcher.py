@@ -1,6 +1,7 @@
 """The launcher of sweeps: every job is a process of its own."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class ProcessLauncher(Launcher):
             results = [self._run(job, sweep) for job in jobs]
         failed = [result for result in results if result.status is JobStatus.FAILED]
         log.info(f"{len(results) - len(failed)} of {len(results)} jobs finished; pictures and numbers: {sweep.path}")
-        log.info(f"compare them: tensorboard --logdir {sweep.path}")
+        log.info(f"compare them: python -m flowergen.report {shlex.quote(f'sweep={sweep.path}')}")
         return results
 
     def _job(self, number: int, overrides: Sequence[str]) -> "_Job":

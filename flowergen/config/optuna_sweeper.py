@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,6 +169,7 @@ class OptunaSweeper(Sweeper):
             best = study.best_trial
             log.info(f"the best is trial {best.number}: {self.metric} {best.value:.6g} with {_shown(best.params)}")
             log.info(f"its run folder: {self.folder.path / str(best.number)}")
+        log.info(f"compare them: python -m flowergen.report {shlex.quote(f'sweep={self.folder.path}')}")
 
 
 def search_space(overrides: Sequence[str]) -> dict[str, "BaseDistribution"]:
