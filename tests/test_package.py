@@ -70,7 +70,7 @@ def test_the_bare_package_lists_its_commands(command: Command) -> None:
 def test_help_is_written_for_people(command: Command) -> None:
     done = command("train", "--help")
     assert done.returncode == 0
-    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", "data: flowers102, image_folder, procedural"):
+    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", "data: celeba, dogs, flowers102, image_folder, landscapes, procedural"):
         assert words in done.stdout, words
 
 
