@@ -70,7 +70,8 @@ def test_the_bare_package_lists_its_commands(command: Command) -> None:
 def test_help_is_written_for_people(command: Command) -> None:
     done = command("train", "--help")
     assert done.returncode == 0
-    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", "data: celeba, dogs, flowers102, image_folder, landscapes, procedural"):
+    data = "data: celeba, dogs, flowers102, image_folder, landscapes, procedural"
+    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", data):
         assert words in done.stdout, words
 
 
