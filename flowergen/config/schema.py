@@ -325,7 +325,7 @@ class Vary:
     split: Literal["train", "val", "test"] | None
     num_pictures: Natural
     num: Annotated[int, between(1, 10_000)]
-    scale: Annotated[float, above(0)] | Literal["auto"]
+    scale: Annotated[float, Rule(lambda scale: 0 < scale <= 1e8, "must be above 0 and at most 1e8")] | Literal["auto"]
     num_dims: Natural
     plus: Annotated[str, TEXT] | None
     minus: Annotated[str, TEXT] | None

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -54,8 +54,9 @@ class Job:
         return self.epochs[-1] if self.epochs else {}
 
     def metric(self, name: str) -> float | None:
-        """Of held-out pictures; where nothing was held out, of the training set."""
-        return self.metrics.get(f"val/{name}", self.metrics.get(f"trainset/{name}"))
+        """Of held-out pictures, where nothing was held out of the training set; None also where it is no number."""
+        value = self.metrics.get(f"val/{name}", self.metrics.get(f"trainset/{name}"))
+        return value if value is not None and isfinite(value) else None
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
@@ -104,7 +105,7 @@ def csv_table(jobs: Sequence[Job]) -> str:
 def html_page(jobs: Sequence[Job], title: str) -> str:
     """Table, curves, failed jobs and grids side by side, everything embedded."""
     keys = swept_keys(jobs)
-    best = max((elbo for job in jobs if isfinite(elbo := job.metric("elbo") or -inf)), default=None)
+    best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
     header, rows = table(jobs)
     lines = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in header) + "</tr>"]
     for job, row in zip(jobs, rows, strict=True):
@@ -124,9 +125,9 @@ def html_page(jobs: Sequence[Job], title: str) -> str:
     parts += ["<h2>Curves</h2>", *charts] if charts else []
     for kind, heading in (("reconstruction", "Reconstructions (real above reconstructed)"), ("generated", "Samples")):
         figures = [
-            _figure(_smaller(job.pictures[kind]), "image/jpeg", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
+            _figure(content, "image/jpeg", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
             for job in jobs
-            if kind in job.pictures
+            if kind in job.pictures and (content := _smaller(job.pictures[kind]))
         ]
         parts += [f"<h2>{heading}</h2>", *figures] if figures else []
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
@@ -200,11 +201,14 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
 
 
 def _smaller(png: Path) -> bytes:
-    """A grid as JPEG, scaled down: fifty jobs are to make a page that opens."""
+    """A grid as JPEG, scaled down: fifty jobs are to make a page that opens. Empty where it is damaged."""
     out = io.BytesIO()
-    with Image.open(png) as image:
-        image.thumbnail((WIDEST_PX, 100 * WIDEST_PX))
-        image.convert("RGB").save(out, format="JPEG", quality=90)
+    try:
+        with Image.open(png) as image:
+            image.thumbnail((WIDEST_PX, 100 * WIDEST_PX))
+            image.convert("RGB").save(out, format="JPEG", quality=90)
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged PNG files
+        return b""
     return out.getvalue()
 
 

@@ -39,6 +39,15 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert page.index('class="best"') < page.index("<td>1</td>")
 
 
+def test_damaged_pictures_and_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "generated_epoch_2.png").write_text("no picture")
+    jobs = [job(0, "0.5", 90, float("nan")), job(1, "2", 60, 720, pictures={"generated": tmp_path / "generated_epoch_2.png"})]
+    page = html_page(jobs, "sweep")
+    assert "data:image/jpeg" not in page
+    assert page.index('class="best"') < page.index("<td>1</td>"), "NaN is not the best"
+    assert page.count('class="best"') == 1
+
+
 def test_a_sweep_without_numbers_yet_has_a_page_too() -> None:
     assert "running, or killed" in html_page([Job("0", "running, or killed", "last wrote 3 s ago")], "sweep")
 
