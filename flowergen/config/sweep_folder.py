@@ -46,7 +46,7 @@ class SweepFolder:
         exit_code: int | None,
     ) -> None:
         """Enter how a job ended; None is the exit code of one that nobody waited for."""
-        jobs = {job["number"]: job for job in yaml.safe_load(self.jobs.read_text())} if self.jobs.exists() else {}
+        jobs = {job["number"]: job for job in self._read()}
         place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
         jobs[number] = {
             "number": number,
@@ -57,6 +57,15 @@ class SweepFolder:
         }
         content = [jobs[key] for key in sorted(jobs)]
         write_atomically(self.jobs, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The entries so far; a damaged file is written anew, as the run folders know the rest."""
+        try:
+            content = yaml.safe_load(self.jobs.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return []
+        entries = content if isinstance(content, list) else []
+        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("number"), int)]
 
 
 def job_overrides(overrides: Sequence[str]) -> list[str]:

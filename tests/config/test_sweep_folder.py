@@ -89,3 +89,11 @@ def test_a_continued_job_keeps_its_values_and_is_nobody_elses(tmp_path: Path) ->
         check_unchanged(1, run, ["model.beta=4"])
     with run.locked(), pytest.raises(UserError, match="another process is training"):
         check_unchanged(1, run, ["seed=1", "model.beta=4"])
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"- a\n- {number: x}\n", b"", b"text"])
+def test_a_damaged_list_of_jobs_does_not_end_a_sweep(content: bytes, tmp_path: Path) -> None:
+    sweep = SweepFolder(tmp_path)
+    sweep.jobs.write_bytes(content)
+    sweep.record(1, tmp_path / "1", ["model.beta=2"], "finished", 0)
+    assert [job["number"] for job in yaml.safe_load(sweep.jobs.read_text())] == [1]
