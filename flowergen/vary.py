@@ -83,7 +83,9 @@ def _folder(out: str | None, default: Path) -> Path:
 
 def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
     mode = config["mode"]
-    if (config["image"] is None) == (config["split"] is None):
+    if config["image"] and config["split"]:
+        raise UserError("image= and split= both say which pictures: give one of them")
+    if not config["image"] and not config["split"]:
         raise UserError("give the pictures: image=FILE, image=DIR, or split=test for those of the run's own data")
     if mode == "arithmetic" and (config["plus"] is None or config["minus"] is None):
         raise UserError("mode=arithmetic adds one class's mean and subtracts another's: give plus=CLASS minus=CLASS")
