@@ -53,6 +53,21 @@ def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tenso
     return torch.from_numpy(eps)  # (*shape)
 
 
+def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tensor:
+    """Uniform noise in [0, 1), drawn as `normal` draws.
+
+    Args:
+        shape: of the noise, the global batch first.
+        seed: see `generator`.
+        step: see `generator`.
+        purpose: see `generator`.
+
+    Returns:
+        (*shape) float32 on the CPU.
+    """
+    return torch.from_numpy(generator(seed, step, purpose).random(tuple(shape), dtype=np.float32))  # (*shape)
+
+
 def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
     """Standard normal noise of which row k belongs to sample `indices[k]`, whichever samples stand beside it.
 

@@ -52,7 +52,15 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from flowergen.config.build import build_datamodule, build_module, build_trainer, epochs_done, read_checkpoint, save_weights
+    from flowergen.config.build import (
+        build_datamodule,
+        build_module,
+        build_trainer,
+        epochs_done,
+        fetch_weights,
+        read_checkpoint,
+        save_weights,
+    )
 
     _quieten()
     if config["trainer"]["num_threads"]:
@@ -66,8 +74,9 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
+    fetch_weights(config)
     datamodule.setup()
-    module = build_module(config)
+    module = build_module(config, num_classes=len(datamodule.class_names))
     trainer = build_trainer(config, run, resumed_from=checkpoint)
     log.info(_essentials(datamodule, module, trainer, run))
     if resumed:  # only now: what could not be built must not stay behind in the run folder

@@ -137,7 +137,7 @@ def compare_training(size: int, batch_size: int, repeats: int, num_images: int, 
 
 def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: TrainingOrder, folder: str) -> float:
     """Seconds of one epoch of one of the arms, without its setting up."""
-    module = cast(VAEModule, build_module(config))
+    module = cast(VAEModule, build_module(config, num_classes=0))
     if name == "Lightning":
         stopwatch = Stopwatch()
         trainer = build_trainer(config, RunFolder(tempfile.mkdtemp(dir=folder)), None)

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and the common ELBO of a run's best checkpoint on the test split.
+"""PSNR, SSIM, sharpness and the common ELBO of a run's best checkpoint on the test split.
 
 python scripts/score_test_split.py RUN [data.root=DIR]
 """
@@ -13,6 +13,7 @@ from flowergen.config.build import build_datamodule
 from flowergen.config.command import one_line_errors
 from flowergen.modules.running_means import RunningMeans
 from flowergen.modules.vae import VAEModule
+from flowergen.modules.vae_gan import VAEGANModule
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
             config["data"]["root"] = argument.partition("=")[2]
     data = build_datamodule(config)
     data.setup()
-    module, means = cast(VAEModule, model.module), RunningMeans()
+    module, means = cast(VAEModule | VAEGANModule, model.module), RunningMeans()
     with torch.inference_mode():
         for batch in data.test_dataloader():
             means.update(module.scores(data.on_after_batch_transfer(batch, 0)))

@@ -40,7 +40,7 @@ class Checkpoints(Checkpoint):
         """Within an epoch; its end is saved after validation."""
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
-        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        whole_step = (batch_idx + 1) % pl_module.parts == 0
         if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 
@@ -55,6 +55,8 @@ class Checkpoints(Checkpoint):
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
+        if not pl_module.may_be_best:
+            return False
         value = float(trainer.callback_metrics.get(f"val/{pl_module.best_metric}", math.nan))
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return False  # no validation in this epoch: the value is an older one's

@@ -18,6 +18,7 @@ from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.outside_weights import fetch_vgg16
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
@@ -88,14 +89,29 @@ def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: s
     return datamodule
 
 
-def build_module(config: dict[str, Any]) -> ImageModel:
+def fetch_weights(config: dict[str, Any]) -> None:
+    """What the model needs from outside: better missed now than after the pictures have been decoded.
+
+    Raises:
+        UserError: it is not there and cannot be downloaded.
+    """
+    model = config["model"]
+    if model.get("perceptual") in ("vgg16", "lpips"):
+        fetch_vgg16(model["weights_dir"])
+
+
+def build_module(config: dict[str, Any], num_classes: int) -> ImageModel:
     """The model, its weights a function of ``seed`` alone.
+
+    Args:
+        config: the whole of it.
+        num_classes: of the data set, for models that ask for it; 0 without labels.
 
     Raises:
         UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
     """
     with initialisation(config["seed"]):
-        module = instantiate(config["model"], "model")
+        module = instantiate(config["model"], "model", **_asked_for(config["model"], num_classes=num_classes))
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
@@ -103,6 +119,15 @@ def build_module(config: dict[str, Any]) -> ImageModel:
     if config["trainer"]["channels_last"]:
         module.to(memory_format=torch.channels_last)
     return module
+
+
+def _asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """Those of the given arguments that the node's ``_target_`` has parameters for."""
+    try:
+        names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
+    except Exception:  # instantiate will say what is wrong
+        return {}
+    return {name: value for name, value in given.items() if name in names}
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -131,6 +156,10 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
     settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
+    if "accumulate_grad_batches" in config["model"]:  # the model has two optimisers, and does by hand what Lightning refuses to
+        settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+        if settings["strategy"] == "ddp":  # in each player's backward the other one's parameters are unused
+            settings["strategy"] = "ddp_find_unused_parameters_true"
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = _build_callbacks(config, run)
     try:
@@ -262,12 +291,12 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
-    module = build_module(config)
     content = read_checkpoint(path)
+    data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
+    module = build_module(config, num_classes=len(content[data_class]["class_names"]))
     module.on_load_checkpoint(content)
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
-    data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
     return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"])

@@ -38,6 +38,12 @@ MAY_CHANGE = (
     "model.lr_schedule",
     "model.lr_warmup_steps",
     "model.optimizer.lr",
+    "model.discriminator_optimizer.lr",
+    "model.adversarial_weight",
+    "model.guard",
+    "model.guard_margin",
+    "model.gradient_clip_val",
+    "model.weights_dir",
 )
 
 

@@ -27,6 +27,7 @@ PATH_KEYS = (
     "data.root",
     "paths.data_dir",
     "paths.cache_dir",
+    "paths.weights_dir",
     "paths.output_dir",
     "hydra.run.dir",
     "hydra.sweep.dir",

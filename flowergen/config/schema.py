@@ -40,6 +40,9 @@ NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
 WIDTHS = Rule(
     lambda widths: len(widths) > 0 and min(widths) >= 1 and max(widths) <= 65536, "must be a list of numbers from 1 to 65536"
 )
+BLOCKS = Rule(
+    lambda numbers: len(numbers) > 0 and min(numbers) >= 0 and max(numbers) <= 16, "must be a list of numbers from 0 to 16"
+)
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
@@ -70,6 +73,7 @@ class Paths:
 
     data_dir: str
     cache_dir: str
+    weights_dir: str
     output_dir: str
 
 
@@ -110,6 +114,78 @@ class VAE:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: Count
     ema_decay: Annotated[float, BELOW_ONE] | None
+
+
+@dataclass
+class Latent:
+    """model.latent of a VAE-GAN."""
+
+    kind: Literal["spatial", "flat"]
+    factor: Literal["auto", 1, 2, 4, 8, 16, 32]
+    channels: Annotated[int, between(1, 1024)]
+    dim: Annotated[int, between(1, 65536)]
+
+
+@dataclass
+class Blocks:
+    """model.blocks of a VAE-GAN."""
+
+    channels: Annotated[list[int], WIDTHS]
+    num_blocks: Annotated[list[int], BLOCKS]
+    norm: Literal["layer", "group", "batch", "none"]
+    activation: Literal["relu", "leaky_relu", "silu", "gelu"]
+    channel_attention: bool
+    spatial_attention: bool
+    self_attention: bool
+
+
+@dataclass
+class Discriminator:
+    """model.discriminator of a VAE-GAN."""
+
+    channels: Annotated[int, between(1, 4096)]
+    num_halvings: Annotated[int, between(1, 6)] | Literal["auto"]
+    norm: Literal["group", "spectral"]
+
+
+VGGLayer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+
+
+@dataclass
+class VAEGAN:
+    """conf/model/vae_gan.yaml."""
+
+    _target_: str
+    image_size: Annotated[int, between(28, 512)]
+    seed: Seed
+    latent: Latent
+    blocks: Blocks
+    reconstruction: Literal["l1", "mse"]
+    beta: Annotated[float, at_least(0)]
+    beta_warmup_steps: Count
+    perceptual: Literal["vgg16", "lpips", "discriminator", "none"]
+    perceptual_weight: Annotated[float, at_least(0)]
+    perceptual_layers: Annotated[list[VGGLayer], NON_EMPTY]
+    weights_dir: str
+    adversarial: Literal["hinge", "non_saturating"]
+    adversarial_weight: Annotated[float, at_least(0)]
+    adaptive_weight_max: Annotated[float, above(0)]
+    adversarial_start_steps: Count
+    adversarial_ramp_steps: Count
+    diff_augment: bool
+    discriminator: Discriminator
+    class_weight: Annotated[float, at_least(0)]
+    center_weight: Annotated[float, at_least(0)]
+    center_margin: Annotated[float, at_least(0)]
+    guard: Literal["warn", "rollback"]
+    guard_margin: Annotated[float, above(0)]
+    optimizer: Optimizer
+    discriminator_optimizer: Optimizer
+    lr_schedule: Literal["constant", "cosine"]
+    lr_warmup_steps: Count
+    ema_decay: Annotated[float, BELOW_ONE] | None
+    accumulate_grad_batches: Natural
+    gradient_clip_val: Annotated[float, above(0)] | None
 
 
 @dataclass
@@ -345,6 +421,7 @@ class Report:
 
 BY_TARGET: dict[str, type] = {
     "flowergen.modules.vae.VAEModule": VAE,
+    "flowergen.modules.vae_gan.VAEGANModule": VAEGAN,
     "torch.optim.Adam": Optimizer,
     "torch.optim.AdamW": Optimizer,
     "flowergen.data.procedural_datamodule.ProceduralDataModule": Procedural,

@@ -156,7 +156,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Batches of the training pictures; a resumed run goes on where it was in the epoch."""
         trainer = self.trainer
         assert trainer is not None
-        devices, accumulate = trainer.world_size, trainer.accumulate_grad_batches
+        devices = trainer.world_size
+        accumulate = getattr(trainer.lightning_module, "parts", trainer.accumulate_grad_batches)
         if self.batch_size % (devices * accumulate):
             raise UserError(
                 f"data.batch_size={self.batch_size} counts the pictures of an optimiser step and must be a multiple of "
@@ -234,8 +235,8 @@ class ImageDataModule(LightningDataModule, ABC):
     # -- checkpoints: order and flips are functions of (seed, epoch), so only the pictures must be the same ones
 
     def state_dict(self) -> dict[str, Any]:
-        """What the pictures, their labels and the split are, as a hash."""
-        return {"pictures": self.identity}
+        """What the pictures, their labels and the split are, as a hash; and what the classes are called."""
+        return {"pictures": self.identity, "class_names": list(self.class_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other pictures.

@@ -1,11 +1,14 @@
 """What every model is to the rest of the house, and the bookkeeping that all of them share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from flowergen.modules.lr_schedule import LrSchedule, lr_factor
 from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.posterior import Posterior
 
@@ -20,14 +23,16 @@ class ImageModel(LightningModule, ABC):
     Args:
         image_size: side S of the pictures, in px.
         seed: of its noise.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``; of all optimisers.
     """
 
     best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
 
-    def __init__(self, image_size: int, seed: int):
+    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule, lr_warmup_steps: int):
         super().__init__()
         self.image_size, self.seed = image_size, seed
+        self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
@@ -58,6 +63,47 @@ class ImageModel(LightningModule, ABC):
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of a set's mean scores."""
         return means
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether this epoch's weights may become best.ckpt."""
+        return True
+
+    # -- optimiser steps
+
+    @property
+    def parts(self) -> int:
+        """How many batches make an optimiser step."""
+        return self.trainer.accumulate_grad_batches
+
+    def step_draw(self, draw: Callable[..., Tensor], num: int, shape: Sequence[int], batch_idx: int, purpose: str) -> Tensor:
+        """This device's rows of what is drawn for the whole optimiser step.
+
+        Args:
+            draw: ``randomness.normal`` or ``randomness.uniform``.
+            num: pictures in this batch.
+            shape: of one row.
+            batch_idx: within the epoch.
+            purpose: see ``randomness.generator``.
+
+        Returns:
+            (num, *shape): the same numbers meet the same picture whatever the number of devices and of accumulated parts.
+        """
+        devices = self.trainer.world_size
+        first = ((batch_idx % self.parts) * devices + self.global_rank) * num
+        rows = draw((num * devices * self.parts, *shape), seed=self.seed, step=self.optimizer_steps, purpose=purpose)
+        return rows[first : first + num].to(self.device, non_blocking=True)
+
+    def on_train_start(self) -> None:
+        """The schedule's horizon: a resumed run with more epochs has a longer one."""
+        batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
+        self.total_steps = int(batches) // self.parts
+
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        """The scheduled one of this optimiser step."""
+        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.lr_warmup_steps, self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * factor
 
     # -- bookkeeping
 

@@ -13,15 +13,13 @@ from flowergen.losses.reconstruction import (
     absolute_error,
     bernoulli,
     gaussian,
-    gaussian_elbo,
     optimal_log_sigma,
     squared_error,
 )
-from flowergen.metrics.active_units import ActiveUnits
-from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.ema import EMA
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.lr_schedule import LrSchedule, lr_factor
+from flowergen.modules.lr_schedule import LrSchedule
+from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, stage_channels
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import normal, normal_per_sample
@@ -74,21 +72,20 @@ class VAEModule(ImageModel):
         lr_warmup_steps: int,
         ema_decay: float | None,
     ):
-        super().__init__(image_size, seed)
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
         self.channels, self.latent_dim = channels, latent_dim
         self.pixel_min, self.pixel_max = pixel_range
         self.reconstruction, self.sigma = reconstruction, sigma
         self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / (3 * image_size**2)
         self.divergence, self.beta, self.beta_warmup_steps = divergence, beta, beta_warmup_steps
         self.make_optimizer = optimizer
-        self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
 
         network = (image_size, channels, latent_dim, norm, activation, residual_blocks)
         self.net = nn.ModuleDict({"encoder": ConvEncoder(*network), "decoder": ConvDecoder(*network)})
         if reconstruction == "gaussian" and sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
-        self.active_units = ActiveUnits()
+        self.reconstruction_scores = ReconstructionScores(image_size)
 
     # -- the autoencoder: pictures in [0, 1], latents (N, D, 1, 1)
 
@@ -180,45 +177,22 @@ class VAEModule(ImageModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean over the batch of the objective."""
-        x = batch.image
+        x, shape = batch.image, (self.latent_dim, 1, 1)
         posterior = self._encode(self.net, x)
-        z = posterior.sample(self._noise(len(x), batch_idx, "posterior"))
-        terms = self.objective(x, posterior, z, self._decode(self.net, z), self._noise(len(x), batch_idx, "prior"))
+        z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
+        z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior")
+        terms = self.objective(x, posterior, z, self._decode(self.net, z), z_prior)
         self.epoch_means.update(terms)
         self.recent_means.update(terms)
         return terms["loss"].mean()
 
-    def _noise(self, num: int, batch_idx: int, purpose: str) -> Tensor:
-        """This device's rows of the noise of the whole optimiser step.
-
-        Returns:
-            (num, D, 1, 1): the same noise meets the same picture whatever the number of devices and of accumulated parts.
-        """
-        devices, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        first = ((batch_idx % parts) * devices + self.global_rank) * num
-        eps = normal(
-            (num * devices * parts, self.latent_dim, 1, 1),
-            seed=self.seed,
-            step=self.optimizer_steps,
-            purpose=purpose,
-        )
-        return eps[first : first + num].to(self.device, non_blocking=True)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        self.base_lr = optimizer.defaults["lr"]
-        return optimizer
-
-    def on_train_start(self) -> None:
-        """The schedule's horizon: a resumed run with more epochs has a longer one."""
-        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the scheduled learning rate, then the moving average."""
-        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.lr_warmup_steps, self.total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = self.base_lr * factor
+        self.set_learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None:
             self.ema.update(self.net, self.optimizer_steps)
@@ -236,11 +210,10 @@ class VAEModule(ImageModel):
         The noise of picture i depends on (seed, i) alone.
 
         Returns:
-            By name, each (N,): what ``objective`` returns, ``squared_error`` on [0, 1] pixels, ``psnr``, ``ssim``.
+            By name, each (N,): what ``objective`` and ``ReconstructionScores`` return.
         """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
-        self.active_units.update(posterior.mean)
         eps, z_prior = (
             normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose=purpose).to(self.device)
             for purpose in ("validation", "validation prior")
@@ -249,19 +222,9 @@ class VAEModule(ImageModel):
         logits = self._decode(net, z)
         x_hat = self._to_unit_range(self._activate(logits))
         x_mean = self._to_unit_range(self._activate(self._decode(net, posterior.mean)))
-        return self.objective(x, posterior, z, logits, z_prior) | {
-            "squared_error": squared_error(x_hat, x),
-            "psnr": psnr(x_mean, x),
-            "ssim": ssim(x_mean, x),
-        }
+        terms = self.objective(x, posterior, z, logits, z_prior)
+        return terms | self.reconstruction_scores(x, x_hat, x_mean, posterior.mean)
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """A set's mean ``scores``, with the common ELBO in place of the squared error that it follows from.
-
-        And the number of latent dimensions that were active in all pictures scored since the last time.
-        """
-        means = dict(means)
-        means["active_units"] = self.active_units.compute().item()
-        self.active_units.reset()
-        means["elbo"] = gaussian_elbo(means.pop("squared_error"), means["loss_kl"], 1, 3 * self.image_size**2)
-        return means
+        """See ``ReconstructionScores.summarise``."""
+        return self.reconstruction_scores.summarise(means)

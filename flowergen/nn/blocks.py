@@ -4,7 +4,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from flowergen.nn.attention import ChannelAttention, SpatialAttention
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -18,7 +21,28 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "group": group_norm, "none": nn.Identity}
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) over the channels of each position of a map, apart from all others.
+
+    Each position ends with mean 0 and variance 1 over its channels, then scale and shift per channel. (A norm over the
+    positions of each channel, which goes by this name at times, is InstanceNorm.)
+
+    Args:
+        channels: C.
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
+        h = h.permute(0, 2, 3, 1)  # (N, h, w, C): contiguous where the memory is channels_last
+        return F.layer_norm(h, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "group": group_norm,
+    "layer": LayerNorm2d,
+    "none": nn.Identity,
+}
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": partial(nn.LeakyReLU, 0.2),  # the slope of DCGAN (Radford et al. 2016, arXiv:1511.06434)
@@ -70,16 +94,22 @@ class ResidualBlock(nn.Module):
         channels: C.
         norm: key of `NORMS`.
         activation: key of `ACTIVATIONS`.
+        channel_attention: end the branch with `ChannelAttention`, as SE-ResNet does (arXiv:1709.01507, figure 3).
+        spatial_attention: then with `SpatialAttention`, in the order that CBAM found best (arXiv:1807.06521, table 3).
     """
 
-    def __init__(self, channels: int, norm: str, activation: str):
+    def __init__(
+        self, channels: int, norm: str, activation: str, channel_attention: bool = False, spatial_attention: bool = False
+    ):
         super().__init__()
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
         nn.init.kaiming_normal_(convs[0].weight, nonlinearity="relu")
         for parameter in convs[1].parameters():
             nn.init.zeros_(parameter)
         self.layers = nn.Sequential(
-            *(layer for conv in convs for layer in (NORMS[norm](channels), ACTIVATIONS[activation](), conv))
+            *(layer for conv in convs for layer in (NORMS[norm](channels), ACTIVATIONS[activation](), conv)),
+            *([ChannelAttention(channels)] if channel_attention else []),
+            *([SpatialAttention()] if spatial_attention else []),
         )
 
     def forward(self, h: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def train_one_step(run: Path, *overrides: str) -> None:
     config = composed(*overrides, "debug=tiny", "data.batch_size=2", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
     data = build_datamodule(config)
     data.setup()
-    module = build_module(config)
+    module = build_module(config, num_classes=4)
     before = [p.detach().clone() for p in module.parameters()]
     build_trainer(config, RunFolder(run), None).fit(module, datamodule=data)
     assert module.optimizer_steps == 1
@@ -82,10 +82,10 @@ def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
     config = composed()
     config["model"]["betta"] = 3
     with pytest.raises(UserError, match=r"model: VAEModule: .*betta.*it takes .*beta"):
-        build_module(config)
+        build_module(config, num_classes=4)
     config["model"] = {"_target_": "no.such.Model"}
     with pytest.raises(UserError, match=r"no\.such\.Model cannot be imported"):
-        build_module(config)
+        build_module(config, num_classes=4)
 
 
 def test_a_callback_without_a_class_is_named(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_an_optimiser_that_refuses_its_arguments_is_found_before_training() -> N
     config["model"]["optimizer"]["_target_"] = "torch.optim.SGD"
     config["model"]["optimizer"]["betas"] = [0.9, 0.99]
     with pytest.raises(UserError, match=r"model\.optimizer: SGD: .*betas"):
-        build_module(config)
+        build_module(config, num_classes=4)
 
 
 def test_a_gpu_that_is_not_there_is_named_in_a_line(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Differentiable augmentation: what both players of a GAN see."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_DRAWS = 7  # uniform numbers that one picture takes
+
+
+def diff_augment(x: Tensor, u: Tensor) -> Tensor:
+    """Colour, translation and cutout (DiffAugment, Zhao et al. 2020, arXiv:2006.10738, section 3.2 and its published settings).
+
+    Brightness + [-1/2, 1/2]; saturation * [0, 2]; contrast * [1/2, 3/2]; a shift of at most S / 8 px a side, zeros moving in; a
+    square of S / 2 px set to zero. Real and generated pictures both pass through it, and gradients pass through it to the
+    generator, so that a discriminator of few pictures cannot learn them by heart and the generator does not learn to paint the
+    augmentations.
+
+    Args:
+        x: (N, 3, S, S) in [-1, 1].
+        u: (N, 7) uniform in [0, 1), a row for each picture.
+
+    Returns:
+        (N, 3, S, S) float32.
+    """
+    x, size = x.float(), x.shape[-1]
+    brightness, saturation, contrast = (u[:, i, None, None, None] for i in range(3))
+    x = x + (brightness - 0.5)
+    grey = x.mean(1, keepdim=True)
+    x = (x - grey) * (2 * saturation) + grey
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * (contrast + 0.5) + mean
+
+    furthest, half = size // 8, size // 4
+    shift = (u[:, 3:5] * (2 * furthest + 1)).long()  # (N, 2) from 0 to 2 S / 8
+    position = torch.arange(size, device=x.device)
+    rows, columns = shift[:, 0, None] + position, shift[:, 1, None] + position  # (N, S) each
+    padded = F.pad(x, [furthest] * 4).permute(0, 2, 3, 1)  # (N, S + 2 S / 8, S + 2 S / 8, 3)
+    picture = torch.arange(len(x), device=x.device)[:, None, None]
+    x = padded[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    centre = (u[:, 5:7] * (size + 1)).long()  # (N, 2) from 0 to S
+    inside = (position - centre[..., None] >= -half) & (position - centre[..., None] < half)  # (N, 2, S)
+    return x * ~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]

@@ -1,0 +1,127 @@
+"""The discriminator's side of a VAE-GAN."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import all_reduce
+from torch.nn.grad import conv2d_weight
+
+from flowergen.losses.adversarial import (
+    adaptive_weight,
+    hinge_discriminator,
+    hinge_generator,
+    non_saturating_discriminator,
+    non_saturating_generator,
+    ramp,
+)
+from flowergen.losses.diff_augment import diff_augment
+from flowergen.nn.discriminator import Judgement, PatchDiscriminator, num_halvings_for, receptive_field
+
+DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator, "non_saturating": non_saturating_discriminator}
+GENERATOR_LOSSES = {"hinge": hinge_generator, "non_saturating": non_saturating_generator}
+
+
+class Adversary(nn.Module):
+    """The discriminator, what it is trained on, and how much the generator hears of it.
+
+    Args:
+        image_size: side S of the pictures, in px.
+        channels, num_halvings, norm: of the ``PatchDiscriminator``; ``num_halvings=auto`` goes by the image size.
+        loss: ``hinge`` or ``non_saturating``.
+        weight: of the generator's adversarial loss, times the adaptive weight.
+        adaptive_weight_max: the cap of that.
+        start_steps, ramp_steps: see ``losses.adversarial.ramp``. The discriminator trains from the beginning.
+        augment: show it pictures through ``diff_augment``.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        channels: int,
+        num_halvings: int | Literal["auto"],
+        norm: Literal["group", "spectral"],
+        loss: Literal["hinge", "non_saturating"],
+        weight: float,
+        adaptive_weight_max: float,
+        start_steps: int,
+        ramp_steps: int,
+        augment: bool,
+    ):
+        super().__init__()
+        halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
+        self.patch_px = receptive_field(halvings)
+        self.discriminator = PatchDiscriminator(channels, halvings, norm)
+        self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
+        self.weight, self.adaptive_weight_max = weight, adaptive_weight_max
+        self.start_steps, self.ramp_steps = start_steps, ramp_steps
+        self.augment = augment
+        self.adaptive_weight: Tensor
+        self.register_buffer("adaptive_weight", torch.ones(()))
+        self._last_layer_gradients: Tensor | None = None
+
+    def factor(self, step: int) -> float:
+        """What the generator's adversarial loss is multiplied with at an optimiser step, but for the adaptive weight."""
+        return self.weight * ramp(step, self.start_steps, self.ramp_steps)
+
+    def judge(self, x: Tensor, u: Tensor | None = None) -> Judgement:
+        """The discriminator's opinion.
+
+        Args:
+            x: (N, 3, S, S) in [-1, 1].
+            u: (N, 7) for ``diff_augment``, None for pictures as they are.
+        """
+        return self.discriminator(diff_augment(x, u) if self.augment and u is not None else x)
+
+    def game(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
+        """How the game stands.
+
+        Args:
+            logits_real: (N, 1, h, w).
+            logits_fake: (N, 1, h, w).
+
+        Returns:
+            By name, each (N,): both players' losses, the discriminator's accuracy on patches and the gap between its logits;
+            and the scalar ``adaptive_weight``.
+        """
+        right = torch.cat([logits_real > 0, logits_fake < 0], dim=1)
+        return {
+            "loss_adversarial": self.generator_loss(logits_fake),
+            "loss_discriminator": self.discriminator_loss(logits_real, logits_fake),
+            "discriminator_accuracy": right.float().flatten(1).mean(1),
+            "logit_gap": (logits_real - logits_fake).flatten(1).mean(1),
+            "adaptive_weight": self.adaptive_weight.clone(),
+        }
+
+    # VQGAN's code takes the adaptive weight from the gradients of the same batch. Those of a whole optimiser step are known
+    # only after its last part, on all devices. A step later costs no second backward pass, and no device or part has a weight
+    # of its own.
+
+    @torch.no_grad()
+    def add_last_layer_gradients(self, h: Tensor, layer: nn.Conv2d, grad_nll: Tensor, grad_adversarial: Tensor) -> None:
+        """Add a part of an optimiser step: the gradients by the generator's last layer, from those by its output.
+
+        Args:
+            h: (N, c, S, S) what that layer was given.
+            layer: it.
+            grad_nll: (N, 3, S, S) of the losses that are no game.
+            grad_adversarial: (N, 3, S, S) of the adversarial loss alone, with weight 1.
+        """
+        both = torch.stack(
+            [
+                conv2d_weight(h.float(), layer.weight.shape, grad.float(), padding=layer.padding)
+                for grad in (grad_nll, grad_adversarial)
+            ]
+        )  # (2, 3, c, 3, 3)
+        self._last_layer_gradients = both if self._last_layer_gradients is None else self._last_layer_gradients + both
+
+    def update_adaptive_weight(self, world_size: int) -> None:
+        """After an optimiser step: the weight for the next one."""
+        if self._last_layer_gradients is None:
+            return
+        if world_size > 1:
+            all_reduce(self._last_layer_gradients)
+        grad_nll, grad_adversarial = self._last_layer_gradients
+        weight = adaptive_weight(grad_nll, grad_adversarial, self.adaptive_weight, self.adaptive_weight_max)
+        self.adaptive_weight.copy_(weight)
+        self._last_layer_gradients = None

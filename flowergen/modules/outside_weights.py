@@ -1,0 +1,99 @@
+"""Weights that others have trained: where they lie, and where they come from."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchvision.models import VGG16_Weights
+
+from flowergen.data.download import downloading
+from flowergen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+VGG16_URL: str = VGG16_Weights.IMAGENET1K_V1.url
+VGG16_FILE = VGG16_URL.rpartition("/")[2]
+
+
+def fetch_vgg16(weights_dir: str | Path) -> Path:
+    """torchvision's VGG-16, trained on ImageNet: downloaded (528 MB) unless it is there.
+
+    Args:
+        weights_dir: where it lies, or goes.
+
+    Raises:
+        UserError: it is not there and cannot be had.
+    """
+    path = Path(weights_dir).expanduser() / VGG16_FILE
+    if path.is_file():
+        return path
+    log.info(f"fetching {VGG16_URL} (528 MB) into {path.parent}")
+    try:
+        with downloading(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():  # another process may have been faster
+                partial = path.with_name(f"{path.name}.partial")
+                torch.hub.download_url_to_file(VGG16_URL, str(partial), hash_prefix=path.stem.rpartition("-")[2])
+                partial.replace(path)
+    except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
+        raise UserError(
+            f"VGG-16's weights could not be fetched ({' '.join(str(error).split())}): put {VGG16_URL} into {path.parent} "
+            "(paths.weights_dir), or do without: model.perceptual=discriminator"
+        ) from error
+    return path
+
+
+def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
+    """Its state dict.
+
+    Args:
+        weights_dir: where it lies, or goes.
+
+    Raises:
+        UserError: it cannot be had, or is damaged.
+    """
+    path = fetch_vgg16(weights_dir)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        assert "features.0.weight" in weights
+    except Exception as error:  # torch raises half a dozen kinds for a file that is none of its own
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+    return weights
+
+
+def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
+    """LPIPS (Zhang et al. 2018, arXiv:1801.03924) with VGG-16, as torchmetrics has it.
+
+    Args:
+        weights_dir: where VGG-16 lies, or goes; the few weights on top of it come with torchmetrics.
+
+    Returns:
+        A frozen module that takes two batches in [-1, 1] and returns (N, 1, 1, 1).
+
+    Raises:
+        UserError: see `load_vgg16`.
+    """
+    path = fetch_vgg16(weights_dir)
+    try:
+        with _torch_hub_finds(path):
+            return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+
+
+@contextmanager
+def _torch_hub_finds(path: Path) -> Iterator[None]:
+    """torchvision looks for its weights in torch.hub's folder, and nowhere else."""
+    before = torch.hub.get_dir()
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "checkpoints").symlink_to(path.parent.absolute())
+        torch.hub.set_dir(folder)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)

@@ -1,0 +1,58 @@
+"""What every autoencoder is scored by, whatever it was trained on."""
+
+from torch import Tensor, nn
+
+from flowergen.losses.reconstruction import gaussian_elbo, squared_error
+from flowergen.metrics.active_units import ActiveUnits
+from flowergen.metrics.reconstruction import gradient_energy, psnr, ssim
+
+
+class ReconstructionScores(nn.Module):
+    """PSNR, SSIM, sharpness, the common ELBO and active units of a set of pictures.
+
+    Args:
+        image_size: side S of the pictures, in px.
+    """
+
+    def __init__(self, image_size: int):
+        super().__init__()
+        self.num_values = 3 * image_size**2
+        self.active_units = ActiveUnits()
+
+    def forward(self, x: Tensor, x_hat: Tensor, x_mean: Tensor, mean: Tensor) -> dict[str, Tensor]:
+        """Add a batch.
+
+        Args:
+            x: (N, 3, S, S) pictures in [0, 1].
+            x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
+            x_mean: (N, 3, S, S) decoded from the mean of q(z|x).
+            mean: (N, C, h, w) that mean.
+
+        Returns:
+            By name, each (N,): what `summarise` wants the means of, ``psnr`` and ``ssim`` of ``x_mean``.
+        """
+        self.active_units.update(mean)
+        return {
+            "squared_error": squared_error(x_hat, x),
+            "gradient_energy": gradient_energy(x),
+            "gradient_energy_hat": gradient_energy(x_mean),
+            "psnr": psnr(x_mean, x),
+            "ssim": ssim(x_mean, x),
+        }
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """A set's mean scores, with what follows from them in their place, and start anew.
+
+        Args:
+            means: of what `forward` returned, and ``loss_kl`` in nats.
+
+        Returns:
+            With ``elbo``, the common one, in nats per picture; ``sharpness``, the gradient energy of the reconstructions over
+            that of the pictures; ``active_units``, the number of latent dimensions in use.
+        """
+        means = dict(means)
+        means["active_units"] = self.active_units.compute().item()
+        self.active_units.reset()
+        means["sharpness"] = means.pop("gradient_energy_hat") / max(means.pop("gradient_energy"), 1e-12)
+        means["elbo"] = gaussian_elbo(means.pop("squared_error"), means["loss_kl"], 1, self.num_values)
+        return means

@@ -1,0 +1,461 @@
+"""The VAE-GAN as a LightningModule: an autoencoder that a discriminator makes sharp."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flowergen.data.batch import Batch
+from flowergen.errors import UserError
+from flowergen.losses.center import center_pull, center_push, class_cross_entropy
+from flowergen.losses.diff_augment import NUM_DRAWS
+from flowergen.losses.kl import kl_standard_normal
+from flowergen.losses.perceptual import feature_distance, normalised_feature_distance
+from flowergen.losses.reconstruction import absolute_error, squared_error
+from flowergen.modules.adversary import Adversary
+from flowergen.modules.ema import EMA
+from flowergen.modules.guard import MAX_ROLLBACKS, Guard
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.lr_schedule import LrSchedule
+from flowergen.modules.outside_weights import load_lpips, load_vgg16
+from flowergen.modules.reconstruction_scores import ReconstructionScores
+from flowergen.nn.discriminator import Judgement, frozen
+from flowergen.nn.perceptual import VGG16Features
+from flowergen.nn.posterior import Posterior
+from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
+from flowergen.randomness import normal, normal_per_sample, uniform
+
+log = logging.getLogger(__name__)
+
+
+class VAEGANModule(ImageModel):
+    """A VAE with a perceptual and an adversarial loss, the first stage of latent diffusion
+    (Rombach et al. 2022, arXiv:2112.10752).
+
+    Larsen et al. 2016 (arXiv:1512.09300) joined the two first; patches and the adaptive weight are VQGAN's (Esser et al. 2021,
+    arXiv:2012.09841). Networks see pictures in [-1, 1]; pictures come in and go out in [0, 1].
+
+    Args:
+        image_size: side S of the pictures, in px.
+        seed: of all noise.
+        num_classes: of the data set, 0 without labels.
+        latent, blocks: fields of ``LatentShape`` and ``Blocks``.
+        reconstruction: ``l1`` or ``mse``.
+        beta, beta_warmup_steps: weight of the KL against the reconstruction error, both in sums over the picture, and the
+            optimiser steps in which it grows linearly from 0.
+        perceptual: whose features reconstructions are compared in: ``vgg16``, ``lpips``, ``discriminator`` (its own) or
+            ``none``.
+        perceptual_weight, perceptual_layers: of that distance; layers of VGG-16, read by ``vgg16`` alone.
+        weights_dir: where VGG-16's weights lie.
+        adversarial: ``hinge`` or ``non_saturating``.
+        adversarial_weight: of the generator's adversarial loss, times the adaptive weight; 0 for no discriminator (but for its
+            features).
+        adaptive_weight_max: cap of the adaptive weight.
+        adversarial_start_steps, adversarial_ramp_steps: optimiser steps until the generator is told what the discriminator
+            says, and from there to the full weight. The discriminator trains from the beginning.
+        diff_augment: show both players augmented pictures.
+        discriminator: arguments of ``PatchDiscriminator``; ``num_halvings=auto`` goes by the image size.
+        class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
+        center_weight, center_margin: of pull and push of ``losses.center`` on it; distance at which the push ends.
+        guard, guard_margin: see ``Guard``.
+        optimizer, discriminator_optimizer: make the optimisers from the parameters.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``; both optimisers follow it.
+        ema_decay: average encoder and decoder, and use the average for everything but training.
+        accumulate_grad_batches, gradient_clip_val: of the trainer, which with two optimisers leaves both to us.
+
+    Raises:
+        UserError: for a factor that does not divide the image size, and class losses without classes.
+    """
+
+    best_metric = "l1_perceptual"
+    best_mode = "min"
+
+    def __init__(
+        self,
+        image_size: int,
+        seed: int,
+        num_classes: int,
+        latent: dict[str, Any],
+        blocks: dict[str, Any],
+        reconstruction: Literal["l1", "mse"],
+        beta: float,
+        beta_warmup_steps: int,
+        perceptual: Literal["vgg16", "lpips", "discriminator", "none"],
+        perceptual_weight: float,
+        perceptual_layers: Sequence[str],
+        weights_dir: str,
+        adversarial: Literal["hinge", "non_saturating"],
+        adversarial_weight: float,
+        adaptive_weight_max: float,
+        adversarial_start_steps: int,
+        adversarial_ramp_steps: int,
+        diff_augment: bool,
+        discriminator: dict[str, Any],
+        class_weight: float,
+        center_weight: float,
+        center_margin: float,
+        guard: Literal["warn", "rollback"],
+        guard_margin: float,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: LrSchedule,
+        lr_warmup_steps: int,
+        ema_decay: float | None,
+        accumulate_grad_batches: int,
+        gradient_clip_val: float | None,
+    ):
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        self.automatic_optimization = False
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
+        self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
+        self.perceptual, self.perceptual_weight, self.perceptual_layers = perceptual, perceptual_weight, perceptual_layers
+        self.weights_dir = weights_dir
+        self.adversarial_weight, self.adversarial_start_steps = adversarial_weight, adversarial_start_steps
+        self.adversarial_end_of_ramp = adversarial_start_steps + adversarial_ramp_steps
+        self.class_weight, self.center_weight, self.center_margin = class_weight, center_weight, center_margin
+        self.guard = Guard(guard, guard_margin)
+        self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
+
+        shape, built_from = LatentShape(**latent), Blocks(**blocks)
+        try:
+            self.latent_shape = shape.shape_for(image_size)
+            self.factor = shape.factor_for(image_size)
+        except ValueError as error:
+            raise UserError(f"model.latent.factor: {error}") from error
+        if (class_weight or center_weight) and not num_classes:
+            raise UserError(
+                "model.class_weight and model.center_weight need labels, and the data has none: set both to 0, "
+                "or use pictures in a folder for each class"
+            )
+        self.net = ResidualAutoencoder(image_size, shape, built_from)
+        self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
+        if class_weight:
+            self.class_head = nn.Linear(self.latent_shape[0], num_classes)
+        if center_weight:  # spread like the prior
+            self.centers = nn.Parameter(torch.randn(num_classes, self.latent_shape[0]))
+        self.adversary: Adversary | None = None
+        if adversarial_weight or perceptual == "discriminator":
+            self.adversary = Adversary(
+                image_size,
+                **discriminator,
+                loss=adversarial,
+                weight=adversarial_weight,
+                adaptive_weight_max=adaptive_weight_max,
+                start_steps=adversarial_start_steps,
+                ramp_steps=adversarial_ramp_steps,
+                augment=diff_augment,
+            )
+        self.reconstruction_scores = ReconstructionScores(image_size)
+        self._perceptual_net: list[nn.Module] = []  # out of sight of state_dict: half a gigabyte that anybody can fetch
+
+    # -- the autoencoder: pictures in [0, 1], latents (N, C, h, w)
+
+    @property
+    def inference_net(self) -> ResidualAutoencoder:
+        """The averaged network where there is one."""
+        return self.net if self.ema is None else cast(ResidualAutoencoder, self.ema.net)
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+        return self.inference_net.encoder(2 * x - 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        return _to_unit_range(self.inference_net.decoder(z).float())
+
+    def sample(self, num: int, seed: int) -> Tensor:
+        """Decode z ~ N(0, I). Picture i depends on (seed, i) alone.
+
+        Returns:
+            (num, 3, S, S) in [0, 1].
+        """
+        z = normal_per_sample(range(num), self.latent_shape, seed=seed, purpose="prior")
+        return self.decode(z.to(self.device))
+
+    def summary(self) -> str:
+        """One line: what the network is."""
+        latent = " x ".join(map(str, self.latent_shape))
+        judge = f", judged in patches of {self.adversary.patch_px} px" if self.adversary else ""
+        return f"{self.image_size} px to latents of {latent}, down {self.factor} times{judge}"
+
+    # -- the generator's objective, the same in training and validation
+
+    @property
+    def current_beta(self) -> float:
+        """Beta at this optimiser step."""
+        if self.optimizer_steps < self.beta_warmup_steps:
+            return self.beta * self.optimizer_steps / self.beta_warmup_steps
+        return self.beta
+
+    @property
+    def adversarial_factor(self) -> float:
+        """What the adversarial loss is multiplied with at this step, but for the adaptive weight: 0 before its start."""
+        return 0.0 if self.adversary is None else self.guard.factor * self.adversary.factor(self.optimizer_steps)
+
+    def objective(
+        self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, judgements: tuple[Judgement, Judgement] | None
+    ) -> dict[str, Tensor]:
+        """Everything in the generator's loss but the discriminator's opinion.
+
+        (reconstruction + beta KL) / D + w_p perceptual + w_c cross-entropy + w_centre (pull + push), with D the values of a
+        picture, so that beta weighs nats against a sum over the picture and the other weights are for numbers of the size of 1.
+
+        Args:
+            x: (N, 3, S, S) in [-1, 1].
+            label: (N,) int64, -1 where unlabelled.
+            posterior: q(z|x).
+            x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
+            judgements: of x and x_hat, where the discriminator's features are what pictures are compared in.
+
+        Returns:
+            By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
+            ``loss_center``, each (N,), and the scalar ``loss_center_push``; those with weight 0 left out.
+        """
+        error = absolute_error if self.reconstruction == "l1" else squared_error
+        terms = {
+            "loss_reconstruction": error(x_hat, x) / self.num_values,
+            "loss_kl": kl_standard_normal(posterior.mean, posterior.logvar),
+        }
+        loss = terms["loss_reconstruction"] + self.current_beta * terms["loss_kl"] / self.num_values
+        if self.perceptual != "none":
+            terms["loss_perceptual"] = self._perceptual_distance(x, x_hat, judgements)
+            loss = loss + self.perceptual_weight * terms["loss_perceptual"]
+        pooled = posterior.mean.mean((2, 3))  # (N, C)
+        if self.class_weight:
+            terms["loss_class"] = class_cross_entropy(self.class_head(pooled), label)
+            loss = loss + self.class_weight * terms["loss_class"]
+        if self.center_weight:
+            terms["loss_center"] = center_pull(pooled, self.centers, label)
+            terms["loss_center_push"] = center_push(self.centers, self.center_margin)
+            loss = loss + self.center_weight * (terms["loss_center"] + terms["loss_center_push"])
+        return {"loss": loss, **terms}
+
+    def _perceptual_distance(self, x: Tensor, x_hat: Tensor, judgements: tuple[Judgement, Judgement] | None) -> Tensor:
+        """(N,) float32, see ``objective``; a network from outside is loaded when it is first needed."""
+        if judgements is not None:
+            real, fake = judgements
+            return feature_distance(fake.features, [features.detach() for features in real.features])
+        if not self._perceptual_net:
+            net: nn.Module = (
+                load_lpips(self.weights_dir)
+                if self.perceptual == "lpips"
+                else VGG16Features(load_vgg16(self.weights_dir), self.perceptual_layers)
+            )
+            self._perceptual_net.append(net.to(x.device))
+        net = self._perceptual_net[0]
+        if self.perceptual == "lpips":
+            return net(x_hat, x).flatten().float()
+        with torch.no_grad():
+            features = net((x + 1) / 2)
+        return normalised_feature_distance(net((x_hat + 1) / 2), features)
+
+    # -- training: one forward of the autoencoder for both players
+
+    @property
+    def parts(self) -> int:
+        """How many batches make an optimiser step."""
+        return self.accumulate_grad_batches
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Both players' gradients from one reconstruction; their steps after the last part of an optimiser step."""
+        x = 2 * batch.image - 1
+        posterior = self.net.encoder(x)
+        z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
+        h = self.net.decoder.features(z)  # (N, c, S, S)
+        x_hat = self.net.decoder.to_picture(h).float()  # (N, 3, S, S)
+        if self.adversary is None:
+            terms = self.objective(x, batch.label, posterior, x_hat, None)
+            self.manual_backward(terms["loss"].mean() / self.parts)
+        else:
+            if batch_idx % self.parts == 0:
+                self.adversary.discriminator.update_spectral_norms()
+            u = self.step_draw(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
+            real = self.adversary.judge(x, u)
+            terms = self._generator_phase(self.adversary, x, batch.label, posterior, h, x_hat, real, u)
+            terms = self._with_game(terms, self._discriminator_phase(self.adversary, real, x_hat.detach(), u))
+        self.epoch_means.update(terms)
+        self.recent_means.update(terms)
+        if (batch_idx + 1) % self.parts == 0:
+            self._step()
+
+    def _generator_phase(
+        self,
+        adversary: Adversary,
+        x: Tensor,
+        label: Tensor,
+        posterior: Posterior,
+        h: Tensor,
+        x_hat: Tensor,
+        real: Judgement,
+        u: Tensor,
+    ) -> dict[str, Tensor]:
+        """The generator's gradients, and what the next adaptive weight is measured from."""
+        # two names for one picture: each collects the gradient of its own losses
+        x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
+        factor = self.adversarial_factor
+        with frozen(adversary.discriminator):
+            judgements = (real, adversary.judge(x_nll, u)) if self.perceptual == "discriminator" else None
+            terms = self.objective(x, label, posterior, x_nll, judgements)
+            if not factor:
+                self.manual_backward(terms["loss"].mean() / self.parts)
+                return terms
+            weight = factor * adversary.adaptive_weight
+            loss_adversarial = adversary.generator_loss(adversary.judge(x_adversarial, u).logits)  # (N,)
+            x_nll.retain_grad()
+            x_adversarial.retain_grad()
+            self.manual_backward((terms["loss"] + weight * loss_adversarial).mean() / self.parts)
+        grad_nll, grad_adversarial = cast(Tensor, x_nll.grad), cast(Tensor, x_adversarial.grad)
+        adversary.add_last_layer_gradients(h.detach(), self.net.decoder.to_picture, grad_nll, grad_adversarial / weight)
+        return terms
+
+    def _discriminator_phase(self, adversary: Adversary, real: Judgement, x_hat: Tensor, u: Tensor) -> dict[str, Tensor]:
+        """The discriminator's gradients, and how the game stands."""
+        fake = adversary.judge(x_hat, u)
+        self.manual_backward(adversary.discriminator_loss(real.logits, fake.logits).mean() / self.parts)
+        return adversary.game(real.logits.detach(), fake.logits.detach())
+
+    def _with_game(self, terms: dict[str, Tensor], game: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All that is logged, ``loss`` with the adversarial term in it."""
+        adversarial = self.adversarial_factor * game["adaptive_weight"] * game["loss_adversarial"]
+        return terms | game | {"loss": terms["loss"].detach() + adversarial}
+
+    def _step(self) -> None:
+        """One optimiser step of both players, then everything that counts such steps."""
+        optimizers = self._optimizers()
+        for optimizer in optimizers:
+            self.set_learning_rate(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.net, self.optimizer_steps)
+        values = {"lr": optimizers[0].param_groups[0]["lr"], "beta": self.current_beta}
+        if self.adversary is not None:
+            values["adversarial_factor"] = self.adversarial_factor
+            self.adversary.update_adaptive_weight(self.trainer.world_size)
+        self.count_step(values)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The generator's optimiser, with class head and centres, then the discriminator's if there is one."""
+        judging = set() if self.adversary is None else set(self.adversary.parameters())
+        optimizers = [self.make_optimizer([p for p in self.parameters() if p.requires_grad and p not in judging])]
+        if self.adversary is not None:
+            optimizers.append(self.make_discriminator_optimizer(list(self.adversary.parameters())))
+        return optimizers
+
+    def _optimizers(self) -> list[Any]:
+        """Lightning's, which is no list where there is one."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip: here gradients are unscaled under 16-mixed as well."""
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm="norm")
+
+    def on_train_start(self) -> None:
+        """Refuse a training run without a game.
+
+        Raises:
+            UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
+        """
+        super().on_train_start()
+        start, trial = self.adversarial_start_steps, self.trainer.limit_train_batches != 1.0
+        if self.adversarial_weight and start >= self.total_steps and not trial:
+            raise UserError(
+                f"model.adversarial_start_steps={start} is never reached: this run has {self.total_steps} optimiser steps; "
+                "lower it, give more with trainer.max_epochs=, or do without: model.adversarial_weight=0"
+            )
+
+    # -- the end of an epoch
+
+    @property
+    def may_be_best(self) -> bool:
+        """Only weights that met the whole adversarial loss, and are not among those that the guard objects to."""
+        if not self.adversarial_weight:
+            return True
+        at_full_weight = min(self.adversarial_end_of_ramp, self.total_steps)
+        return self.optimizer_steps >= at_full_weight and not self.guard.failed
+
+    def on_validation_epoch_end(self) -> None:
+        """The scores, and what the guard says to them."""
+        super().on_validation_epoch_end()
+        if self.adversarial_weight:
+            (psnr,) = (value for name, value in self.val_metrics.items() if name.endswith("/psnr"))
+            self.guard.look(psnr, in_play=self.optimizer_steps > self.adversarial_start_steps)
+
+    def on_train_epoch_end(self) -> None:
+        """Log; then keep this epoch as a good one, or warn, or go back."""
+        validated = bool(self.val_metrics)
+        super().on_train_epoch_end()
+        if not (validated and self.adversarial_weight):
+            return
+        optimizers = [optimizer.optimizer for optimizer in self._optimizers()]
+        if not self.guard.failed:
+            self.guard.keep(self, optimizers)
+            return
+        if self.guard.roll_back(self, optimizers):
+            what = (
+                f"back to the last good epoch, with half the adversarial weight ({self.guard.num_rollbacks} of {MAX_ROLLBACKS})"
+            )
+        else:
+            what = "see train/logit_gap; lower model.adversarial_weight, or go back with model.guard=rollback"
+        if self.trainer.is_global_zero:
+            log.warning(
+                f"epoch {self.trainer.current_epoch + 1}: validation PSNR is more than {self.guard.margin} dB below the best, "
+                f"{self.guard.best_psnr:.2f} dB (model.guard_margin): {what}"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the guard's state."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flowergen"]["guard"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.guard.load_state_dict(checkpoint["flowergen"]["guard"])
+
+    # -- validation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the scores of the batch."""
+        self.val_means.update(self.scores(batch))
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """The generator's objective on pictures as they are, with z ~ q(z|x), how the game stands, and reconstruction scores.
+
+        The noise of picture i depends on (seed, i) alone.
+
+        Returns:
+            By name, each (N,): what ``objective`` and ``ReconstructionScores`` return, and ``l1_perceptual``: the mean absolute
+            error of a value in [-1, 1] plus the weighted perceptual distance. The discriminator's features change while it
+            trains, so that
+            they cannot say which epoch is best: with those, and with none, 1 - SSIM stands for the distance.
+        """
+        x, net = 2 * batch.image - 1, self.inference_net
+        posterior = net.encoder(x)
+        eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
+        x_hat = net.decoder(posterior.sample(eps)).float()
+        judgements = None if self.adversary is None else (self.adversary.judge(x), self.adversary.judge(x_hat))
+        terms = self.objective(x, batch.label, posterior, x_hat, judgements if self.perceptual == "discriminator" else None)
+        if self.adversary is not None and judgements is not None:
+            terms = self._with_game(terms, self.adversary.game(judgements[0].logits, judgements[1].logits))
+        x_mean = _to_unit_range(net.decoder(posterior.mean).float())
+        scores = self.reconstruction_scores(batch.image, _to_unit_range(x_hat), x_mean, posterior.mean)
+        fixed = self.perceptual in ("vgg16", "lpips")
+        distance = self.perceptual_weight * terms["loss_perceptual"] if fixed else 1 - scores["ssim"]
+        return terms | scores | {"l1_perceptual": absolute_error(x_hat, x) / self.num_values + distance}
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """See ``ReconstructionScores.summarise``."""
+        return self.reconstruction_scores.summarise(means)
+
+
+def _to_unit_range(x: Tensor) -> Tensor:
+    """[-1, 1], or a little beyond -> [0, 1]."""
+    return ((x + 1) / 2).clamp(0, 1)

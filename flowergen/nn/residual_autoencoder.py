@@ -1,0 +1,203 @@
+"""Encoder and decoder of residual and attention blocks, with a spatial or a flat latent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from flowergen.nn.attention import SelfAttention
+from flowergen.nn.blocks import ACTIVATIONS, NORMS, ResidualBlock
+from flowergen.nn.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """What the latent of a picture looks like.
+
+    Attributes:
+        kind: ``spatial``: a map; ``flat``: a vector, as (D, 1, 1).
+        factor: image size over the side of the smallest map, a power of two; ``auto``: see ``factor_for``.
+        channels: C of a spatial latent.
+        dim: D of a flat one.
+    """
+
+    kind: Literal["spatial", "flat"]
+    factor: int | Literal["auto"]
+    channels: int
+    dim: int
+
+    def factor_for(self, image_size: int) -> int:
+        """The factor, chosen if it is ``auto``.
+
+        Spatial: the largest that divides the image size, up to 4 for pictures of 128 px, up to 8 for larger ones (latent
+        diffusion found these two best, arXiv:2112.10752, section 4.1). Flat: halvings as long as they come out even, to 4 to 7
+        px.
+
+        Args:
+            image_size: S in px.
+
+        Raises:
+            ValueError: the factor does not divide S.
+        """
+        if self.factor != "auto":
+            if image_size % self.factor:
+                raise ValueError(f"a latent factor of {self.factor} does not divide pictures of {image_size} px")
+            return self.factor
+        smallest = 7 if self.kind == "flat" else image_size // (4 if image_size <= 128 else 8)
+        factor = 1
+        while image_size % (2 * factor) == 0 and image_size // factor > smallest:
+            factor *= 2
+        return factor
+
+    def shape_for(self, image_size: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent.
+
+        Args:
+            image_size: S in px.
+        """
+        if self.kind == "flat":
+            return self.dim, 1, 1
+        side = image_size // self.factor_for(image_size)
+        return self.channels, side, side
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What the encoder and the decoder are built from.
+
+    Attributes:
+        channels: of the feature maps, one entry for each resolution from the picture inwards; cut, or the last repeated, to as
+            many as there are.
+        num_blocks: residual blocks on the map of each resolution, likewise.
+        norm: key of ``blocks.NORMS``.
+        activation: key of ``blocks.ACTIVATIONS``.
+        channel_attention: squeeze-and-excitation in every residual block.
+        spatial_attention: CBAM's mask in every residual block.
+        self_attention: over the positions of the smallest map.
+    """
+
+    channels: Sequence[int]
+    num_blocks: Sequence[int]
+    norm: str
+    activation: str
+    channel_attention: bool
+    spatial_attention: bool
+    self_attention: bool
+
+    def on_maps(self, num_maps: int) -> list[tuple[int, int]]:
+        """Channels and number of residual blocks of each resolution, the picture's first."""
+        return [
+            (self.channels[min(i, len(self.channels) - 1)], self.num_blocks[min(i, len(self.num_blocks) - 1)])
+            for i in range(num_maps)
+        ]
+
+    def residual(self, channels: int) -> ResidualBlock:
+        """One residual block."""
+        return ResidualBlock(channels, self.norm, self.activation, self.channel_attention, self.spatial_attention)
+
+    def middle(self, channels: int) -> list[nn.Module]:
+        """On the smallest map: attention between two residual blocks, as in latent diffusion's autoencoder."""
+        attention = [SelfAttention(channels, NORMS[self.norm](channels))] if self.self_attention else []
+        return [self.residual(channels), *attention, self.residual(channels)]
+
+    def end(self, channels: int) -> list[nn.Module]:
+        """The norm and the activation that a row of pre-activation blocks ends with."""
+        return [NORMS[self.norm](channels), ACTIVATIONS[self.activation]()]
+
+
+class ResidualEncoder(nn.Module):
+    """q(z|x): residual blocks, a strided convolution to halve the map, and so on; then mean and logvar.
+
+    Args:
+        image_size: S in px.
+        latent: its shape.
+        blocks: what it is built from.
+    """
+
+    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+        super().__init__()
+        factor = latent.factor_for(image_size)
+        maps = blocks.on_maps(factor.bit_length())  # factor 4: the picture's size, a half, a quarter
+        layers: list[nn.Module] = [nn.Conv2d(3, maps[0][0], 3, padding=1)]
+        for (c, num), (c_next, _) in pairwise(maps):
+            layers += [*(blocks.residual(c) for _ in range(num)), nn.Conv2d(c, c_next, 3, stride=2, padding=1)]
+        c, num = maps[-1]
+        layers += [*(blocks.residual(c) for _ in range(num)), *blocks.middle(c), *blocks.end(c)]
+        if latent.kind == "flat":
+            to_moments = nn.Linear(c * (image_size // factor) ** 2, 2 * latent.dim)
+            layers += [nn.Flatten(), to_moments, nn.Unflatten(1, (2 * latent.dim, 1, 1))]
+        else:
+            layers.append(nn.Conv2d(c, 2 * latent.channels, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Posterior:
+        """Encode.
+
+        Args:
+            x: (N, 3, S, S).
+
+        Returns:
+            mean and logvar, each (N, C, h, w) float32.
+        """
+        return Posterior.from_moments(self.layers(x))
+
+
+class ResidualDecoder(nn.Module):
+    """p(x|z): the encoder's mirror image.
+
+    Args:
+        image_size: S in px.
+        latent: its shape.
+        blocks: what it is built from.
+    """
+
+    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+        super().__init__()
+        factor = latent.factor_for(image_size)
+        maps = blocks.on_maps(factor.bit_length())[::-1]
+        c, num = maps[0]
+        layers: list[nn.Module]
+        if latent.kind == "flat":
+            side = image_size // factor
+            layers = [nn.Flatten(), nn.Linear(latent.dim, c * side**2), nn.Unflatten(1, (c, side, side))]
+        else:
+            layers = [nn.Conv2d(latent.channels, c, 3, padding=1)]
+        layers += [*blocks.middle(c), *(blocks.residual(c) for _ in range(num))]
+        for (c, _), (c_next, num) in pairwise(maps):
+            # nearest upsampling and a convolution paint no checkerboard (Odena et al. 2016, 10.23915/distill.00003)
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(c, c_next, 3, padding=1)]
+            layers += [blocks.residual(c_next) for _ in range(num)]
+        c = maps[-1][0]
+        self.layers = nn.Sequential(*layers, *blocks.end(c))
+        self.to_picture = nn.Conv2d(c, 3, 3, padding=1)
+
+    def features(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, c, S, S): what the last layer, ``to_picture``, makes a picture of."""
+        return self.layers(z)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            z: (N, C, h, w).
+
+        Returns:
+            x_hat, (N, 3, S, S), not bounded.
+        """
+        return self.to_picture(self.features(z))
+
+
+class ResidualAutoencoder(nn.Module):
+    """Both halves.
+
+    Args:
+        image_size: S in px.
+        latent: its shape.
+        blocks: what it is built from.
+    """
+
+    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+        super().__init__()
+        self.encoder, self.decoder = ResidualEncoder(image_size, latent, blocks), ResidualDecoder(image_size, latent, blocks)
