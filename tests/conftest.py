@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.models.vgg import cfgs, make_layers
 
 from flowergen.config.schema import CelebAAttribute
 
@@ -28,6 +30,30 @@ TINY_RUN = (
     "callbacks.images.num_reconstructions=4",
 )
 
+TINY_VAE_GAN = (
+    "model=vae_gan",
+    "data.num_images=80",
+    "data.num_classes=4",
+    "data.image_size=32",
+    "data.batch_size=8",  # 8 steps an epoch
+    "model.blocks.channels=[4,8]",
+    "model.blocks.num_blocks=[0,1]",
+    "model.perceptual=discriminator",
+    "model.discriminator.channels=4",
+    "model.adversarial_start_steps=3",
+    "model.adversarial_ramp_steps=4",
+    "model.class_weight=0.1",
+    "model.center_weight=0.1",
+    "model.ema_decay=0.9",
+    "trainer.accelerator=cpu",
+    "trainer.num_threads=1",
+    "trainer.log_every_n_steps=2",
+    "trainer.max_epochs=3",
+    "callbacks.images.num_samples=4",
+    "callbacks.images.num_reconstructions=4",
+    "callbacks.images.every_epochs=3",
+)
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -35,6 +61,15 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decoded pictures, shared by the tests of a session."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the convolutions of torchvision's VGG-16, with random weights, under their official name."""
+    folder = tmp_path_factory.mktemp("weights")
+    features = make_layers(cfgs["D"], batch_norm=False)
+    torch.save({f"features.{key}": value for key, value in features.state_dict().items()}, folder / "vgg16-397923af.pth")
+    return folder
 
 
 @pytest.fixture
@@ -66,6 +101,12 @@ def command(tmp_path: Path, process_environment: dict[str, str]) -> Command:
 def tiny_run() -> tuple[str, ...]:
     """Overrides for a run of a few seconds."""
     return TINY_RUN
+
+
+@pytest.fixture
+def tiny_vae_gan() -> tuple[str, ...]:
+    """The same with two players; they meet in the first of three epochs."""
+    return TINY_VAE_GAN
 
 
 @pytest.fixture

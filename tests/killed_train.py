@@ -27,9 +27,11 @@ def main() -> None:
     from flowergen.callbacks import checkpoints
     from flowergen.callbacks.metrics_csv import MetricsCsv
     from flowergen.modules.vae import VAEModule
+    from flowergen.modules.vae_gan import VAEGANModule
 
     moments = {
         "training step": (VAEModule, "training_step"),
+        "VAE-GAN training step": (VAEGANModule, "training_step"),
         "validation step": (VAEModule, "validation_step"),
         "log": (MetricsCsv, "log_metrics"),
         "publish": (checkpoints, "_publish"),

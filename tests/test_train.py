@@ -128,8 +128,9 @@ def assert_equal_runs(whole: Path, resumed: Path) -> None:
         assert states[0]["loops"]["fit_loop"]["epoch_progress"] == states[1]["loops"]["fit_loop"]["epoch_progress"]
         for key, tensor in states[0]["state_dict"].items():
             torch.testing.assert_close(tensor, states[1]["state_dict"][key], rtol=0, atol=0, msg=lambda m, k=key: f"{k}: {m}")
-        for a, b in zip(*(state["optimizer_states"][0]["state"].values() for state in states), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+        for optimizers in zip(*(state["optimizer_states"] for state in states), strict=True):
+            for a, b in zip(*(optimizer["state"].values() for optimizer in optimizers), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0)
     names = (
         "metrics.csv",
         "images/generated_epoch_3.png",

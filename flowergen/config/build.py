@@ -39,7 +39,12 @@ def instantiate(node: dict[str, Any], where: str, **given: Any) -> Any:
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{where} needs a _target_, the class or function that it is for")
     _check_signature(node, where, given)
-    return hydra.utils.instantiate(node, **given, _convert_="all")
+    try:
+        return hydra.utils.instantiate(node, **given, _convert_="all")
+    except hydra.errors.InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
 
 
 def _check_signature(node: dict[str, Any], where: str, given: dict[str, Any]) -> None:
@@ -111,7 +116,9 @@ def build_module(config: dict[str, Any], num_classes: int) -> ImageModel:
         UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
     """
     with initialisation(config["seed"]):
-        module = instantiate(config["model"], "model", **_asked_for(config["model"], num_classes=num_classes))
+        module = instantiate(
+            config["model"], "model", **_asked_for(config["model"], num_classes=num_classes, **_by_hand(config))
+        )
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
@@ -128,6 +135,11 @@ def _asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
     except Exception:  # instantiate will say what is wrong
         return {}
     return {name: value for name, value in given.items() if name in names}
+
+
+def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
+    """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
+    return {key: config["trainer"][key] for key in ("accumulate_grad_batches", "gradient_clip_val")}
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -156,9 +168,9 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
     settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
-    if "accumulate_grad_batches" in config["model"]:  # the model has two optimisers, and does by hand what Lightning refuses to
+    if _asked_for(config["model"], **_by_hand(config)):
         settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
-        if settings["strategy"] == "ddp":  # in each player's backward the other one's parameters are unused
+        if settings["strategy"] == "ddp":  # in each player's backward pass the other one's parameters are unused
             settings["strategy"] = "ddp_find_unused_parameters_true"
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = _build_callbacks(config, run)

@@ -181,6 +181,14 @@ def contradictions(config: dict[str, Any]) -> None:
             f"model.image_size={model['image_size']} and data.image_size={data.get('image_size')} must be equal: "
             "set data.image_size alone, the model reads it"
         )
+    factor, size = (model.get("latent") or {}).get("factor", 1), data.get("image_size", 0)
+    if isinstance(factor, int) and size % factor:
+        raise UserError(
+            f"model.latent.factor={factor} does not divide data.image_size={size}: "
+            f"take pictures of {size - size % factor} or {size - size % factor + factor} px, or another factor"
+        )
+    if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
+        raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1
     if fraction and trainer["accumulate_grad_batches"] > 1:
         raise UserError(

@@ -42,7 +42,6 @@ MAY_CHANGE = (
     "model.adversarial_weight",
     "model.guard",
     "model.guard_margin",
-    "model.gradient_clip_val",
     "model.weights_dir",
 )
 
@@ -146,7 +145,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]))
     for key, (before, now) in changed(stored, resolve(composed)).items():
         may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
-        if key in MUST_STAY or not may:
+        if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):
             raise UserError(
                 f"resume: {key} was {before} and is {now} now; "
                 "a resumed run keeps its architecture, data and objective: start a new one"

@@ -184,8 +184,6 @@ class VAEGAN:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: Count
     ema_decay: Annotated[float, BELOW_ONE] | None
-    accumulate_grad_batches: Natural
-    gradient_clip_val: Annotated[float, above(0)] | None
 
 
 @dataclass

@@ -65,7 +65,7 @@ class VAEGANModule(ImageModel):
         optimizer, discriminator_optimizer: make the optimisers from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``; both optimisers follow it.
         ema_decay: average encoder and decoder, and use the average for everything but training.
-        accumulate_grad_batches, gradient_clip_val: of the trainer, which with two optimisers leaves both to us.
+        accumulate_grad_batches, gradient_clip_val: the trainer's, which leaves both to us where there are two optimisers.
 
     Raises:
         UserError: for a factor that does not divide the image size, and class losses without classes.

@@ -14,6 +14,11 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def outside_weights(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWERGEN_WEIGHTS_DIR", str(weights_dir))
+
+
 def composed(*overrides: str) -> dict[str, Any]:
     return resolve(checked(overrides)[0])
 
@@ -26,7 +31,7 @@ def train_one_step(run: Path, *overrides: str) -> None:
     config = composed(*overrides, "debug=tiny", "data.batch_size=2", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
     data = build_datamodule(config)
     data.setup()
-    module = build_module(config, num_classes=4)
+    module = build_module(config, num_classes=len(data.class_names))
     before = [p.detach().clone() for p in module.parameters()]
     build_trainer(config, RunFolder(run), None).fit(module, datamodule=data)
     assert module.optimizer_steps == 1
