@@ -40,6 +40,7 @@ TINY_VAE_GAN = (
     "model.blocks.num_blocks=[0,1]",
     "model.perceptual=discriminator",
     "model.discriminator.channels=4",
+    "model.adversarial_weight=0.5",
     "model.adversarial_start_steps=3",
     "model.adversarial_ramp_steps=4",
     "model.class_weight=0.1",
