@@ -18,7 +18,7 @@ from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.outside_weights import fetch_vgg16
+from flowergen.modules.outside_weights import load_vgg16
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
@@ -98,11 +98,11 @@ def fetch_weights(config: dict[str, Any]) -> None:
     """What the model needs from outside: better missed now than after the pictures have been decoded.
 
     Raises:
-        UserError: it is not there and cannot be downloaded.
+        UserError: it is not there and cannot be downloaded, or is damaged.
     """
     model = config["model"]
     if model.get("perceptual") in ("vgg16", "lpips"):
-        fetch_vgg16(model["weights_dir"])
+        load_vgg16(model["weights_dir"])
 
 
 def build_module(config: dict[str, Any], num_classes: int) -> ImageModel:

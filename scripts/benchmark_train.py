@@ -1,0 +1,236 @@
+"""Where the time of a training step goes: phases, memory formats, compilation and precisions, side by side in one run.
+
+    python scripts/benchmark_train.py model=vae_gan model.perceptual=discriminator     any override of flowergen.train
+    python scripts/benchmark_train.py model=vae rounds=5 steps=20
+    python scripts/benchmark_train.py model=vae_gan arms=eager,channels_last,compiled,bf16
+
+Printed, each as median over the rounds with the range; rounds alternate between the arms, so that a drifting machine touches
+all alike:
+
+1. images/s of each arm's bare step: the model's own methods on one batch in memory, no Lightning, no logging;
+2. images/s of Lightning with our callbacks and loggers, against the bare step in the config's own memory format;
+3. the share of each phase in a bare step, and FLOPs; on a GPU their share of the peak;
+4. peak memory.
+
+Arms: eager (float32, NCHW), channels_last, compiled (and channels_last), bf16 (and channels_last), compiled_bf16 (and
+channels_last). TF32 is off in all of them. The adversarial loss is on from the first step. The GPU's part has not been run on
+one.
+"""
+
+import logging
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from typing import Any, cast
+
+import torch
+from benchmark_data import Stopwatch, hardware, ratio, spread
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights
+from flowergen.config.command import checked, one_line_errors
+from flowergen.config.overrides import resolve
+from flowergen.config.run_folder import RunFolder
+from flowergen.data.batch import Batch
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.losses.diff_augment import NUM_DRAWS
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.vae import VAEModule
+from flowergen.modules.vae_gan import VAEGANModule
+
+PEAK_TFLOPS = {  # dense, NVIDIA's data sheets: float32 without tensor cores, bf16 with them
+    "H200": {"float32": 67.0, "bf16": 989.0},
+    "H100": {"float32": 67.0, "bf16": 989.0},
+    "A100": {"float32": 19.5, "bf16": 312.0},
+    "RTX 4090": {"float32": 82.6, "bf16": 165.2},
+}
+
+
+class BareStep:
+    """One optimiser step of a model outside of Lightning, phase by phase.
+
+    Args:
+        config: of the run.
+        num_classes: of the data.
+        batch: float32 in [0, 1], on the device.
+        arm: see the top of the file.
+    """
+
+    def __init__(self, config: dict[str, Any], num_classes: int, batch: Batch, arm: str):
+        self.batch, self.bf16 = batch, "bf16" in arm
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.module: Any = build_module(config, num_classes).to(batch.image.device).train()
+        self.module.to(memory_format=torch.contiguous_format if arm == "eager" else torch.channels_last)
+        optimizers: Any = self.module.configure_optimizers()
+        self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        self.module.manual_backward = self._backward  # type: ignore[method-assign]
+        if "compiled" in arm:
+            for part in _parts_to_compile(self.module):
+                part.compile()
+
+    def __call__(self) -> None:
+        """The whole of it."""
+        self.phase, self.started = "", time.perf_counter()
+        with torch.autocast(self.batch.image.device.type, torch.bfloat16, enabled=self.bf16):
+            if isinstance(self.module, VAEGANModule):
+                self._two_players(self.module)
+            else:
+                self._one_player(self.module)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self._lap("optimisers")
+        if self.module.ema is not None:
+            self.module.ema.update(self.module.net, 1000)
+            self._lap("moving average")
+
+    def _one_player(self, module: VAEModule) -> None:
+        x = self.batch.image
+        posterior = module._encode(module.net, x)
+        noise = torch.randn_like(posterior.mean)
+        z = posterior.sample(noise)
+        loss = module.objective(x, posterior, z, module._decode(module.net, z), noise)["loss"].mean()
+        self._lap("forward and loss")
+        self._backward(loss)
+
+    def _two_players(self, module: VAEGANModule) -> None:
+        x = 2 * self.batch.image - 1
+        posterior = module.net.encoder(x)
+        h = module.net.decoder.features(posterior.sample(torch.randn_like(posterior.mean)))
+        x_hat = module.net.decoder.to_picture(h).float()
+        self._lap("autoencoder, forward")
+        if module.adversary is None:
+            loss = module.objective(x, self.batch.label, posterior, x_hat, None)["loss"].mean()
+            self._lap("generator, losses")
+            self._backward(loss)
+            return
+        u = torch.rand(len(x), NUM_DRAWS, device=x.device)
+        real = module.adversary.judge(x, u)
+        self._lap("discriminator on pictures, forward")
+        self.phase = "generator, losses"
+        module._generator_phase(module.adversary, x, self.batch.label, posterior, h, x_hat, real, u)
+        self._lap("adaptive weight")
+        self.phase = "discriminator on reconstructions, forward"
+        module._discriminator_phase(module.adversary, real, x_hat.detach(), u)
+        module.adversary.update_adaptive_weight(world_size=1)
+        self._lap("adaptive weight")
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.phase:
+            self._lap(self.phase)
+        loss.backward()
+        self._lap("discriminator, backward" if self.phase.startswith("discriminator") else "backward")
+
+    def _lap(self, name: str) -> None:
+        if self.batch.image.is_cuda:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] += now - self.started
+        self.started = now
+
+
+def _parts_to_compile(module: ImageModel) -> list[torch.nn.Module]:
+    if isinstance(module, VAEGANModule):
+        judging = [module.adversary.discriminator] if module.adversary else []
+        return [module.net.encoder, module.net.decoder.layers, *judging]
+    net = cast(VAEModule, module).net
+    return [net["encoder"], net["decoder"]]
+
+
+def lightning_seconds(config: dict[str, Any], data: ImageDataModule) -> float:
+    """Seconds of an epoch of ``limit_train_batches`` steps."""
+    module = build_module(config, num_classes=len(data.class_names))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, stopwatch = build_trainer(config, RunFolder(folder), None), Stopwatch()
+        trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule=data)
+    return stopwatch.seconds
+
+
+def print_flops(step: BareStep, seconds: float, num_images: int) -> None:
+    """Of a bare step; their share of the peak where it is known."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flops = counter.get_total_flops()
+    print(f"  {flops / num_images / 1e9:.2f} GFLOP a picture, {flops / seconds / 1e9:,.0f} GFLOP/s achieved")
+    if step.batch.image.is_cuda:
+        name, precision = torch.cuda.get_device_name(), "bf16" if step.bf16 else "float32"
+        peaks = [peaks[precision] for known, peaks in PEAK_TFLOPS.items() if known in name]
+        share = f"{flops / seconds / 1e12 / peaks[0]:.1%} of {peaks[0]} TFLOP/s" if peaks else "unknown"
+        print(f"  share of {name}'s {precision} peak: {share}")
+
+
+def main() -> None:
+    """Print everything."""
+    own = {"rounds": "5", "steps": "10", "arms": ""}
+    own |= {key: value for key, _, value in (a.partition("=") for a in sys.argv[1:]) if key in own}
+    overrides = [a for a in sys.argv[1:] if a.partition("=")[0] not in own]
+    if not overrides:
+        sys.exit(__doc__)
+    rounds, steps = int(own["rounds"]), int(own["steps"])
+    game = [] if "model=vae" in overrides else ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
+    quick = [
+        "trainer.max_epochs=1",
+        f"trainer.limit_train_batches={steps}",
+        "trainer.limit_val_batches=0",
+        "callbacks.images=null",
+    ]
+    config = resolve(checked([*game, *quick, *overrides])[0])
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    device = "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu" else "cpu"
+    gpu = "eager,channels_last,compiled,bf16,compiled_bf16"
+    arms = (own["arms"] or (gpu if device == "cuda" else "eager,channels_last,compiled")).split(",")
+    fetch_weights(config)
+    data = build_datamodule(config)
+    data.setup()
+    num = data.batch_size
+    batch = data.on_after_batch_transfer(Batch(*(t.to(device) for t in data.pictures[data.rows["train"][:num].tolist()])), 0)
+    bare = {arm: BareStep(config, len(data.class_names), batch, arm) for arm in arms}
+    print(hardware() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""))
+    print(f"{config['model']['_target_'].rpartition('.')[2]}, {data.image_size} px, batches of {num}, TF32 off")
+    for arm, step in bare.items():
+        start = time.perf_counter()
+        step()
+        step()
+        print(f"  {arm}: the first two steps took {time.perf_counter() - start:.1f} s")
+        step.seconds.clear()
+
+    main_arm = "channels_last" if config["trainer"]["channels_last"] and "channels_last" in arms else arms[0]
+    rates: dict[str, list[float]] = {name: [] for name in (*arms, "Lightning")}
+    with_precision = {**config, "trainer": {**config["trainer"], "precision": "32-true"}}
+    for _ in range(rounds):
+        for arm, step in bare.items():
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            rates[arm].append(num * steps / (time.perf_counter() - start))
+        rates["Lightning"].append(num * steps / lightning_seconds(with_precision, data))
+
+    print("\nimages/s")
+    for arm, values in rates.items():
+        against = main_arm if arm == "Lightning" else arms[0]
+        print(f"  {arm:<16} {spread(values)}   {ratio(values, rates[against])} of {against}")
+    for arm in dict.fromkeys([main_arm, arms[-1]]):
+        step = bare[arm]
+        total = sum(step.seconds.values())
+        print(f"\nphases of a bare step, {arm}: {1000 * total / rounds / steps:,.0f} ms")
+        for name, seconds in step.seconds.items():
+            print(f"  {seconds / total:6.1%}  {name}")
+        print_flops(step, total / rounds / steps, num)
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
+    print(f"\npeak memory, all arms in one process: {peak:,.0f} MiB")
+
+
+if __name__ == "__main__":
+    one_line_errors(main)
