@@ -364,8 +364,9 @@ class VAEGANModule(ImageModel):
             UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
         """
         super().on_train_start()
-        start, trial = self.adversarial_start_steps, self.trainer.limit_train_batches != 1.0
-        if self.adversarial_weight and start >= self.total_steps and not trial:
+        start, limit = self.adversarial_start_steps, self.trainer.limit_train_batches
+        whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
+        if self.adversarial_weight and start >= self.total_steps and whole_epochs:
             raise UserError(
                 f"model.adversarial_start_steps={start} is never reached: this run has {self.total_steps} optimiser steps; "
                 "lower it, give more with trainer.max_epochs=, or do without: model.adversarial_weight=0"
