@@ -76,8 +76,12 @@ def test_the_non_saturating_generator_hears_most_where_it_loses():
 
 @pytest.mark.parametrize(
     "loss",
-    [hinge_discriminator, non_saturating_discriminator, lambda _, fake: hinge_generator(fake)]
-    + [lambda _, fake: non_saturating_generator(fake)],
+    [
+        hinge_discriminator,
+        non_saturating_discriminator,
+        lambda _, fake: hinge_generator(fake),
+        lambda _, fake: non_saturating_generator(fake),
+    ],
 )
 def test_losses_are_per_picture_in_float32(loss, logits: tuple[torch.Tensor, torch.Tensor]):
     real, fake = (x.half() for x in logits)

@@ -89,7 +89,7 @@ def test_a_single_class_is_not_pushed():
 
 
 def test_pulling_makes_classes_narrower():
-    """The ancestors' loss rewarded the variance within classes: here SGD on free points shrinks it, and centres meet the means."""
+    """The ancestors' loss rewarded variance within classes: SGD on free points shrinks it, and centres meet the means."""
     g = torch.Generator().manual_seed(2)
     p, centers = torch.randn(40, 3, generator=g).requires_grad_(), torch.randn(4, 3, generator=g).requires_grad_()
     label = torch.arange(40) % 4
