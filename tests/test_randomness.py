@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flowergen.randomness import generator, initialisation, normal, normal_per_sample
+from flowergen.randomness import generator, initialisation, normal, normal_per_sample, uniform
 
 
 def test_draws_ignore_and_leave_alone_the_global_generators():
@@ -89,3 +89,19 @@ def test_weights_are_a_function_of_the_seed():
         assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_uniform_noise_is_uniform_and_never_one():
+    u = uniform((20_000,), seed=0, step=0, purpose="test")
+    assert stats.kstest(u.numpy(), "uniform").pvalue > 0.01
+    assert 0 <= u.min() <= u.max() < 1
+    assert u.dtype == torch.float32
+
+
+def test_uniform_noise_is_a_function_of_its_key_and_prefix_stable():
+    """As normal noise is: row i does not depend on how many rows are drawn, nor on global state."""
+    whole = uniform((8, 7), seed=3, step=5, purpose="augmentation")
+    torch.manual_seed(1)
+    assert torch.equal(uniform((3, 7), seed=3, step=5, purpose="augmentation"), whole[:3])
+    for other in ({"seed": 4}, {"step": 6}, {"purpose": "posterior"}):
+        assert not torch.equal(uniform((8, 7), **({"seed": 3, "step": 5, "purpose": "augmentation"} | other)), whole)

@@ -90,5 +90,6 @@ def adaptive_weight(grad_nll: Tensor, grad_adversarial: Tensor, previous: Tensor
     Returns:
         () float32, from 1e-4 to ``maximum``.
     """
-    weight = grad_nll.float().norm() / grad_adversarial.float().norm()
-    return torch.where(weight.isfinite(), weight, previous).clamp(WEIGHT_MIN, maximum)
+    norm_nll, norm_adversarial = grad_nll.float().norm(), grad_adversarial.float().norm()
+    weight = norm_nll / norm_adversarial
+    return torch.where(weight.isfinite() & norm_adversarial.isfinite(), weight, previous).clamp(WEIGHT_MIN, maximum)

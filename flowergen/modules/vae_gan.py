@@ -241,12 +241,13 @@ class VAEGANModule(ImageModel):
             real, fake = judgements
             return feature_distance(fake.features, [features.detach() for features in real.features])
         if not self._perceptual_net:
-            net: nn.Module = (
-                load_lpips(self.weights_dir)
-                if self.perceptual == "lpips"
-                else VGG16Features(load_vgg16(self.weights_dir), self.perceptual_layers)
-            )
-            self._perceptual_net.append(net.to(x.device))
+            with torch.inference_mode(False):  # validation may come first, and its tensors could not be part of a graph
+                net: nn.Module = (
+                    load_lpips(self.weights_dir)
+                    if self.perceptual == "lpips"
+                    else VGG16Features(load_vgg16(self.weights_dir), self.perceptual_layers)
+                )
+                self._perceptual_net.append(net.to(x.device))
         net = self._perceptual_net[0]
         if self.perceptual == "lpips":
             return net(x_hat, x).flatten().float()

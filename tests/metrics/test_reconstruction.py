@@ -3,7 +3,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from flowergen.metrics.reconstruction import psnr, ssim
+from flowergen.metrics.reconstruction import gradient_energy, psnr, ssim
 
 
 @pytest.fixture(params=[28, 45])
@@ -50,3 +50,31 @@ def test_scores_are_float32_under_autocast(pair):
     assert torch.equal(scores[0], ssim(x_hat, x))
     assert torch.equal(scores[1], psnr(x_hat, x))
     assert psnr(x_hat.bfloat16(), x).dtype == ssim(x_hat.bfloat16(), x).dtype == torch.float32
+
+
+def test_gradient_energy_is_the_mean_square_of_neighbours_differences(pair):
+    """By numpy's diff, across and down alike, one value an image."""
+    for images in pair:
+        expected = [
+            (np.square(np.diff(x, axis=2)).mean() + np.square(np.diff(x, axis=1)).mean()) / 2 for x in images.double().numpy()
+        ]
+        np.testing.assert_allclose(gradient_energy(images), expected, rtol=1e-5)
+
+
+def test_gradient_energy_is_the_power_of_the_frequencies():
+    """A wave of k cycles on S px has 4 sin^2(pi k / S) times its power, a^2 / 2, in its direction and 0 in the other."""
+    size, amplitude = 64, 0.3
+    for cycles in (1, 5, 20):
+        wave = amplitude * torch.sin(2 * torch.pi * cycles * torch.arange(size + 1, dtype=torch.float64) / size)
+        across = wave.expand(1, 3, size + 1, size + 1)
+        expected = 4 * np.sin(np.pi * cycles / size) ** 2 * amplitude**2 / 2 / 2
+        assert gradient_energy(across).item() == pytest.approx(expected, rel=1e-5)
+        assert gradient_energy(across.mT).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_blur_lowers_gradient_energy_and_noise_raises_it(pair):
+    x_hat, x = pair
+    assert (gradient_energy(torch.nn.functional.avg_pool2d(x, 3, 1, 1)) < gradient_energy(x) / 2).all()
+    flat = torch.full_like(x, 0.5)
+    assert gradient_energy(flat).tolist() == [0, 0, 0]
+    assert (gradient_energy(flat + x_hat - x) > 0).all()

@@ -1,0 +1,144 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.modules.adversary import Adversary
+from flowergen.nn.discriminator import receptive_field
+from flowergen.randomness import initialisation
+
+DEFAULTS: dict[str, Any] = {
+    "image_size": 32,
+    "channels": 4,
+    "num_halvings": "auto",
+    "norm": "group",
+    "loss": "hinge",
+    "weight": 0.5,
+    "adaptive_weight_max": 10.0,
+    "start_steps": 10,
+    "ramp_steps": 5,
+    "augment": True,
+}
+
+
+def make(**changes: Any) -> Adversary:
+    with initialisation(0):
+        return Adversary(**{**DEFAULTS, **changes})
+
+
+def pictures(num: int, seed: int, size: int = 32) -> torch.Tensor:
+    """Smooth colour gradients in [-1, 1]."""
+    corners = 2 * torch.rand(num, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) - 1
+    return F.interpolate(corners, size=size, mode="bilinear", align_corners=True)
+
+
+def noise(num: int, seed: int, size: int = 32) -> torch.Tensor:
+    return 2 * torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+@pytest.mark.parametrize("norm", ["group", "spectral"])
+@pytest.mark.parametrize("loss", ["hinge", "non_saturating"])
+def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, norm: Any) -> None:
+    """After 40 steps on augmented ones: more than nine of ten patches of others, unseen and not augmented."""
+    adversary = make(loss=loss, norm=norm, channels=8)
+    optimizer = torch.optim.Adam(adversary.parameters(), lr=4e-3, betas=(0.5, 0.9))
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            real, fake = adversary.judge(pictures(16, 1000)), adversary.judge(noise(16, 1001))
+        return adversary.game(real.logits, fake.logits)["discriminator_accuracy"].mean().item()
+
+    assert accuracy() < 0.8
+    for step in range(40):
+        adversary.discriminator.update_spectral_norms()
+        u = torch.rand(8, NUM_DRAWS, generator=torch.Generator().manual_seed(step))
+        real, fake = (adversary.judge(x, u).logits for x in (pictures(8, 2 * step), noise(8, 2 * step + 1)))
+        optimizer.zero_grad()
+        adversary.discriminator_loss(real, fake).mean().backward()
+        optimizer.step()
+    assert accuracy() > 0.9
+
+
+def test_pictures_are_judged_through_their_augmentation_where_there_is_one() -> None:
+    x, u = pictures(3, 0), torch.rand(3, NUM_DRAWS, generator=torch.Generator().manual_seed(0))
+    adversary, plain = make(), make(augment=False)
+    torch.testing.assert_close(adversary.judge(x, u).logits, plain.judge(diff_augment(x, u)).logits)
+    assert not torch.allclose(adversary.judge(x, u).logits, plain.judge(x, u).logits)
+    assert torch.equal(plain.judge(x, u).logits, plain.judge(x).logits)
+    assert torch.equal(adversary.judge(x).logits, plain.judge(x).logits), "validation sees pictures as they are"
+
+
+def test_the_generator_is_told_nothing_before_the_start_then_more_and_more() -> None:
+    factors = [make().factor(step) for step in (0, 9, 10, 12, 14, 15, 1000)]
+    assert factors == pytest.approx([0, 0, 0.1, 0.3, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])
+def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: int) -> None:
+    assert make(image_size=size).patch_px == patch
+    given = make(image_size=size, num_halvings=2)
+    assert given.patch_px == receptive_field(2)
+    assert len(given.discriminator.hidden) == 3
+
+
+def test_the_state_of_the_game_is_its_formulas() -> None:
+    """Accuracy: the share of patches on the right side of 0; gap: the difference of the means."""
+    adversary = make()
+    real = torch.tensor([[2.0, -1.0, 0.5, 3.0], [-1.0, -2.0, -3.0, 1.0]]).view(2, 1, 2, 2)
+    fake = torch.tensor([[-2.0, -1.0, 0.5, -3.0], [1.0, 2.0, 3.0, 1.0]]).view(2, 1, 2, 2)
+    game = adversary.game(real, fake)
+    assert game["discriminator_accuracy"].tolist() == [6 / 8, 1 / 8]
+    assert game["logit_gap"].tolist() == [1.125 + 1.375, -1.25 - 1.75]
+    assert game["loss_adversarial"].tolist() == [1.375, -1.75]
+    assert game["loss_discriminator"].tolist() == pytest.approx([(2.5 / 4 + 1.5 / 4) / 2, (9 / 4 + 11 / 4) / 2])
+    assert game["adaptive_weight"].item() == 1
+    log_two = make(loss="non_saturating").game(torch.zeros_like(real), torch.zeros_like(fake))
+    torch.testing.assert_close(log_two["loss_adversarial"], torch.full((2,), math.log(2)))
+    torch.testing.assert_close(log_two["loss_discriminator"], torch.full((2,), math.log(2)))
+
+
+def test_what_is_logged_of_the_adaptive_weight_does_not_change_with_it() -> None:
+    adversary = make()
+    logged = adversary.game(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))["adaptive_weight"]
+    adversary.adaptive_weight.fill_(5)
+    assert logged.item() == 1
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_adaptive_weight_is_measured_from_whole_optimiser_steps(parts: int) -> None:
+    """From the gradients by the output: the last layer's, by autograd on the whole batch; for the next step, then anew."""
+    adversary = make(adaptive_weight_max=1e4)
+    torch.manual_seed(0)
+    layer, h, target = nn.Conv2d(5, 3, 3, padding=1), torch.randn(4, 5, 32, 32), torch.randn(4, 3, 32, 32)
+
+    def losses(rows: slice, x_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x_hat - target[rows]).abs().sum() / 100, adversary.generator_loss(adversary.judge(x_hat).logits).sum()
+
+    whole = losses(slice(0, 4), layer(h))
+    norms = [torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm() for loss in whole]
+    for part in range(parts):
+        rows = slice(part * 4 // parts, (part + 1) * 4 // parts)
+        x_hat = layer(h[rows])
+        grads = [torch.autograd.grad(loss, x_hat, retain_graph=True)[0] for loss in losses(rows, x_hat)]
+        adversary.add_last_layer_gradients(h[rows], layer, *grads)
+        assert adversary.adaptive_weight.item() == 1, "it changes after the step"
+    adversary.update_adaptive_weight(world_size=1)
+    assert adversary.adaptive_weight.item() == pytest.approx((norms[0] / norms[1]).item(), rel=1e-4)
+    assert adversary.adaptive_weight.item() != pytest.approx(1, rel=0.1)
+    before = adversary.adaptive_weight.item()
+    adversary.update_adaptive_weight(world_size=1)  # a step in which the game had no part
+    assert adversary.adaptive_weight.item() == before
+    adversary.add_last_layer_gradients(h[rows], layer, 3 * grads[1], grads[1])
+    adversary.update_adaptive_weight(world_size=1)
+    assert adversary.adaptive_weight.item() == pytest.approx(3, rel=1e-4), "nothing is left of earlier steps"
+
+
+def test_the_adaptive_weight_is_kept_in_checkpoints_and_out_of_the_optimiser() -> None:
+    adversary = make()
+    adversary.adaptive_weight.fill_(3)
+    assert adversary.state_dict()["adaptive_weight"].item() == 3
+    assert "adaptive_weight" not in dict(adversary.named_parameters())
