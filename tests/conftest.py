@@ -14,6 +14,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from flowergen.config.schema import CelebAAttribute
 
+torch.set_num_threads(1)  # there is a test process for each core: threads of their own would only get in each other's way
+
 TINY_RUN = (
     "data.num_images=80",
     "data.num_classes=4",

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,7 +36,11 @@ def normalised_feature_distance(features_hat: Sequence[Tensor], features: Sequen
         (N,) float32, from 0 to 4; to 2 where no activation is negative.
     """
     distances = [
-        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).flatten(1).mean(1)
-        for a, b in zip(features_hat, features, strict=True)
+        (_direction(a) - _direction(b)).square().sum(1).flatten(1).mean(1) for a, b in zip(features_hat, features, strict=True)
     ]
     return sum(distances[1:], distances[0]) / len(distances)  # (N,)
+
+
+def _direction(a: Tensor) -> Tensor:
+    a = a.float()
+    return a * (a.square().sum(1, keepdim=True) + 1e-8).rsqrt()  # where nothing is active, the gradient stays bounded

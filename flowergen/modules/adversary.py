@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.nn.grad import conv2d_weight
 
+from flowergen.errors import UserError
 from flowergen.losses.adversarial import (
     adaptive_weight,
     hinge_discriminator,
@@ -16,7 +17,7 @@ from flowergen.losses.adversarial import (
     ramp,
 )
 from flowergen.losses.diff_augment import diff_augment
-from flowergen.nn.discriminator import Judgement, PatchDiscriminator, num_halvings_for, receptive_field
+from flowergen.nn.discriminator import Judgement, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator, "non_saturating": non_saturating_discriminator}
 GENERATOR_LOSSES = {"hinge": hinge_generator, "non_saturating": non_saturating_generator}
@@ -33,6 +34,9 @@ class Adversary(nn.Module):
         adaptive_weight_max: the cap of that.
         start_steps, ramp_steps: see ``losses.adversarial.ramp``. The discriminator trains from the beginning.
         augment: show it pictures through ``diff_augment``.
+
+    Raises:
+        UserError: too many halvings for the picture.
     """
 
     def __init__(
@@ -50,6 +54,11 @@ class Adversary(nn.Module):
     ):
         super().__init__()
         halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
+        if logits_side(image_size, halvings) < 2:
+            raise UserError(
+                f"model.discriminator.num_halvings={halvings} leaves no map of logits of pictures of {image_size} px: "
+                f"take {num_halvings_for(image_size)}, or auto"
+            )
         self.patch_px = receptive_field(halvings)
         self.discriminator = PatchDiscriminator(channels, halvings, norm)
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]

@@ -126,7 +126,7 @@ class VAEGANModule(ImageModel):
             self.latent_shape = shape.shape_for(image_size)
             self.factor = shape.factor_for(image_size)
         except ValueError as error:
-            raise UserError(f"model.latent.factor: {error}") from error
+            raise UserError(f"model.latent: {error}") from error
         if (class_weight or center_weight) and not num_classes:
             raise UserError(
                 "model.class_weight and model.center_weight need labels, and the data has none: set both to 0, "

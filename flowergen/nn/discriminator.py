@@ -36,6 +36,19 @@ def num_halvings_for(image_size: int) -> int:
     return max(1, round(math.log2(image_size / 32)))
 
 
+def logits_side(image_size: int, num_halvings: int) -> int:
+    """Side of the map of logits; 0 or less where there are more halvings than the picture bears.
+
+    Args:
+        image_size: S in px.
+        num_halvings: see `receptive_field`.
+    """
+    side = image_size
+    for _ in range(num_halvings):
+        side //= 2
+    return side - 2  # two convolutions with a kernel of 4 and a border of 1
+
+
 def receptive_field(num_halvings: int) -> int:
     """Side of the patch that one logit sees, in px.
 

@@ -36,9 +36,6 @@ class VGG16Features(nn.Module):
             {key.removeprefix("features."): value for key, value in state_dict.items() if key.startswith("features.")}
         )
         self.features = features[: max(self.wanted) + 1].requires_grad_(False).eval()
-        for layer in self.features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # the activations are kept
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 

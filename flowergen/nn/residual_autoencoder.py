@@ -39,7 +39,7 @@ class LatentShape:
             image_size: S in px.
 
         Raises:
-            ValueError: the factor does not divide S.
+            ValueError: the factor does not divide S, or no power of two leaves a flat latent a small map.
         """
         if self.factor != "auto":
             if image_size % self.factor:
@@ -49,6 +49,8 @@ class LatentShape:
         factor = 1
         while image_size % (2 * factor) == 0 and image_size // factor > smallest:
             factor *= 2
+        if self.kind == "flat" and image_size // factor > 16:  # its linear layers would have 100 million weights and more
+            raise ValueError(f"a flat latent wants pictures that halve down to 16 px or less, and {image_size} px do not")
         return factor
 
     def shape_for(self, image_size: int) -> tuple[int, int, int]:

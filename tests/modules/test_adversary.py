@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.adversary import Adversary
 from flowergen.nn.discriminator import receptive_field
@@ -142,3 +143,8 @@ def test_the_adaptive_weight_is_kept_in_checkpoints_and_out_of_the_optimiser() -
     adversary.adaptive_weight.fill_(3)
     assert adversary.state_dict()["adaptive_weight"].item() == 3
     assert "adaptive_weight" not in dict(adversary.named_parameters())
+
+
+def test_halvings_that_leave_no_map_are_refused() -> None:
+    with pytest.raises(UserError, match=r"num_halvings=5 leaves no map of logits of pictures of 64 px: take 1, or auto"):
+        make(image_size=64, num_halvings=5)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from flowergen.nn.discriminator import PatchDiscriminator, frozen, num_halvings_for, receptive_field
+from flowergen.nn.discriminator import PatchDiscriminator, frozen, logits_side, num_halvings_for, receptive_field
 
 
 def build(norm: Any, num_halvings: int = 2, channels: int = 4) -> PatchDiscriminator:
@@ -161,3 +161,12 @@ def test_a_graph_from_before_still_brings_gradients_after_frozen():
         net(torch.randn(2, 3, 32, 32))
     logits.sum().backward()
     torch.testing.assert_close(net.to_logits.bias.grad, expected)
+
+
+@pytest.mark.parametrize("image_size", [28, 64, 90, 150])
+@pytest.mark.parametrize("num_halvings", [1, 2, 3])
+def test_the_side_of_the_map_of_logits_is_known_beforehand(image_size: int, num_halvings: int) -> None:
+    side = logits_side(image_size, num_halvings)
+    if side > 0:
+        judgement = PatchDiscriminator(2, num_halvings, "group")(torch.zeros(1, 3, image_size, image_size))
+        assert judgement.logits.shape == (1, 1, side, side)
