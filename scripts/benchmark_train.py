@@ -7,7 +7,7 @@
 Printed, each as median over the rounds with the range; rounds alternate between the arms, so that a drifting machine touches
 all alike:
 
-1. images/s of each arm's bare step: the model's own methods on one batch in memory, no Lightning, no logging;
+1. images/s of each arm's bare step: the model's own methods on one batch in memory, no Lightning, no logging, no keyed noise;
 2. images/s of Lightning with our callbacks and loggers, against the bare step in the config's own memory format;
 3. the share of each phase in a bare step, and FLOPs; on a GPU their share of the peak;
 4. peak memory.
@@ -108,6 +108,7 @@ class BareStep:
             self._lap("generator, losses")
             self._backward(loss)
             return
+        module.adversary.discriminator.update_spectral_norms()
         u = torch.rand(len(x), NUM_DRAWS, device=x.device)
         real = module.adversary.judge(x, u)
         self._lap("discriminator on pictures, forward")
@@ -141,11 +142,21 @@ def _parts_to_compile(module: ImageModel) -> list[torch.nn.Module]:
     return [net["encoder"], net["decoder"]]
 
 
+class SynchronisedStopwatch(Stopwatch):
+    """One that waits for the GPU."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Stop."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        super().on_train_batch_end(*args)
+
+
 def lightning_seconds(config: dict[str, Any], data: ImageDataModule) -> float:
     """Seconds of an epoch of ``limit_train_batches`` steps."""
     module = build_module(config, num_classes=len(data.class_names))
     with tempfile.TemporaryDirectory() as folder:
-        trainer, stopwatch = build_trainer(config, RunFolder(folder), None), Stopwatch()
+        trainer, stopwatch = build_trainer(config, RunFolder(folder), None), SynchronisedStopwatch()
         trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
         trainer.fit(module, datamodule=data)
     return stopwatch.seconds
@@ -172,14 +183,16 @@ def main() -> None:
     if not overrides:
         sys.exit(__doc__)
     rounds, steps = int(own["rounds"]), int(own["steps"])
-    game = [] if "model=vae" in overrides else ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
+    game = ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
     quick = [
         "trainer.max_epochs=1",
         f"trainer.limit_train_batches={steps}",
         "trainer.limit_val_batches=0",
         "callbacks.images=null",
     ]
-    config = resolve(checked([*game, *quick, *overrides])[0])
+    config = resolve(checked([*quick, *overrides])[0])
+    if "adversarial_start_steps" in config["model"]:
+        config = resolve(checked([*game, *quick, *overrides])[0])
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
