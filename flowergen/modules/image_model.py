@@ -29,7 +29,7 @@ class ImageModel(LightningModule, ABC):
     best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
 
-    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule, lr_warmup_steps: int):
+    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: int = 0):
         super().__init__()
         self.image_size, self.seed = image_size, seed
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps

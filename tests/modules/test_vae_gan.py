@@ -360,7 +360,7 @@ def test_class_losses_without_classes_are_refused(weight: str) -> None:
 
 
 def test_a_factor_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.latent\.factor: .*8 does not divide pictures of 20 px"):
+    with pytest.raises(UserError, match=r"model\.latent: .*8 does not divide pictures of 20 px"):
         make(image_size=20, latent={"kind": "spatial", "factor": 8, "channels": 2, "dim": 6})
 
 
