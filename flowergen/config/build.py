@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
@@ -139,7 +140,8 @@ def _asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
 
 def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
-    return {key: config["trainer"][key] for key in ("accumulate_grad_batches", "gradient_clip_val")}
+    keys = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+    return {key: config["trainer"][key] for key in keys if key in config["trainer"]}
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -168,14 +170,14 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
     settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
-    if _asked_for(config["model"], **_by_hand(config)):
+    manual = bool(_asked_for(config["model"], **_by_hand(config)))
+    if manual:
         settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
-        if settings["strategy"] == "ddp":  # in each player's backward pass the other one's parameters are unused
-            settings["strategy"] = "ddp_find_unused_parameters_true"
+        settings.pop("gradient_clip_algorithm", None)
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = _build_callbacks(config, run)
     try:
-        return instantiate(
+        trainer: Trainer = instantiate(
             settings,
             "trainer",
             callbacks=callbacks,
@@ -190,6 +192,9 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
     except (hydra.errors.InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
         raise UserError(f"trainer: {one_line(cause)}") from error
+    if manual and isinstance(trainer.strategy, DDPStrategy):  # in each player's backward pass the other one's are unused
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    return trainer
 
 
 def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
@@ -232,7 +237,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """What the HPARAMS tab compares: everything but paths, classes and the observers."""
     chosen = {key: config[key] for key in ("seed", "model", "data", "trainer")}
-    left_out = ("_target_", "_partial_", "root", "cache_dir")
+    left_out = ("_target_", "_partial_", "root", "cache_dir", "weights_dir")
     return {
         key: str(value) if isinstance(value, list) else value
         for key, value in flat(chosen).items()
@@ -305,7 +310,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
     content = read_checkpoint(path)
     data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
-    module = build_module(config, num_classes=len(content[data_class]["class_names"]))
+    module = build_module(config, num_classes=len(content[data_class].get("class_names", ())))
     module.on_load_checkpoint(content)
     try:
         module.load_state_dict(content["state_dict"])

@@ -183,10 +183,13 @@ def contradictions(config: dict[str, Any]) -> None:
         )
     factor, size = (model.get("latent") or {}).get("factor", 1), data.get("image_size", 0)
     if isinstance(factor, int) and size % factor:
+        nearest = (size - size % factor, size - size % factor + factor)
         raise UserError(
             f"model.latent.factor={factor} does not divide data.image_size={size}: "
-            f"take pictures of {size - size % factor} or {size - size % factor + factor} px, or another factor"
+            f"take pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
         )
+    if model.get("guard") == "rollback" and model.get("adversarial_weight") == 0:
+        raise UserError("model.guard=rollback watches the adversarial game, and model.adversarial_weight=0 leaves it out")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
         raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1

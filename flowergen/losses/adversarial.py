@@ -11,7 +11,8 @@ WEIGHT_MIN = 1e-4
 def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """1/2 [max(0, 1 - D(x)) + max(0, 1 + D(x_hat))], averaged over the map.
 
-    Source: Lim & Ye 2017 (arXiv:1705.02894, equation 8), Miyato et al. 2018 (arXiv:1802.05957, equation 16).
+    Source: Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018 (arXiv:1802.05957, equation 16); the 1/2 is VQGAN's
+    (arXiv:2012.09841, its code).
 
     Args:
         logits_real: (N, 1, h, w).
@@ -24,7 +25,7 @@ def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 
 
 def hinge_generator(logits_fake: Tensor) -> Tensor:
-    """-D(x_hat), averaged over the map: the same papers' equations 9 and 17.
+    """-D(x_hat), averaged over the map: the same papers, equation 17 of the second.
 
     Args:
         logits_fake: (N, 1, h, w).

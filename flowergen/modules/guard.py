@@ -11,7 +11,7 @@ MAX_ROLLBACKS = 3
 
 
 class Guard:
-    """Compares each epoch's validation PSNR with the best one so far.
+    """Compares each epoch's validation PSNR with the best one since the game began, or the last one before it.
 
     Adversarial training always costs some PSNR, as texture in the wrong place does; a discriminator that wins, or a generator
     that has found its blind spot, costs far more.
@@ -27,6 +27,7 @@ class Guard:
         self.best_psnr: float | None = None
         self.num_rollbacks = 0
         self.failed = False  # the last epoch that was looked at
+        self.blind = False  # its PSNR was not a number
         self._good: dict[str, Any] | None = None
 
     @property
@@ -42,19 +43,20 @@ class Guard:
             in_play: whether adversarial training has begun; before, nothing counts as fallen.
         """
         best = -math.inf if self.best_psnr is None else self.best_psnr
+        self.blind = math.isnan(psnr)
         self.failed = in_play and not psnr >= best - self.margin
-        if psnr > best:
+        if psnr > best or (not in_play and not math.isnan(psnr)):  # what the game is measured against is where it began
             self.best_psnr = psnr
         return self.failed
 
     def keep(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        """This epoch is good: it is what a rollback goes back to.
+        """This epoch is good: it is what a rollback goes back to, unless its PSNR was not a number before the game.
 
         Args:
             module: all of whose weights and buffers are kept.
             optimizers: whose states are.
         """
-        if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS:
+        if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.blind:
             self._good = _copied({"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]})
 
     def roll_back(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> bool:
@@ -67,7 +69,7 @@ class Guard:
         Returns:
             Whether it has: only in mode ``rollback``, and three times at most.
         """
-        if self._good is None or self.num_rollbacks == MAX_ROLLBACKS:
+        if self.mode != "rollback" or self._good is None or self.num_rollbacks == MAX_ROLLBACKS:
             return False
         good = _copied(self._good)  # an optimiser adopts the tensors that it is given
         module.load_state_dict(good["module"])
@@ -82,7 +84,8 @@ class Guard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
-        self.best_psnr, self.num_rollbacks, self._good = state["best_psnr"], state["num_rollbacks"], state["good"]
+        self.best_psnr, self.num_rollbacks = state["best_psnr"], state["num_rollbacks"]
+        self._good = state["good"] if self.mode == "rollback" else None
 
 
 def _copied(state: Any) -> Any:

@@ -13,6 +13,7 @@ from torchvision.models import VGG16_Weights
 
 from flowergen.data.download import downloading
 from flowergen.errors import UserError
+from flowergen.nn.perceptual import VGG16Features
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
     path = fetch_vgg16(weights_dir)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        assert "features.0.weight" in weights
+        VGG16Features(weights, ["relu5_3"])  # whether they are VGG-16's
     except Exception as error:  # torch raises half a dozen kinds for a file that is none of its own
         raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
     return weights

@@ -65,7 +65,8 @@ class VAEGANModule(ImageModel):
         optimizer, discriminator_optimizer: make the optimisers from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``; both optimisers follow it.
         ema_decay: average encoder and decoder, and use the average for everything but training.
-        accumulate_grad_batches, gradient_clip_val: the trainer's, which leaves both to us where there are two optimisers.
+        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: the trainer's, which leaves them
+            to us where there are two optimisers.
 
     Raises:
         UserError: for a factor that does not divide the image size, and class losses without classes.
@@ -107,10 +108,12 @@ class VAEGANModule(ImageModel):
         ema_decay: float | None,
         accumulate_grad_batches: int,
         gradient_clip_val: float | None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
     ):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
         self.automatic_optimization = False
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
         self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
         self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
         self.perceptual, self.perceptual_weight, self.perceptual_layers = perceptual, perceptual_weight, perceptual_layers
@@ -356,7 +359,9 @@ class VAEGANModule(ImageModel):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip: here gradients are unscaled under 16-mixed as well."""
         if self.gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm="norm")
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm=self.gradient_clip_algorithm
+            )
 
     def on_train_start(self) -> None:
         """Refuse a training run without a game.
@@ -405,11 +410,12 @@ class VAEGANModule(ImageModel):
                 f"back to the last good epoch, with half the adversarial weight ({self.guard.num_rollbacks} of {MAX_ROLLBACKS})"
             )
         else:
-            what = "see train/logit_gap; lower model.adversarial_weight, or go back with model.guard=rollback"
+            what = "see train/logit_gap, and lower model.adversarial_weight"
+            what += ", or go back with model.guard=rollback" if self.guard.mode == "warn" else ""
         if self.trainer.is_global_zero:
             log.warning(
                 f"epoch {self.trainer.current_epoch + 1}: validation PSNR is more than {self.guard.margin} dB below the best, "
-                f"{self.guard.best_psnr:.2f} dB (model.guard_margin): {what}"
+                f"{self.guard.best_psnr} dB (model.guard_margin): {what}"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ import torchvision
 from flowergen.errors import UserError
 from flowergen.modules.outside_weights import VGG16_FILE, VGG16_URL, fetch_vgg16, load_lpips, load_vgg16
 
-SMALL = {"features.0.weight": torch.ones(2)}
+LAYERS = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=False)
+VGG16 = {f"features.{key}": value for key, value in LAYERS.state_dict().items()}
 
 
 def test_the_file_is_torchvision_s() -> None:
@@ -22,8 +23,8 @@ def test_the_file_is_torchvision_s() -> None:
 
 def test_a_file_that_is_there_is_read_and_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("fetched"))
-    torch.save(SMALL, tmp_path / VGG16_FILE)
-    assert load_vgg16(tmp_path)["features.0.weight"].tolist() == [1, 1]
+    torch.save(VGG16, tmp_path / VGG16_FILE)
+    torch.testing.assert_close(load_vgg16(tmp_path)["features.0.weight"], VGG16["features.0.weight"])
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fetch_vgg16("~") == tmp_path / VGG16_FILE
 
@@ -36,7 +37,7 @@ def test_a_file_that_is_not_there_is_fetched_once_and_checked_against_its_name(
     def download(url: str, path: str, hash_prefix: str) -> None:
         calls.append({"url": url, "hash_prefix": hash_prefix, "timeout": socket.getdefaulttimeout()})
         assert Path(path).name != VGG16_FILE, "a download that is broken off would be taken for the file"
-        torch.save(SMALL, path)
+        torch.save(VGG16, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     folder = tmp_path / "not" / "there yet"
@@ -85,14 +86,15 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_a_line(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("load", [load_vgg16, load_lpips])
-@pytest.mark.parametrize("content", ["empty", "truncated", "text", "foreign"])
+@pytest.mark.parametrize("content", ["empty", "truncated", "text", "foreign", "another network's"])
 def test_a_damaged_file_is_named(content: str, load: Any, tmp_path: Path) -> None:
     path = tmp_path / VGG16_FILE
-    if content in ("truncated", "foreign"):
-        torch.save(SMALL | {"features.0.bias": torch.zeros(1000)} if content == "truncated" else {"net": torch.zeros(1)}, path)
+    saved = {"truncated": VGG16, "foreign": {"net": torch.zeros(1)}, "another network's": {"features.0.weight": torch.ones(2)}}
+    if content in saved:
+        torch.save(saved[content], path)
     if content == "truncated":
         path.write_bytes(path.read_bytes()[:2000])
-    elif content != "foreign":
+    elif content not in saved:
         path.write_text("" if content == "empty" else "<html>")
     hub = torch.hub.get_dir()
     with pytest.raises(UserError, match=r"vgg16-397923af\.pth is damaged"):

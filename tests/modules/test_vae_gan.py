@@ -18,6 +18,7 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.modules.guard import Guard
 from flowergen.modules.outside_weights import VGG16_FILE
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.discriminator import Judgement
@@ -636,3 +637,34 @@ def test_a_game_that_never_begins_is_refused(tmp_path: Path, cache_dir: Path, mo
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     with pytest.raises(UserError, match=r"model\.adversarial_start_steps=1000 is never reached: this run has 4"):
         fit(tmp_path, "model.adversarial_start_steps=1000", "trainer.limit_train_batches=1.0", "trainer.max_epochs=1")
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_both_players_gradients_are_clipped(
+    algorithm: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    sizes, step = [], torch.optim.Adam.step
+
+    def clipped_step(self: torch.optim.Adam, closure: Any = None) -> Any:
+        result = step(self, closure)
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        largest = max(g.abs().max().item() for g in gradients)
+        norm = torch.stack([g.norm() for g in gradients]).norm().item()
+        sizes.append(norm if algorithm == "norm" else largest)
+        return result
+
+    monkeypatch.setattr(torch.optim.Adam, "step", clipped_step)
+    fit(tmp_path, "trainer.gradient_clip_val=1e-4", f"trainer.gradient_clip_algorithm={algorithm}", "trainer.max_epochs=1")
+    assert len(sizes) == 2 * 2
+    assert all(0.9e-4 < size < 1.001e-4 for size in sizes)
+
+
+def test_a_run_whose_pictures_were_never_numbers_warns_and_goes_on(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    look = Guard.look
+    monkeypatch.setattr(Guard, "look", lambda self, psnr, in_play: look(self, math.nan, in_play))
+    fit(tmp_path, "model.adversarial_start_steps=0", "trainer.max_epochs=2")
+    assert "dB below the best" in caplog.text
