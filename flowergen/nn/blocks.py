@@ -3,11 +3,21 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowergen.nn.attention import ChannelAttention, SpatialAttention
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def zero(layer: Layer) -> Layer:
+    """The layer, its parameters set to 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -104,8 +114,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
         nn.init.kaiming_normal_(convs[0].weight, nonlinearity="relu")
-        for parameter in convs[1].parameters():
-            nn.init.zeros_(parameter)
+        zero(convs[1])
         self.layers = nn.Sequential(
             *(layer for conv in convs for layer in (NORMS[norm](channels), ACTIVATIONS[activation](), conv)),
             *([ChannelAttention(channels)] if channel_attention else []),

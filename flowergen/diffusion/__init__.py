@@ -1,0 +1,1 @@
+"""Schedules, objectives, guidance and samplers: they meet through tensors alone, and each can be swapped."""

@@ -1,0 +1,23 @@
+"""Ancestral sampling: the reverse Markov chain."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor
+
+from flowergen.diffusion.samplers import Noise, Predict, Steps
+from flowergen.diffusion.schedule import Level, posterior_variance
+
+
+def ddpm(predict: Predict, x: Tensor, levels: Sequence[Level], noise: Noise) -> Steps:
+    """x_s ~ q(x_s | x_t, x0_hat), the "fixed small" variance (Ho et al. 2020, arXiv:2006.11239, equations 6, 7 and section 3.2).
+
+    Any levels of a variance-preserving schedule, not only neighbours: with a = alpha_t / alpha_s and b = 1 - a^2, the mean is
+    alpha_s b / sigma_t^2 x0_hat + a sigma_s^2 / sigma_t^2 x_t.
+    """
+    for step, (now, then) in enumerate(pairwise(levels)):
+        x0_hat, _ = predict(x, now)
+        a = now.alpha / then.alpha
+        mean = (then.alpha * (1 - a**2) * x0_hat + a * then.sigma**2 * x) / now.sigma**2
+        x = mean + posterior_variance(now, then) ** 0.5 * noise(step) if then.sigma else mean
+        yield x, x0_hat
