@@ -56,10 +56,15 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         build_datamodule,
         build_module,
         build_trainer,
+        carry_autoencoder,
         epochs_done,
         fetch_weights,
+        load_autoencoder,
+        prepare_latents,
         read_checkpoint,
+        resolve_device,
         save_weights,
+        store_what_sampling_needs,
     )
 
     _quieten()
@@ -76,7 +81,11 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     datamodule = build_datamodule(config)
     fetch_weights(config)
     datamodule.setup()
-    module = build_module(config, num_classes=len(datamodule.class_names))
+    carry_autoencoder(config, run)
+    autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]["accelerator"]))
+    module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
+    if autoencoder:
+        prepare_latents(config, run, module, datamodule, autoencoder)
     trainer = build_trainer(config, run, resumed_from=checkpoint)
     log.info(_essentials(datamodule, module, trainer, run))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
@@ -98,6 +107,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
+        store_what_sampling_needs(run, module, datamodule)
         save_weights(module, run.weights)
         log.info(_farewell(run))
 

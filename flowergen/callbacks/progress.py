@@ -70,7 +70,7 @@ class Progress(ProgressBar):
         if not hasattr(self, "_epoch_started"):  # resumed within an epoch
             self._epoch_started, self._epoch_images = time.monotonic(), 0
         self._batches_done += 1
-        self._epoch_images += len(batch.image) * trainer.world_size
+        self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
         if self._bar is not None:
             done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1

@@ -1,6 +1,8 @@
 """From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
 
 import inspect
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,19 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
-from flowergen.config.command import flat, one_line
+from flowergen.config.command import flat, is_first_process, one_line
 from flowergen.config.run_folder import RunFolder, find_run
-from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
+from flowergen.evaluation.encoding import cached_posteriors, in_parts, latent_scale, posteriors
+from flowergen.evaluation.latent_store import num_stored, store_autoencoder_latents, store_latents
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_vgg16
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
 
@@ -106,19 +113,84 @@ def fetch_weights(config: dict[str, Any]) -> None:
         load_vgg16(model["weights_dir"])
 
 
-def build_module(config: dict[str, Any], num_classes: int) -> ImageModel:
+def carry_autoencoder(config: dict[str, Any], run: RunFolder) -> None:
+    """Copy what encodes and decodes into the run folder, as a run folder within: the original may go.
+
+    Raises:
+        UserError: there is none.
+    """
+    if config["autoencoder"] in (None, "none") or run.autoencoder.is_dir() or not is_first_process():
+        return
+    source, checkpoint = find_run(config["autoencoder"], "autoencoder")
+    path = _checkpoint_to_load(source, checkpoint)
+    content = read_checkpoint(path)
+    content["optimizer_states"] = []  # two thirds of the file
+    partial = run.path / "autoencoder.partial"
+    (partial / "checkpoints").mkdir(parents=True, exist_ok=True)
+    torch.save(content, partial / "checkpoints" / "best.ckpt")
+    shutil.copyfile(source.config, partial / "config.yaml")
+    partial.replace(run.autoencoder)
+
+
+def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
+    """The autoencoder that a run carries; None for a run without one.
+
+    Raises:
+        UserError: its files are gone or damaged.
+    """
+    source = config.get("autoencoder")
+    if source in (None, "none"):
+        return None
+    return load_run(
+        run.autoencoder if run.autoencoder.is_dir() else source, str(device)
+    )  # before the first process has copied it
+
+
+def prepare_latents(
+    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, autoencoder: "LoadedModel"
+) -> None:
+    """Encode the collection, scale the module's latents by it, and keep some for sampling.
+
+    Raises:
+        UserError: the autoencoder was trained on pictures that this run holds out.
+    """
+    assert isinstance(module, LatentDDPMModule)
+    same = all(autoencoder.config["data"].get(key) == config["data"].get(key) for key in ("_target_", "root"))
+    if same and autoencoder.pictures != data.identity:
+        raise UserError(
+            f"{data.name} has other pictures, labels or another split than when the autoencoder was trained, so that held-out "
+            "ones may be its training pictures: bring the old ones back, or train an autoencoder on these"
+        )
+    rows, model = data.rows["train"], autoencoder.module
+    kept = spread(rows, num_stored(model.latent_shape))
+    if module.latent_cache:
+        moments = cached_posteriors(model, data, data.cache_dir)
+        data.feed_latents(*moments)
+        parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
+    else:
+        log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
+        parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
+    module.set_latent_scale(*latent_scale(parts))
+    if is_first_process():
+        store_latents(run.latents, data, kept, torch.cat([mean[:, 0] for mean, _ in kept_parts]), module.autoencoder_hash, None)
+
+
+def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageModel | None = None) -> ImageModel:
     """The model, its weights a function of ``seed`` alone.
 
     Args:
         config: the whole of it.
         num_classes: of the data set, for models that ask for it; 0 without labels.
+        autoencoder: for models that ask for it.
 
     Raises:
         UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
     """
     with initialisation(config["seed"]):
         module = instantiate(
-            config["model"], "model", **_asked_for(config["model"], num_classes=num_classes, **_by_hand(config))
+            config["model"],
+            "model",
+            **_asked_for(config["model"], num_classes=num_classes, autoencoder=autoencoder, **_by_hand(config)),
         )
     try:
         module.configure_optimizers()
@@ -142,6 +214,11 @@ def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
     keys = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     return {key: config["trainer"][key] for key in keys if key in config["trainer"]}
+
+
+def resolve_device(accelerator: str) -> str:
+    """Where pictures are encoded before the Trainer is there: ``cuda`` or ``cpu``."""
+    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -272,6 +349,12 @@ def save_weights(module: ImageModel, path: Path) -> None:
     partial.replace(path)
 
 
+def store_what_sampling_needs(run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
+    """Of an autoencoder: latents and a prior fitted to them, of the weights that loading the run gives."""
+    if not isinstance(module, LatentDDPMModule):  # which has stored its own before it began
+        store_autoencoder_latents(run.latents, load_run(run.path, str(module.device)).module, data)
+
+
 class LoadedModel:
     """A trained model, ready to use.
 
@@ -279,10 +362,11 @@ class LoadedModel:
         module: the LightningModule in eval mode.
         config: the run's config, plain data.
         pictures: the hash of what it was trained on, see ``ImageDataModule.state_dict``.
+        class_names: of its classes, by label; empty without labels.
     """
 
-    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str):
-        self.module, self.config, self.pictures = module, config, pictures
+    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str]):
+        self.module, self.config, self.pictures, self.class_names = module, config, pictures, class_names
 
     @torch.inference_mode()
     def encode(self, x: torch.Tensor) -> Posterior:
@@ -304,16 +388,23 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     """See ``flowergen.load``."""
     folder, checkpoint = find_run(run)
     config = folder.read_config()
-    candidates: Sequence[Path] = [checkpoint] if checkpoint else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
+    path = _checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
     data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
-    module = build_module(config, num_classes=len(content[data_class].get("class_names", ())))
+    class_names = content[data_class].get("class_names", [])
+    autoencoder = load_autoencoder(config, folder)
+    module = build_module(config, len(class_names), autoencoder.module if autoencoder else None)
     module.on_load_checkpoint(content)
     try:
         module.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
-    return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"])
+    return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"], class_names)
+
+
+def _checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
+    candidates: Sequence[Path] = [named] if named else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
+    return path

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Folder, Rule, Train
+from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Folder, LatentDDPM, Rule, Train
+from flowergen.diffusion.combinations import refusal, sampler_refusal
 from flowergen.errors import UserError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -192,6 +193,7 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError("model.guard=rollback watches the adversarial game, and model.adversarial_weight=0 leaves it out")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
         raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
+    _check_diffusion(config)
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1
     if fraction and trainer["accumulate_grad_batches"] > 1:
         raise UserError(
@@ -209,4 +211,28 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} never comes within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
+        )
+
+
+def _check_diffusion(config: dict[str, Any]) -> None:
+    model, given = config["model"], config.get("autoencoder")
+    if schema_of(model) is not LatentDDPM:
+        if given and schema_of(model):
+            raise UserError("autoencoder= is what model=latent_ddpm is trained on, and this is another model: leave it out")
+        return
+    if not given:
+        raise UserError(
+            "model=latent_ddpm needs a trained autoencoder: first run  python -m flowergen.train model=vae_gan "
+            f"data={config['data'].get('name')}  and give its run folder, autoencoder=RUN (or none, for diffusion on pixels)"
+        )
+    reason = refusal(model["objective"], model["zero_terminal_snr"], model["time_sampling"], model["weighting"])
+    if reason:
+        raise UserError(f"model.objective={model['objective']}: {reason}")
+    sampler = model["sampling"]["sampler"]
+    reason = sampler_refusal(model["objective"], sampler)
+    if reason:
+        raise UserError(f"model.sampling.sampler={sampler}: {reason}")
+    if model["objective"] != "flow" and model["sampling"]["steps"] > model["num_timesteps"]:
+        raise UserError(
+            f"model.sampling.steps={model['sampling']['steps']} is more than model.num_timesteps={model['num_timesteps']}"
         )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowergen.config.autoencoder import taken_over
 from flowergen.config.check import check, contradictions
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
@@ -43,6 +44,8 @@ MAY_CHANGE = (
     "model.guard",
     "model.guard_margin",
     "model.weights_dir",
+    "model.sampling",
+    "model.latent_cache",
 )
 
 
@@ -100,16 +103,25 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     return [*lines, *_new_run_dir(lines, composed)]
 
 
-def checked(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[DictConfig, list[str]]:
     """Compose, resolve and check.
 
+    Args:
+        overrides: as typed, paths quoted.
+        run: that is resumed.
+
     Returns:
-        The composed config, and the overrides as Hydra wants them.
+        The composed config, and the overrides as Hydra wants them: first what is taken over from an autoencoder.
 
     Raises:
         UserError: for whatever is wrong with it.
     """
     composed, lines = compose_train(overrides)
+    if composed.autoencoder not in (None, "none"):
+        typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
+        data = cast(dict[str, Any], OmegaConf.to_container(composed.data))
+        added = taken_over(str(composed.autoencoder), run, data, typed)
+        composed, lines = compose_train([*added, *overrides])
     HydraConfig.instance().set_config(composed)
     config = resolve(composed)
     check(config, Train)
@@ -142,7 +154,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
-    composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]))
+    composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]), run)
     for key, (before, now) in changed(stored, resolve(composed)).items():
         may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
         if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):
@@ -171,6 +183,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
+    lines = lines[len(lines) - len(overrides) :]  # each job takes over what it needs from an autoencoder
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
     folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished

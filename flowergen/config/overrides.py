@@ -24,6 +24,7 @@ from flowergen.errors import UserError
 
 PATH_KEYS = (
     "resume",
+    "autoencoder",
     "data.root",
     "paths.data_dir",
     "paths.cache_dir",
@@ -32,6 +33,9 @@ PATH_KEYS = (
     "hydra.run.dir",
     "hydra.sweep.dir",
 )  # of train; the other commands mark theirs in the schema
+
+
+NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
@@ -61,7 +65,7 @@ def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
-    untouched = not value or value[0] in "'\"" or value in ("null", "???") or "${" in value
+    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not Path(value).expanduser().exists()
@@ -190,7 +194,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         for key in PATH_KEYS:
             value = OmegaConf.select(config, key)
-            if value:
+            if value and value not in NO_PATHS:
                 OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:

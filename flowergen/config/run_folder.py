@@ -33,6 +33,8 @@ class RunFolder:
         self.provenance = self.path / "provenance.json"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights.safetensors"
+        self.latents = self.path / "latents.safetensors"
+        self.autoencoder = self.path / "autoencoder"  # of a diffusion run: a run folder within
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"

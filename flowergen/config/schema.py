@@ -187,6 +187,76 @@ class VAEGAN:
 
 
 @dataclass
+class UNet:
+    """conf/model/network/unet.yaml."""
+
+    _target_: str
+    _partial_: Literal[True]
+    channels: Annotated[int, between(4, 4096)]
+    multipliers: Annotated[list[int], WIDTHS]
+    num_blocks: Annotated[int, between(1, 16)]
+    attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be sides of maps")]
+    head_channels: Annotated[int, between(1, 4096)]
+
+
+@dataclass
+class DiT:
+    """conf/model/network/dit.yaml."""
+
+    _target_: str
+    _partial_: Literal[True]
+    patch_size: Annotated[int, between(1, 64)]
+    hidden_size: Annotated[int, between(8, 8192)]
+    depth: Annotated[int, between(1, 128)]
+    num_heads: Annotated[int, between(1, 1024)]
+
+
+SamplerName = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "heun"]
+Steps = Annotated[int, between(1, 10_000)]
+Guidance = Annotated[float, between(0, 1000)]
+Interval = Annotated[
+    list[float],
+    Rule(lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1, "must be two rising numbers from 0 to 1"),
+]
+Eta = Annotated[float, between(0, 1)]
+
+
+@dataclass
+class Sampling:
+    """model.sampling of a diffusion model."""
+
+    sampler: SamplerName
+    steps: Steps
+    guidance_scale: Guidance
+    guidance_interval: Interval
+    eta: Eta
+
+
+@dataclass
+class LatentDDPM:
+    """conf/model/latent_ddpm.yaml."""
+
+    _target_: str
+    image_size: Annotated[int, between(8, 512)]
+    seed: Seed
+    network: Any
+    objective: Literal["eps", "v", "x0", "flow"]
+    schedule: Literal["linear", "cosine"]
+    num_timesteps: Annotated[int, between(10, 100_000)]
+    zero_terminal_snr: bool
+    time_sampling: Literal["uniform", "logit_normal"]
+    weighting: Literal["none", "min_snr"]
+    min_snr_gamma: Annotated[float, above(0)]
+    class_dropout: Annotated[float, between(0, 1)]
+    latent_cache: bool
+    sampling: Sampling
+    optimizer: Optimizer
+    lr_schedule: Literal["constant", "cosine"]
+    lr_warmup_steps: Count
+    ema_decay: Annotated[float, BELOW_ONE] | None
+
+
+@dataclass
 class _Images:
     _target_: str
     name: Annotated[str, NON_EMPTY]
@@ -352,6 +422,7 @@ class Train:
     name: Annotated[str, NON_EMPTY]
     seed: Seed
     resume: str | None
+    autoencoder: str | None
     sweep: Sweep
     paths: Paths
     model: Any
@@ -410,6 +481,28 @@ class Vary:
 
 
 @dataclass
+class Sample:
+    """conf/sample.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    classes: Annotated[str, TEXT] | None
+    num_per_class: Annotated[int, between(1, 1_000_000)]
+    num: Annotated[int, between(1, 10_000_000)] | None
+    class_frequencies: Literal["train", "uniform"]
+    source: Literal["auto", "prior", "mixture"]
+    sampler: SamplerName | None
+    steps: Steps | None
+    guidance_scale: Guidance | None
+    guidance_interval: Interval | None
+    eta: Eta | None
+    seed: Seed
+    batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
+    format: Literal["png", "npz"]
+    denoising: bool
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
 class Report:
     """conf/report.yaml."""
 
@@ -420,6 +513,9 @@ class Report:
 BY_TARGET: dict[str, type] = {
     "flowergen.modules.vae.VAEModule": VAE,
     "flowergen.modules.vae_gan.VAEGANModule": VAEGAN,
+    "flowergen.modules.latent_ddpm.LatentDDPMModule": LatentDDPM,
+    "flowergen.nn.unet.UNet": UNet,
+    "flowergen.nn.dit.DiT": DiT,
     "torch.optim.Adam": Optimizer,
     "torch.optim.AdamW": Optimizer,
     "flowergen.data.procedural_datamodule.ProceduralDataModule": Procedural,

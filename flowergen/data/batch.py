@@ -17,3 +17,20 @@ class Batch(NamedTuple):
     image: Tensor
     label: Tensor
     index: Tensor  # type: ignore[assignment]  # tuple's own method of that name is of no use here
+
+
+class LatentBatch(NamedTuple):
+    """One batch of posteriors q(z|x), of pictures that an autoencoder has encoded before.
+
+    Attributes:
+        mean: (N, F, C, h, w) as loaded, of the picture and, where F = 2, of its mirror image; (N, C, h, w), one of the two,
+            once it is on the device.
+        logvar: likewise.
+        label: (N,) int64 class, -1 where unlabelled.
+        index: (N,) int64 row of the picture in the cached array of the whole collection.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+    label: Tensor
+    index: Tensor  # type: ignore[assignment]

@@ -10,12 +10,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -27,6 +27,8 @@ from flowergen.data.reading import UnreadablePicture, fit_square
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TRANSFORM_VERSION = 1  # raise it when reading.py gives other pixels for the same file
 PICTURES_AHEAD = 256  # decoded or queued before they are written: bounds memory, and the wait after Ctrl-C
@@ -79,29 +81,57 @@ def cached_images(
     """
     key = blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
     folder = cache_dir / f"{name}_{size_px}px_{key[:16]}"
-    cached = _open(folder, key, listing, size_px)
-    if cached is None:
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with _lock(folder):
-                cached = _open(folder, key, listing, size_px)  # another process may have built it meanwhile
-                if cached is None:
-                    _build(folder, key, listing, size_px, num_threads)
-                    cached = _open(folder, key, listing, size_px)
-        except OSError as error:
-            num_bytes = len(listing.names) * 3 * size_px**2
-            raise UserError(
-                f"the decoded pictures, {num_bytes:,} bytes, cannot be written to {printable(str(cache_dir))} "
-                f"({printable(str(error))}): make room there or choose another folder with paths.cache_dir="
-            ) from error
-        assert cached is not None, f"{folder} does not open after it was built"
-
+    cached = built_once(
+        folder,
+        open_=lambda: _open(folder, key, listing, size_px),
+        build=lambda temporary: _build(temporary, folder, key, listing, size_px, num_threads),
+        content=f"the decoded pictures, {len(listing.names) * 3 * size_px**2:,} bytes,",
+    )
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
         if on_corrupt == "error":
             raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them, or set data.on_corrupt=skip")
         log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
     return cached
+
+
+def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str) -> T:
+    """What is in a cache folder, which is built first if it is not there; other processes wait meanwhile.
+
+    Args:
+        folder: there whole or not at all, as it appears by one rename.
+        open_: gives the content, None where there is none or a damaged one; writes nothing.
+        build: fills the temporary folder that it is given.
+        content: what it is and how large, for the error: "the decoded pictures, 12 bytes,".
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    found = open_()
+    if found is not None:
+        return found
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            found = open_()  # another process may have built it meanwhile
+            if found is None:
+                temporary = folder.with_name(folder.name + ".tmp")
+                _remove(temporary)  # what a killed process left: we hold the lock
+                temporary.mkdir()
+                try:
+                    build(temporary)
+                    _remove(folder)  # a damaged one
+                    temporary.rename(folder)
+                finally:
+                    _remove(temporary)
+                found = open_()
+    except OSError as error:
+        raise UserError(
+            f"{content} cannot be written to {printable(str(folder.parent))} "
+            f"({printable(str(error))}): make room there or choose another folder with paths.cache_dir="
+        ) from error
+    assert found is not None, f"{folder} does not open after it was built"
+    return found
 
 
 def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImages | None:
@@ -123,39 +153,32 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
     return CachedImages(images, rows, digests, tuple(unreadable.values()))
 
 
-def _build(folder: Path, key: str, listing: Listing, size_px: int, num_threads: int | None) -> None:
+def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: int, num_threads: int | None) -> None:
     num = len(listing.names)
     digests, unreadable = list[str](), list[tuple[int, str]]()
-    temporary = folder.with_name(folder.name + ".tmp")
-    _remove(temporary)  # what a killed process left: we hold the lock
-    temporary.mkdir()
-    try:
-        log.info("decoding %s pictures to %d px, once", f"{num:,}", size_px)
-        start = time.perf_counter()
-        # Written as a stream: through a memory map, a full disk would be no OSError but kill the process (SIGBUS).
-        with open(temporary / "images.npy", "wb") as file:
-            _write_header(file, num, size_px)
-            for row, (image, digest_or_reason) in enumerate(_decoded(listing, size_px, num_threads)):
-                if image is None:
-                    unreadable.append((row, digest_or_reason))
-                else:
-                    file.write(image.tobytes())
-                    digests.append(digest_or_reason)
-            file.seek(0)
-            _write_header(file, len(digests), size_px)  # of the same length: numpy leaves the first axis room to change
-            _sync(file)
-        if not digests:
-            row, reason = unreadable[0]
-            raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
-        with open(temporary / "meta.json", "wb") as file:
-            file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
-            _sync(file)
-        _remove(folder)  # a damaged one
-        temporary.rename(folder)
-        seconds = time.perf_counter() - start
-        log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
-    finally:
-        _remove(temporary)
+    log.info("decoding %s pictures to %d px, once", f"{num:,}", size_px)
+    start = time.perf_counter()
+    # Written as a stream: through a memory map, a full disk would be no OSError but kill the process (SIGBUS).
+    with open(temporary / "images.npy", "wb") as file:
+        write_header(file, "|u1", (num, 3, size_px, size_px))
+        for row, (image, digest_or_reason) in enumerate(_decoded(listing, size_px, num_threads)):
+            if image is None:
+                unreadable.append((row, digest_or_reason))
+            else:
+                file.write(image.tobytes())
+                digests.append(digest_or_reason)
+        file.seek(0)
+        # of the same length: numpy leaves the first axis room to change
+        write_header(file, "|u1", (len(digests), 3, size_px, size_px))
+        sync(file)
+    if not digests:
+        row, reason = unreadable[0]
+        raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
+    with open(temporary / "meta.json", "wb") as file:
+        file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
+        sync(file)
+    seconds = time.perf_counter() - start
+    log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
 
 
 def _decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
@@ -189,12 +212,13 @@ def _lock(folder: Path) -> AcquireReturnProxy:
         return lock.acquire()
 
 
-def _write_header(file: BinaryIO, num: int, size_px: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (num, 3, size_px, size_px)}
-    np.lib.format.write_array_header_1_0(file, header)
+def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
+    """The head of an ``.npy`` file; the values follow."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
-def _sync(file: BinaryIO) -> None:
+def sync(file: BinaryIO) -> None:
+    """On the disk, or an OSError."""
     file.flush()
     os.fsync(file.fileno())
 

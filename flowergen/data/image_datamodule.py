@@ -4,14 +4,14 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from flowergen.data.batch import Batch
+from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
@@ -21,6 +21,7 @@ from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
 
+AnyBatch = TypeVar("AnyBatch", Batch, LatentBatch)
 Split = Literal["auto", "official", "stratified", "all"]
 
 
@@ -41,6 +42,27 @@ class CachedPictures(Dataset[Batch]):
     def __getitem__(self, rows: list[int]) -> Batch:
         index = np.asarray(rows, dtype=np.int64)
         return Batch(torch.from_numpy(self.images[index]), torch.from_numpy(self.labels[index]), torch.from_numpy(index))
+
+
+class CachedLatents(Dataset[LatentBatch]):
+    """Whole batches of posteriors.
+
+    Args:
+        mean: (M, F, C, h, w) float32, see ``LatentBatch``.
+        logvar: likewise.
+        labels: (M,) int64.
+    """
+
+    def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray):
+        self.mean, self.logvar, self.labels = mean, logvar, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: list[int]) -> LatentBatch:
+        index = np.asarray(rows, dtype=np.int64)
+        mean, logvar = (torch.from_numpy(moment[index]) for moment in (self.mean, self.logvar))
+        return LatentBatch(mean, logvar, torch.from_numpy(self.labels[index]), torch.from_numpy(index))
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -106,6 +128,7 @@ class ImageDataModule(LightningDataModule, ABC):
         cached = cached_images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
         self.class_names = listing.class_names
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
+        self.source: Dataset[Any] = self.pictures
         subsets = self._subsets(listing, cached.rows, cached.digests)
         identity = hashlib.blake2b(digest_size=16)
         for part in (cached.digests, listing.labels[cached.rows], subsets):
@@ -113,6 +136,15 @@ class ImageDataModule(LightningDataModule, ABC):
         self.identity = identity.hexdigest()
         self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
         self._check_sizes()
+
+    def feed_latents(self, mean: np.ndarray, logvar: np.ndarray) -> None:
+        """Yield ``LatentBatch`` from now on.
+
+        Args:
+            mean: (M, F, C, h, w), of all pictures, see ``LatentBatch``; F = 2 if they are flipped.
+            logvar: likewise.
+        """
+        self.source = CachedLatents(mean, logvar, self.pictures.labels)
 
     @property
     def held_out(self) -> bool:
@@ -168,8 +200,11 @@ class ImageDataModule(LightningDataModule, ABC):
         order.resume_at(trainer.current_epoch, progress.ready)
         return self._loader(order)
 
-    def val_dataloader(self) -> DataLoader:
-        """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures."""
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures.
+
+        For a model that compares the two, a second loader has as many training pictures as were held out.
+        """
         assert self.trainer is not None
         rows = self.rows["val"] if self.held_out else self.rows["train"][::10]
         if len(rows) < self.trainer.world_size:
@@ -177,7 +212,12 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{len(rows)} validation pictures are too few for {self.trainer.world_size} devices: "
                 "use fewer with trainer.devices=, or switch validation off with trainer.limit_val_batches=0"
             )
-        return self._loader(SequentialOrder(rows, self.batch_size, self.trainer.global_rank, self.trainer.world_size))
+        sets = [rows]
+        if self.held_out and getattr(self.trainer.lightning_module, "compares_with_training", False):
+            sets.append(spread(self.rows["train"], len(rows)))
+        rank, devices = self.trainer.global_rank, self.trainer.world_size
+        loaders = [self._loader(SequentialOrder(rows, self.batch_size, rank, devices)) for rows in sets]
+        return loaders if len(loaders) > 1 else loaders[0]
 
     def test_dataloader(self) -> DataLoader:
         """Batches of the test pictures, in order.
@@ -192,7 +232,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
         # a batch is one read of a memory map: worker processes would cost more than they save
         return DataLoader(
-            self.pictures,
+            self.source,
             sampler=order,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
@@ -200,13 +240,19 @@ class ImageDataModule(LightningDataModule, ABC):
 
     # -- on the device
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 -> float32 in [0, 1], and the flips of this epoch."""
-        image = batch.image.float().div_(255)
+    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> AnyBatch:
+        """uint8 -> float32 in [0, 1], and the flips of this epoch; of latents, those of the picture or of its mirror image."""
         trainer = self.trainer
+        flips = None
         if trainer is not None and trainer.training and self.horizontal_flip:
-            flip = self._epoch_flips(trainer.current_epoch, image.device)[batch.index]
-            image = torch.where(flip[:, None, None, None], image.flip(-1), image)
+            flips = self._epoch_flips(trainer.current_epoch, batch.label.device)[batch.index]
+        if isinstance(batch, LatentBatch):
+            variant = torch.zeros_like(batch.index) if flips is None else flips.long()
+            rows = torch.arange(len(variant), device=variant.device)
+            return batch._replace(mean=batch.mean[rows, variant], logvar=batch.logvar[rows, variant])
+        image = batch.image.float().div_(255)
+        if flips is not None:
+            image = torch.where(flips[:, None, None, None], image.flip(-1), image)
         return batch._replace(image=image)
 
     def _epoch_flips(self, epoch: int, device: torch.device) -> torch.Tensor:
@@ -222,8 +268,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Returns:
             (num, 3, S, S) float32 in [0, 1], fewer where there are not as many.
         """
-        rows = self.rows["val"] if self.held_out else self.rows["train"]
-        chosen = rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int)]
+        chosen = spread(self.rows["val"] if self.held_out else self.rows["train"], num)
         return self.pictures[chosen.tolist()].image.float().div(255)
 
     def summary(self) -> str:
@@ -249,3 +294,13 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{self.name} has other pictures, labels or another split than when the run started: "
                 "bring the old ones back, or start a new run"
             )
+
+
+def spread(rows: np.ndarray, num: int) -> np.ndarray:
+    """At most num of the rows, evenly spread.
+
+    Args:
+        rows: (M,).
+        num: at least 1.
+    """
+    return rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int)]

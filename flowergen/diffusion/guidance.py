@@ -51,4 +51,5 @@ def answer(
     both = network(
         torch.cat((x, x)), x.new_full((2 * len(x),), t), torch.cat((label, torch.full_like(label, null_label)))
     )  # (2 N, C, h, w)
-    return guided(*both.chunk(2), scale)
+    conditional, unconditional = both.chunk(2)
+    return guided(conditional, unconditional, scale)

@@ -8,28 +8,6 @@ from torch import Tensor
 Objective = Literal["eps", "v", "x0", "flow"]
 
 
-def refusal(objective: str, zero_snr: bool, time_sampling: str, weighting: str) -> str | None:
-    """Why a combination makes no sense; None where it does.
-
-    Args:
-        objective: eps, v, x0 or flow.
-        zero_snr: whether the last step of the schedule is all noise.
-        time_sampling: uniform or logit_normal.
-        weighting: none or min_snr.
-    """
-    if objective == "eps" and zero_snr:
-        return "eps is the whole input where the signal-to-noise ratio is 0, and says nothing of the picture: take v or x0"
-    if zero_snr and weighting == "min_snr":
-        return "min_snr weighs the step without signal by 0, so that nothing would be learnt where sampling starts"
-    if objective == "flow" and zero_snr:
-        return "flow has a straight path of its own, which ends in noise alone anyway"
-    if objective == "flow" and weighting == "min_snr":
-        return "min_snr is for eps, v and x0; flow is weighed by when it is trained: take time_sampling=logit_normal"
-    if objective != "flow" and time_sampling != "uniform":
-        return f"logit_normal times are for flow; the steps of {objective} are drawn uniformly"
-    return None
-
-
 def target(objective: Objective, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What the network should answer to x_t = alpha x_0 + sigma eps.
 

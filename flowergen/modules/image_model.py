@@ -44,6 +44,11 @@ class ImageModel(LightningModule, ABC):
     def inference_net(self) -> nn.Module:
         """The network that encodes, decodes and samples: the averaged one where there is one."""
 
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent."""
+
     @abstractmethod
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""

@@ -94,6 +94,11 @@ class VAEModule(ImageModel):
         """The averaged network where there is one."""
         return self.net if self.ema is None else self.ema.net
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(D, 1, 1)."""
+        return self.latent_dim, 1, 1
+
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, D, 1, 1)."""
         return self._encode(self.inference_net, x)
@@ -108,7 +113,7 @@ class VAEModule(ImageModel):
         Returns:
             (num, 3, S, S) in [0, 1].
         """
-        z = normal_per_sample(range(num), (self.latent_dim, 1, 1), seed=seed, purpose="prior")
+        z = normal_per_sample(range(num), self.latent_shape, seed=seed, purpose="prior")
         return self.decode(z.to(self.device))
 
     def _encode(self, net: nn.Module, x: Tensor) -> Posterior:
@@ -177,7 +182,7 @@ class VAEModule(ImageModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean over the batch of the objective."""
-        x, shape = batch.image, (self.latent_dim, 1, 1)
+        x, shape = batch.image, self.latent_shape
         posterior = self._encode(self.net, x)
         z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
         z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior")
@@ -215,7 +220,7 @@ class VAEModule(ImageModel):
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
         eps, z_prior = (
-            normal_per_sample(batch.index, (self.latent_dim, 1, 1), seed=self.seed, purpose=purpose).to(self.device)
+            normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose=purpose).to(self.device)
             for purpose in ("validation", "validation prior")
         )
         z = posterior.sample(eps)

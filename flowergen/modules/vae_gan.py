@@ -126,7 +126,7 @@ class VAEGANModule(ImageModel):
 
         shape, built_from = LatentShape(**latent), Blocks(**blocks)
         try:
-            self.latent_shape = shape.shape_for(image_size)
+            self._latent_shape = shape.shape_for(image_size)
             self.factor = shape.factor_for(image_size)
         except ValueError as error:
             raise UserError(f"model.latent: {error}") from error
@@ -162,6 +162,11 @@ class VAEGANModule(ImageModel):
     def inference_net(self) -> ResidualAutoencoder:
         """The averaged network where there is one."""
         return self.net if self.ema is None else cast(ResidualAutoencoder, self.ema.net)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self._latent_shape
 
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""

@@ -10,13 +10,13 @@ All have one signature, ``sampler(predict, x, levels, noise)``:
 and yield (x after the step, x0_hat before it) once for each step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from flowergen.diffusion.samplers.ddim import ddim
+from flowergen.diffusion.samplers.ddpm import ddpm
+from flowergen.diffusion.samplers.dpm_solver import dpmpp_2m
+from flowergen.diffusion.samplers.euler import euler
+from flowergen.diffusion.samplers.heun import heun
+from flowergen.diffusion.steps import Sampler
 
-from torch import Tensor
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": euler, "heun": heun}
 
-from flowergen.diffusion.schedule import Level
-
-Predict = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
-Noise = Callable[[int], Tensor]
-Steps = Iterator[tuple[Tensor, Tensor]]
-Sampler = Callable[[Predict, Tensor, Sequence[Level], Noise], Steps]
+__all__ = ["SAMPLERS", "ddim", "ddpm", "dpmpp_2m", "euler", "heun"]

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from flowergen.diffusion.samplers import Noise, Predict, Steps
 from flowergen.diffusion.schedule import Level, posterior_variance
+from flowergen.diffusion.steps import Noise, Predict, Steps
 
 
 def ddim(predict: Predict, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 0.0) -> Steps:

@@ -5,12 +5,12 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from flowergen.diffusion.samplers import Noise, Predict, Steps
 from flowergen.diffusion.schedule import Level, posterior_variance
+from flowergen.diffusion.steps import Noise, Predict, Steps
 
 
 def ddpm(predict: Predict, x: Tensor, levels: Sequence[Level], noise: Noise) -> Steps:
-    """x_s ~ q(x_s | x_t, x0_hat), the "fixed small" variance (Ho et al. 2020, arXiv:2006.11239, equations 6, 7 and section 3.2).
+    """x_s ~ q(x_s | x_t, x0_hat), with its own variance (Ho et al. 2020, arXiv:2006.11239, equations 6 and 7).
 
     Any levels of a variance-preserving schedule, not only neighbours: with a = alpha_t / alpha_s and b = 1 - a^2, the mean is
     alpha_s b / sigma_t^2 x0_hat + a sigma_s^2 / sigma_t^2 x_t.

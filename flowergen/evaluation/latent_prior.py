@@ -1,0 +1,121 @@
+"""A model of where the latents of a collection lie, to sample from: far better than N(0, I)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowergen.randomness import generator, normal_per_sample
+
+MOST_COMPONENTS = 32  # Gaussians in the mixture
+PICTURES_A_COMPONENT = 64
+MOST_PRINCIPAL = 512  # directions of the latent space that are kept
+MOST_CORRELATED = 64  # of them, those in which the mixture's Gaussians live; the others are independent of each other
+
+
+@dataclass(frozen=True)
+class LatentPrior:
+    """z = mean + basis^T (std * u), u = [a draw from a Gaussian mixture in its first K directions; N(0, 1) in the others].
+
+    The second stage of a two-stage VAE (Dai & Wipf 2019, arXiv:1903.05789, section 4), with the mixture of Ghosh et al. 2020
+    (arXiv:1903.12436, section 4) in the principal directions of the latents.
+
+    Attributes:
+        mean: (D,) of the latents.
+        basis: (R, D), orthonormal rows, the principal directions.
+        std: (R,) of the latents along them.
+        weights: (J,) of the mixture's Gaussians.
+        means: (J, K).
+        cholesky: (J, K, K), of their covariances.
+        class_means: (Kc, K), of a Gaussian for each class; NaN where the class has no training picture.
+        class_cholesky: (Kc, K, K).
+    """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
+    weights: Tensor
+    means: Tensor
+    cholesky: Tensor
+    class_means: Tensor
+    class_cholesky: Tensor
+
+    def sample(self, index: Sequence[int], seed: int, label: Tensor | None = None) -> Tensor:
+        """(N, D) latents; sample i depends on (seed, i) and its class alone.
+
+        Args:
+            index: (N,) numbers of the samples.
+            seed: of the draws.
+            label: (N,) classes to draw from; None for the mixture.
+        """
+        u = normal_per_sample(index, (len(self.std),), seed=seed, purpose="latent prior")  # (N, R)
+        if label is None:
+            edges = self.weights.cumsum(0)[:-1].contiguous()
+            draws = torch.tensor([generator(seed, i, "mixture component").random() for i in index])
+            which, means, cholesky = torch.searchsorted(edges, draws.to(edges)), self.means, self.cholesky
+        else:
+            which, means, cholesky = label, self.class_means, self.class_cholesky
+        k = means.shape[1]
+        u[:, :k] = means[which] + (cholesky[which] @ u[:, :k, None])[..., 0]
+        return self.mean + (self.std * u) @ self.basis
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return {f"prior.{field.name}": getattr(self, field.name).contiguous() for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "LatentPrior | None":
+        """The inverse of ``tensors``; None where there is none."""
+        names = [field.name for field in fields(cls)]
+        if f"prior.{names[0]}" not in tensors:
+            return None
+        return cls(**{name: tensors[f"prior.{name}"] for name in names})
+
+
+def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
+    """Principal directions by a randomised SVD, the mixture by expectation-maximisation, both scikit-learn's, seed 0.
+
+    The covariance of a class is shrunk towards that within all classes, with the weight of K pictures (regularised
+    discriminant analysis, Friedman 1989, 10.1080/01621459.1989.10478752, equation 16), as a class often has fewer pictures than
+    directions.
+
+    Args:
+        z: (N, D) draws z ~ q(z|x) for training pictures, N >= 2.
+        label: (N,) int64, -1 where unlabelled.
+        num_classes: Kc.
+    """
+    from sklearn.decomposition import PCA  # a second to import, and only training ends here
+    from sklearn.mixture import GaussianMixture
+
+    num, dims = z.shape
+    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver="randomized", random_state=0).fit(z.double().numpy())
+    std = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))  # (R,)
+    k = max(1, min(MOST_CORRELATED, len(std), num // 4))
+    u = (pca.transform(z.double().numpy()) / std)[:, :k]  # (N, K), variance 1 along each direction
+    components = max(1, min(MOST_COMPONENTS, num // PICTURES_A_COMPONENT))
+    mixture = GaussianMixture(components, reg_covar=1e-2, random_state=0, max_iter=50).fit(u)
+
+    class_means, within = np.full((num_classes, k), np.nan), np.zeros((k, k))
+    members = [u[label.numpy() == c] for c in range(num_classes)]
+    for c, rows in enumerate(members):
+        if len(rows):
+            class_means[c] = rows.mean(0)
+            within += (rows - class_means[c]).T @ (rows - class_means[c])
+    within /= max(1, sum(map(len, members)))
+    class_cholesky = np.zeros((num_classes, k, k))
+    for c, rows in enumerate(members):
+        scatter = (rows - class_means[c]).T @ (rows - class_means[c]) if len(rows) else 0
+        class_cholesky[c] = np.linalg.cholesky((scatter + k * within) / (len(rows) + k) + 1e-4 * np.eye(k))
+    arrays = (
+        pca.mean_,
+        pca.components_,
+        std,
+        mixture.weights_,
+        mixture.means_,
+        np.linalg.cholesky(mixture.covariances_),
+        class_means,
+        class_cholesky,
+    )
+    return LatentPrior(*(torch.from_numpy(np.ascontiguousarray(array)).float() for array in arrays))

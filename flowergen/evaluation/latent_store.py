@@ -1,0 +1,121 @@
+"""What a run keeps of its latents, so that sampling needs no data: latents.safetensors."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.errors import UserError
+from flowergen.evaluation.encoding import posteriors
+from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
+from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.image_model import ImageModel
+from flowergen.nn.posterior import Posterior
+from flowergen.randomness import normal_per_sample
+
+log = logging.getLogger(__name__)
+
+MOST_LATENTS = 4096
+MOST_VALUES = 2**23  # of all stored latents together: 16 MB in half precision
+MOST_FITTED = 8192  # pictures that the prior is fitted to
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """Of the training split.
+
+    Attributes:
+        latents: (L, C, h, w) float32 posterior means of pictures spread over it.
+        labels: (L,) int64, -1 where unlabelled.
+        class_counts: (K,) int64 pictures of each class.
+        prior: to sample latents from; None in a run that has a diffusion model for that.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    class_counts: Tensor
+    prior: LatentPrior | None
+
+
+def num_stored(shape: tuple[int, int, int]) -> int:
+    """How many latents of a shape are stored."""
+    return max(2, min(MOST_LATENTS, MOST_VALUES // math.prod(shape)))
+
+
+def store_latents(
+    path: Path, data: ImageDataModule, rows: np.ndarray, latents: Tensor, owner: str, prior: LatentPrior | None
+) -> None:
+    """Write the file.
+
+    Args:
+        path: of it.
+        data: set up.
+        rows: (L,) of the stored pictures.
+        latents: (L, C, h, w) of them.
+        owner: fingerprint of the network whose latents these are.
+        prior: see ``LatentStore``.
+    """
+    train_labels = data.pictures.labels[data.rows["train"]]
+    counts = np.bincount(train_labels[train_labels >= 0], minlength=len(data.class_names))
+    tensors = {
+        "latents": latents.half().contiguous(),
+        "labels": torch.from_numpy(data.pictures.labels[rows]),
+        "class_counts": torch.from_numpy(counts),
+        **(prior.tensors() if prior else {}),
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"owner": owner})
+    partial.replace(path)
+
+
+def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModule) -> None:
+    """Encode the training split, fit the prior, and write both.
+
+    Args:
+        path: of the file.
+        model: an autoencoder in eval mode.
+        data: set up.
+    """
+    rows = data.rows["train"]
+    rows = spread(rows, MOST_FITTED)
+    log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
+    mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
+    eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
+    z = Posterior(mean, logvar).sample(eps).flatten(1)
+    prior = fit_latent_prior(z, torch.from_numpy(data.pictures.labels[rows]), len(data.class_names))
+    kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))
+    store_latents(path, data, rows[kept], mean[torch.from_numpy(kept)], fingerprint(model.inference_net), prior)
+
+
+def read_latents(path: Path, owner: str) -> LatentStore | None:
+    """What ``store_latents`` wrote; None where there is no file, as training has not ended.
+
+    Args:
+        path: of the file.
+        owner: fingerprint of the network that will decode them.
+
+    Raises:
+        UserError: it is damaged, or holds another network's latents.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        store = LatentStore(
+            tensors["latents"].float(), tensors["labels"], tensors["class_counts"], LatentPrior.from_tensors(tensors)
+        )
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): bring it back, or train the run to its end again"
+        ) from error
+    if metadata.get("owner") != owner:
+        raise UserError(f"{path} holds the latents of other weights: give the run folder itself, not another .ckpt in it")
+    return store

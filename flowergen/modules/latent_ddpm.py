@@ -1,0 +1,357 @@
+"""Class-conditional diffusion in the latent space of an autoencoder, or on pixels."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowergen.data.batch import Batch, LatentBatch
+from flowergen.diffusion.combinations import refusal, sampler_refusal
+from flowergen.diffusion.guidance import answer
+from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
+from flowergen.diffusion.samplers import SAMPLERS, ddim
+from flowergen.diffusion.schedule import (
+    DiscreteSchedule,
+    Level,
+    Schedule,
+    StraightPath,
+    cosine_alpha_bar,
+    linear_alpha_bar,
+    zero_terminal_snr,
+)
+from flowergen.errors import UserError
+from flowergen.modules.ema import EMA
+from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.lr_schedule import LrSchedule
+from flowergen.modules.running_means import RunningMeans
+from flowergen.nn.posterior import LOGVAR_MIN, Posterior
+from flowergen.randomness import generator, normal, normal_per_sample, uniform
+
+NUM_LEVELS = 4  # quarters of the time axis that validation looks at apart
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        sampler: key of ``SAMPLERS``.
+        steps: of the sampler.
+        guidance_scale: 1 for no guidance.
+        guidance_interval: lowest and highest t / T with guidance, 0 is clean, 1 is noise.
+        eta: of ``ddim``: 0 deterministic, 1 ancestral.
+    """
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+    guidance_interval: Sequence[float]
+    eta: float
+
+
+class LatentDDPMModule(ImageModel):
+    """Denoising diffusion (arXiv:2006.11239) of an autoencoder's latents (Rombach et al. 2022, arXiv:2112.10752).
+
+    Latents are scaled to mean 0 and standard deviation 1 for each channel. The autoencoder is frozen and not a part of this
+    module's state: its run folder is carried in the run's own.
+
+    Args:
+        image_size: side S of the pictures, in px.
+        seed: of noise, times and class dropout.
+        num_classes: K, 0 without labels.
+        autoencoder: encodes and decodes; None for diffusion on pixels, scaled to [-1, 1].
+        network: makes the denoiser from ``shape`` and ``num_classes``.
+        objective: what it predicts, see ``diffusion.objective``.
+        schedule: of the noise; ``flow`` has its own, ``StraightPath``.
+        num_timesteps: T.
+        zero_terminal_snr: rescale the schedule so that the last step is noise alone.
+        time_sampling: for ``flow``, see ``StraightPath``.
+        weighting: of the loss over noise levels, see ``min_snr_weight``.
+        min_snr_gamma: read by ``min_snr``.
+        class_dropout: probability that a training picture is shown without its class, for guidance.
+        latent_cache: encode all pictures once, instead of each batch at each step.
+        sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``Sampling``.
+        optimizer: makes the optimiser from the parameters.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``.
+        ema_decay: average the denoiser's weights, and use the average for everything but training.
+
+    Raises:
+        UserError: for a combination that makes no sense.
+    """
+
+    best_metric = "loss"  # of the averaged weights
+    best_mode = "min"
+    compares_with_training = True  # val/loss beside val/loss_train: where they part, memorising begins
+
+    def __init__(
+        self,
+        image_size: int,
+        seed: int,
+        num_classes: int,
+        autoencoder: ImageModel | None,
+        network: Callable[..., nn.Module],
+        objective: Objective,
+        schedule: Literal["linear", "cosine"],
+        num_timesteps: int,
+        zero_terminal_snr: bool,
+        time_sampling: Literal["uniform", "logit_normal"],
+        weighting: Literal["none", "min_snr"],
+        min_snr_gamma: float,
+        class_dropout: float,
+        latent_cache: bool,
+        sampling: dict[str, Any],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        lr_schedule: LrSchedule,
+        lr_warmup_steps: int,
+        ema_decay: float | None,
+    ):
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        reason = refusal(objective, zero_terminal_snr, time_sampling, weighting)
+        if reason:
+            raise UserError(f"model.objective={objective}: {reason}")
+        self.num_classes, self.objective, self.class_dropout = num_classes, objective, class_dropout
+        self.gamma = min_snr_gamma if weighting == "min_snr" else None
+        self.schedule = _schedule(objective, schedule, num_timesteps, zero_terminal_snr, time_sampling)
+        self.latent_cache, self.sampling = latent_cache, Sampling(**sampling)
+        self.make_optimizer = optimizer
+
+        self._autoencoder = [autoencoder.requires_grad_(False).eval()] if autoencoder else []  # out of sight of state_dict
+        self.autoencoder_hash = fingerprint(autoencoder.inference_net) if autoencoder else "pixels"
+        shape = autoencoder.latent_shape if autoencoder else (3, image_size, image_size)
+        self._latent_shape = shape
+        try:
+            self.net = network(shape=shape, num_classes=num_classes)
+        except ValueError as error:
+            raise UserError(f"model.network: {error}") from error
+        self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
+        self.register_buffer("latent_mean", torch.zeros(shape[0], 1, 1))
+        self.register_buffer("latent_std", torch.ones(shape[0], 1, 1))
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
+        self.train_means = RunningMeans()  # of training pictures, scored as the held-out ones are
+
+    # -- pictures and latents
+
+    @property
+    def inference_net(self) -> nn.Module:
+        """The averaged denoiser where there is one."""
+        return self.net if self.ema is None else self.ema.net
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of what is diffused."""
+        return self._latent_shape
+
+    @property
+    def autoencoder(self) -> ImageModel | None:
+        """The frozen autoencoder, on this module's device; None on pixels."""
+        return self._autoencoder[0].to(self.device) if self._autoencoder else None
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels a point."""
+        if self.autoencoder:
+            return self.autoencoder.encode(x)
+        return Posterior(2 * x - 1, torch.full_like(x, LOGVAR_MIN))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) in the autoencoder's units -> (N, 3, S, S) in [0, 1]."""
+        return self.autoencoder.decode(z) if self.autoencoder else ((z + 1) / 2).clamp(0, 1)
+
+    def set_latent_scale(self, mean: Tensor, std: Tensor) -> None:
+        """What latents are scaled by.
+
+        Args:
+            mean: (C,) over the whole training split.
+            std: (C,) likewise.
+        """
+        self.latent_mean.copy_(mean.view(-1, 1, 1))
+        self.latent_std.copy_(std.view(-1, 1, 1))
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """The autoencoder's latents -> x_0, mean 0 and standard deviation 1 for each channel."""
+        return (z - self.latent_mean) / self.latent_std
+
+    def unscaled(self, x0: Tensor) -> Tensor:
+        """x_0 -> the autoencoder's latents."""
+        return x0 * self.latent_std + self.latent_mean
+
+    def summary(self) -> str:
+        """One line: what the network is."""
+        latent = " x ".join(map(str, self.latent_shape))
+        where = f"latents of {latent}" if self._autoencoder else f"pixels, {latent}"
+        classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
+        return f"{type(self.net).__name__} on {where}, {classes}, predicts {self.objective}"
+
+    # -- the objective, the same in training and validation
+
+    def losses(self, net: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent.
+
+        Source: arXiv:2006.11239, equation 14, with the target of ``diffusion.objective``.
+
+        Args:
+            net: the denoiser.
+            x0: (N, C, h, w) scaled latents.
+            eps: (N, C, h, w) noise.
+            t: (N,) times.
+            label: (N,) int64, K for no class.
+
+        Returns:
+            (N,).
+        """
+        alpha, sigma = self.schedule.at(t)
+        a, s = alpha[:, None, None, None], sigma[:, None, None, None]
+        output = net(a * x0 + s * eps, t, label).float()
+        loss = (output - target(self.objective, x0, eps, a, s)).square().flatten(1).mean(1)  # (N,)
+        return loss if self.gamma is None else min_snr_weight(self.objective, alpha, sigma, self.gamma) * loss
+
+    def _posterior(self, batch: Batch | LatentBatch) -> Posterior:
+        if isinstance(batch, LatentBatch):
+            return Posterior(batch.mean, batch.logvar)
+        with torch.no_grad():
+            return self.encode(batch.image)
+
+    def _label_or_none(self, label: Tensor) -> Tensor:
+        """-1 -> K."""
+        return torch.where(label < 0, self.num_classes, label)
+
+    # -- training
+
+    def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> Tensor:
+        """Mean over the batch of the loss, at times, noise and latents drawn anew."""
+        num, shape = len(batch.label), self.latent_shape
+        x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
+        t = self.schedule.times(self.step_draw(uniform, num, (), batch_idx, "time"))
+        eps = self.step_draw(normal, num, shape, batch_idx, "diffusion")
+        dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
+        label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))
+        terms = {"loss": self.losses(self.net, x0, eps, t, label)}
+        self.epoch_means.update(terms)
+        self.recent_means.update(terms)
+        return terms["loss"].mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
+        return self.make_optimizer(self.net.parameters())
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step at the scheduled learning rate, then the moving average."""
+        self.set_learning_rate(optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self.net, self.optimizer_steps)
+        self.count_step({"lr": optimizer.param_groups[0]["lr"]})
+
+    # -- validation
+
+    def validation_step(self, batch: Batch | LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add the scores of the batch: of held-out pictures, or in the second loader of as many training pictures."""
+        (self.train_means if dataloader_idx else self.val_means).update(self.scores(batch))
+
+    def scores(self, batch: Batch | LatentBatch) -> dict[str, Tensor]:
+        """The loss of the averaged weights in each quarter of the time axis, and their mean.
+
+        Times and noise of picture i depend on (seed, i) alone.
+
+        Returns:
+            ``loss`` and ``loss_noise_1`` (the least noise) to ``loss_noise_4``, each (N,).
+        """
+        index, shape = batch.index, self.latent_shape
+        draw = partial(normal_per_sample, index, shape, seed=self.seed)
+        x0 = self.scaled(self._posterior(batch).sample(draw(purpose="validation").to(self.device)))
+        label = self._label_or_none(batch.label)
+        u = torch.tensor([generator(self.seed, i, "validation time").random() for i in index.tolist()], dtype=torch.float64)
+        terms = {}
+        for level in range(NUM_LEVELS):
+            t = self.schedule.times((level + u) / NUM_LEVELS).to(self.device)
+            eps = draw(purpose=f"validation noise {level}").to(self.device)
+            terms[f"loss_noise_{level + 1}"] = self.losses(self.inference_net, x0, eps, t, label)
+        return {"loss": torch.stack(list(terms.values())).mean(0), **terms}
+
+    def summarise(self, means: dict[str, float]) -> dict[str, float]:
+        """Beside the held-out pictures' losses, those of as many training pictures: ``loss_train``, ``loss_train_noise_1``."""
+        train = {f"loss_train{name.removeprefix('loss')}": value for name, value in self.train_means.compute().items()}
+        self.train_means.reset()
+        return means | train
+
+    # -- sampling
+
+    def sample(self, num: int, seed: int) -> Tensor:
+        """New pictures with the run's own sampler, class i mod K. Picture i depends on (seed, i) alone.
+
+        Returns:
+            (num, 3, S, S) in [0, 1].
+        """
+        index = torch.arange(num)
+        label = index % self.num_classes if self.num_classes else index.new_zeros(num)
+        for _, x0_hat in self.denoise(index.tolist(), label, seed, self.sampling):  # noqa: B007  the last one is what counts
+            pass
+        return self.decode(self.unscaled(x0_hat))
+
+    def denoise(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Iterator[tuple[Tensor, Tensor]]:
+        """From noise to latents, with every step on the way; the last x_t is the sample.
+
+        Args:
+            index: (N,) numbers of the samples: sample i depends on (seed, i) and its class alone.
+            label: (N,) int64 classes; K for none.
+            seed: of the noise.
+            sampling: how.
+
+        Yields:
+            x_t after the step and x0_hat before it, each (N, C, h, w), scaled as x_0 is.
+
+        Raises:
+            UserError: the sampler does not go with the objective, or there are not as many steps.
+        """
+        reason = sampler_refusal(self.objective, sampling.sampler)
+        if reason:
+            raise UserError(f"sampler={sampling.sampler}: {reason}")
+        try:
+            levels = self.schedule.levels(sampling.steps)
+        except ValueError as error:
+            raise UserError(f"steps: {error}") from error
+        draw = partial(normal_per_sample, index, self.latent_shape, seed=seed)
+        low, high = sampling.guidance_interval
+        label, net, pixels = label.to(self.device), self.inference_net, not self._autoencoder
+
+        def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            output = answer(
+                net, x, level.t, label, self.num_classes, sampling.guidance_scale, (low, high), self.schedule.num_timesteps
+            )
+            x0_hat, eps_hat = predictions(self.objective, output, x, level.alpha, level.sigma)
+            if pixels:  # they are known to lie in [-1, 1] (arXiv:2006.11239, appendix B)
+                x0_hat = x0_hat.clamp(-1, 1)
+                eps_hat = (x - level.alpha * x0_hat) / level.sigma
+            return x0_hat, eps_hat
+
+        sampler = partial(ddim, eta=sampling.eta) if sampling.sampler == "ddim" else SAMPLERS[sampling.sampler]
+        x = draw(purpose="prior").to(self.device)
+        yield from sampler(predict, x, levels, lambda step: draw(purpose=f"step {step}").to(self.device))
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which autoencoder the latents are of."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flowergen"]["autoencoder"] = self.autoencoder_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another one.
+
+        Raises:
+            UserError: latents and their scale would be another's.
+        """
+        if checkpoint["flowergen"].get("autoencoder") != self.autoencoder_hash:
+            raise UserError("the checkpoint was trained on the latents of another autoencoder than the one in its run folder")
+        super().on_load_checkpoint(checkpoint)
+
+
+def _schedule(objective: str, kind: str, num_timesteps: int, zero_snr: bool, time_sampling: Any) -> Schedule:
+    if objective == "flow":
+        return StraightPath(num_timesteps, time_sampling)
+    alpha_bar = linear_alpha_bar(num_timesteps) if kind == "linear" else cosine_alpha_bar(num_timesteps)
+    return DiscreteSchedule(zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar)
