@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
-from flowergen.config.plain_command import read_command_line
-from flowergen.config.run_folder import claim, find_run, make_folder
+from flowergen.config.plain_command import output_folder, read_command_line
+from flowergen.config.run_folder import find_run
 from flowergen.config.schema import Vary
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
@@ -54,7 +54,7 @@ def main() -> None:
     if config["mode"] == "arithmetic":
         assert data is not None
         direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
-    folder = _folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}")
+    folder = output_folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}")
     try:
         lines = _walk(config, model, direction, x, names, folder)
     except OSError as error:
@@ -64,21 +64,6 @@ def main() -> None:
             folder.rmdir()  # if nothing came of it
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
-
-
-def _folder(out: str | None, default: Path) -> Path:
-    """A new folder, so that nothing is ever overwritten."""
-    if out is None:
-        return claim(default, key="out")
-    folder = Path(out)
-    make_folder(folder)
-    try:
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"out={printable(out)} cannot be read ({error.strerror}): choose another folder") from error
-    if not empty:
-        raise UserError(f"out={printable(out)} holds files already, and none is overwritten: give a new folder")
-    return folder
 
 
 def _contradictions(config: dict[str, Any], typed: list[str]) -> None:

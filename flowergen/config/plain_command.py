@@ -7,7 +7,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from flowergen.config import conf_dir
 from flowergen.config.check import check
 from flowergen.config.overrides import PATH_KEYS, compose_command, quote_paths, quote_texts
+from flowergen.config.run_folder import claim, make_folder
 from flowergen.config.schema import PATH, TEXT
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
 
@@ -37,6 +39,29 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
     config = compose_command(name, schema, quote_texts(quote_paths(argv, keys=paths), texts))
     check(config, schema)
     return config
+
+
+def output_folder(out: str | None, default: Path) -> Path:
+    """A new folder, so that nothing is ever overwritten.
+
+    Args:
+        out: as given.
+        default: where none was given; numbered if there is one.
+
+    Raises:
+        UserError: it cannot be made, or holds something.
+    """
+    if out is None:
+        return claim(default, key="out")
+    folder = Path(out)
+    make_folder(folder)
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"out={printable(out)} cannot be read ({error.strerror}): choose another folder") from error
+    if not empty:
+        raise UserError(f"out={printable(out)} holds files already, and none is overwritten: give a new folder")
+    return folder
 
 
 def help_text(name: str) -> str:

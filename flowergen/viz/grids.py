@@ -1,13 +1,14 @@
 """Grids of pictures, and how they reach the disk."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -46,6 +47,31 @@ def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> 
     white = (0, 0, 0, 0, 0, 0, 0, -len(x) % columns)
     real, reconstructed = (F.pad(images, white, value=1.0).unflatten(0, (-1, columns)) for images in (x, x_hat))
     return image_grid(torch.stack((real, reconstructed), dim=1).flatten(0, 2), columns, gap_px)
+
+
+def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArray[np.uint8]:
+    """A row of pictures for each label, the label in front of it.
+
+    Args:
+        rows: label and (N, 3, H, W) pictures in [0, 1], N >= 1; at least one row, N may differ.
+        gap_px: pixels between two pictures, >= 0.
+
+    Returns:
+        uint8 (H', W', 3).
+    """
+    columns = max(len(images) for _, images in rows)
+    white = (0, 0, 0, 0, 0, 0, 0)
+    padded = [F.pad(images, (*white, columns - len(images)), value=1.0) for _, images in rows]
+    grid = image_grid(torch.cat(padded), columns, gap_px)
+    height = rows[0][1].shape[-2]
+    font = ImageFont.load_default(size=max(9, min(20, height // 4)))
+    margin = 8 + max(int(font.getlength(label)) for label, _ in rows)
+    canvas = Image.new("RGB", (grid.shape[1] + margin, grid.shape[0]), "white")
+    canvas.paste(Image.fromarray(grid), (margin, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, (label, _) in enumerate(rows):
+        draw.text((margin - 4, row * (height + gap_px) + height // 2), label, fill="black", font=font, anchor="rm")
+    return np.asarray(canvas)
 
 
 def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:

@@ -1,0 +1,192 @@
+"""Samples as files: grid, single pictures or one archive, and the denoising as GIF, strip and map."""
+
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from flowergen.evaluation.latent_store import LatentStore
+from flowergen.evaluation.sampling import NO_CLASS, trajectory
+from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.viz.animations import write_gif
+from flowergen.viz.grids import image_grid, labelled_grid, write_png
+from flowergen.viz.latent_map import draw_paths, principal_plane
+
+GRID_COLUMNS = 16  # pictures of a class in the grid, at most
+GRID_PICTURES = 1024  # in the grid, at most
+STRIP_COLUMNS = 9
+HOLD_FRAMES = 10  # for which a GIF stays at its end
+LONGEST_NAME = 60  # of a class, in the names of files: file systems allow 255 bytes
+
+
+class NpzWriter:
+    """An ``.npz`` archive of pictures and classes, written as they come; it appears when it is whole.
+
+    The layout is that of guided-diffusion's samples (arXiv:2105.05233): ``arr_0`` (N, S, S, 3) uint8, ``arr_1`` (N,) int64.
+
+    Args:
+        path: of the file.
+        labels: (N,) int64, of all pictures to come.
+        size_px: S.
+    """
+
+    def __init__(self, path: Path, labels: Tensor, size_px: int):
+        self.path, self.labels, self.size_px = path, labels, size_px
+        self.partial = path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> "NpzWriter":
+        self.archive = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED)
+        self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
+        shape = (len(self.labels), self.size_px, self.size_px, 3)
+        np.lib.format.write_array_header_1_0(self.file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return self
+
+    def write(self, pixels: np.ndarray) -> None:
+        """(n, S, S, 3) uint8, the next ones."""
+        self.file.write(pixels.tobytes())
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.file.close()
+        if kind is None:
+            with self.archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, self.labels.numpy(), allow_pickle=False)
+        self.archive.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+
+def write_samples(
+    folder: Path,
+    batches: Iterator[tuple[int, Tensor]],
+    labels: Tensor,
+    names: Sequence[str],
+    size_px: int,
+    seed: int,
+    file_format: str,
+) -> list[str]:
+    """``grid.png`` and either ``pictures/*.png``, with seed, class and number in their names, or ``samples.npz``.
+
+    Args:
+        folder: to write into.
+        batches: number of the first, and (n, 3, S, S) in [0, 1].
+        labels: (N,) int64 of all of them, ``NO_CLASS`` for none.
+        names: of the classes.
+        size_px: S.
+        seed: of the samples.
+        file_format: ``png`` or ``npz``.
+
+    Returns:
+        Lines for the user.
+    """
+    num, shown = len(labels), list[tuple[int, Tensor]]()
+    taken: dict[int, int] = {}
+    as_archive = file_format == "npz"
+    with (
+        NpzWriter(folder / "samples.npz", labels, size_px) if as_archive else nullcontext() as archive,
+        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress,
+    ):
+        task = progress.add_task("sampling", total=num)
+        for first, x in batches:
+            pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            if archive is not None:
+                archive.write(pixels)
+            for number, label, image, image_pixels in zip(count(first), labels[first:].tolist(), x, pixels, strict=False):
+                if archive is None:
+                    write_png(folder / "pictures" / f"{file_name(seed, label, names)}_{number:05d}.png", image_pixels)
+                taken[label] = taken.get(label, 0) + 1
+                if len(shown) < GRID_PICTURES and (label == NO_CLASS or taken[label] <= GRID_COLUMNS):
+                    shown.append((label, image))
+            progress.update(task, completed=first + len(x))
+    if labels[0] == NO_CLASS:
+        images = torch.stack([image for _, image in shown[:256]])
+        grid = image_grid(images, max(1, round(len(images) ** 0.5)))
+    else:
+        by_class: dict[int, list[Tensor]] = {}
+        for label, image in shown:
+            by_class.setdefault(label, []).append(image)
+        grid = labelled_grid([(f"{label} {names[label]}", torch.stack(images)) for label, images in by_class.items()])
+    write_png(folder / "grid.png", grid)
+    classes = f" of {len(taken)} classes" if labels[0] != NO_CLASS else ""
+    return [f"{num:,} pictures{classes}: grid.png and {'samples.npz' if as_archive else 'pictures/'}"]
+
+
+def write_denoising(
+    folder: Path,
+    model: LatentDDPMModule,
+    sampling: Sampling,
+    index: Sequence[int],
+    labels: Tensor,
+    names: Sequence[str],
+    seed: int,
+    store: LatentStore | None,
+) -> list[str]:
+    """How samples came about: a GIF and a strip each, x_t above x0_hat, both decoded, and the paths on a map.
+
+    The map is the plane in which the training latents spread most, in the scaled space in which diffusion takes place.
+
+    Args:
+        folder: to write into.
+        model: in eval mode.
+        sampling: how they were sampled.
+        index: (N,) numbers of the samples.
+        labels: (N,) int64 of them.
+        names: of the classes.
+        seed: of the samples.
+        store: the training latents; None for no map.
+
+    Returns:
+        Lines for the user.
+    """
+    x_t, x0_hat = trajectory(model, index, labels, seed, sampling)  # (N, T, C, h, w) each
+    for path, path0, i, label in zip(x_t, x0_hat, index, labels.tolist(), strict=True):
+        noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, 3, S, S) each
+        name = f"{file_name(seed, label, names)}_{i:05d}"
+        columns = torch.linspace(0, len(noisy) - 1, min(STRIP_COLUMNS, len(noisy))).round().long()
+        write_png(folder / "denoising" / f"{name}.png", image_grid(torch.cat((noisy[columns], guess[columns])), len(columns)))
+        frames = torch.cat((noisy, guess), dim=3)  # (T, 3, S, 2 S)
+        write_gif(folder / "denoising" / f"{name}.gif", torch.cat((frames, frames[-1:].expand(HOLD_FRAMES, -1, -1, -1))))
+    lines = [f"denoising/: x_t and what the network takes the picture to be, {len(x_t[0]) - 1} steps, as GIF and strip"]
+    if store is None:
+        return [*lines, "no denoising_path.png: the run has no latents.safetensors"]
+    scaled = (model.scaled(z.to(model.device)).cpu() for z in (store.latents, x_t.flatten(0, 1)))
+    points, path_points = (z.flatten(1) for z in scaled)
+    mean, directions = principal_plane(points)
+    ways = ((path_points - mean) @ directions.T).unflatten(0, x_t.shape[:2])  # (N, T, 2)
+    titles = [f"{label} {names[label]}" if label != NO_CLASS else "sample" for label in labels.tolist()]
+    draw_paths(
+        folder / "denoising_path.png",
+        (points - mean) @ directions.T,
+        store.labels,
+        dict(zip(zip(labels.tolist(), titles, strict=True), ways, strict=True)),
+        f"From noise to sample, over {len(points):,} training latents",
+    )
+    return [*lines, "denoising_path.png: the same ways on the principal plane of the training latents"]
+
+
+def file_name(seed: int, label: int, names: Sequence[str]) -> str:
+    """Seed and class, for the name of a file: letters, digits and underscores only.
+
+    >>> file_name(0, 1, ["daisy", "colt's ../foot"])
+    'seed0_class001_colts_foot'
+    """
+    if label == NO_CLASS:
+        return f"seed{seed}"
+    slug = "_".join(re.findall(r"\w+", names[label].replace("'", "")))[:LONGEST_NAME]
+    return f"seed{seed}_class{label:03d}_{slug}"
+
+
+@torch.inference_mode()
+def _decode(model: LatentDDPMModule, z: Tensor) -> Tensor:
+    return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(64)])

@@ -1,0 +1,180 @@
+"""New pictures of a trained model, of any family, and how they came about."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from flowergen.errors import UserError
+from flowergen.evaluation.latent_store import LatentStore
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.randomness import generator, normal_per_sample
+
+NO_CLASS = -1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws latents of samples, by whatever way the model's family has.
+
+    Attributes:
+        model: in eval mode.
+        draw: (indices, (N,) int64 labels, ``NO_CLASS`` for none) -> (N, C, h, w) latents in the autoencoder's units.
+        says: what it is, for the user.
+    """
+
+    model: ImageModel
+    draw: Callable[[Sequence[int], Tensor], Tensor]
+    says: str
+
+
+def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) -> Sampler:
+    """By denoising.
+
+    Args:
+        model: in eval mode.
+        sampling: how.
+        seed: of the noise.
+    """
+
+    def draw(index: Sequence[int], label: Tensor) -> Tensor:
+        x = torch.empty(0)
+        for x, _ in model.denoise(index, _or_null(model, label), seed, sampling):  # noqa: B007  the last one is the sample
+            pass
+        return model.unscaled(x)
+
+    interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
+    says = f"{sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance_scale:g}{interval}"
+    return Sampler(model, draw, says)
+
+
+def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: str, seed: int) -> Sampler:
+    """From the prior, the mixture that was fitted to the latents, or its Gaussian for each class.
+
+    Args:
+        model: a VAE or VAE-GAN in eval mode.
+        store: what its run has stored.
+        source: ``auto``, ``prior`` or ``mixture``.
+        seed: of the draws.
+
+    Raises:
+        UserError: the mixture is asked for and there is none.
+    """
+    prior = store.prior if store else None
+    if source == "mixture" and prior is None:
+        raise UserError(
+            "source=mixture: the run has no latents.safetensors, which the end of training writes: use source=prior"
+        )
+    mixture = None if source == "prior" else prior
+
+    def draw(index: Sequence[int], label: Tensor) -> Tensor:
+        if (label != NO_CLASS).any():
+            if prior is None:
+                raise UserError(
+                    "classes=: the run has no latents.safetensors, which the end of training writes: leave them out"
+                )
+            missing = prior.class_means[label].isnan().any(1)
+            if missing.any():
+                raise UserError(f"class {label[missing][0].item()} has no training picture, and so no Gaussian to draw from")
+            return prior.sample(index, seed, label).view(-1, *model.latent_shape)
+        if mixture is not None:
+            return mixture.sample(index, seed).view(-1, *model.latent_shape)
+        return normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior")
+
+    says = "N(0, I)" if mixture is None else f"a mixture of {len(mixture.weights)} Gaussians fitted to the training latents"
+    return Sampler(model, draw, f"latents from {says}")
+
+
+def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool) -> Iterator[tuple[int, Tensor]]:
+    """All samples, a batch at a time, so that any number of them needs the same memory.
+
+    Args:
+        sampler: draws the latents.
+        labels: (N,) int64 of the samples, ``NO_CLASS`` for none.
+        batch_size: at a time.
+        halve: where a batch does not fit the GPU's memory, go on with half as many.
+
+    Yields:
+        The number of the first, and (n, 3, S, S) in [0, 1] on the CPU.
+    """
+    first = 0
+    while first < len(labels):
+        part = labels[first : first + batch_size]
+        try:
+            with torch.inference_mode():
+                z = sampler.draw(range(first, first + len(part)), part)
+                x = sampler.model.decode(z.to(sampler.model.device)).cpu()
+        except torch.cuda.OutOfMemoryError:
+            if not halve or batch_size == 1:
+                raise
+            torch.cuda.empty_cache()
+            batch_size //= 2
+            continue
+        yield first, x
+        first += len(part)
+
+
+@torch.inference_mode()
+def trajectory(
+    model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: Sampling
+) -> tuple[Tensor, Tensor]:
+    """Every step on the way to samples: the same samples that ``diffusion_sampler`` draws.
+
+    Args:
+        model: in eval mode.
+        index: (N,) their numbers.
+        labels: (N,) int64 classes.
+        seed: of the noise.
+        sampling: how.
+
+    Returns:
+        x_t, from noise to sample, and x0_hat, what the network took the picture to be at that moment, each
+        (N, steps + 1, C, h, w) in the autoencoder's units on the CPU; the last of both is the sample.
+    """
+    steps = list(model.denoise(index, _or_null(model, labels), seed, sampling))
+    noise = normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior").to(model.device)
+    x_t = torch.stack([noise, *(x for x, _ in steps)], dim=1)
+    x0_hat = torch.stack([*(x0_hat for _, x0_hat in steps), steps[-1][0]], dim=1)
+    return model.unscaled(x_t).cpu(), model.unscaled(x0_hat).cpu()
+
+
+def labels_of_classes(classes: Sequence[int], num_per_class: int) -> Tensor:
+    """(N,) int64: so many of each, one class after the other."""
+    return torch.tensor(classes, dtype=torch.int64).repeat_interleave(num_per_class)
+
+
+def labels_by_frequency(num: int, num_classes: int, counts: Tensor | None, seed: int) -> Tensor:
+    """Classes of so many samples; that of sample i depends on (seed, i) alone.
+
+    Args:
+        num: N.
+        num_classes: K; 0 for none.
+        counts: (K,) to draw in proportion to; None for each class in turn.
+        seed: of the draws.
+
+    Returns:
+        (N,) int64.
+    """
+    if not num_classes:
+        return torch.full((num,), NO_CLASS)
+    if counts is None:
+        return torch.arange(num) % num_classes
+    edges = (counts.double().cumsum(0) / counts.sum())[:-1].contiguous()
+    u = torch.tensor([generator(seed, i, "class").random() for i in range(num)], dtype=torch.float64)
+    return torch.searchsorted(edges, u, right=True)
+
+
+def first_of_each(labels: Tensor) -> list[int]:
+    """Numbers of the first sample of each run of equal labels."""
+    starts, position = [], 0
+    for _, group in groupby(labels.tolist()):
+        starts.append(position)
+        position += len(list(group))
+    return starts
+
+
+def _or_null(model: LatentDDPMModule, label: Tensor) -> Tensor:
+    return torch.where(label == NO_CLASS, model.num_classes, label)

@@ -1,0 +1,128 @@
+"""``python -m flowergen.sample``: new pictures from a trained model, and how they came about."""
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.plain_command import output_folder, read_command_line
+from flowergen.config.run_folder import find_run
+from flowergen.config.schema import Sample
+from flowergen.data.listing import printable
+from flowergen.diffusion.combinations import sampler_refusal
+from flowergen.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowergen.config.build import LoadedModel
+    from flowergen.evaluation.latent_store import LatentStore
+
+OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
+MOST_CLASSES = 16  # that are sampled where none are named, and whose denoising is shown
+DEFAULT_NUM = 64  # of a model without classes
+
+
+def main() -> None:
+    """Check, load, write, and say where the pictures are."""
+    config = read_command_line("sample", Sample, sys.argv[1:])
+    if config is None:
+        return
+    run, _ = find_run(config["run"])
+    stored = run.read_config()["model"]
+    _contradictions(config, stored, sys.argv[1:])
+
+    import torch
+
+    import flowergen
+    from flowergen.evaluation.latent_store import read_latents
+    from flowergen.modules.fingerprint import fingerprint
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+    model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
+    module = model.module
+    owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
+    store = read_latents(run.latents, owner)
+    labels = _labels(config, model, store)
+    folder = output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}")
+    try:
+        lines = _write(config, model, store, labels, folder)
+    except OSError as error:
+        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing came of it
+    for line in [*lines, f"pictures: {printable(str(folder))}"]:
+        print(line)
+
+
+def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[str]) -> None:
+    """What the run's own config can say before anything is loaded."""
+    if config["num"] and config["classes"]:
+        raise UserError("classes= goes with num_per_class=, and num= is for all classes together: give one of them")
+    if config["class_frequencies"] == "train" and not config["num"]:
+        raise UserError("class_frequencies=train says which classes num= pictures have: give num=")
+    own = stored.get("sampling")
+    if own:
+        name, steps = config["sampler"] or own["sampler"], config["steps"] or own["steps"]
+        reason = sampler_refusal(stored["objective"], name)
+        if reason:
+            raise UserError(f"sampler={name}: {reason}")
+        if stored["objective"] != "flow" and steps > stored["num_timesteps"]:
+            raise UserError(f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and as many steps at most")
+    unread = ("source",) if own else (*OF_DIFFUSION, "denoising")
+    for key in unread:
+        if any(argument.startswith(f"{key}=") for argument in typed):
+            print(f"{key}= has no effect here: it is for {'VAEs' if own else 'diffusion models'}", file=sys.stderr)
+
+
+def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
+    """(N,) the class of every sample, -1 for none."""
+    from flowergen.data.class_names import class_label
+    from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
+
+    names = model.class_names
+    conditional = len(names) > 0 and (config["classes"] is not None or hasattr(model.module, "num_classes"))
+    if config["classes"] is not None:
+        typed = str(config["classes"]).strip("[]() ")
+        chosen = [] if typed == "all" else [class_label(name.strip(), names) for name in typed.split(",") if name.strip()]
+        if not chosen and not names:
+            raise UserError("classes=: this model was trained without classes; give num= instead")
+        return labels_of_classes(chosen or list(range(len(names))), config["num_per_class"])
+    if config["num"] or not conditional:
+        counts = store.class_counts if store and config["class_frequencies"] == "train" else None
+        if config["class_frequencies"] == "train" and (counts is None or not counts.sum()):
+            raise UserError("class_frequencies=train: the run has stored no classes of its training pictures")
+        return labels_by_frequency(config["num"] or DEFAULT_NUM, len(names) if conditional else 0, counts, config["seed"])
+    shown = range(len(names)) if len(names) <= MOST_CLASSES else range(0, len(names), -(-len(names) // 8))
+    return labels_of_classes(list(shown), config["num_per_class"])
+
+
+def _write(
+    config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None", labels: "Tensor", folder: Path
+) -> list[str]:
+    from dataclasses import replace
+
+    from flowergen.evaluation import sample_files, sampling
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+    module, seed = model.module, config["seed"]
+    if isinstance(module, LatentDDPMModule):
+        typed = {key: config[key] for key in OF_DIFFUSION if config[key] is not None}
+        how = replace(module.sampling, **typed)
+        sampler = sampling.diffusion_sampler(module, how, seed)
+    else:
+        sampler = sampling.autoencoder_sampler(module, store, config["source"], seed)
+    auto = config["batch_size"] == "auto"
+    batch_size = (256 if module.device.type == "cuda" else 64) if auto else config["batch_size"]
+    batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
+    lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.image_size, seed, config["format"])
+    if isinstance(module, LatentDDPMModule) and config["denoising"]:
+        first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
+        lines += sample_files.write_denoising(folder, module, how, first, labels[first], model.class_names, seed, store)
+    return [sampler.says, *lines]
+
+
+if __name__ == "__main__":
+    one_line_errors(main)
