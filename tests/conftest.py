@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,28 @@ TINY_VAE_GAN = (
     "callbacks.images.every_epochs=3",
 )
 
+TINY_LATENT_DDPM = (
+    "model=latent_ddpm",
+    "data.num_images=80",
+    "data.num_classes=4",
+    "data.batch_size=8",  # 8 steps an epoch
+    "model.network.channels=16",
+    "model.network.multipliers=[1,2]",
+    "model.network.num_blocks=1",
+    "model.sampling.steps=3",
+    "model.lr_schedule=cosine",
+    "model.lr_warmup_steps=3",
+    "model.ema_decay=0.9",
+    "trainer.gradient_clip_val=1",
+    "trainer.accelerator=cpu",
+    "trainer.num_threads=1",
+    "trainer.log_every_n_steps=2",
+    "trainer.max_epochs=2",
+    "callbacks.images.num_samples=4",
+    "callbacks.images.num_reconstructions=4",
+    "callbacks.images.every_epochs=2",
+)
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -75,28 +98,51 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def process_environment(cache_dir: Path) -> dict[str, str]:
     """The environment of a command: nothing of the outer session, one thread."""
     keep = {key: value for key, value in os.environ.items() if not key.startswith(("FLOWERGEN_", "PL_", "HYDRA_"))}
     return keep | {"FLOWERGEN_CACHE_DIR": str(cache_dir), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def run_command(
+    name: str, *arguments: str, folder: Path, environment: dict[str, str], timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """``python -m flowergen.NAME ARGUMENTS`` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", f"flowergen.{name}" if name else "flowergen", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 @pytest.fixture
 def command(tmp_path: Path, process_environment: dict[str, str]) -> Command:
     """``command("train", "model.beta=2")`` runs ``python -m flowergen.train model.beta=2`` in a folder of its own."""
+    return partial(run_command, folder=tmp_path, environment=process_environment)
 
-    def run(name: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", f"flowergen.{name}" if name else "flowergen", *arguments],
-            cwd=tmp_path,
-            env=process_environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
 
+@pytest.fixture(scope="session")
+def autoencoder_run(tmp_path_factory: pytest.TempPathFactory, process_environment: dict[str, str]) -> Path:
+    """A finished VAE-GAN run, shared by the tests of a session: copy it before you harm it."""
+    run = tmp_path_factory.mktemp("autoencoder") / "run"
+    arguments = [*TINY_VAE_GAN, "model.latent.channels=3", "trainer.max_epochs=1", f"hydra.run.dir={run}"]
+    done = run_command("train", *arguments, folder=run.parent, environment=process_environment)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def diffusion_run(tmp_path_factory: pytest.TempPathFactory, autoencoder_run: Path, process_environment: dict[str, str]) -> Path:
+    """A finished diffusion run on its latents, likewise."""
+    run = tmp_path_factory.mktemp("diffusion") / "run"
+    arguments = [*TINY_LATENT_DDPM, f"autoencoder={autoencoder_run}", f"hydra.run.dir={run}"]
+    done = run_command("train", *arguments, folder=run.parent, environment=process_environment)
+    assert done.returncode == 0, done.stderr
     return run
 
 
@@ -110,6 +156,12 @@ def tiny_run() -> tuple[str, ...]:
 def tiny_vae_gan() -> tuple[str, ...]:
     """The same with two players; they meet in the first of three epochs."""
     return TINY_VAE_GAN
+
+
+@pytest.fixture
+def tiny_latent_ddpm() -> tuple[str, ...]:
+    """Diffusion on the latents of ``autoencoder_run``, or on pixels."""
+    return TINY_LATENT_DDPM
 
 
 @pytest.fixture

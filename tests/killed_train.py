@@ -26,12 +26,15 @@ def main() -> None:
     """Set the trap, then train."""
     from flowergen.callbacks import checkpoints
     from flowergen.callbacks.metrics_csv import MetricsCsv
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
     from flowergen.modules.vae import VAEModule
     from flowergen.modules.vae_gan import VAEGANModule
 
     moments = {
         "training step": (VAEModule, "training_step"),
         "VAE-GAN training step": (VAEGANModule, "training_step"),
+        "diffusion training step": (LatentDDPMModule, "training_step"),
+        "diffusion validation step": (LatentDDPMModule, "validation_step"),
         "validation step": (VAEModule, "validation_step"),
         "log": (MetricsCsv, "log_metrics"),
         "publish": (checkpoints, "_publish"),

@@ -32,6 +32,4 @@ def sampler_refusal(objective: str, sampler: str) -> str | None:
     """
     if sampler in ("euler", "heun") and objective != "flow":
         return f"{sampler} follows a flow, and the model predicts {objective}: take dpmpp_2m, ddim or ddpm"
-    if sampler == "ddpm" and objective == "flow":
-        return "ddpm needs noise that preserves the variance, and a flow's does not: take heun, euler, dpmpp_2m or ddim"
     return None

@@ -47,9 +47,9 @@ def answer(
     """
     on = interval[0] <= t / num_timesteps <= interval[1]
     if scale == 1 or not on or bool((label == null_label).all()):
-        return network(x, x.new_full((len(x),), t), label)
+        return network(x, torch.full((len(x),), t, device=x.device), label)
     both = network(
-        torch.cat((x, x)), x.new_full((2 * len(x),), t), torch.cat((label, torch.full_like(label, null_label)))
+        torch.cat((x, x)), torch.full((2 * len(x),), t, device=x.device), torch.cat((label, torch.full_like(label, null_label)))
     )  # (2 N, C, h, w)
     conditional, unconditional = both.chunk(2)
     return guided(conditional, unconditional, scale)

@@ -12,7 +12,7 @@ class Level(NamedTuple):
     """A noise level on the way of a sampler.
 
     Attributes:
-        t: time in [0, T), what the network is told.
+        t: time in [0, T], what the network is told.
         alpha: of x_t = alpha x_0 + sigma eps.
         sigma: likewise.
     """
@@ -185,12 +185,14 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def posterior_variance(now: Level, then: Level) -> float:
-    """Variance of q(x_s | x_t, x_0), s the less noisy: (1 - ab_s) / (1 - ab_t) (1 - ab_t / ab_s), ab = alpha_bar.
+    """Variance of q(x_s | x_t, x_0): sigma_s^2 / sigma_t^2 (sigma_t^2 - a^2 sigma_s^2), a = alpha_t / alpha_s.
 
-    Source: arXiv:2006.11239, equation 7, for any two levels of a variance-preserving schedule.
+    Source: arXiv:2006.11239, equation 7, for any two levels of any path; where the variance is preserved, the bracket is
+    1 - alpha_bar_t / alpha_bar_s.
 
     Args:
         now: level t.
         then: level s.
     """
-    return then.sigma**2 / now.sigma**2 * (1 - now.alpha**2 / then.alpha**2)
+    a = now.alpha / then.alpha
+    return then.sigma**2 / now.sigma**2 * (now.sigma**2 - a**2 * then.sigma**2)

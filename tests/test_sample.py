@@ -1,0 +1,119 @@
+"""The sample command as real processes."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Command
+
+pytestmark = pytest.mark.slow
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted((folder / "pictures").glob("*.png"))}
+
+
+def test_pictures_of_chosen_classes_and_how_they_came_about(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    """By number and by name; grid, single pictures with seed and class in their names, GIF, strip and path. The batch size
+    changes no pixel by more than a grey level, guidance and seed do."""
+    out = tmp_path / "out"
+    names = [name for name in (diffusion_run / "config.yaml").read_text().splitlines() if "num_classes: 4" in name]
+    assert names
+    done = command("sample", f"run={diffusion_run}", "classes=[2,0]", "num_per_class=3", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert (out / "grid.png").is_file()
+    assert (out / "denoising_path.png").is_file()
+    found = pixels(out)
+    assert [name.partition("_")[0] for name in found] == ["seed0"] * 6
+    assert [name[6:14] for name in found] == ["class000"] * 3 + ["class002"] * 3
+    slug = next(iter(found)).removeprefix("seed0_class000_").rpartition("_")[0]
+    assert len(list((out / "denoising").glob("*.gif"))) == len(list((out / "denoising").glob("*.png"))) == 2
+    with Image.open(next(iter((out / "denoising").glob("*.gif")))) as gif:
+        assert gif.n_frames > 3
+        assert gif.size == (64, 32)
+
+    other = tmp_path / "other"
+    done = command("sample", f"run={diffusion_run}", f"classes=[2,{slug}]", "num_per_class=3", "batch_size=2",
+                   "denoising=false", f"out={other}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not (other / "denoising").exists()
+    for name, picture in pixels(other).items():
+        assert np.abs(picture - found[name]).max() <= 1, name
+    for change in ("guidance_scale=8", "seed=1", "sampler=ddpm", "steps=9", "guidance_interval=[0.2,0.5]"):
+        changed = tmp_path / change.replace("[", "").replace("]", "")
+        done = command("sample", f"run={diffusion_run}", "classes=[2,0]", "num_per_class=3", change, "denoising=false",
+                       f"out={changed}")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert any((a != b).any() for a, b in zip(pixels(changed).values(), found.values(), strict=True)), change
+
+
+def test_an_archive_for_an_evaluation(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command("sample", f"run={diffusion_run}", "num=21", "class_frequencies=train", "format=npz", "batch_size=8",
+                   f"out={out}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with np.load(out / "samples.npz") as archive:
+        assert archive["arr_0"].shape == (21, 32, 32, 3)
+        assert archive["arr_0"].dtype == np.uint8
+        assert set(archive["arr_1"]) <= {0, 1, 2, 3}
+        assert len(set(archive["arr_1"])) > 1
+    assert not (out / "pictures").exists()
+    assert not list(out.rglob("*.partial"))
+
+
+def test_an_autoencoder_samples_from_prior_mixture_and_classes(command: Command, autoencoder_run: Path, tmp_path: Path) -> None:
+    """Three ways that differ; the last two need what the end of training stored, and say so where it is missing."""
+    ways = {"prior": ["source=prior"], "mixture": [], "classes": ["classes=[0,1,2,3]", "num_per_class=1"]}
+    found = {}
+    for name, way in ways.items():
+        done = command(
+            "sample", f"run={autoencoder_run}", *(way if name == "classes" else ["num=4", *way]), f"out={tmp_path / name}"
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = np.stack(list(pixels(tmp_path / name).values()))
+    assert (found["prior"] != found["mixture"]).any()
+    assert (found["mixture"] != found["classes"]).any()
+
+    run = tmp_path / "run"
+    shutil.copytree(autoencoder_run, run)
+    (run / "latents.safetensors").unlink()
+    for way, words in ((["source=mixture"], "source=prior"), (["classes=all"], "leave them out")):
+        done = command("sample", f"run={run}", *way)
+        assert done.returncode == 2
+        assert words in done.stderr
+    done = command("sample", f"run={run}", "num=2", "steps=9")
+    assert done.returncode == 0
+    assert "N(0, I)" in done.stdout
+    assert "steps= has no effect here" in done.stderr
+    done = command("sample", f"run={run / 'checkpoints' / 'last.ckpt'}", "num=1")
+    assert done.returncode == 0, done.stderr
+
+
+WRONG = {
+    ("classes=[white_21_rai]",): "did you mean white_21_ray?",
+    ("classes=99",): "there is no class 99",
+    ("num=4", "classes=[0]"): "give one of them",
+    ("class_frequencies=train",): "give num=",
+    ("sampler=heun",): "heun follows a flow",
+    ("sampler=dpm",): "did you mean ddpm?",
+    ("steps=1001",): "1000 noise levels",
+    ("steps=0",): "must be from 1",
+    ("guidance_interval=[0.5,0.2]",): "rising numbers",
+    ("batch_size=0",): "from 1",
+    ("colour=red",): "there is no key colour",
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG.items())
+def test_what_is_wrong_is_one_line_and_leaves_no_folder(
+    command: Command, diffusion_run: Path, arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    done = command("sample", f"run={diffusion_run}", *arguments, f"out={tmp_path / 'out'}")
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error:")
+    assert words in line
+    assert not (tmp_path / "out").exists()
