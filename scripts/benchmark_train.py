@@ -3,6 +3,7 @@
     python scripts/benchmark_train.py model=vae_gan model.perceptual=discriminator     any override of flowergen.train
     python scripts/benchmark_train.py model=vae rounds=5 steps=20
     python scripts/benchmark_train.py model=vae_gan arms=eager,channels_last,compiled,bf16
+    python scripts/benchmark_train.py model=latent_ddpm autoencoder=RUN                with and without the cache of latents
 
 Printed, each as median over the rounds with the range; rounds alternate between the arms, so that a drifting machine touches
 all alike:
@@ -13,7 +14,8 @@ all alike:
 4. peak memory.
 
 Arms: eager (float32, NCHW), channels_last, compiled (and channels_last), bf16 (and channels_last), compiled_bf16 (and
-channels_last). TF32 is off in all of them. The adversarial loss is on from the first step. The GPU's part has not been run on
+channels_last); for latent diffusion no_cache (channels_last, each batch encoded at each step), under Lightning too. TF32 is off
+in all of them. The adversarial loss is on from the first step. The GPU's part has not been run on
 one.
 """
 
@@ -31,14 +33,16 @@ from benchmark_data import Stopwatch, hardware, ratio, spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights
+from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights, load_autoencoder
 from flowergen.config.command import checked, one_line_errors
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
-from flowergen.data.batch import Batch
+from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.evaluation.encoding import cached_posteriors
 from flowergen.losses.diff_augment import NUM_DRAWS
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 
@@ -56,14 +60,17 @@ class BareStep:
     Args:
         config: of the run.
         num_classes: of the data.
-        batch: float32 in [0, 1], on the device.
+        batch: of pictures in [0, 1], or of latents, on the device.
         arm: see the top of the file.
+        autoencoder: of latent diffusion.
     """
 
-    def __init__(self, config: dict[str, Any], num_classes: int, batch: Batch, arm: str):
-        self.batch, self.bf16 = batch, "bf16" in arm
+    def __init__(
+        self, config: dict[str, Any], num_classes: int, batch: Batch | LatentBatch, arm: str, autoencoder: ImageModel | None
+    ):
+        self.batch, self.bf16, self.device = batch, "bf16" in arm, batch.label.device
         self.seconds: dict[str, float] = defaultdict(float)
-        self.module: Any = build_module(config, num_classes).to(batch.image.device).train()
+        self.module: Any = build_module(config, num_classes, autoencoder).to(self.device).train()
         self.module.to(memory_format=torch.contiguous_format if arm == "eager" else torch.channels_last)
         optimizers: Any = self.module.configure_optimizers()
         self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -75,11 +82,13 @@ class BareStep:
     def __call__(self) -> None:
         """The whole of it."""
         self.phase, self.started = "", time.perf_counter()
-        with torch.autocast(self.batch.image.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.module, VAEGANModule):
-                self._two_players(self.module)
+                self._two_players(self.module, cast(Batch, self.batch))
+            elif isinstance(self.module, LatentDDPMModule):
+                self._denoiser(self.module)
             else:
-                self._one_player(self.module)
+                self._one_player(self.module, cast(Batch, self.batch))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -88,8 +97,17 @@ class BareStep:
             self.module.ema.update(self.module.net, 1000)
             self._lap("moving average")
 
-    def _one_player(self, module: VAEModule) -> None:
-        x = self.batch.image
+    def _denoiser(self, module: LatentDDPMModule) -> None:
+        posterior = module._posterior(self.batch)
+        x0 = module.scaled(posterior.sample(torch.randn_like(posterior.mean)))
+        self._lap("latents")
+        t = module.schedule.times(torch.rand(len(x0), device=self.device))
+        loss = module.losses(module.net, x0, torch.randn_like(x0), t, self.batch.label).mean()
+        self._lap("forward and loss")
+        self._backward(loss)
+
+    def _one_player(self, module: VAEModule, batch: Batch) -> None:
+        x = batch.image
         posterior = module._encode(module.net, x)
         noise = torch.randn_like(posterior.mean)
         z = posterior.sample(noise)
@@ -97,14 +115,14 @@ class BareStep:
         self._lap("forward and loss")
         self._backward(loss)
 
-    def _two_players(self, module: VAEGANModule) -> None:
-        x = 2 * self.batch.image - 1
+    def _two_players(self, module: VAEGANModule, batch: Batch) -> None:
+        x = 2 * batch.image - 1
         posterior = module.net.encoder(x)
         h = module.net.decoder.features(posterior.sample(torch.randn_like(posterior.mean)))
         x_hat = module.net.decoder.to_picture(h).float()
         self._lap("autoencoder, forward")
         if module.adversary is None:
-            loss = module.objective(x, self.batch.label, posterior, x_hat, None)["loss"].mean()
+            loss = module.objective(x, batch.label, posterior, x_hat, None)["loss"].mean()
             self._lap("generator, losses")
             self._backward(loss)
             return
@@ -113,7 +131,7 @@ class BareStep:
         real = module.adversary.judge(x, u)
         self._lap("discriminator on pictures, forward")
         self.phase = "generator, losses"
-        module._generator_phase(module.adversary, x, self.batch.label, posterior, h, x_hat, real, u)
+        module._generator_phase(module.adversary, x, batch.label, posterior, h, x_hat, real, u)
         self._lap("adaptive weight")
         self.phase = "discriminator on reconstructions, forward"
         module._discriminator_phase(module.adversary, real, x_hat.detach(), u)
@@ -127,7 +145,7 @@ class BareStep:
         self._lap("discriminator, backward" if self.phase.startswith("discriminator") else "backward")
 
     def _lap(self, name: str) -> None:
-        if self.batch.image.is_cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.seconds[name] += now - self.started
@@ -138,6 +156,8 @@ def _parts_to_compile(module: ImageModel) -> list[torch.nn.Module]:
     if isinstance(module, VAEGANModule):
         judging = [module.adversary.discriminator] if module.adversary else []
         return [module.net.encoder, module.net.decoder.layers, *judging]
+    if isinstance(module, LatentDDPMModule):
+        return [module.net]
     net = cast(VAEModule, module).net
     return [net["encoder"], net["decoder"]]
 
@@ -152,9 +172,9 @@ class SynchronisedStopwatch(Stopwatch):
         super().on_train_batch_end(*args)
 
 
-def lightning_seconds(config: dict[str, Any], data: ImageDataModule) -> float:
+def lightning_seconds(config: dict[str, Any], data: ImageDataModule, autoencoder: ImageModel | None) -> float:
     """Seconds of an epoch of ``limit_train_batches`` steps."""
-    module = build_module(config, num_classes=len(data.class_names))
+    module = build_module(config, len(data.class_names), autoencoder)
     with tempfile.TemporaryDirectory() as folder:
         trainer, stopwatch = build_trainer(config, RunFolder(folder), None), SynchronisedStopwatch()
         trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined]
@@ -168,11 +188,15 @@ def print_flops(step: BareStep, seconds: float, num_images: int) -> None:
         step()
     flops = counter.get_total_flops()
     print(f"  {flops / num_images / 1e9:.2f} GFLOP a picture, {flops / seconds / 1e9:,.0f} GFLOP/s achieved")
-    if step.batch.image.is_cuda:
+    if step.device.type == "cuda":
         name, precision = torch.cuda.get_device_name(), "bf16" if step.bf16 else "float32"
         peaks = [peaks[precision] for known, peaks in PEAK_TFLOPS.items() if known in name]
         share = f"{flops / seconds / 1e12 / peaks[0]:.1%} of {peaks[0]} TFLOP/s" if peaks else "unknown"
         print(f"  share of {name}'s {precision} peak: {share}")
+
+
+def _to(batch: Any, device: str) -> Any:
+    return type(batch)(*(t.to(device) for t in batch))
 
 
 def main() -> None:
@@ -203,9 +227,19 @@ def main() -> None:
     fetch_weights(config)
     data = build_datamodule(config)
     data.setup()
-    num = data.batch_size
-    batch = data.on_after_batch_transfer(Batch(*(t.to(device) for t in data.pictures[data.rows["train"][:num].tolist()])), 0)
-    bare = {arm: BareStep(config, len(data.class_names), batch, arm) for arm in arms}
+    num, rows = data.batch_size, data.rows["train"][: data.batch_size].tolist()
+    pictures = data.pictures
+    batch: Batch | LatentBatch = data.on_after_batch_transfer(_to(pictures[rows], device), 0)
+    loaded = load_autoencoder(config, RunFolder("no run folder yet"), device)
+    autoencoder = loaded.module if loaded else None
+    batches = {"no_cache": batch}
+    if autoencoder:
+        data.feed_latents(*cached_posteriors(autoencoder, data, data.cache_dir))
+        batch = data.on_after_batch_transfer(_to(data.source[rows], device), 0)
+        arms.append("no_cache")
+    bare = {
+        arm: BareStep(config, len(data.class_names), batches.get(arm, batch), arm, autoencoder) for arm in dict.fromkeys(arms)
+    }
     print(hardware() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""))
     print(f"{config['model']['_target_'].rpartition('.')[2]}, {data.image_size} px, batches of {num}, TF32 off")
     for arm, step in bare.items():
@@ -216,7 +250,8 @@ def main() -> None:
         step.seconds.clear()
 
     main_arm = "channels_last" if config["trainer"]["channels_last"] and "channels_last" in arms else arms[0]
-    rates: dict[str, list[float]] = {name: [] for name in (*arms, "Lightning")}
+    whole = ["Lightning", "Lightning, no cache"] if autoencoder else ["Lightning"]
+    rates: dict[str, list[float]] = {name: [] for name in (*bare, *whole)}
     with_precision = {**config, "trainer": {**config["trainer"], "precision": "32-true"}}
     for _ in range(rounds):
         for arm, step in bare.items():
@@ -224,13 +259,18 @@ def main() -> None:
             for _ in range(steps):
                 step()
             rates[arm].append(num * steps / (time.perf_counter() - start))
-        rates["Lightning"].append(num * steps / lightning_seconds(with_precision, data))
+        for name in whole:
+            latents = data.source
+            if "no cache" in name:
+                data.source = pictures
+            rates[name].append(num * steps / lightning_seconds(with_precision, data, autoencoder))
+            data.source = latents
 
     print("\nimages/s")
     for arm, values in rates.items():
-        against = main_arm if arm == "Lightning" else arms[0]
+        against = main_arm if arm == "Lightning" else "Lightning" if arm.startswith("Lightning") else arms[0]
         print(f"  {arm:<16} {spread(values)}   {ratio(values, rates[against])} of {against}")
-    for arm in dict.fromkeys([main_arm, arms[-1]]):
+    for arm in dict.fromkeys([main_arm, list(bare)[-1]]):
         step = bare[arm]
         total = sum(step.seconds.values())
         print(f"\nphases of a bare step, {arm}: {1000 * total / rounds / steps:,.0f} ms")
