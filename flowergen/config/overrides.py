@@ -69,7 +69,8 @@ def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not Path(value).expanduser().exists()
-    return f"{key}={','.join(map(quoted_path, value.split(',') if swept else [value]))}"
+    parts = [part if part in NO_PATHS else quoted_path(part) for part in (value.split(",") if swept else [value])]
+    return f"{key}={','.join(parts)}"
 
 
 def quoted_path(path: str | Path) -> str:
