@@ -43,12 +43,14 @@ class CachedImages:
         rows: (M,) int64 position of each in the listing, rising.
         digests: (M,) str, of the source bytes: equal for byte-identical duplicates.
         unreadable: "name (reason)" of the rest.
+        key: of the cache: stands for the source files and the transform.
     """
 
     images: np.ndarray
     rows: np.ndarray
     digests: np.ndarray
     unreadable: tuple[str, ...]
+    key: str
 
 
 def cached_images(
@@ -150,7 +152,7 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
     except Exception as error:  # damaged bytes make json and numpy raise whatever they please, tokenize.TokenError too
         log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
         return None
-    return CachedImages(images, rows, digests, tuple(unreadable.values()))
+    return CachedImages(images, rows, digests, tuple(unreadable.values()), key)
 
 
 def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: int, num_threads: int | None) -> None:

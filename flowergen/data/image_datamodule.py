@@ -128,6 +128,7 @@ class ImageDataModule(LightningDataModule, ABC):
         cached = cached_images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
         self.class_names = listing.class_names
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
+        self.pixels = cached.key  # what the pictures are, pixel by pixel
         self.source: Dataset[Any] = self.pictures
         subsets = self._subsets(listing, cached.rows, cached.digests)
         identity = hashlib.blake2b(digest_size=16)

@@ -58,7 +58,7 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
     """
     num, flips = len(data.pictures), data.horizontal_flip
     shape = (num, 1 + flips, *model.latent_shape)
-    identity = f"{fingerprint(model.inference_net)}/{data.identity}/{data.image_size}/{flips}"
+    identity = f"{fingerprint(model.inference_net)}/{data.pixels}/{data.identity}/{flips}"
     key = blake2b(identity.encode(), digest_size=16).hexdigest()
     folder = cache_dir / f"{data.name}_latents_{key[:16]}"
 

@@ -26,7 +26,7 @@ GRID_COLUMNS = 16  # pictures of a class in the grid, at most
 GRID_PICTURES = 1024  # in the grid, at most
 STRIP_COLUMNS = 9
 HOLD_FRAMES = 10  # for which a GIF stays at its end
-LONGEST_NAME = 60  # of a class, in the names of files: file systems allow 255 bytes
+LONGEST_NAME = 150  # bytes of a class in the names of files: file systems allow 255 for all of it
 
 
 class NpzWriter:
@@ -56,14 +56,15 @@ class NpzWriter:
         self.file.write(pixels.tobytes())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.file.close()
-        if kind is None:
-            with self.archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, self.labels.numpy(), allow_pickle=False)
-        self.archive.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
+        try:
+            self.file.close()
+            if kind is None:
+                with self.archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, self.labels.numpy(), allow_pickle=False)
+            self.archive.close()
+            if kind is None:
+                self.partial.replace(self.path)
+        finally:
             self.partial.unlink(missing_ok=True)
 
 
@@ -183,7 +184,8 @@ def file_name(seed: int, label: int, names: Sequence[str]) -> str:
     """
     if label == NO_CLASS:
         return f"seed{seed}"
-    slug = "_".join(re.findall(r"\w+", names[label].replace("'", "")))[:LONGEST_NAME]
+    slug = "_".join(re.findall(r"\w+", names[label].replace("'", "")))
+    slug = slug.encode()[:LONGEST_NAME].decode(errors="ignore")
     return f"seed{seed}_class{label:03d}_{slug}"
 
 

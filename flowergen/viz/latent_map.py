@@ -56,6 +56,7 @@ def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[t
             xs[-1:], ys[-1:], marker="*", markersize=15, color=colors[label], markeredgecolor="black", linestyle="", label=name
         )
     ax.set(title=title, xlabel="first principal direction", ylabel="second principal direction")
-    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)).get_texts():
+        text.set_parse_math(False)  # a class may be called anything
     canvas.draw()
     write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])

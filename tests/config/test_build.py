@@ -27,6 +27,15 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
 
 
+DIFFUSION = ("latent_ddpm", "flowers_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny")
+
+
+def on_pixels(choice: str) -> list[str]:
+    """Diffusion needs no other run there; one sample of one step, as the network of a recipe is a large one."""
+    few = ["autoencoder=none", "data.image_size=32", "model.sampling.steps=1", "callbacks.images.num_samples=1"]
+    return few if choice in DIFFUSION else []
+
+
 def train_one_step(run: Path, *overrides: str) -> None:
     config = composed(*overrides, "debug=tiny", "data.batch_size=2", "trainer.limit_train_batches=1", "trainer.accelerator=cpu")
     data = build_datamodule(config)
@@ -44,10 +53,11 @@ def test_every_model_trains_a_step_on_every_data_set(
 ) -> None:
     """Flowers102 through its own data module where FLOWERGEN_TEST_DATA has it, see test_flowers102_trains_a_step."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
-    train_one_step(tmp_path / "a", f"model={model}", "data=procedural", "data.num_images=40", "data.image_size=28")
+    chosen = (f"model={model}", *on_pixels(model))
+    train_one_step(tmp_path / "a", *chosen, "data=procedural", "data.num_images=40", "data.image_size=28")
     for data in ("image_folder", "celeba", "dogs"):
         own = (f"data={data}", f"data.root={picture_folder}", "data.image_size=28")
-        train_one_step(tmp_path / data, f"model={model}", *own)
+        train_one_step(tmp_path / data, *chosen, *own)
     for number, picture in enumerate(sorted(picture_folder.rglob("*.png"))):
         (picture_folder / "Training Data").mkdir(exist_ok=True)
         (picture_folder / "Testing Data").mkdir(exist_ok=True)
@@ -55,7 +65,7 @@ def test_every_model_trains_a_step_on_every_data_set(
     for folder in ("roses", "tulips"):
         (picture_folder / folder).rmdir()
     own = ("data=landscapes", f"data.root={picture_folder}", "data.image_size=28")
-    train_one_step(tmp_path / "landscapes", f"model={model}", *own)
+    train_one_step(tmp_path / "landscapes", *chosen, *own)
 
 
 @pytest.mark.parametrize("options", [("model.divergence=mmd", "model.beta=100"), ("model.residual_blocks=1",)])
@@ -72,7 +82,8 @@ def test_flowers102_trains_a_step(
     model: str, tmp_path: Path, cache_dir: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
-    train_one_step(tmp_path, f"model={model}", "data=flowers102", f"data.root={photographs / 'flowers102_64px'}")
+    own = ("data=flowers102", f"data.root={photographs / 'flowers102_64px'}")
+    train_one_step(tmp_path, f"model={model}", *own, *on_pixels(model))
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -80,7 +91,8 @@ def test_every_recipe_trains_a_step(
     experiment: str, tmp_path: Path, cache_dir: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
-    train_one_step(tmp_path / "run", f"experiment={experiment}", "data=image_folder", f"data.root={picture_folder}")
+    own = ("data=image_folder", f"data.root={picture_folder}")
+    train_one_step(tmp_path / "run", f"experiment={experiment}", *own, *on_pixels(experiment))
 
 
 def test_a_model_of_ones_own_is_held_against_its_signature() -> None:

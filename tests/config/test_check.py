@@ -50,12 +50,35 @@ WRONG = {
     "data.image_size=${nope}": "nope",
     "model=[": "key=value",
 }
+PIXELS = ("model=latent_ddpm", "autoencoder=none")
+FLOW = ("model.objective=flow",)
+WRONG_DIFFUSION = {
+    "model.sampling.step=5": "did you mean model.sampling.steps?",
+    "model.network.multiplier=[1]": "did you mean model.network.multipliers?",
+    "model.objective=epsilon": "did you mean eps?",
+    "model.sampling.sampler=dpmpp": "did you mean dpmpp_2m?",
+    "model.sampling.steps=0": "from 1",
+    "model.sampling.guidance_interval=[0.7,0.3]": "two rising numbers from 0 to 1",
+    "model.sampling.eta=2": "from 0 to 1",
+    "model.class_dropout=-0.1": "from 0 to 1",
+    "model.num_timesteps=1": "from 10",
+    "model.min_snr_gamma=0": "above 0",
+    "model/network=unit": "did you mean unet?",
+}
 
 
 @pytest.mark.parametrize(("override", "words"), WRONG.items())
 def test_what_is_wrong_is_said_in_one_line(override: str, words: str) -> None:
     with pytest.raises(UserError) as error:
         checked([override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("override", "words"), WRONG_DIFFUSION.items())
+def test_so_it_is_for_diffusion(override: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        checked([*PIXELS, override])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -68,13 +91,49 @@ CONTRADICTIONS = {
     ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"): "never",
     ("data=image_folder", "data.root=/no/such/folder"): "no folder that exists",
     ("data=image_folder", "data.root="): "must be a folder",
+    ("model=latent_ddpm",): r"python -m flowergen\.train model=vae_gan data=procedural .*autoencoder=RUN",
+    ("model=latent_ddpm", "autoencoder=null"): "needs a trained autoencoder",
+    ("experiment=ldm_tiny",): "needs a trained autoencoder",
+    ("autoencoder=none",): "this is another model: leave it out",
+    ("model=vae_gan", "autoencoder=none"): "this is another model: leave it out",
+    (*PIXELS, "model.objective=eps", "model.zero_terminal_snr=true"): "model.objective=eps: .*take v or x0",
+    (*PIXELS, "model.weighting=min_snr", "model.zero_terminal_snr=true"): "model.objective=v: min_snr weighs",
+    (*PIXELS, *FLOW, "model.weighting=min_snr"): "model.objective=flow: min_snr",
+    (*PIXELS, *FLOW, "model.zero_terminal_snr=true"): "model.objective=flow: .*noise alone anyway",
+    (*PIXELS, "model.time_sampling=logit_normal"): "model.objective=v: logit_normal",
+    (*PIXELS, "model.sampling.sampler=euler"): "model.sampling.sampler=euler: .*follows a flow",
+    (*PIXELS, "model.sampling.sampler=heun"): "model.sampling.sampler=heun: .*follows a flow",
+    (*PIXELS, "model.sampling.steps=200", "model.num_timesteps=100"): "steps=200 is more than model.num_timesteps=100",
 }
+RIGHT = [
+    (*PIXELS, "model.objective=eps", "model.weighting=min_snr"),
+    (*PIXELS, "model.objective=x0", "model.zero_terminal_snr=true"),
+    (*PIXELS, *FLOW, "model.time_sampling=logit_normal", "model.sampling.sampler=heun"),
+    (*PIXELS, *FLOW, "model.sampling.sampler=ddim"),
+    (*PIXELS, *FLOW, "model.sampling.steps=200", "model.num_timesteps=100"),
+    (*PIXELS, "model.sampling.sampler=ddpm", "model.sampling.steps=1000"),
+    (*PIXELS, "model/network=dit", "model.network.patch_size=4", "model.ema_decay=null"),
+]
 
 
 @pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS.items())
 def test_options_that_are_right_alone_and_wrong_together(overrides: tuple[str, ...], words: str) -> None:
     with pytest.raises(UserError, match=words):
         checked(overrides)
+
+
+@pytest.mark.parametrize("overrides", RIGHT)
+def test_options_that_are_right_together_pass(overrides: tuple[str, ...]) -> None:
+    checked(overrides)
+
+
+DIFFUSION = ("latent_ddpm", "flowers_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny")
+PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny")  # recipes
+
+
+def autoencoder_of(choice: str) -> list[str]:
+    """What a model or a recipe needs to compose by itself."""
+    return ["autoencoder=none"] if choice in DIFFUSION else []
 
 
 def options(group: str) -> list[str]:
@@ -85,17 +144,15 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_path: Path) -> None:
     root = [f"data.root={tmp_path}"] if data != "procedural" else []
-    checked([f"model={model}", f"data={data}", *root])
+    checked([f"model={model}", f"data={data}", *root, *autoencoder_of(model)])
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 @pytest.mark.parametrize("data", ["", *options("data")])
 def test_every_recipe_composes_with_every_data_set_and_with_debug(experiment: str, data: str, tmp_path: Path) -> None:
     choice = [f"data={data}"] if data else []
-    root = (
-        [f"data.root={tmp_path}"] if data != "procedural" and (data or experiment not in ("quickstart", "vae_gan_tiny")) else []
-    )
-    checked([f"experiment={experiment}", *choice, *root, "debug=tiny"])
+    root = [f"data.root={tmp_path}"] if data != "procedural" and (data or experiment not in PROCEDURAL) else []
+    checked([f"experiment={experiment}", *choice, *root, *autoencoder_of(experiment), "debug=tiny"])
 
 
 @pytest.mark.parametrize("trainer", options("trainer"))
@@ -118,7 +175,7 @@ def test_the_schema_knows_the_arguments_that_the_class_takes(target: str) -> Non
     if not target.startswith("flowergen."):
         return
     given_by_build = {"self", "folder", "path", "hyperparameters"}
-    given_by_build |= {"num_classes", "accumulate_grad_batches", "gradient_clip_val"}
+    given_by_build |= {"num_classes", "accumulate_grad_batches", "gradient_clip_val", "autoencoder", "shape"}
     needed = {
         name
         for name, p in parameters.items()

@@ -29,6 +29,10 @@ class Pixels(ImageModel):
     def inference_net(self) -> nn.Module:
         return self
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return 3, SIDE, SIDE
+
     def encode(self, x: Tensor) -> Posterior:
         return Posterior(x, torch.full_like(x, 2 * np.log(self.sigma)))
 

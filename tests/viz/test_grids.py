@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowergen.viz.grids import comparison_grid, image_grid, write_png
+from flowergen.viz.grids import comparison_grid, image_grid, labelled_grid, write_png
 
 
 def to_uint8(image):
@@ -72,3 +72,30 @@ def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_png(path, 255 - first)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), first)
+
+
+def test_each_label_stands_in_front_of_its_row_of_pictures():
+    """Rows may differ in length; right of the margin the grid is that of the pictures, to the bit."""
+    first, second = torch.rand(3, 3, 24, 20), torch.rand(1, 3, 24, 20)
+    grid = labelled_grid([("0 daisy", first), ("12 a much longer name", second)], gap_px=2)
+    margin = grid.shape[1] - (3 * 22 - 2)
+    assert (grid.shape[0], grid.dtype) == (2 * 26 - 2, np.uint8)
+    white = torch.ones(2, 3, 24, 20)
+    np.testing.assert_array_equal(grid[:, margin:], image_grid(torch.cat((first, second, white)), columns=3, gap_px=2))
+    dark = [(grid[26 * row : 26 * row + 24, :margin].min(axis=-1) < 128) for row in (0, 1)]
+    widths = [int(np.ptp(np.flatnonzero(rows.any(0)))) for rows in dark]
+    assert 0 < widths[0] < widths[1], "the margin is as wide as the longest label"
+    for rows in dark:
+        middle = np.flatnonzero(rows.any(1)).mean()
+        assert abs(middle - 12) < 4, "in the middle of its row"
+        assert margin - 10 < np.flatnonzero(rows.any(0)).max() < margin - 2, "up to the pictures, and not into them"
+    assert (grid[24:26] == 255).all()
+
+
+def test_labels_of_any_script_and_of_none_fit():
+    """Small pictures keep a label that can be read; a script that the font lacks does no harm."""
+    grid = labelled_grid([("", torch.rand(1, 3, 8, 8)), ("日本 ünïcödé \n x", torch.rand(2, 3, 8, 8))])
+    assert grid.shape[0] == 18
+    only = torch.rand(2, 3, 8, 8)
+    bare = labelled_grid([("", only)])
+    np.testing.assert_array_equal(bare[:, -18:], image_grid(only, 2))
