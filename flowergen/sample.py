@@ -64,17 +64,28 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
     if config["class_frequencies"] == "train" and not config["num"]:
         raise UserError("class_frequencies=train says which classes num= pictures have: give num=")
     own = stored.get("sampling")
+    if config["classes"] and config["source"] != "auto":
+        raise UserError("classes= draws from a Gaussian for each class, and source= is for all classes together: leave one out")
+    if not own and config["class_frequencies"] == "train":
+        raise UserError("class_frequencies=train is for diffusion models: of a VAE, classes= gives pictures of given classes")
     if own:
+        scale = own["guidance_scale"] if config["guidance_scale"] is None else config["guidance_scale"]
+        if stored["class_dropout"] == 0 and scale != 1:
+            raise UserError(f"guidance_scale={scale}: the model was trained with class_dropout=0 and knows no guidance: give 1")
         name, steps = config["sampler"] or own["sampler"], config["steps"] or own["steps"]
         reason = sampler_refusal(stored["objective"], name)
         if reason:
             raise UserError(f"sampler={name}: {reason}")
         if stored["objective"] != "flow" and steps > stored["num_timesteps"]:
             raise UserError(f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and as many steps at most")
-    unread = ("source",) if own else (*OF_DIFFUSION, "denoising")
-    for key in unread:
+    unread = {"source": "VAEs"} if own else dict.fromkeys((*OF_DIFFUSION, "denoising"), "diffusion models")
+    if own and name != "ddim":
+        unread["eta"] = "sampler=ddim"
+    if config["num"]:
+        unread["num_per_class"] = "classes="
+    for key, reader in unread.items():
         if any(argument.startswith(f"{key}=") for argument in typed):
-            print(f"{key}= has no effect here: it is for {'VAEs' if own else 'diffusion models'}", file=sys.stderr)
+            print(f"{key}= has no effect here: it is for {reader}", file=sys.stderr)
 
 
 def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
@@ -86,10 +97,13 @@ def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | 
     conditional = len(names) > 0 and (config["classes"] is not None or hasattr(model.module, "num_classes"))
     if config["classes"] is not None:
         typed = str(config["classes"]).strip("[]() ")
-        chosen = [] if typed == "all" else [class_label(name.strip(), names) for name in typed.split(",") if name.strip()]
-        if not chosen and not names:
+        if not names:
             raise UserError("classes=: this model was trained without classes; give num= instead")
-        return labels_of_classes(chosen or list(range(len(names))), config["num_per_class"])
+        every = list(range(len(names)))
+        chosen = every if typed == "all" else [class_label(n.strip(), names) for n in typed.split(",") if n.strip()]
+        if not chosen:
+            raise UserError("classes= holds no class: give all, or numbers and names, as in classes=[0,5,sunflower]")
+        return labels_of_classes(chosen, config["num_per_class"])
     if config["num"] or not conditional:
         counts = store.class_counts if store and config["class_frequencies"] == "train" else None
         if config["class_frequencies"] == "train" and (counts is None or not counts.sum()):
@@ -113,14 +127,16 @@ def _write(
         how = replace(module.sampling, **typed)
         sampler = sampling.diffusion_sampler(module, how, seed)
     else:
-        sampler = sampling.autoencoder_sampler(module, store, config["source"], seed)
+        by_class = config["classes"] is not None
+        sampler = sampling.autoencoder_sampler(module, store, config["source"], by_class, seed)
     auto = config["batch_size"] == "auto"
     batch_size = (256 if module.device.type == "cuda" else 64) if auto else config["batch_size"]
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.image_size, seed, config["format"])
     if isinstance(module, LatentDDPMModule) and config["denoising"]:
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
-        lines += sample_files.write_denoising(folder, module, how, first, labels[first], model.class_names, seed, store)
+        labelled = (first, labels[first], model.class_names)
+        lines += sample_files.write_denoising(folder, module, how, *labelled, seed, store, min(batch_size, 16))
     return [sampler.says, *lines]
 
 

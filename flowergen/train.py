@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowergen.config import conf_dir, launcher
+from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
@@ -75,17 +76,16 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _store(config, run)
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.weights.is_file():
+    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
     fetch_weights(config)
     datamodule.setup()
     carry_autoencoder(config, run)
-    autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]["accelerator"]))
+    autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]))
     module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
-    if autoencoder:
-        prepare_latents(config, run, module, datamodule, autoencoder)
+    prepare_latents(config, run, module, datamodule, autoencoder)
     trainer = build_trainer(config, run, resumed_from=checkpoint)
     log.info(_essentials(datamodule, module, trainer, run))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
@@ -107,8 +107,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         raise KeyboardInterrupt from None
 
     if trainer.is_global_zero:
-        store_what_sampling_needs(run, module, datamodule)
         save_weights(module, run.weights)
+        store_what_sampling_needs(config, run, module, datamodule)
         log.info(_farewell(run))
 
 
@@ -116,7 +116,8 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
     if is_first_process():
         given = HydraConfig.get().overrides
         lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
-        run.store(config, [*lines, *(line for line in given.task if not line.lstrip("+").startswith("resume="))])
+        typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_taken_over(line))]
+        run.store(config, [*lines, *typed])
 
 
 def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:

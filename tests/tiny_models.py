@@ -88,6 +88,8 @@ def diffusion(awake: bool = True, on_pixels: bool = False, **changes: Any) -> La
         on_pixels: no autoencoder.
         **changes: of DIFFUSION.
     """
+    if changes.get("objective") == "eps" and not on_pixels:
+        changes = {"schedule": "linear", **changes}  # the only one that goes with it there
     autoencoder = changes.pop("autoencoder", None if on_pixels else TinyAutoencoder())
     with initialisation(0):
         module = LatentDDPMModule(**{**DIFFUSION, "autoencoder": autoencoder, **changes})

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,32 +148,48 @@ def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch
 
 
 def prepare_latents(
-    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, autoencoder: "LoadedModel"
+    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, autoencoder: "LoadedModel | None"
 ) -> None:
-    """Encode the collection, scale the module's latents by it, and keep some for sampling.
+    """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling.
 
     Raises:
         UserError: the autoencoder was trained on pictures that this run holds out.
     """
-    assert isinstance(module, LatentDDPMModule)
-    same = all(autoencoder.config["data"].get(key) == config["data"].get(key) for key in ("_target_", "root"))
-    if same and autoencoder.pictures != data.identity:
+    if not isinstance(module, LatentDDPMModule):
+        return
+    rows = data.rows["train"]
+    kept = spread(rows, num_stored(module.latent_shape))
+    if autoencoder is None:
+        latents = data.pictures[kept.tolist()].image / 127.5 - 1
+    else:
+        _check_same_pictures(config, data, autoencoder)
+        model = autoencoder.module
+        if module.latent_cache:
+            moments = cached_posteriors(model, data, data.cache_dir)
+            data.feed_latents(*moments)
+            parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
+        else:
+            log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
+            parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
+        module.set_latent_scale(*latent_scale(parts))
+        latents = torch.cat([mean[:, 0] for mean, _ in kept_parts])
+    if is_first_process():
+        store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
+
+
+def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, autoencoder: "LoadedModel") -> None:
+    theirs, ours = autoencoder.config["data"], config["data"]
+    if autoencoder.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
+        return
+    if theirs.get("root") == ours.get("root"):
         raise UserError(
             f"{data.name} has other pictures, labels or another split than when the autoencoder was trained, so that held-out "
             "ones may be its training pictures: bring the old ones back, or train an autoencoder on these"
         )
-    rows, model = data.rows["train"], autoencoder.module
-    kept = spread(rows, num_stored(model.latent_shape))
-    if module.latent_cache:
-        moments = cached_posteriors(model, data, data.cache_dir)
-        data.feed_latents(*moments)
-        parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
-    else:
-        log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
-        parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
-    module.set_latent_scale(*latent_scale(parts))
-    if is_first_process():
-        store_latents(run.latents, data, kept, torch.cat([mean[:, 0] for mean, _ in kept_parts]), module.autoencoder_hash, None)
+    log.warning(
+        f"the autoencoder was trained on {theirs.get('root')}: if pictures of {ours.get('root')} are among those, "
+        "what is held out here may be what it was trained on"
+    )
 
 
 def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageModel | None = None) -> ImageModel:
@@ -216,9 +233,12 @@ def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config["trainer"][key] for key in keys if key in config["trainer"]}
 
 
-def resolve_device(accelerator: str) -> str:
-    """Where pictures are encoded before the Trainer is there: ``cuda`` or ``cpu``."""
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+def resolve_device(trainer: dict[str, Any]) -> str:
+    """Where this process encodes pictures before the Trainer is there: its GPU, or ``cpu``."""
+    if trainer["accelerator"] not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "cpu"
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return f"cuda:{trainer['devices'][rank] if isinstance(trainer['devices'], list) else rank}"
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
@@ -313,12 +333,12 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """What the HPARAMS tab compares: everything but paths, classes and the observers."""
-    chosen = {key: config[key] for key in ("seed", "model", "data", "trainer")}
+    chosen = {key: config.get(key) for key in ("seed", "autoencoder", "model", "data", "trainer")}
     left_out = ("_target_", "_partial_", "root", "cache_dir", "weights_dir")
     return {
         key: str(value) if isinstance(value, list) else value
         for key, value in flat(chosen).items()
-        if value is not None and not key.endswith(left_out)
+        if value is not None and (not key.endswith(left_out) or key == "model.network._target_")
     }
 
 
@@ -349,10 +369,18 @@ def save_weights(module: ImageModel, path: Path) -> None:
     partial.replace(path)
 
 
-def store_what_sampling_needs(run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
-    """Of an autoencoder: latents and a prior fitted to them, of the weights that loading the run gives."""
-    if not isinstance(module, LatentDDPMModule):  # which has stored its own before it began
-        store_autoencoder_latents(run.latents, load_run(run.path, str(module.device)).module, data)
+def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
+    """Of an autoencoder: latents and a prior fitted to them, of the weights that loading the run gives.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    if isinstance(module, LatentDDPMModule):  # which has stored its own before it began
+        return
+    try:
+        store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)
+    except OSError as error:
+        raise UserError(f"{run.latents} cannot be written ({error.strerror}): make room, then resume={run.path}") from error
 
 
 class LoadedModel:

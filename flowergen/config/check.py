@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Folder, LatentDDPM, Rule, Train
-from flowergen.diffusion.combinations import refusal, sampler_refusal
+from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.errors import UserError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -226,8 +226,14 @@ def _check_diffusion(config: dict[str, Any]) -> None:
             f"data={config['data'].get('name')}  and give its run folder, autoencoder=RUN (or none, for diffusion on pixels)"
         )
     reason = refusal(model["objective"], model["zero_terminal_snr"], model["time_sampling"], model["weighting"])
+    reason = reason or (latent_refusal(model["objective"], model["schedule"]) if given != "none" else None)
     if reason:
         raise UserError(f"model.objective={model['objective']}: {reason}")
+    if model["class_dropout"] == 0 and model["sampling"]["guidance_scale"] != 1:
+        raise UserError(
+            "model.class_dropout=0 leaves out what guidance compares with, the network's answer without a class: "
+            "set model.sampling.guidance_scale=1 as well, or class_dropout=0.1"
+        )
     sampler = model["sampling"]["sampler"]
     reason = sampler_refusal(model["objective"], sampler)
     if reason:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -117,12 +117,13 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
         UserError: for whatever is wrong with it.
     """
     composed, lines = compose_train(overrides)
+    HydraConfig.instance().set_config(composed)
     if composed.autoencoder not in (None, "none"):
         typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
-        data = cast(dict[str, Any], OmegaConf.to_container(composed.data))
+        data = resolve(composed)["data"]
         added = taken_over(str(composed.autoencoder), run, data, typed)
         composed, lines = compose_train([*added, *overrides])
-    HydraConfig.instance().set_config(composed)
+        HydraConfig.instance().set_config(composed)
     config = resolve(composed)
     check(config, Train)
     contradictions(config)

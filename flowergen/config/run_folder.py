@@ -48,6 +48,10 @@ class RunFolder:
         """Keep other processes from training in this folder."""
         return locked(self.path, "training")
 
+    def is_complete(self) -> bool:
+        """Whether training has left what it leaves at its end."""
+        return self.weights.is_file() and self.latents.is_file()
+
     def exit(self) -> str | None:
         """How its last session ended, "finished" among others; None where nothing is known."""
         try:

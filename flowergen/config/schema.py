@@ -239,7 +239,9 @@ class LatentDDPM:
     _target_: str
     image_size: Annotated[int, between(8, 512)]
     seed: Seed
-    network: Any
+    network: Annotated[
+        Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: choose one by model/network=unet or dit")
+    ]
     objective: Literal["eps", "v", "x0", "flow"]
     schedule: Literal["linear", "cosine"]
     num_timesteps: Annotated[int, between(10, 100_000)]

@@ -23,6 +23,21 @@ def refusal(objective: str, zero_snr: bool, time_sampling: str, weighting: str) 
     return None
 
 
+def latent_refusal(objective: str, schedule: str) -> str | None:
+    """Why an objective and a schedule do not go together where x_0 has no bounds; None where they do.
+
+    Args:
+        objective: eps, v, x0 or flow.
+        schedule: linear or cosine.
+    """
+    if objective == "eps" and schedule == "cosine":
+        return (
+            "with model.schedule=cosine the first step divides the network's error by alpha = 5e-5, and latents have no bounds "
+            "to clip it to: take schedule=linear, or v"
+        )
+    return None
+
+
 def sampler_refusal(objective: str, sampler: str) -> str | None:
     """Why a sampler is not for a model; None where it is.
 

@@ -74,7 +74,7 @@ class DiscreteSchedule(Schedule):
 
     def times(self, u: Tensor) -> Tensor:
         """Each of the T steps is equally likely."""
-        return (u.double() * self.num_timesteps).floor().float()  # in float32, u T may round up to T
+        return (u * self.num_timesteps).floor().clamp(max=self.num_timesteps - 1).float()  # in float32, u T may round up to T
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Looked up."""
@@ -113,7 +113,7 @@ class StraightPath(Schedule):
 
     def times(self, u: Tensor) -> Tensor:
         """Drawn by the inverse of the distribution function."""
-        s = u.double() if self.time_sampling == "uniform" else torch.special.ndtri(u.double()).sigmoid()
+        s = u if self.time_sampling == "uniform" else torch.special.ndtri(u).sigmoid()
         return (s * self.num_timesteps).float()
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:

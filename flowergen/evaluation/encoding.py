@@ -18,7 +18,7 @@ from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # pictures at a time
+BATCH_VALUES = 64 * 64**2  # pixels of the pictures that are encoded at a time
 Moments = tuple[np.ndarray, np.ndarray]  # mean and logvar, each (M, F, C, h, w) float32
 
 
@@ -35,8 +35,9 @@ def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
-    for first in range(0, len(rows), BATCH):
-        x = data.pictures[rows[first : first + BATCH].tolist()].image.to(model.device).float().div_(255)
+    batch_size = max(1, BATCH_VALUES // data.image_size**2)
+    for first in range(0, len(rows), batch_size):
+        x = data.pictures[rows[first : first + batch_size].tolist()].image.to(model.device).float().div_(255)
         variants = [model.encode(x), model.encode(x.flip(-1))] if flips else [model.encode(x)]
         mean, logvar = (torch.stack(moments, dim=1).float().cpu() for moments in zip(*variants, strict=True))
         yield mean, logvar
@@ -58,7 +59,7 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
     """
     num, flips = len(data.pictures), data.horizontal_flip
     shape = (num, 1 + flips, *model.latent_shape)
-    identity = f"{fingerprint(model.inference_net)}/{data.pixels}/{data.identity}/{flips}"
+    identity = f"{fingerprint(model.inference_net)}/{data.pixels}/{flips}"
     key = blake2b(identity.encode(), digest_size=16).hexdigest()
     folder = cache_dir / f"{data.name}_latents_{key[:16]}"
 

@@ -90,10 +90,11 @@ def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
     from sklearn.mixture import GaussianMixture
 
     num, dims = z.shape
-    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver="randomized", random_state=0).fit(z.double().numpy())
+    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver="randomized", random_state=0)
+    coordinates = pca.fit_transform(z.numpy()).astype(np.float64)  # (N, R)
     std = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))  # (R,)
     k = max(1, min(MOST_CORRELATED, len(std), num // 4))
-    u = (pca.transform(z.double().numpy()) / std)[:, :k]  # (N, K), variance 1 along each direction
+    u = coordinates[:, :k] / std[:k]  # (N, K), variance 1 along each direction
     components = max(1, min(MOST_COMPONENTS, num // PICTURES_A_COMPONENT))
     mixture = GaussianMixture(components, reg_covar=1e-2, random_state=0, max_iter=50).fit(u)
 

@@ -89,20 +89,24 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
     mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
     eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
     z = Posterior(mean, logvar).sample(eps).flatten(1)
-    prior = fit_latent_prior(z, torch.from_numpy(data.pictures.labels[rows]), len(data.class_names))
+    prior = None
+    if len(rows) > 1 and z.isfinite().all():
+        prior = fit_latent_prior(z, torch.from_numpy(data.pictures.labels[rows]), len(data.class_names))
+    else:
+        log.warning("no mixture model of the latents: %s", "there is one picture" if len(rows) == 1 else "they are not finite")
     kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))
     store_latents(path, data, rows[kept], mean[torch.from_numpy(kept)], fingerprint(model.inference_net), prior)
 
 
 def read_latents(path: Path, owner: str) -> LatentStore | None:
-    """What ``store_latents`` wrote; None where there is no file, as training has not ended.
+    """What ``store_latents`` wrote; None where there is none of these weights, as training has not ended or gone on since.
 
     Args:
         path: of the file.
         owner: fingerprint of the network that will decode them.
 
     Raises:
-        UserError: it is damaged, or holds another network's latents.
+        UserError: it is damaged.
     """
     if not path.is_file():
         return None
@@ -117,5 +121,6 @@ def read_latents(path: Path, owner: str) -> LatentStore | None:
             f"{path} is damaged ({type(error).__name__}): bring it back, or train the run to its end again"
         ) from error
     if metadata.get("owner") != owner:
-        raise UserError(f"{path} holds the latents of other weights: give the run folder itself, not another .ckpt in it")
+        log.warning(f"{path} holds the latents of other weights than these, and is left aside")
+        return None
     return store

@@ -5,7 +5,6 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +22,7 @@ from flowergen.viz.grids import image_grid, labelled_grid, write_png
 from flowergen.viz.latent_map import draw_paths, principal_plane
 
 GRID_COLUMNS = 16  # pictures of a class in the grid, at most
-GRID_PICTURES = 1024  # in the grid, at most
+GRID_PICTURES = 1024  # in the grid, about
 STRIP_COLUMNS = 9
 HOLD_FRAMES = 10  # for which a GIF stays at its end
 LONGEST_NAME = 150  # bytes of a class in the names of files: file systems allow 255 for all of it
@@ -93,6 +92,7 @@ def write_samples(
     """
     num, shown = len(labels), list[tuple[int, Tensor]]()
     taken: dict[int, int] = {}
+    a_class = 256 if labels[0] == NO_CLASS else min(GRID_COLUMNS, max(1, GRID_PICTURES // len(labels.unique())))
     as_archive = file_format == "npz"
     with (
         NpzWriter(folder / "samples.npz", labels, size_px) if as_archive else nullcontext() as archive,
@@ -103,15 +103,16 @@ def write_samples(
             pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
             if archive is not None:
                 archive.write(pixels)
-            for number, label, image, image_pixels in zip(count(first), labels[first:].tolist(), x, pixels, strict=False):
+            numbered = enumerate(zip(labels[first : first + len(x)].tolist(), x, pixels, strict=True), start=first)
+            for number, (label, image, image_pixels) in numbered:
                 if archive is None:
                     write_png(folder / "pictures" / f"{file_name(seed, label, names)}_{number:05d}.png", image_pixels)
                 taken[label] = taken.get(label, 0) + 1
-                if len(shown) < GRID_PICTURES and (label == NO_CLASS or taken[label] <= GRID_COLUMNS):
-                    shown.append((label, image))
+                if taken[label] <= a_class:
+                    shown.append((label, image.clone()))  # without the batch around it
             progress.update(task, completed=first + len(x))
     if labels[0] == NO_CLASS:
-        images = torch.stack([image for _, image in shown[:256]])
+        images = torch.stack([image for _, image in shown])
         grid = image_grid(images, max(1, round(len(images) ** 0.5)))
     else:
         by_class: dict[int, list[Tensor]] = {}
@@ -132,6 +133,7 @@ def write_denoising(
     names: Sequence[str],
     seed: int,
     store: LatentStore | None,
+    batch_size: int,
 ) -> list[str]:
     """How samples came about: a GIF and a strip each, x_t above x0_hat, both decoded, and the paths on a map.
 
@@ -146,11 +148,14 @@ def write_denoising(
         names: of the classes.
         seed: of the samples.
         store: the training latents; None for no map.
+        batch_size: samples at a time.
 
     Returns:
         Lines for the user.
     """
-    x_t, x0_hat = trajectory(model, index, labels, seed, sampling)  # (N, T, C, h, w) each
+    parts = zip(torch.as_tensor(index).split(batch_size), labels.split(batch_size), strict=True)
+    ways = [trajectory(model, part.tolist(), part_labels, seed, sampling) for part, part_labels in parts]
+    x_t, x0_hat = (torch.cat(states) for states in zip(*ways, strict=True))  # (N, T, C, h, w) each
     for path, path0, i, label in zip(x_t, x0_hat, index, labels.tolist(), strict=True):
         noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, 3, S, S) each
         name = f"{file_name(seed, label, names)}_{i:05d}"
@@ -158,19 +163,19 @@ def write_denoising(
         write_png(folder / "denoising" / f"{name}.png", image_grid(torch.cat((noisy[columns], guess[columns])), len(columns)))
         frames = torch.cat((noisy, guess), dim=3)  # (T, 3, S, 2 S)
         write_gif(folder / "denoising" / f"{name}.gif", torch.cat((frames, frames[-1:].expand(HOLD_FRAMES, -1, -1, -1))))
-    lines = [f"denoising/: x_t and what the network takes the picture to be, {len(x_t[0]) - 1} steps, as GIF and strip"]
+    lines = [f"denoising/: x_t and what the network takes the picture to be, {sampling.steps} steps, as GIF and strip"]
     if store is None:
         return [*lines, "no denoising_path.png: the run has no latents.safetensors"]
     scaled = (model.scaled(z.to(model.device)).cpu() for z in (store.latents, x_t.flatten(0, 1)))
     points, path_points = (z.flatten(1) for z in scaled)
     mean, directions = principal_plane(points)
-    ways = ((path_points - mean) @ directions.T).unflatten(0, x_t.shape[:2])  # (N, T, 2)
+    on_map = ((path_points - mean) @ directions.T).unflatten(0, x_t.shape[:2])  # (N, T, 2)
     titles = [f"{label} {names[label]}" if label != NO_CLASS else "sample" for label in labels.tolist()]
     draw_paths(
         folder / "denoising_path.png",
         (points - mean) @ directions.T,
         store.labels,
-        dict(zip(zip(labels.tolist(), titles, strict=True), ways, strict=True)),
+        dict(zip(zip(labels.tolist(), titles, strict=True), on_map, strict=True)),
         f"From noise to sample, over {len(points):,} training latents",
     )
     return [*lines, "denoising_path.png: the same ways on the principal plane of the training latents"]
@@ -191,4 +196,4 @@ def file_name(seed: int, label: int, names: Sequence[str]) -> str:
 
 @torch.inference_mode()
 def _decode(model: LatentDDPMModule, z: Tensor) -> Tensor:
-    return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(64)])
+    return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(16)])

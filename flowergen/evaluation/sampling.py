@@ -14,6 +14,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.randomness import generator, normal_per_sample
 
 NO_CLASS = -1
+MOST_STATES = 51  # of a trajectory
 
 
 @dataclass(frozen=True)
@@ -41,41 +42,35 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) ->
     """
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:
-        x = torch.empty(0)
-        for x, _ in model.denoise(index, _or_null(model, label), seed, sampling):  # noqa: B007  the last one is the sample
-            pass
-        return model.unscaled(x)
+        return model.denoised(index, _or_null(model, label), seed, sampling)
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
     says = f"{sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance_scale:g}{interval}"
     return Sampler(model, draw, says)
 
 
-def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: str, seed: int) -> Sampler:
+def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: str, by_class: bool, seed: int) -> Sampler:
     """From the prior, the mixture that was fitted to the latents, or its Gaussian for each class.
 
     Args:
         model: a VAE or VAE-GAN in eval mode.
         store: what its run has stored.
         source: ``auto``, ``prior`` or ``mixture``.
+        by_class: whether the samples are of given classes.
         seed: of the draws.
 
     Raises:
-        UserError: the mixture is asked for and there is none.
+        UserError: the mixture or a class is asked for, and nothing was fitted.
     """
     prior = store.prior if store else None
-    if source == "mixture" and prior is None:
-        raise UserError(
-            "source=mixture: the run has no latents.safetensors, which the end of training writes: use source=prior"
-        )
+    if prior is None and (by_class or source == "mixture"):
+        what, instead = ("classes=", "leave them out") if by_class else ("source=mixture", "use source=prior")
+        raise UserError(f"{what}: the run has no mixture model of these weights, which the end of training fits: {instead}")
     mixture = None if source == "prior" else prior
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:
         if (label != NO_CLASS).any():
-            if prior is None:
-                raise UserError(
-                    "classes=: the run has no latents.safetensors, which the end of training writes: leave them out"
-                )
+            assert prior is not None
             missing = prior.class_means[label].isnan().any(1)
             if missing.any():
                 raise UserError(f"class {label[missing][0].item()} has no training picture, and so no Gaussian to draw from")
@@ -84,7 +79,9 @@ def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: st
             return mixture.sample(index, seed).view(-1, *model.latent_shape)
         return normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior")
 
-    says = "N(0, I)" if mixture is None else f"a mixture of {len(mixture.weights)} Gaussians fitted to the training latents"
+    fitted = "fitted to the training latents"
+    says = "N(0, I)" if mixture is None else f"a mixture of {len(mixture.weights)} Gaussians {fitted}"
+    says = f"a Gaussian for each class, {fitted}" if by_class else says
     return Sampler(model, draw, f"latents from {says}")
 
 
@@ -121,7 +118,7 @@ def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool) -> 
 def trajectory(
     model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """Every step on the way to samples: the same samples that ``diffusion_sampler`` draws.
+    """The way to samples: the same samples that ``diffusion_sampler`` draws. Of many steps, ``MOST_STATES`` are kept.
 
     Args:
         model: in eval mode.
@@ -132,13 +129,18 @@ def trajectory(
 
     Returns:
         x_t, from noise to sample, and x0_hat, what the network took the picture to be at that moment, each
-        (N, steps + 1, C, h, w) in the autoencoder's units on the CPU; the last of both is the sample.
+        (N, T, C, h, w) in the autoencoder's units on the CPU, T at most steps + 1; the last of both is the sample.
     """
-    steps = list(model.denoise(index, _or_null(model, labels), seed, sampling))
-    noise = normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior").to(model.device)
-    x_t = torch.stack([noise, *(x for x, _ in steps)], dim=1)
-    x0_hat = torch.stack([*(x0_hat for _, x0_hat in steps), steps[-1][0]], dim=1)
-    return model.unscaled(x_t).cpu(), model.unscaled(x0_hat).cpu()
+    kept = set(torch.linspace(0, sampling.steps, min(sampling.steps + 1, MOST_STATES)).round().int().tolist())
+    x = normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior").to(model.device)
+    x_t, x0_hats = [], []
+    for step, (after, x0_hat) in enumerate(model.denoise(index, _or_null(model, labels), seed, sampling)):
+        if step in kept:
+            x_t.append(model.unscaled(x).cpu())
+            x0_hats.append(model.unscaled(x0_hat).cpu())
+        x = after
+    x_t.append(model.unscaled(x).cpu())
+    return torch.stack(x_t, dim=1), torch.stack([*x0_hats, x_t[-1]], dim=1)
 
 
 def labels_of_classes(classes: Sequence[int], num_per_class: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowergen.data.batch import Batch, LatentBatch
-from flowergen.diffusion.combinations import refusal, sampler_refusal
+from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.diffusion.guidance import answer
 from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
 from flowergen.diffusion.samplers import SAMPLERS, ddim
@@ -111,6 +111,7 @@ class LatentDDPMModule(ImageModel):
     ):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
         reason = refusal(objective, zero_terminal_snr, time_sampling, weighting)
+        reason = reason or (latent_refusal(objective, schedule) if autoencoder else None)
         if reason:
             raise UserError(f"model.objective={objective}: {reason}")
         self.num_classes, self.objective, self.class_dropout = num_classes, objective, class_dropout
@@ -253,7 +254,7 @@ class LatentDDPMModule(ImageModel):
         (self.train_means if dataloader_idx else self.val_means).update(self.scores(batch))
 
     def scores(self, batch: Batch | LatentBatch) -> dict[str, Tensor]:
-        """The loss of the averaged weights in each quarter of the time axis, and their mean.
+        """The loss of the averaged weights in each quarter of the times that are trained at, and their mean.
 
         Times and noise of picture i depend on (seed, i) alone.
 
@@ -288,9 +289,14 @@ class LatentDDPMModule(ImageModel):
         """
         index = torch.arange(num)
         label = index % self.num_classes if self.num_classes else index.new_zeros(num)
-        for _, x0_hat in self.denoise(index.tolist(), label, seed, self.sampling):  # noqa: B007  the last one is what counts
+        return self.decode(self.denoised(index.tolist(), label, seed, self.sampling))
+
+    def denoised(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Tensor:
+        """The end of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
+        x = torch.empty(0)
+        for x, _ in self.denoise(index, label, seed, sampling):  # noqa: B007  the last one is the sample
             pass
-        return self.decode(self.unscaled(x0_hat))
+        return self.unscaled(x)
 
     def denoise(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Iterator[tuple[Tensor, Tensor]]:
         """From noise to latents, with every step on the way; the last x_t is the sample.

@@ -41,7 +41,7 @@ class DiT(nn.Module):
     """A denoiser that is a transformer over patches (arXiv:2212.09748). Its first answer is 0.
 
     Args:
-        shape: (C, h, w) of what it denoises; a flat latent (D, 1, 1) is folded into a map of 16 tokens, see ``FlatAsMap``.
+        shape: (C, h, w) of what it denoises; a flat latent (D, 1, 1) is folded into a map of 64 tokens, see ``FlatAsMap``.
         num_classes: K; label K is "no class".
         patch_size: p; h and w are multiples of it, and there are h w / p^2 tokens.
         hidden_size: D of the tokens, a multiple of 4.

@@ -60,15 +60,15 @@ class TimeAndClass(nn.Module):
 
 
 class FlatAsMap(nn.Module):
-    """A flat latent (D, 1, 1) as a map (C, 4, 4) of 16 tokens, so that attention and convolutions have positions to work on.
+    """A flat latent (D, 1, 1) as a map (C, 8, 8) of 64 tokens, so that attention and convolutions have positions to work on.
 
-    Token k holds dimensions k C to k C + C - 1, and C is D / 16, rounded up: the rest is filled with zeros.
+    Token k holds dimensions k C to k C + C - 1, and C is D / 64, rounded up: the rest is filled with zeros.
 
     Args:
         dim: D.
     """
 
-    side = 4
+    side = 8
 
     def __init__(self, dim: int):
         super().__init__()
@@ -76,10 +76,10 @@ class FlatAsMap(nn.Module):
         self.channels = -(-dim // self.side**2)
 
     def fold(self, z: Tensor) -> Tensor:
-        """(N, D, 1, 1) -> (N, C, 4, 4)."""
+        """(N, D, 1, 1) -> (N, C, 8, 8)."""
         filled = nn.functional.pad(z.flatten(1), (0, self.channels * self.side**2 - self.dim))
         return filled.view(len(z), self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
     def unfold(self, h: Tensor) -> Tensor:
-        """(N, C, 4, 4) -> (N, D, 1, 1)."""
+        """(N, C, 8, 8) -> (N, D, 1, 1)."""
         return h.permute(0, 2, 3, 1).flatten(1)[:, : self.dim, None, None]

@@ -70,7 +70,7 @@ class UNet(nn.Module):
     answer is 0.
 
     Args:
-        shape: (C, h, w) of what it denoises; a flat latent (D, 1, 1) is folded into a map of 16 tokens, see ``FlatAsMap``.
+        shape: (C, h, w) of what it denoises; a flat latent (D, 1, 1) is folded into a map of 64 tokens, see ``FlatAsMap``.
         num_classes: K; label K is "no class".
         channels: of the first level.
         multipliers: of the channels, one for each level; each level's map has half the side of the one before.

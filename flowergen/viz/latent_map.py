@@ -19,16 +19,14 @@ def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
         points: (L, D), L >= 2.
 
     Returns:
-        Their mean (D,), and two orthonormal directions (2, D), the first coordinate that is not 0 being positive in each.
+        Their mean (D,), and two orthonormal directions (2, D), with scikit-learn's signs; zero where there is none.
     """
     from sklearn.decomposition import PCA  # a second to import
 
     pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
     directions = np.zeros((2, points.shape[1]))
     directions[: len(pca.components_)] = pca.components_
-    signs = np.sign(directions[np.arange(2), np.abs(directions).argmax(1)])
-    as_tensor = points.new_tensor
-    return as_tensor(pca.mean_), as_tensor(directions * np.where(signs == 0, 1, signs)[:, None])
+    return points.new_tensor(pca.mean_), points.new_tensor(directions)
 
 
 def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[tuple[int, str], Tensor], title: str) -> None:
@@ -45,9 +43,10 @@ def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[t
     canvas = FigureCanvasAgg(figure)
     ax = figure.subplots()
     colors = {label: colormaps["tab20"](k % 20) for k, (label, _) in enumerate(paths)}
+    of_points = {label: color for label, color in colors.items() if label >= 0}
     grey = (0.8, 0.8, 0.8, 1.0)
     across, up = points.T.numpy()
-    ax.scatter(across, up, s=6, c=[colors.get(int(label), grey) for label in labels], alpha=0.5, linewidths=0)
+    ax.scatter(across, up, s=6, c=[of_points.get(int(label), grey) for label in labels], alpha=0.5, linewidths=0)
     for (label, name), path in paths.items():
         xs, ys = path.T.numpy()
         ax.plot(xs, ys, color="black", linewidth=2.2, alpha=0.5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowergen.config.autoencoder import taken_over
+from flowergen.config.autoencoder import is_taken_over, taken_over
 from flowergen.config.command import checked
 from flowergen.config.overrides import parse, resolve
 from flowergen.config.run_folder import RunFolder
@@ -36,7 +36,9 @@ def test_image_size_and_split_are_the_autoencoder_s(tmp_path: Path) -> None:
     config, lines = ldm(vae_gan(tmp_path / "run", "data.split=all"))
     assert config["data"]["image_size"] == config["model"]["image_size"] == 32
     assert (config["data"]["split"], config["data"]["split_seed"]) == ("all", 5)
-    assert {"data.image_size=32", "data.split=all", "data.split_seed=5"} <= set(lines)
+    taken = {"++data.image_size=32", "++data.split=all", "++data.split_seed=5"}
+    assert taken <= set(lines)
+    assert {line for line in lines if is_taken_over(line)} == taken
 
 
 def test_they_win_over_a_recipe_s(tmp_path: Path) -> None:
@@ -63,25 +65,32 @@ def test_what_is_typed_may_not_differ(override: str, tmp_path: Path) -> None:
 
 
 def test_other_data_keep_their_own_split_and_take_the_size_over(tmp_path: Path) -> None:
-    """Nothing is held out from the autoencoder there; the same kind of data in another folder is other data."""
+    """Nothing is held out from the autoencoder there. The same kind of data in another folder may be the same, moved: its split
+    is taken over too, but may be typed."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "yours").mkdir()
     run = vae_gan(tmp_path / "run", "data=image_folder", f"data.root={tmp_path / 'mine'}")
     same, _ = ldm(run, "data=image_folder", f"data.root={tmp_path / 'mine'}")
     assert (same["data"]["image_size"], same["data"]["split_seed"]) == (32, 5)
-    for other in (["data=image_folder", f"data.root={tmp_path / 'yours'}"], ["data=procedural"]):
+    for other, seed in ((["data=image_folder", f"data.root={tmp_path / 'yours'}"], 5), (["data=procedural"], 0)):
         config, _ = ldm(run, *other)
-        assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 0)
+        assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, seed)
         config, _ = ldm(run, *other, "data.split_seed=9")
         assert config["data"]["split_seed"] == 9
         with pytest.raises(UserError, match=r"data\.image_size=64"):
             ldm(run, *other, "data.image_size=64")
 
 
+def test_the_split_of_a_data_set_whose_folder_is_an_interpolation_is_taken_over(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run", "data=flowers102")
+    config, _ = ldm(run, "data=flowers102")
+    assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5)
+
+
 def test_a_key_that_one_of_the_two_data_sets_lacks_is_left_alone(tmp_path: Path) -> None:
     run = vae_gan(tmp_path / "run")
     data = {"_target_": "my.Pictures", "image_size": 64}
-    assert taken_over(str(run), None, data, {}) == ["data.image_size=32"]
+    assert taken_over(str(run), None, data, {}) == ["++data.image_size=32"]
     assert taken_over(str(run), None, {"_target_": "my.Vectors"}, {}) == []
 
 

@@ -101,6 +101,8 @@ CONTRADICTIONS = {
     (*PIXELS, *FLOW, "model.weighting=min_snr"): "model.objective=flow: min_snr",
     (*PIXELS, *FLOW, "model.zero_terminal_snr=true"): "model.objective=flow: .*noise alone anyway",
     (*PIXELS, "model.time_sampling=logit_normal"): "model.objective=v: logit_normal",
+    (*PIXELS, "model.class_dropout=0"): "model.class_dropout=0 .*guidance_scale=1",
+    (*PIXELS, "model.network=dit"): "model.network=dit must be a group of keys: choose one by model/network=unet or dit",
     (*PIXELS, "model.sampling.sampler=euler"): "model.sampling.sampler=euler: .*follows a flow",
     (*PIXELS, "model.sampling.sampler=heun"): "model.sampling.sampler=heun: .*follows a flow",
     (*PIXELS, "model.sampling.steps=200", "model.num_timesteps=100"): "steps=200 is more than model.num_timesteps=100",

@@ -33,7 +33,7 @@ def test_cached_posteriors_are_those_of_the_pictures_and_of_their_mirror_images(
     flat: bool, data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the whole collection, in its order, over several batches; read-only, and plain .npy files."""
-    monkeypatch.setattr(encoding, "BATCH", 16)
+    monkeypatch.setattr(encoding, "BATCH_VALUES", 16 * data.image_size**2)
     model = TinyAutoencoder(flat=flat).eval()
     moments = cached_posteriors(model, data, tmp_path)
     x = torch.from_numpy(np.array(data.pictures.images)).float() / 255

@@ -67,7 +67,9 @@ def test_the_batch_size_changes_no_picture_of_a_diffusion_model(kind: str) -> No
 @pytest.mark.parametrize("source", ["auto", "prior", "classes"])
 def test_the_batch_size_changes_no_picture_of_an_autoencoder(source: str) -> None:
     labels = torch.arange(7) % 3 if source == "classes" else NONE
-    sampler = autoencoder_sampler(TinyAutoencoder().eval(), store(), "auto" if source == "classes" else source, seed=5)
+    sampler = autoencoder_sampler(
+        TinyAutoencoder().eval(), store(), "auto" if source == "classes" else source, source == "classes", seed=5
+    )
     whole = all_of(sampler, labels, 64)
     assert whole.shape == (7, 3, SIZE, SIZE)
     for batch_size in (1, 3):
@@ -93,8 +95,9 @@ def test_it_says_how_it_samples() -> None:
     assert diffusion_sampler(model, model.sampling, 0).says == "4 steps of dpmpp_2m, guidance 2"
     part = replace(model.sampling, guidance_interval=[0.2, 0.8], guidance_scale=1.5)
     assert diffusion_sampler(model, part, 0).says == "4 steps of dpmpp_2m, guidance 1.5 within [0.2, 0.8]"
-    assert "N(0, I)" in autoencoder_sampler(TinyAutoencoder(), None, "auto", 0).says
-    assert "mixture of 1 Gaussians" in autoencoder_sampler(TinyAutoencoder(), store(), "auto", 0).says
+    assert "N(0, I)" in autoencoder_sampler(TinyAutoencoder(), None, "auto", False, 0).says
+    assert "mixture of 1 Gaussians" in autoencoder_sampler(TinyAutoencoder(), store(), "auto", False, 0).says
+    assert "a Gaussian for each class" in autoencoder_sampler(TinyAutoencoder(), store(), "auto", True, 0).says
 
 
 # -- autoencoders
@@ -113,28 +116,28 @@ def test_an_autoencoder_draws_from_its_mixture_where_there_is_one_and_from_the_p
         ("prior", None, standard),
         ("auto", replace(stored, prior=None), standard),
     ):
-        z = autoencoder_sampler(model, kept, source, 5).draw(range(7), NONE)
+        z = autoencoder_sampler(model, kept, source, False, 5).draw(range(7), NONE)
         torch.testing.assert_close(z, expected, rtol=0, atol=0)
 
 
 def test_classes_are_drawn_from_their_own_gaussians() -> None:
     labels = torch.tensor([2, 0, 1, 0])
-    z = autoencoder_sampler(TinyAutoencoder().eval(), store(), "auto", 0).draw(range(4), labels)
+    z = autoencoder_sampler(TinyAutoencoder().eval(), store(), "auto", True, 0).draw(range(4), labels)
     assert z.shape == (4, 2, 4, 4)
     torch.testing.assert_close(z.mean((1, 2, 3)), 5.0 * labels, rtol=0, atol=1.5)
 
 
 def test_what_the_run_has_not_stored_is_said() -> None:
     model = TinyAutoencoder().eval()
-    with pytest.raises(UserError, match=r"source=mixture: .*latents\.safetensors.*source=prior"):
-        autoencoder_sampler(model, None, "mixture", 0)
+    with pytest.raises(UserError, match=r"source=mixture: .*no mixture model.*source=prior"):
+        autoencoder_sampler(model, None, "mixture", False, 0)
     for kept in (None, replace(store(), prior=None)):
-        with pytest.raises(UserError, match=r"classes=: .*latents\.safetensors"):
-            autoencoder_sampler(model, kept, "auto", 0).draw([0, 1], torch.tensor([0, 1]))
+        with pytest.raises(UserError, match=r"classes=: .*no mixture model"):
+            autoencoder_sampler(model, kept, "auto", True, 0)
 
 
 def test_a_class_without_a_gaussian_is_named() -> None:
-    sampler = autoencoder_sampler(TinyAutoencoder().eval(), store(missing=1), "auto", 0)
+    sampler = autoencoder_sampler(TinyAutoencoder().eval(), store(missing=1), "auto", True, 0)
     sampler.draw([0, 1], torch.tensor([0, 2]))
     with pytest.raises(UserError, match="class 1 has no training picture"):
         sampler.draw([0, 1, 2], torch.tensor([0, 2, 1]))

@@ -46,7 +46,8 @@ def given(num: int, module: LatentDDPMModule) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def level_of(objective: str, t: Tensor, T: int = 100) -> tuple[Tensor, Tensor]:
-    """alpha and sigma from scratch: the cosine schedule of arXiv:2102.09672, or the straight path. (N,) float64."""
+    """alpha and sigma from scratch: the cosine schedule of arXiv:2102.09672, for eps the linear one of arXiv:2006.11239, or the
+    straight path. (N,) float64."""
     if objective == "flow":
         return 1 - t.double() / T, t.double() / T
 
@@ -55,7 +56,8 @@ def level_of(objective: str, t: Tensor, T: int = 100) -> tuple[Tensor, Tensor]:
 
     alpha_bar = [1.0]
     for step in range(T):
-        alpha_bar.append(alpha_bar[-1] * (1 - min(1 - f(step + 1) / f(step), 0.999)))
+        linear = 1000 / T * (1e-4 + (0.02 - 1e-4) * step / (T - 1))
+        alpha_bar.append(alpha_bar[-1] * (1 - (linear if objective == "eps" else min(1 - f(step + 1) / f(step), 0.999))))
     chosen = torch.tensor(alpha_bar[1:], dtype=torch.float64)[t.long()]
     return chosen.sqrt(), (1 - chosen).sqrt()
 
@@ -336,6 +338,7 @@ def test_a_clipped_guess_implies_the_noise_that_leads_to_it() -> None:
     ("changes", "words"),
     [
         ({"objective": "eps", "zero_terminal_snr": True}, r"model\.objective=eps: .*take v or x0"),
+        ({"objective": "eps", "schedule": "cosine"}, r"model\.objective=eps: .*take schedule=linear, or v"),
         ({"objective": "v", "zero_terminal_snr": True, "weighting": "min_snr"}, r"model\.objective=v: min_snr"),
         ({"objective": "flow", "weighting": "min_snr"}, r"model\.objective=flow: min_snr"),
         ({"objective": "flow", "zero_terminal_snr": True}, r"model\.objective=flow: "),

@@ -172,7 +172,7 @@ def test_there_is_one_token_for_each_patch(shape: tuple[int, int, int], patch_si
     tokens: list[int] = []
     net.blocks[0].register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[1]))
     assert net(x, t, label).shape == x.shape
-    assert tokens == [((16 if shape[1] == 16 else 4) // patch_size) ** 2]
+    assert tokens == [((16 if shape[1] == 16 else 8) // patch_size) ** 2]
 
 
 @pytest.mark.parametrize("shape", [(4, 19, 19), (4, 16, 15), (4, 15, 16)], ids=str)
@@ -182,7 +182,7 @@ def test_a_map_that_patches_do_not_tile_is_refused(shape: tuple[int, int, int]):
 
 
 def test_patches_that_do_not_tile_a_flat_latent_s_map_are_refused():
-    with pytest.raises(ValueError, match=r"patch_size=3 .* 4 x 4"):
+    with pytest.raises(ValueError, match=r"patch_size=3 .* 8 x 8"):
         dit((128, 1, 1), patch_size=3)
 
 

@@ -75,17 +75,17 @@ def test_there_is_one_label_more_than_classes(num_classes: int):
         embed(torch.zeros(1), torch.tensor([num_classes + 1]))
 
 
-@pytest.mark.parametrize(("dim", "channels"), [(1, 1), (5, 1), (16, 1), (17, 2), (64, 4), (128, 8), (200, 13)])
+@pytest.mark.parametrize(("dim", "channels"), [(1, 1), (5, 1), (64, 1), (65, 2), (128, 2), (200, 4)])
 def test_unfolding_undoes_folding(dim: int, channels: int):
     flat, z = FlatAsMap(dim), torch.randn(3, dim, 1, 1)
     folded = flat.fold(z)
     assert flat.channels == channels
-    assert folded.shape == (3, channels, 4, 4)
+    assert folded.shape == (3, channels, 8, 8)
     assert torch.equal(flat.unfold(folded), z)
     assert folded.count_nonzero() == 3 * dim  # the rest is filled with zeros
 
 
 def test_a_token_holds_neighbouring_dimensions():
     """Token k, in reading order, those from k C on; what is left over is at the end."""
-    tokens = FlatAsMap(37).fold(torch.arange(1, 38).float().view(1, 37, 1, 1)).flatten(2)[0].T  # (16, 3)
-    assert torch.equal(tokens.flatten(), torch.cat((torch.arange(1, 38), torch.zeros(11))).float())
+    tokens = FlatAsMap(137).fold(torch.arange(1, 138).float().view(1, 137, 1, 1)).flatten(2)[0].T  # (64, 3)
+    assert torch.equal(tokens.flatten(), torch.cat((torch.arange(1, 138), torch.zeros(55))).float())

@@ -77,19 +77,19 @@ def test_a_png_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_each_label_stands_in_front_of_its_row_of_pictures():
     """Rows may differ in length; right of the margin the grid is that of the pictures, to the bit."""
     first, second = torch.rand(3, 3, 24, 20), torch.rand(1, 3, 24, 20)
-    grid = labelled_grid([("0 daisy", first), ("12 a much longer name", second)], gap_px=2)
-    margin = grid.shape[1] - (3 * 22 - 2)
-    assert (grid.shape[0], grid.dtype) == (2 * 26 - 2, np.uint8)
+    grid = labelled_grid([("0 daisy", first), ("12 a much longer name", second)], gap_px=10)
+    margin = grid.shape[1] - (3 * 30 - 10)
+    assert (grid.shape[0], grid.dtype) == (2 * 34 - 10, np.uint8)
     white = torch.ones(2, 3, 24, 20)
-    np.testing.assert_array_equal(grid[:, margin:], image_grid(torch.cat((first, second, white)), columns=3, gap_px=2))
-    dark = [(grid[26 * row : 26 * row + 24, :margin].min(axis=-1) < 128) for row in (0, 1)]
+    np.testing.assert_array_equal(grid[:, margin:], image_grid(torch.cat((first, second, white)), columns=3, gap_px=10))
+    dark = [(grid[34 * row : 34 * row + 24, :margin].min(axis=-1) < 128) for row in (0, 1)]
     widths = [int(np.ptp(np.flatnonzero(rows.any(0)))) for rows in dark]
     assert 0 < widths[0] < widths[1], "the margin is as wide as the longest label"
     for rows in dark:
         middle = np.flatnonzero(rows.any(1)).mean()
         assert abs(middle - 12) < 4, "in the middle of its row"
         assert margin - 10 < np.flatnonzero(rows.any(0)).max() < margin - 2, "up to the pictures, and not into them"
-    assert (grid[24:26] == 255).all()
+    assert (grid[24:34] == 255).all()
 
 
 def test_labels_of_any_script_and_of_none_fit():
