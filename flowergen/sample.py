@@ -1,7 +1,6 @@
 """``python -m flowergen.sample``: new pictures from a trained model, and how they came about."""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +44,8 @@ def main() -> None:
     owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
     store = read_latents(run.latents, owner)
     labels = _labels(config, model, store)
-    folder = output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}")
-    try:
+    with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)
-    except OSError as error:
-        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # if nothing came of it
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
 
@@ -92,9 +85,10 @@ def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | 
     """(N,) the class of every sample, -1 for none."""
     from flowergen.data.class_names import class_label
     from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     names = model.class_names
-    conditional = len(names) > 0 and (config["classes"] is not None or hasattr(model.module, "num_classes"))
+    conditional = len(names) > 0 and (config["classes"] is not None or isinstance(model.module, LatentDDPMModule))
     if config["classes"] is not None:
         typed = str(config["classes"]).strip("[]() ")
         if not names:

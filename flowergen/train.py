@@ -57,16 +57,14 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         build_datamodule,
         build_module,
         build_trainer,
-        carry_autoencoder,
         epochs_done,
         fetch_weights,
         load_autoencoder,
-        prepare_latents,
         read_checkpoint,
         resolve_device,
         save_weights,
-        store_what_sampling_needs,
     )
+    from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
 
     _quieten()
     if config["trainer"]["num_threads"]:

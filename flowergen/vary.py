@@ -1,7 +1,6 @@
 """``python -m flowergen.vary``: variations of given pictures, and walks through the latent space of a run."""
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +53,8 @@ def main() -> None:
     if config["mode"] == "arithmetic":
         assert data is not None
         direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
-    folder = output_folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}")
-    try:
+    with output_folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}") as folder:
         lines = _walk(config, model, direction, x, names, folder)
-    except OSError as error:
-        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # if nothing came of it
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
 

@@ -33,7 +33,7 @@ from benchmark_data import Stopwatch, hardware, ratio, spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights, load_autoencoder
+from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights, load_run
 from flowergen.config.command import checked, one_line_errors
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
@@ -230,8 +230,7 @@ def main() -> None:
     num, rows = data.batch_size, data.rows["train"][: data.batch_size].tolist()
     pictures = data.pictures
     batch: Batch | LatentBatch = data.on_after_batch_transfer(_to(pictures[rows], device), 0)
-    loaded = load_autoencoder(config, RunFolder("no run folder yet"), device)
-    autoencoder = loaded.module if loaded else None
+    autoencoder = None if config["autoencoder"] in (None, "none") else load_run(config["autoencoder"], device).module
     batches = {"no_cache": batch}
     if autoencoder:
         data.feed_latents(*cached_posteriors(autoencoder, data, data.cache_dir))

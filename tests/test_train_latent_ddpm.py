@@ -49,6 +49,9 @@ def test_a_killed_diffusion_goes_on_without_the_first_stage_as_if_nothing_had_ha
     assert_equal_weights(whole, run)
     assert (whole / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
 
+    typed = yaml.safe_load((whole / "overrides.yaml").read_text())
+    assert not [line for line in typed if line.lstrip("+").startswith(("data.image_size", "data.split"))], "not as typed"
+
     last = next(row for row in reversed(rows_of(whole)) if row["val/loss"])
     for name in ("loss", "loss_train", *(f"loss_{kind}noise_{k}" for kind in ("", "train_") for k in (1, 2, 3, 4))):
         float(last[f"val/{name}"])
@@ -125,8 +128,10 @@ def test_pixels_flat_latents_and_pictures_without_classes(
     run = tmp_path / "run"
     done = command("train", *own, *arguments, "trainer.max_epochs=1", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr
-    done = command("sample", f"run={run}", "num=3")
+    by_frequency = [] if "data=image_folder" in arguments else ["class_frequencies=train"]
+    done = command("sample", f"run={run}", "num=3", *by_frequency)
     assert done.returncode == 0, done.stderr
+    assert (run / "samples" / "seed0" / "denoising_path.png").is_file()
     assert len(list((run / "samples" / "seed0" / "pictures").glob("*.png"))) == 3
 
 

@@ -1,9 +1,7 @@
 """From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
 
 import inspect
-import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
-from flowergen.config.command import flat, is_first_process, one_line
+from flowergen.config.command import flat, one_line
 from flowergen.config.run_folder import RunFolder, find_run
-from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
-from flowergen.evaluation.encoding import cached_posteriors, in_parts, latent_scale, posteriors
-from flowergen.evaluation.latent_store import num_stored, store_autoencoder_latents, store_latents
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_vgg16
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
 
@@ -114,25 +107,6 @@ def fetch_weights(config: dict[str, Any]) -> None:
         load_vgg16(model["weights_dir"])
 
 
-def carry_autoencoder(config: dict[str, Any], run: RunFolder) -> None:
-    """Copy what encodes and decodes into the run folder, as a run folder within: the original may go.
-
-    Raises:
-        UserError: there is none.
-    """
-    if config["autoencoder"] in (None, "none") or run.autoencoder.is_dir() or not is_first_process():
-        return
-    source, checkpoint = find_run(config["autoencoder"], "autoencoder")
-    path = _checkpoint_to_load(source, checkpoint)
-    content = read_checkpoint(path)
-    content["optimizer_states"] = []  # two thirds of the file
-    partial = run.path / "autoencoder.partial"
-    (partial / "checkpoints").mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial / "checkpoints" / "best.ckpt")
-    shutil.copyfile(source.config, partial / "config.yaml")
-    partial.replace(run.autoencoder)
-
-
 def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
     """The autoencoder that a run carries; None for a run without one.
 
@@ -142,54 +116,8 @@ def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch
     source = config.get("autoencoder")
     if source in (None, "none"):
         return None
-    return load_run(
-        run.autoencoder if run.autoencoder.is_dir() else source, str(device)
-    )  # before the first process has copied it
-
-
-def prepare_latents(
-    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, autoencoder: "LoadedModel | None"
-) -> None:
-    """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling.
-
-    Raises:
-        UserError: the autoencoder was trained on pictures that this run holds out.
-    """
-    if not isinstance(module, LatentDDPMModule):
-        return
-    rows = data.rows["train"]
-    kept = spread(rows, num_stored(module.latent_shape))
-    if autoencoder is None:
-        latents = data.pictures[kept.tolist()].image / 127.5 - 1
-    else:
-        _check_same_pictures(config, data, autoencoder)
-        model = autoencoder.module
-        if module.latent_cache:
-            moments = cached_posteriors(model, data, data.cache_dir)
-            data.feed_latents(*moments)
-            parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
-        else:
-            log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
-            parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
-        module.set_latent_scale(*latent_scale(parts))
-        latents = torch.cat([mean[:, 0] for mean, _ in kept_parts])
-    if is_first_process():
-        store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
-
-
-def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, autoencoder: "LoadedModel") -> None:
-    theirs, ours = autoencoder.config["data"], config["data"]
-    if autoencoder.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
-        return
-    if theirs.get("root") == ours.get("root"):
-        raise UserError(
-            f"{data.name} has other pictures, labels or another split than when the autoencoder was trained, so that held-out "
-            "ones may be its training pictures: bring the old ones back, or train an autoencoder on these"
-        )
-    log.warning(
-        f"the autoencoder was trained on {theirs.get('root')}: if pictures of {ours.get('root')} are among those, "
-        "what is held out here may be what it was trained on"
-    )
+    carried = run.autoencoder.is_dir()  # another process may not have copied it yet
+    return load_run(run.autoencoder if carried else source, str(device))
 
 
 def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageModel | None = None) -> ImageModel:
@@ -369,20 +297,6 @@ def save_weights(module: ImageModel, path: Path) -> None:
     partial.replace(path)
 
 
-def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
-    """Of an autoencoder: latents and a prior fitted to them, of the weights that loading the run gives.
-
-    Raises:
-        UserError: the disk is full.
-    """
-    if isinstance(module, LatentDDPMModule):  # which has stored its own before it began
-        return
-    try:
-        store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)
-    except OSError as error:
-        raise UserError(f"{run.latents} cannot be written ({error.strerror}): make room, then resume={run.path}") from error
-
-
 class LoadedModel:
     """A trained model, ready to use.
 
@@ -416,7 +330,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     """See ``flowergen.load``."""
     folder, checkpoint = find_run(run)
     config = folder.read_config()
-    path = _checkpoint_to_load(folder, checkpoint)
+    path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
     data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
     class_names = content[data_class].get("class_names", [])
@@ -430,7 +344,12 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"], class_names)
 
 
-def _checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
+def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
+    """What loading a run means: the checkpoint that was named, else the best one, else the last.
+
+    Raises:
+        UserError: there is none yet.
+    """
     candidates: Sequence[Path] = [named] if named else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:

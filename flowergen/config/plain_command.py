@@ -1,6 +1,7 @@
 """The command line of every command but ``train``: ``key=value`` as there, no Hydra folder, ``--help`` is the YAML file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -41,18 +42,28 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
     return config
 
 
-def output_folder(out: str | None, default: Path) -> Path:
-    """A new folder, so that nothing is ever overwritten.
+@contextmanager
+def output_folder(out: str | None, default: Path) -> Iterator[Path]:
+    """A new folder to write into, so that nothing is ever overwritten; it goes again if nothing came of it.
 
     Args:
         out: as given.
         default: where none was given; numbered if there is one.
 
     Raises:
-        UserError: it cannot be made, or holds something.
+        UserError: it cannot be made or written to, or holds something.
     """
-    if out is None:
-        return claim(default, key="out")
+    folder = claim(default, key="out") if out is None else _empty_folder(out)
+    try:
+        yield folder
+    except OSError as error:
+        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _empty_folder(out: str) -> Path:
     folder = Path(out)
     make_folder(folder)
     try:

@@ -316,3 +316,13 @@ def test_without_stored_latents_there_is_no_map_and_it_is_said(tmp_path: Path) -
 def test_a_sample_without_a_class_has_a_way_on_the_map(tmp_path: Path) -> None:
     denoising(tmp_path, diffusion(), 3, kept(), [NO_CLASS])
     assert (tmp_path / "denoising_path.png").is_file()
+
+
+def test_the_grid_shows_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures of each where there are many, never none."""
+    monkeypatch.setattr("flowergen.evaluation.sample_files.GRID_PICTURES", 4)
+    names = [f"class {k}" for k in range(7)]
+    labels = torch.arange(7).repeat_interleave(2)
+    write_samples(tmp_path, samples(14), labels, names, 6, 0, "npz")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height == 7 * (6 + 2) - 2

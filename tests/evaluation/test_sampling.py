@@ -10,6 +10,7 @@ from flowergen.evaluation import sampling
 from flowergen.evaluation.latent_prior import fit_latent_prior
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import (
+    MOST_STATES,
     NO_CLASS,
     Sampler,
     autoencoder_sampler,
@@ -274,3 +275,17 @@ def test_a_sampler_takes_the_averaged_weights() -> None:
         for parameter in model.net.parameters():
             parameter.add_(1)
     torch.testing.assert_close(all_of(sampler, NONE[:2], 2), before, rtol=0, atol=0)
+
+
+def test_of_many_steps_a_bounded_number_of_states_is_kept() -> None:
+    """The first is the noise, and the last of both the sample all the same."""
+    model = diffusion()
+    how = replace(model.sampling, steps=100)
+    x_t, x0_hat = trajectory(model, [3], torch.tensor([1]), 5, how)
+    assert x_t.shape == x0_hat.shape == (1, MOST_STATES, *model.latent_shape)
+    with torch.inference_mode():
+        expected = model.denoised([3], torch.tensor([1]), 5, how)
+    torch.testing.assert_close(x_t[:, -1], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(x0_hat[:, -1], expected, rtol=0, atol=1e-4)
+    noise = normal_per_sample([3], model.latent_shape, seed=5, purpose="prior")
+    torch.testing.assert_close(x_t[:, 0], model.unscaled(noise), rtol=0, atol=1e-6)
