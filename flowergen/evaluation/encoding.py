@@ -22,6 +22,11 @@ BATCH_VALUES = 64 * 64**2  # pixels of the pictures that are encoded at a time
 Moments = tuple[np.ndarray, np.ndarray]  # mean and logvar, each (M, F, C, h, w) float32
 
 
+def batch_of(image_size: int) -> int:
+    """How many pictures of a size are encoded at a time."""
+    return max(1, BATCH_VALUES // image_size**2)
+
+
 @torch.inference_mode()
 def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """q(z|x) of pictures, a batch at a time.
@@ -35,7 +40,7 @@ def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
-    batch_size = max(1, BATCH_VALUES // data.image_size**2)
+    batch_size = batch_of(data.image_size)
     for first in range(0, len(rows), batch_size):
         x = data.pictures[rows[first : first + batch_size].tolist()].image.to(model.device).float().div_(255)
         variants = [model.encode(x), model.encode(x.flip(-1))] if flips else [model.encode(x)]

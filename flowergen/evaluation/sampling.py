@@ -85,7 +85,9 @@ def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: st
     return Sampler(model, draw, f"latents from {says}")
 
 
-def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool) -> Iterator[tuple[int, Tensor]]:
+def pictures(
+    sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """All samples, a batch at a time, so that any number of them needs the same memory.
 
     Args:
@@ -93,11 +95,11 @@ def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool) -> 
         labels: (N,) int64 of the samples, ``NO_CLASS`` for none.
         batch_size: at a time.
         halve: where a batch does not fit the GPU's memory, go on with half as many.
+        first: the number to begin with.
 
     Yields:
         The number of the first, and (n, 3, S, S) in [0, 1] on the CPU.
     """
-    first = 0
     while first < len(labels):
         part = labels[first : first + batch_size]
         try:

@@ -21,6 +21,42 @@ VGG16_URL: str = VGG16_Weights.IMAGENET1K_V1.url
 VGG16_FILE = VGG16_URL.rpartition("/")[2]
 
 
+def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
+    """A file of weights: downloaded unless it is there.
+
+    Args:
+        url: where from; the end of its name is the beginning of its SHA-256, as in ``vgg16-397923af.pth``.
+        weights_dir: where it lies, or goes.
+        what: it is, for the messages.
+        instead: what else the user can do.
+
+    Raises:
+        UserError: it is not there and cannot be had.
+    """
+    path = Path(weights_dir).expanduser() / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    log.info(f"fetching {url} into {path.parent}")
+    try:
+        with downloading(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():  # another process may have been faster
+                partial = path.with_name(f"{path.name}.partial")
+                torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
+                partial.replace(path)
+    except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
+        raise UserError(
+            f"{what} could not be fetched ({' '.join(str(error).split())}): put {url} into {path.parent} "
+            f"(paths.weights_dir), or do without: {instead}"
+        ) from error
+    return path
+
+
+def vgg16_path(weights_dir: str | Path) -> Path:
+    """Where `fetch_vgg16` looks for it."""
+    return Path(weights_dir).expanduser() / VGG16_FILE
+
+
 def fetch_vgg16(weights_dir: str | Path) -> Path:
     """torchvision's VGG-16, trained on ImageNet: downloaded (528 MB) unless it is there.
 
@@ -30,23 +66,7 @@ def fetch_vgg16(weights_dir: str | Path) -> Path:
     Raises:
         UserError: it is not there and cannot be had.
     """
-    path = Path(weights_dir).expanduser() / VGG16_FILE
-    if path.is_file():
-        return path
-    log.info(f"fetching {VGG16_URL} (528 MB) into {path.parent}")
-    try:
-        with downloading(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():  # another process may have been faster
-                partial = path.with_name(f"{path.name}.partial")
-                torch.hub.download_url_to_file(VGG16_URL, str(partial), hash_prefix=path.stem.rpartition("-")[2])
-                partial.replace(path)
-    except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
-        raise UserError(
-            f"VGG-16's weights could not be fetched ({' '.join(str(error).split())}): put {VGG16_URL} into {path.parent} "
-            "(paths.weights_dir), or do without: model.perceptual=discriminator"
-        ) from error
-    return path
+    return fetch(VGG16_URL, weights_dir, "VGG-16's weights (528 MB)", "model.perceptual=discriminator")
 
 
 def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""Whether a generator repeats its training pictures.
+
+A sample is taken for a copy where its nearest training picture is far nearer than the second nearest: a new picture has many
+neighbours at about the same distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize";
+Gu et al. 2023, arXiv:2310.02664, section 2). That needs a training set without near-duplicates, whose distances are alike. The
+ratio's usual bound of 1/3 is held against one that is calibrated: the ratio that one held-out picture in a hundred falls below,
+and held-out pictures are no copies. Other held-out pictures are the control of both.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
+
+LARGEST_PX = 64  # side at which pixels are compared: a copy need not have every pixel
+COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
+QUANTILE = 0.01  # of held-out pictures' ratios, the calibrated bound
+DUPLICATE_RMS = 0.04  # of pixel values in [0, 1]: below it two training pictures count as one, see docs/evaluation.md
+AT_A_TIME = 1024  # pictures whose pixels are made smaller
+
+
+class Neighbours(NamedTuple):
+    """The nearest training pictures of N pictures.
+
+    Attributes:
+        row: (N, 2) positions among all training pictures.
+        ratio: (N,) d1 / d2, 1 where both are 0.
+    """
+
+    row: np.ndarray
+    ratio: np.ndarray
+
+
+def pixel_vectors(images: np.ndarray) -> np.ndarray:
+    """(N, 3, S, S) uint8 -> (N, 3 s s) uint8, s at most 64 px, made smaller with antialiasing."""
+    size = images.shape[-1]
+    if size <= LARGEST_PX:
+        return np.asarray(images).reshape(len(images), -1)
+    parts = []
+    for first in range(0, len(images), AT_A_TIME):
+        x = torch.from_numpy(np.array(images[first : first + AT_A_TIME])).float()
+        x = F.interpolate(x, (LARGEST_PX, LARGEST_PX), mode="bilinear", align_corners=False, antialias=True)
+        parts.append(x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy())
+    return np.concatenate(parts)
+
+
+def mirrored(vectors: np.ndarray) -> np.ndarray:
+    """The mirror images of ``pixel_vectors``."""
+    side = math.isqrt(vectors.shape[1] // 3)
+    return vectors.reshape(-1, 3, side, side)[..., ::-1].reshape(vectors.shape)
+
+
+def with_mirror_images(vectors: np.ndarray, wanted: bool) -> list[np.ndarray]:
+    """``pixel_vectors``, and their mirror images where training has shown those as well."""
+    return [vectors, mirrored(vectors)] if wanted else [vectors]
+
+
+def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
+    """Which training pictures are left when near-duplicates are taken out.
+
+    Args:
+        vectors: (M, D) of ``pixel_vectors``.
+        mirror: whether mirror images count as duplicates.
+
+    Returns:
+        (K,) rows, the first of each group, K >= 2 unless M < 2.
+    """
+    closer_than = DUPLICATE_RMS * math.sqrt(vectors.shape[1])
+    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), closer_than))
+    return kept if len(kept) > 1 else np.arange(min(2, len(vectors)))
+
+
+def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarray) -> Neighbours:
+    """The two nearest training pictures.
+
+    Args:
+        variants: of the same N vectors, (N, D) each, see ``two_nearest``.
+        train: (K, D) of the training pictures that are left.
+        kept: (K,) their rows among all.
+    """
+    nearest: Nearest = two_nearest(variants, train)
+    first, second = nearest.distance.double().numpy().T
+    ratio = np.divide(first, second, out=np.ones(len(first)), where=second > 0)
+    return Neighbours(kept[nearest.index.numpy()], ratio)
+
+
+def calibrated_ratio(held_out: np.ndarray) -> float:
+    """The bound below which one held-out picture in a hundred falls.
+
+    Args:
+        held_out: (N,) ratios of held-out pictures.
+    """
+    return float(np.quantile(held_out, QUANTILE, method="lower"))
+
+
+def copy_rate(ratio: np.ndarray, below: float) -> float:
+    """The share of pictures that a bound takes for copies.
+
+    Args:
+        ratio: (N,) of the pictures.
+        below: the bound.
+    """
+    return float((ratio < below).mean())
+
+
+def worst(ratio: np.ndarray, num: int) -> np.ndarray:
+    """Numbers of those with the smallest ratios, the smallest first; of equal ones the first."""
+    return np.argsort(ratio, kind="stable")[:num]

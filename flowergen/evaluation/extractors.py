@@ -1,0 +1,226 @@
+"""Networks in whose features sets of pictures are compared, each with the exact resize in front of it."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowergen.errors import UserError
+from flowergen.evaluation.classifier import TrainedClassifier
+from flowergen.modules.outside_weights import fetch
+
+INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INSTEAD = "extractor=classifier, which is trained on your own pictures"
+
+
+class Extractor(NamedTuple):
+    """Pictures to features.
+
+    Attributes:
+        name: what was asked for.
+        weights: hash of the file, or of the network.
+        resize: what happens to a picture before the network sees it, in words.
+        num_features: D.
+        num_logits: K of its own classes, 0 where it has none.
+        features: (N, 3, S, S) uint8 -> (N, D) and (N, K), float32 on the CPU.
+    """
+
+    name: str
+    weights: str
+    resize: str
+    num_features: int
+    num_logits: int
+    features: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
+    """Any but ``classifier``.
+
+    Args:
+        name: ``inception``, ``torchvision:NAME``, or a file.
+        weights_dir: where weights lie, or go.
+        device: to compute on.
+
+    Raises:
+        UserError: the weights are not there and cannot be had, or are damaged.
+    """
+    if name == "inception":
+        return _inception(weights_dir, device)
+    if name.startswith("torchvision:"):
+        return _torchvision(name, weights_dir, device)
+    return _file(Path(name), device)
+
+
+def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
+    """The network that judges classes, by its last features.
+
+    Args:
+        classifier: trained on the real pictures.
+        device: to compute on.
+    """
+    net = classifier.net.to(device, memory_format=torch.channels_last).eval()
+    resize = "none up to 64 px; above, bilinear with antialiasing to 64 px (torch)"
+    return _of_network("classifier", classifier.fingerprint, resize, net, lambda x: x.float() / 255, device)
+
+
+def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
+    """torch-fidelity's Inception-v3, with the weights of the original FID (arXiv:1706.08500) and its exact resize."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = fetch(INCEPTION_URL, weights_dir, "Inception's weights (91 MB)", INSTEAD)
+    _load(path)  # the library itself would run whatever code is in the file
+    try:
+        net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
+    except Exception as error:
+        raise UserError(f"{path} does not hold torch-fidelity's Inception: delete it, and it is fetched again") from error
+    net = net.to(device, memory_format=torch.channels_last)
+    resize = "bilinear to 299 px as TensorFlow 1 does it, without antialiasing (torch-fidelity)"
+    return _of_network("inception", _sha256(path), resize, net, lambda x: x, device)
+
+
+def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
+    """A network of torchvision's, by what goes into its last linear layer."""
+    from torchvision.models import get_model, get_model_weights
+
+    model = name.partition(":")[2]
+    try:
+        weights = get_model_weights(model).DEFAULT  # type: ignore[attr-defined]
+        prepare = weights.transforms()
+        size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"extractor={name}: torchvision has no such classifier; resnet50 and convnext_tiny are two") from error
+    path = fetch(weights.url, weights_dir, f"torchvision's {model}", INSTEAD)
+    state = _load(path)
+    try:
+        net = get_model(model, weights=None)
+        net.load_state_dict(state)
+    except Exception as error:
+        raise UserError(f"{path} does not hold torchvision's {model}: delete it, and it is fetched again") from error
+    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    if not last:
+        raise UserError(f"extractor={name}: it has no linear layer at its end, before which features are taken: use another")
+    resize = f"{interpolation} to {size} px with antialiasing, centre crop to {crop} px (torchvision {weights})"
+    net = _BeforeLastLinear(net.to(device, memory_format=torch.channels_last).eval(), last[-1])
+    return _of_network(name, _sha256(path), resize, net, prepare, device)
+
+
+class _BeforeLastLinear(nn.Module):
+    def __init__(self, net: nn.Module, last: nn.Linear):
+        super().__init__()
+        self.net = net
+        last.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0].flatten(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.net(x)
+        return self.features, logits
+
+
+def _file(path: Path, device: torch.device) -> Extractor:
+    """A TorchScript module with an attribute ``image_size``, or a program of ``torch.export``, whose input declares it.
+
+    Either takes (N, 3, S, S) float32 in [0, 1], any N, and returns features (N, D), or those and logits (N, K).
+    """
+    where = f"extractor={path}"
+    try:
+        net, size = _script(path, device) if path.suffix != ".pt2" else _exported(path)
+        net = net.to(device)
+    except UserError:
+        raise
+    except Exception as error:  # whatever torch raises for a file that is none of its own
+        raise UserError(
+            f"{where} is neither TorchScript nor a .pt2 of torch.export ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        ) from error
+
+    def prepare(x: Tensor) -> Tensor:
+        x = x.float() / 255
+        if x.shape[-1] == size:
+            return x
+        return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+    resize = f"bilinear to {size} px with antialiasing (torch)"
+    try:
+        return _of_network(str(path), _sha256(path), resize, net, prepare, device)
+    except Exception as error:
+        raise UserError(
+            f"{where} must take (N, 3, {size}, {size}) float32 in [0, 1] for any N and return (N, D) features, or those and "
+            f"(N, K) logits: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _script(path: Path, device: torch.device) -> tuple[nn.Module, int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still what people have
+        net = torch.jit.load(str(path), map_location=device).eval()
+    size = getattr(net, "image_size", None)
+    if not isinstance(size, int):
+        raise UserError(
+            f"extractor={path} does not declare its input size: give the module an attribute image_size (int) before scripting"
+        )
+    return net, size
+
+
+def _exported(path: Path) -> tuple[nn.Module, int]:
+    program = torch.export.load(str(path))
+    first = program.graph_signature.user_inputs[0]
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == first)
+    return program.module(), int(shape[-1])
+
+
+def _of_network(
+    name: str, weights: str, resize: str, net: nn.Module, prepare: Callable[[Tensor], Tensor], device: torch.device
+) -> Extractor:
+    @torch.inference_mode()
+    def features(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = net(prepare(x.to(device)).contiguous(memory_format=torch.channels_last))
+        found, logits = out if isinstance(out, tuple | list) else (out, out.new_empty(len(x), 0))
+        if found.ndim != 2 or logits.ndim != 2 or len(found) != len(x):
+            raise ValueError(f"it returned {tuple(found.shape)} and {tuple(logits.shape)} for {len(x)} pictures")
+        return found.float().cpu(), logits.float().cpu()
+
+    example, logits = features(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    return Extractor(name, weights, resize, example.shape[1], logits.shape[1], features)
+
+
+def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features and logits of many pictures.
+
+    Args:
+        extractor: of them.
+        images: (N, 3, S, S) uint8, maybe a memory map.
+        batch_size: at a time.
+
+    Yields:
+        (n, D) and (n, K) float32.
+    """
+    for first in range(0, len(images), batch_size):
+        found, logits = extractor.features(torch.from_numpy(np.array(images[first : first + batch_size])))
+        yield found.numpy(), logits.numpy()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A state dict; no code in it is run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no weights: delete it, and it is fetched again")
+    return state
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

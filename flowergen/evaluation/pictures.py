@@ -1,0 +1,226 @@
+"""Pictures to be measured: real ones, and those of whatever made them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowergen.data.cache import cached_images
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import list_image_folder, printable
+from flowergen.errors import UserError
+from flowergen.evaluation.sampling import Sampler, pictures
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Some pictures of a collection.
+
+    Attributes:
+        name: what they are, in words: "test pictures".
+        images: (M, 3, S, S) uint8, the collection, maybe a memory map.
+        labels: (M,) int64, -1 where unlabelled.
+        rows: (N,) which of them.
+        key: stands for the pixels of the collection.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, 3, S, S) uint8, by position in this set."""
+        return np.asarray(self.images[self.rows[np.asarray(index, dtype=np.int64)]])
+
+    def subset(self, index: np.ndarray) -> "PictureSet":
+        """Those at these positions."""
+        return replace(self, rows=self.rows[index])
+
+
+@dataclass(frozen=True)
+class RealPictures:
+    """What generated pictures are held against.
+
+    Attributes:
+        identity: hash of the pictures, their labels and which are held out.
+        reference: what generated pictures should be like, at best held out.
+        train: what the generator was trained on; None where nobody says.
+        calibration: held-out pictures that say what is no copy; None where there are none.
+        mirrored: whether mirror images were trained on too.
+        class_names: by label.
+        note: what a reader must know about them; empty for nothing.
+    """
+
+    identity: str
+    reference: PictureSet
+    train: PictureSet | None
+    calibration: PictureSet | None
+    mirrored: bool
+    class_names: Sequence[str]
+    note: str = ""
+
+
+def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test") -> RealPictures:
+    """The pictures of a run: its held-out ones as the reference, the validation pictures to calibrate with.
+
+    Args:
+        data: set up.
+        num: at most so many as the reference, spread over the subset; None for all.
+        subset: ``test``, or ``val`` during training, when half of it is the reference and the other half calibrates.
+    """
+
+    def some(name: str, rows: np.ndarray) -> PictureSet:
+        return PictureSet(name, data.pictures.images, data.pictures.labels, rows, data.pixels)
+
+    train = some("training pictures", data.rows["train"])
+    common = {"identity": data.identity, "train": train, "mirrored": data.horizontal_flip, "class_names": data.class_names}
+    if not data.held_out:
+        note = "training-set metric: nothing was held out (data.split=all)"
+        return RealPictures(reference=_at_most(train, num), calibration=None, note=note, **common)
+    if subset == "val" or not len(data.rows["test"]):
+        held_out = some("validation pictures", data.rows["val"])
+        reference, calibration = _halves(held_out) if len(held_out) > 1 else (held_out, None)
+        note = "no test pictures: half of the validation pictures stand in for them" if subset == "test" else ""
+        return RealPictures(reference=_at_most(reference, num), calibration=calibration, note=note, **common)
+    calibration = some("validation pictures", data.rows["val"])
+    return RealPictures(reference=_at_most(some("test pictures", data.rows["test"]), num), calibration=calibration, **common)
+
+
+def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir: Path) -> RealPictures:
+    """Folders of pictures, read as data sets are.
+
+    Args:
+        reference: the folder that generated pictures are held against.
+        train: the folder that the generator was trained on, if it is known; half of the reference calibrates then.
+        size_px: S.
+        cache_dir: of decoded pictures.
+
+    Raises:
+        UserError: there are no pictures in a folder, or they do not decode.
+    """
+    real, names, key = picture_folder(reference, "reference", size_px, cache_dir)
+    if train is None:
+        return RealPictures(key, real, None, None, False, names)
+    trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
+    if names and train_names and list(names) != list(train_names):
+        raise UserError("reference= and train= have other class folders: give folders with the same ones, or without")
+    first, second = _halves(real) if len(real) > 1 else (real, None)
+    note = "every second reference picture calibrates the copy test and is no reference"
+    return RealPictures(f"{key}/{train_key}", first, trained, second, False, train_names, note)
+
+
+def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
+    """All pictures of a folder, its class names, and a hash of both.
+
+    Args:
+        folder: of pictures, flat or with a folder for each class.
+        key: of the command line that gave it, for errors.
+        size_px: S.
+        cache_dir: of decoded pictures.
+
+    Raises:
+        UserError: there are no pictures in it, or they do not decode.
+    """
+    listing = list_image_folder(Path(folder), key)
+    cached = cached_images(listing, f"{key}_folder", size_px, cache_dir)
+    labels = listing.labels[cached.rows]
+    content = repr((cached.digests.tolist(), labels.tolist())).encode()
+    name = f"pictures of {printable(Path(folder).name)}"
+    pictures = PictureSet(name, cached.images, labels, np.arange(len(labels)), cached.key)
+    return pictures, listing.class_names, blake2b(content, digest_size=16).hexdigest()
+
+
+def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:
+    if num is None or num >= len(pictures):
+        return pictures
+    return pictures.subset(np.linspace(0, len(pictures) - 1, num).astype(int))
+
+
+def _halves(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:
+    every = np.arange(len(pictures))
+    return pictures.subset(every[::2]), pictures.subset(every[1::2])
+
+
+class Generated(Protocol):
+    """Generated pictures, by number.
+
+    Attributes:
+        labels: (N,) int64 classes that they should be of, -1 for none.
+        image_size: their side S, in px.
+        says: where they come from, for the card.
+    """
+
+    labels: Tensor
+    image_size: int
+    says: str
+
+    def batches(self, first: int) -> Iterator[np.ndarray]:
+        """(n, 3, S, S) uint8, from a number on to the end."""
+
+    def at(self, index: Sequence[int]) -> np.ndarray:
+        """(n, 3, S, S) uint8, of these numbers."""
+
+
+class Sampled:
+    """Drawn from a model.
+
+    Args:
+        sampler: draws.
+        labels: (N,) int64 of all of them.
+        batch_size: at a time.
+        halve: where a batch does not fit the GPU's memory, go on with half as many.
+    """
+
+    def __init__(self, sampler: Sampler, labels: Tensor, batch_size: int, halve: bool):
+        self.sampler, self.labels, self.batch_size, self.halve = sampler, labels, batch_size, halve
+        self.says, self.image_size = sampler.says, sampler.model.image_size
+
+    def batches(self, first: int) -> Iterator[np.ndarray]:
+        """See ``Generated``."""
+        for _, x in pictures(self.sampler, self.labels, self.batch_size, self.halve, first):
+            yield to_uint8(x)
+
+    @torch.inference_mode()
+    def at(self, index: Sequence[int]) -> np.ndarray:
+        """See ``Generated``."""
+        device = self.sampler.model.device
+        z = self.sampler.draw(index, self.labels[torch.as_tensor(index)])
+        return to_uint8(torch.cat([self.sampler.model.decode(part.to(device)).cpu() for part in z.split(self.batch_size)]))
+
+
+class Given:
+    """Files of whatever made them.
+
+    Args:
+        pictures: all of them.
+        batch_size: at a time.
+    """
+
+    def __init__(self, pictures: PictureSet, batch_size: int):
+        self.pictures, self.batch_size, self.says = pictures, batch_size, pictures.name
+        self.image_size = pictures.images.shape[-1]
+        self.labels = torch.from_numpy(pictures.labels[pictures.rows])
+
+    def batches(self, first: int) -> Iterator[np.ndarray]:
+        """See ``Generated``."""
+        for start in range(first, len(self.pictures), self.batch_size):
+            yield self.at(range(start, min(start + self.batch_size, len(self.pictures))))
+
+    def at(self, index: Sequence[int]) -> np.ndarray:
+        """See ``Generated``."""
+        return self.pictures.at(index)
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """(N, 3, S, S) in [0, 1] -> uint8, as they would be in a file."""
+    return x.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()

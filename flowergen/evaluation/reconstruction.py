@@ -1,0 +1,69 @@
+"""How well an autoencoder gives held-out pictures back, whatever its family: from ``encode`` and ``decode`` alone."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowergen.evaluation.encoding import batch_of
+from flowergen.evaluation.pictures import PictureSet, to_uint8
+from flowergen.losses.kl import kl_standard_normal
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.outside_weights import load_lpips, vgg16_path
+from flowergen.modules.reconstruction_scores import ReconstructionScores
+from flowergen.modules.running_means import RunningMeans
+from flowergen.randomness import normal_per_sample
+
+
+@torch.inference_mode()
+def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: str) -> dict[str, float]:
+    """PSNR, SSIM, LPIPS, sharpness, active units, and the common ELBO with its two parts.
+
+    The ELBO is the Gaussian one with a shared optimal sigma and beta 1 (``losses.reconstruction.gaussian_elbo``);
+    ELBO = -distortion - rate, with the rate KL(q(z|x) || N(0, I)) (Alemi et al. 2018, arXiv:1711.00464).
+
+    Args:
+        model: an autoencoder in eval mode.
+        pictures: held-out ones.
+        weights_dir: where VGG-16 is, for LPIPS; without it that is left out.
+
+    Returns:
+        By name: means over the pictures, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.
+    """
+    means, scores = RunningMeans(), ReconstructionScores(model.image_size).to(model.device)
+    lpips = load_lpips(weights_dir).to(model.device) if vgg16_path(weights_dir).is_file() else None
+    for first in range(0, len(pictures), batch_of(model.image_size)):
+        x = _float(pictures, first, model)
+        posterior = model.encode(x)
+        index = pictures.rows[first : first + len(x)].tolist()
+        eps = normal_per_sample(index, model.latent_shape, seed=model.seed, purpose="validation").to(model.device)
+        x_hat, x_mean = model.decode(posterior.sample(eps)), model.decode(posterior.mean)
+        values = scores(x, x_hat, x_mean, posterior.mean) | {"loss_kl": kl_standard_normal(posterior.mean, posterior.logvar)}
+        if lpips is not None:
+            values["lpips"] = lpips(x_mean * 2 - 1, x * 2 - 1).flatten()
+        means.update(values)
+    found = scores.summarise(means.compute())
+    rate = found.pop("loss_kl")
+    return found | {"rate": rate, "distortion": -found["elbo"] - rate}
+
+
+@torch.inference_mode()
+def reconstructions(model: ImageModel, pictures: PictureSet, first: int) -> Iterator[np.ndarray]:
+    """Decoded posterior means.
+
+    Args:
+        model: an autoencoder in eval mode.
+        pictures: to give back.
+        first: position to begin with.
+
+    Yields:
+        (n, 3, S, S) uint8.
+    """
+    for start in range(first, len(pictures), batch_of(model.image_size)):
+        yield to_uint8(model.decode(model.encode(_float(pictures, start, model)).mean).cpu())
+
+
+def _float(pictures: PictureSet, first: int, model: ImageModel) -> Tensor:
+    stop = min(first + batch_of(model.image_size), len(pictures))
+    return torch.from_numpy(pictures.at(range(first, stop))).to(model.device).float().div_(255)
