@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from flowergen.config.command import one_line_errors
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
+from flowergen.config.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
 from flowergen.config.schema import Sample
 from flowergen.data.listing import printable
-from flowergen.diffusion.combinations import sampler_refusal
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flowergen.config.build import LoadedModel
     from flowergen.evaluation.latent_store import LatentStore
 
-OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
 MOST_CLASSES = 16  # that are sampled where none are named, and whose denoising is shown
 DEFAULT_NUM = 64  # of a model without classes
 
@@ -35,14 +34,9 @@ def main() -> None:
     import torch
 
     import flowergen
-    from flowergen.evaluation.latent_store import read_latents
-    from flowergen.modules.fingerprint import fingerprint
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
-    module = model.module
-    owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
-    store = read_latents(run.latents, owner)
+    store = stored_latents(run, model)
     labels = _labels(config, model, store)
     with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)
@@ -61,24 +55,7 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
         raise UserError("classes= draws from a Gaussian for each class, and source= is for all classes together: leave one out")
     if not own and config["class_frequencies"] == "train":
         raise UserError("class_frequencies=train is for diffusion models: of a VAE, classes= gives pictures of given classes")
-    if own:
-        scale = own["guidance_scale"] if config["guidance_scale"] is None else config["guidance_scale"]
-        if stored["class_dropout"] == 0 and scale != 1:
-            raise UserError(f"guidance_scale={scale}: the model was trained with class_dropout=0 and knows no guidance: give 1")
-        name, steps = config["sampler"] or own["sampler"], config["steps"] or own["steps"]
-        reason = sampler_refusal(stored["objective"], name)
-        if reason:
-            raise UserError(f"sampler={name}: {reason}")
-        if stored["objective"] != "flow" and steps > stored["num_timesteps"]:
-            raise UserError(f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and as many steps at most")
-    unread = {"source": "VAEs"} if own else dict.fromkeys((*OF_DIFFUSION, "denoising"), "diffusion models")
-    if own and name != "ddim":
-        unread["eta"] = "sampler=ddim"
-    if config["num"]:
-        unread["num_per_class"] = "classes="
-    for key, reader in unread.items():
-        if any(argument.startswith(f"{key}=") for argument in typed):
-            print(f"{key}= has no effect here: it is for {reader}", file=sys.stderr)
+    check_sampling(config, stored, typed, {"num_per_class": "classes="} if config["num"] else {})
 
 
 def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
@@ -110,26 +87,18 @@ def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | 
 def _write(
     config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None", labels: "Tensor", folder: Path
 ) -> list[str]:
-    from dataclasses import replace
-
     from flowergen.evaluation import sample_files, sampling
     from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     module, seed = model.module, config["seed"]
-    if isinstance(module, LatentDDPMModule):
-        typed = {key: config[key] for key in OF_DIFFUSION if config[key] is not None}
-        how = replace(module.sampling, **typed)
-        sampler = sampling.diffusion_sampler(module, how, seed)
-    else:
-        by_class = config["classes"] is not None
-        sampler = sampling.autoencoder_sampler(module, store, config["source"], by_class, seed)
-    auto = config["batch_size"] == "auto"
-    batch_size = (256 if module.device.type == "cuda" else 64) if auto else config["batch_size"]
+    sampler = sampler_of(config, model, store, config["classes"] is not None)
+    batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.image_size, seed, config["format"])
     if isinstance(module, LatentDDPMModule) and config["denoising"]:
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
+        how = sampling_of(config, module)
         lines += sample_files.write_denoising(folder, module, how, *labelled, seed, store, min(batch_size, 16))
     return [sampler.says, *lines]
 

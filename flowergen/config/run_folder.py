@@ -176,9 +176,9 @@ class Provenance:
             "start": _now(),
             "end": None,
             "exit": "running, or killed",
-            "git": _git_state(),
-            "versions": _versions(),
-            "hardware": _hardware(),
+            "git": git_state(),
+            "versions": versions(),
+            "hardware": hardware(),
         }
         try:
             self.before = run.provenance.read_text()
@@ -224,7 +224,7 @@ def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout that the code lies in; None for an installed wheel."""
 
     def git(*args: str) -> str:
@@ -239,17 +239,19 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in ("flowergen", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "pillow"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """What this process computes on."""
     import torch  # the command line is checked without it
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -7,6 +7,7 @@ that is not listed here, such as a model of one's own, is not checked until it i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 
@@ -502,6 +503,46 @@ class Sample:
     format: Literal["png", "npz"]
     denoising: bool
     out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class PathsOfEvaluation:
+    """What evaluate may say about the paths of a run."""
+
+    cache_dir: str | None
+    weights_dir: str | None
+
+
+EXTRACTOR = Rule(
+    lambda name: name in ("inception", "classifier") or name.startswith("torchvision:") or Path(name).expanduser().is_file(),
+    "must be inception, classifier, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that exists",
+)
+
+
+@dataclass
+class Evaluate:
+    """conf/evaluate.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY] | None
+    generated: Annotated[str, PATH, EXISTING_FOLDER] | None
+    reference: Annotated[str, PATH, EXISTING_FOLDER] | None
+    train: Annotated[str, PATH, EXISTING_FOLDER] | None
+    image_size: Annotated[int, between(16, 1024)] | None
+    compare: Annotated[str, TEXT, NON_EMPTY] | None
+    extractor: Annotated[str, TEXT, EXTRACTOR]
+    num_samples: Annotated[int, between(2, 10_000_000)] | None
+    repeats: Annotated[int, between(1, 100)]
+    source: Literal["auto", "prior", "mixture"]
+    sampler: SamplerName | None
+    steps: Steps | None
+    guidance_scale: Guidance | None
+    guidance_interval: Interval | None
+    eta: Eta | None
+    seed: Seed
+    batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfEvaluation
 
 
 @dataclass

@@ -64,7 +64,7 @@ def classifier_extractor(classifier: TrainedClassifier, device: torch.device) ->
         classifier: trained on the real pictures.
         device: to compute on.
     """
-    net = classifier.net.to(device, memory_format=torch.channels_last).eval()
+    net = classifier.net.to(device).eval()
     resize = "none up to 64 px; above, bilinear with antialiasing to 64 px (torch)"
     return _of_network("classifier", classifier.fingerprint, resize, net, lambda x: x.float() / 255, device)
 
@@ -90,7 +90,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
 
     model = name.partition(":")[2]
     try:
-        weights = get_model_weights(model).DEFAULT  # type: ignore[attr-defined]
+        weights = get_model_weights(model).DEFAULT
         prepare = weights.transforms()
         size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
     except (ValueError, AttributeError) as error:

@@ -14,7 +14,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import list_image_folder, printable
 from flowergen.errors import UserError
-from flowergen.evaluation.sampling import Sampler, pictures
+from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,15 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         return PictureSet(name, data.pictures.images, data.pictures.labels, rows, data.pixels)
 
     train = some("training pictures", data.rows["train"])
-    common = {"identity": data.identity, "train": train, "mirrored": data.horizontal_flip, "class_names": data.class_names}
+    val, test = some("validation pictures", data.rows["val"]), some("test pictures", data.rows["test"])
+    note, reference, calibration = "", test, None if not len(val) else val
     if not data.held_out:
-        note = "training-set metric: nothing was held out (data.split=all)"
-        return RealPictures(reference=_at_most(train, num), calibration=None, note=note, **common)
-    if subset == "val" or not len(data.rows["test"]):
-        held_out = some("validation pictures", data.rows["val"])
-        reference, calibration = _halves(held_out) if len(held_out) > 1 else (held_out, None)
+        note, reference, calibration = "training-set metric: nothing was held out (data.split=all)", train, None
+    elif subset == "val" or not len(test):
+        reference, calibration = _halves(val) if len(val) > 1 else (val, None)
         note = "no test pictures: half of the validation pictures stand in for them" if subset == "test" else ""
-        return RealPictures(reference=_at_most(reference, num), calibration=calibration, note=note, **common)
-    calibration = some("validation pictures", data.rows["val"])
-    return RealPictures(reference=_at_most(some("test pictures", data.rows["test"]), num), calibration=calibration, **common)
+    identity, mirrored = data.identity, data.horizontal_flip
+    return RealPictures(identity, _at_most(reference, num), train, calibration, mirrored, data.class_names, note)
 
 
 def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir: Path) -> RealPictures:
@@ -203,13 +201,17 @@ class Given:
 
     Args:
         pictures: all of them.
+        names: of their class folders.
+        real_names: of the real pictures' classes; the same names are the same classes.
         batch_size: at a time.
     """
 
-    def __init__(self, pictures: PictureSet, batch_size: int):
+    def __init__(self, pictures: PictureSet, names: Sequence[str], real_names: Sequence[str], batch_size: int):
         self.pictures, self.batch_size, self.says = pictures, batch_size, pictures.name
         self.image_size = pictures.images.shape[-1]
-        self.labels = torch.from_numpy(pictures.labels[pictures.rows])
+        label_of = {name: label for label, name in enumerate(real_names)}
+        mapped = np.array([*(label_of.get(name, NO_CLASS) for name in names), NO_CLASS])  # the last for -1
+        self.labels = torch.from_numpy(mapped[pictures.labels[pictures.rows]])
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
         """See ``Generated``."""

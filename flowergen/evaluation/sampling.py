@@ -85,9 +85,7 @@ def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: st
     return Sampler(model, draw, f"latents from {says}")
 
 
-def pictures(
-    sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0
-) -> Iterator[tuple[int, Tensor]]:
+def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0) -> Iterator[tuple[int, Tensor]]:
     """All samples, a batch at a time, so that any number of them needs the same memory.
 
     Args:

@@ -17,6 +17,11 @@ from flowergen.nn.perceptual import VGG16Features
 
 log = logging.getLogger(__name__)
 
+
+class MissingWeights(UserError):
+    """They are not there and cannot be had."""
+
+
 VGG16_URL: str = VGG16_Weights.IMAGENET1K_V1.url
 VGG16_FILE = VGG16_URL.rpartition("/")[2]
 
@@ -31,7 +36,7 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
         instead: what else the user can do.
 
     Raises:
-        UserError: it is not there and cannot be had.
+        MissingWeights: it is not there and cannot be had.
     """
     path = Path(weights_dir).expanduser() / url.rpartition("/")[2]
     if path.is_file():
@@ -45,7 +50,7 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
                 torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
                 partial.replace(path)
     except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
-        raise UserError(
+        raise MissingWeights(
             f"{what} could not be fetched ({' '.join(str(error).split())}): put {url} into {path.parent} "
             f"(paths.weights_dir), or do without: {instead}"
         ) from error

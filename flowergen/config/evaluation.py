@@ -1,0 +1,213 @@
+"""From the options of ``evaluate`` to what is measured, and by what."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from flowergen.config import conf_dir
+from flowergen.config.build import build_datamodule_of_run, load_run
+from flowergen.config.run_folder import RunFolder
+from flowergen.config.sampling import batch_size_of, sampler_of, stored_latents
+from flowergen.data.listing import list_image_folder, printable
+from flowergen.errors import UserError
+from flowergen.evaluation import card
+from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_RMS, QUANTILE
+from flowergen.evaluation.judges import Judges, load_judges
+from flowergen.evaluation.measure import measure_denoising, measure_reconstructions, measure_samples
+from flowergen.evaluation.measured import Measured
+from flowergen.evaluation.pictures import (
+    Generated,
+    Given,
+    RealPictures,
+    Sampled,
+    picture_folder,
+    real_pictures_in,
+    real_pictures_of,
+)
+from flowergen.evaluation.real_side import RealSide
+from flowergen.evaluation.reconstruction import reconstruction_scores
+from flowergen.evaluation.sampling import NO_CLASS
+from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
+
+MOST_SAMPLES = 10_000  # of a repeat, unless more are asked for
+
+
+@dataclass
+class Subject:
+    """What is measured, and by what.
+
+    Attributes:
+        described: what made the pictures, for the card.
+        protocol: what must be the same for two cards to be compared.
+        generated: the pictures.
+        real: what they are held against.
+        judges: of them.
+        num: generated pictures in a repeat.
+        repeats: of which.
+        model: the run's model; None for folders.
+        step: optimiser steps that it was trained for.
+        weights_dir: of networks from outside.
+    """
+
+    described: dict[str, Any]
+    protocol: dict[str, Any]
+    generated: Generated
+    real: RealPictures
+    judges: Judges
+    num: int
+    repeats: int
+    model: ImageModel | None
+    step: int
+    weights_dir: str
+
+    @property
+    def hash(self) -> str:
+        """Of what and how."""
+        return card.hash_of({"protocol": self.protocol, "subject": self.described})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pictures behind each column of the card, in a repeat."""
+        real = self.real
+        num_train = min(self.num, len(real.train)) if real.train else 0
+        return {
+            "samples": self.num,
+            "reference": len(real.reference),
+            "train": num_train,
+            "autoencoder": num_train,
+            "held_out": len(real.reference),
+        }
+
+
+def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
+    """A run's model against its own data.
+
+    Args:
+        config: of the command.
+        run: to measure.
+
+    Raises:
+        UserError: its data has moved or changed, or an extractor cannot be had.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_run(config["run"], str(device))
+    module, paths = model.module, model.config["paths"]
+    data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
+    real = real_pictures_of(data, config["num_samples"] or MOST_SAMPLES)
+    weights_dir = config["paths"]["weights_dir"] or paths["weights_dir"]
+    judges = load_judges(config["extractor"], real, data.name, data.cache_dir, weights_dir, device)
+
+    num, repeats = config["num_samples"] or len(real.reference), config["repeats"]
+    reference_labels = real.reference.labels[real.reference.rows]
+    by_class = isinstance(module, LatentDDPMModule) and len(model.class_names) > 0
+    classes = np.resize(reference_labels, num) if by_class else np.full(num, NO_CLASS)
+    labels = torch.from_numpy(np.tile(classes, repeats).astype(np.int64))
+    sampler = sampler_of(config, model, stored_latents(run, model), False)
+    batch_size, auto = batch_size_of(config, device.type == "cuda")
+    generated = Sampled(sampler, labels, batch_size, auto)
+    described = {
+        "what": "/".join(run.path.parts[-2:]),
+        "checkpoint": Path(config["run"]).name if str(config["run"]).endswith(".ckpt") else None,
+        "model": f"{type(module).__name__}: {module.summary()}",
+        "weights": fingerprint(module.inference_net),
+        "optimiser steps": module.optimizer_steps,
+        "sampled by": sampler.says,
+        "classes": "those of the reference pictures" if by_class else "none",
+    }
+    protocol = _protocol(real, num, repeats, config["seed"], module.image_size, judges)
+    return Subject(described, protocol, generated, real, judges, num, repeats, module, module.optimizer_steps, weights_dir)
+
+
+def subject_of_folders(config: dict[str, Any]) -> Subject:
+    """Any pictures against any others.
+
+    Args:
+        config: of the command.
+
+    Raises:
+        UserError: a folder holds no pictures, or they do not decode.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    defaults: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "paths" / "default.yaml"), resolve=True)
+    paths = {key: os.path.expanduser(config["paths"][key] or defaults[key]) for key in ("cache_dir", "weights_dir")}
+    cache_dir = Path(paths["cache_dir"])
+    size = config["image_size"] or _size_of_first(config["generated"])
+    real = real_pictures_in(config["reference"], config["train"], size, cache_dir)
+    pictures, names, key = picture_folder(config["generated"], "generated", size, cache_dir)
+    batch_size, _ = batch_size_of(config, device.type == "cuda")
+    generated = Given(pictures, names, real.class_names, batch_size)
+    judges = load_judges(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
+    described = {"what": pictures.name, "folder": config["generated"], "pictures": key}
+    protocol = _protocol(real, len(pictures), 1, None, size, judges)
+    return Subject(described, protocol, generated, real, judges, len(pictures), 1, None, 0, paths["weights_dir"])
+
+
+def measure(subject: Subject, work: Path) -> Measured:
+    """Everything that can be measured of it.
+
+    Args:
+        subject: what.
+        work: folder for what is found on the way.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    measured, model, real = Measured(missing=list(subject.judges.missing)), subject.model, subject.real
+    if real.note:
+        measured.notes.append(real.note)
+    autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
+    if autoencoder is not None:
+        for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir).items():
+            measured.add(name, "reference", value)
+        if not vgg16_path(subject.weights_dir).is_file():
+            measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
+    if isinstance(model, LatentDDPMModule):
+        measure_denoising(model, real, measured)
+    rest = (RealSide(real, subject.judges, measured.notes), subject.num, subject.repeats, work, measured)
+    measure_samples(subject.generated, *rest)
+    if autoencoder is not None:
+        measure_reconstructions(autoencoder, *rest)
+    return measured
+
+
+def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size: int, judges: Judges) -> dict[str, Any]:
+    network, classifier, accuracy = judges.extractor, judges.classifier, judges.accuracy
+    return {
+        "version": card.VERSION,
+        "pictures": real.identity,
+        "reference": real.reference.name,
+        "num_reference": len(real.reference),
+        "image_size_px": size,
+        "num_samples": num,
+        "repeats": repeats,
+        "seed": seed,
+        "extractor": judges.name,
+        "extractor_weights": network.weights if network else "missing",
+        "resize": network.resize if network else None,
+        "classifier": classifier.weights if classifier else None,
+        "classifier_accuracy": accuracy and round(accuracy, 4),
+        "nearest_neighbours": 3,
+        "copy_ratio": round(COPY_RATIO, 4),
+        "copy_quantile": QUANTILE,
+        "duplicate_rms": DUPLICATE_RMS,
+    }
+
+
+def _size_of_first(folder: str) -> int:
+    listing = list_image_folder(Path(folder), "generated")
+    try:
+        with Image.open(Path(folder) / listing.names[0]) as picture:
+            return min(picture.size)
+    except OSError as error:
+        raise UserError(
+            f"generated: {printable(listing.names[0])} cannot be read: mend or remove it, or give image_size="
+        ) from error

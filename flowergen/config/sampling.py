@@ -1,0 +1,95 @@
+"""What ``sample`` and ``evaluate`` have in common: how a run is to be sampled."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flowergen.config.run_folder import RunFolder
+from flowergen.diffusion.combinations import sampler_refusal
+from flowergen.errors import UserError
+
+if TYPE_CHECKING:
+    from flowergen.config.build import LoadedModel
+    from flowergen.evaluation.latent_store import LatentStore
+    from flowergen.evaluation.sampling import Sampler
+    from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+
+OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
+
+
+def check_sampling(
+    config: Mapping[str, Any], stored: Mapping[str, Any], typed: Sequence[str], unread: Mapping[str, str]
+) -> None:
+    """What a run's own config can say about the options, before anything is loaded.
+
+    Args:
+        config: of the command.
+        stored: ``model`` of the run's config.
+        typed: the command line, for a note on options that have no effect.
+        unread: more of those, by key, and what they are for.
+
+    Raises:
+        UserError: for what the model cannot do.
+    """
+    own = stored.get("sampling")
+    name = ""
+    if own:
+        scale = own["guidance_scale"] if config["guidance_scale"] is None else config["guidance_scale"]
+        if stored["class_dropout"] == 0 and scale != 1:
+            raise UserError(f"guidance_scale={scale}: the model was trained with class_dropout=0 and knows no guidance: give 1")
+        name, steps = config["sampler"] or own["sampler"], config["steps"] or own["steps"]
+        reason = sampler_refusal(stored["objective"], name)
+        if reason:
+            raise UserError(f"sampler={name}: {reason}")
+        if stored["objective"] != "flow" and steps > stored["num_timesteps"]:
+            raise UserError(f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and as many steps at most")
+    without_effect = {"source": "VAEs"} if own else dict.fromkeys((*OF_DIFFUSION, "denoising"), "diffusion models")
+    if own and name != "ddim":
+        without_effect["eta"] = "sampler=ddim"
+    for key, reader in {**without_effect, **unread}.items():
+        if any(argument.startswith(f"{key}=") for argument in typed):
+            print(f"{key}= has no effect here: it is for {reader}", file=sys.stderr)
+
+
+def stored_latents(run: RunFolder, model: "LoadedModel") -> "LatentStore | None":
+    """What the run has stored of its latents, if it is of these weights."""
+    from flowergen.evaluation.latent_store import read_latents
+    from flowergen.modules.fingerprint import fingerprint
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+    module = model.module
+    owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
+    return read_latents(run.latents, owner)
+
+
+def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampling":
+    """The diffusion model's own way of sampling, but for what the command line says."""
+    return replace(module.sampling, **{key: config[key] for key in OF_DIFFUSION if config[key] is not None})
+
+
+def sampler_of(config: Mapping[str, Any], model: "LoadedModel", store: "LatentStore | None", by_class: bool) -> "Sampler":
+    """The way in which the model draws samples.
+
+    Args:
+        config: of the command.
+        model: of the run.
+        store: see ``stored_latents``.
+        by_class: of an autoencoder: from a Gaussian for each class.
+
+    Raises:
+        UserError: the run has no mixture model, and one is asked for.
+    """
+    from flowergen.evaluation.sampling import autoencoder_sampler, diffusion_sampler
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+    module = model.module
+    if isinstance(module, LatentDDPMModule):
+        return diffusion_sampler(module, sampling_of(config, module), config["seed"])
+    return autoencoder_sampler(module, store, config["source"], by_class, config["seed"])
+
+
+def batch_size_of(config: Mapping[str, Any], on_gpu: bool) -> tuple[int, bool]:
+    """Pictures at a time, and whether to halve them where memory does not suffice."""
+    auto = config["batch_size"] == "auto"
+    return (256 if on_gpu else 64) if auto else config["batch_size"], auto

@@ -1,0 +1,224 @@
+"""The metric card: what was found, beside its floor, and the protocol without which the figures mean nothing."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowergen.errors import UserError
+
+VERSION = 1  # of the protocol: raise it when the same words would give other figures
+
+
+class Figure(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        label: its name; EXTRACTOR is replaced.
+        style: format of its values.
+        better: ``lower`` or ``higher``; empty where neither is.
+        part: of the card.
+    """
+
+    label: str
+    style: str
+    better: str
+    part: str = "samples"
+
+
+FIGURES = {
+    "fid": Figure("FID", ".2f", "lower"),
+    "kid": Figure("KID x 1000", ".2f", "lower"),
+    "precision": Figure("precision", ".3f", "higher"),
+    "recall": Figure("recall", ".3f", "higher"),
+    "inception_score": Figure("Inception Score", ".2f", "higher"),
+    "class_accuracy": Figure("of their class, says the classifier", ".1%", "higher"),
+    "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower"),
+    "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower"),
+    "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower"),
+    "copies_features_calibrated": Figure("copies by features, calibrated", ".2%", "lower"),
+    "copy_bound_pixels": Figure("calibrated bound of d1/d2, pixels", ".3f", ""),
+    "copy_bound_features": Figure("calibrated bound of d1/d2, features", ".3f", ""),
+    "rfid": Figure("rFID", ".2f", "lower", "reconstructions"),
+    "rkid": Figure("rKID x 1000", ".2f", "lower", "reconstructions"),
+    "psnr": Figure("PSNR, dB", ".2f", "higher", "reconstructions"),
+    "ssim": Figure("SSIM", ".3f", "higher", "reconstructions"),
+    "lpips": Figure("LPIPS (VGG-16)", ".3f", "lower", "reconstructions"),
+    "sharpness": Figure("sharpness", ".2f", "", "reconstructions"),
+    "elbo": Figure("common ELBO, nats", ",.0f", "higher", "reconstructions"),
+    "rate": Figure("rate: KL, nats", ",.1f", "", "reconstructions"),
+    "distortion": Figure("distortion, nats", ",.0f", "lower", "reconstructions"),
+    "active_units": Figure("active latent units", ".0f", "", "reconstructions"),
+    "denoising_loss": Figure("denoising loss", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_1": Figure("denoising loss, least noise", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_2": Figure("denoising loss, second quarter", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_3": Figure("denoising loss, third quarter", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_4": Figure("denoising loss, most noise", ".4f", "lower", "denoising"),
+}
+PER_MILLE = ("kid", "rkid")
+OF = {  # columns, in this order
+    "samples": "samples",
+    "reference": "reconstructed reference",
+    "train": "floor: training pictures",
+    "autoencoder": "floor: training pictures, reconstructed",
+    "held_out": "held-out pictures",
+}
+INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # that belong to Inception's features alone
+
+
+def hash_of(plain: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits of plain data."""
+    return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation (n - 1) over repeats, and the values themselves.
+
+    Args:
+        results: by metric and column, a value for each repeat.
+    """
+    return {
+        metric: {
+            of: {
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "values": list(values),
+            }
+            for of, values in columns.items()
+        }
+        for metric, columns in results.items()
+    }
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The card in a folder; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "card.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): delete its folder and evaluate again") from error
+    if not isinstance(card, dict) or not isinstance(card.get("protocol"), dict) or not isinstance(card.get("results"), dict):
+        raise UserError(f"{path} is no metric card: delete its folder and evaluate again")
+    return card
+
+
+def newest_card(path: Path) -> dict[str, Any]:
+    """The card that is meant by a run folder (its newest one), a card's folder, or the file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path.name == "card.json":
+        path = path.parent
+    folders = [path] if (path / "card.json").is_file() else [card.parent for card in path.glob("evaluation/*/card.json")]
+    if not folders:
+        raise UserError(f"{path} has no metric card: python -m flowergen.evaluate run={path} makes one")
+    newest = max(folders, key=lambda folder: (folder / "card.json").stat().st_mtime)
+    card = read_card(newest)
+    assert card is not None
+    return card
+
+
+def markdown(card: Mapping[str, Any]) -> str:
+    """A card as text: the tables, what is missing, the protocol, and where and when."""
+    protocol, subject, results = card["protocol"], card["subject"], card["results"]
+    sizes = {of: f"{OF[of]}, n = {count:,}" for of, count in card["counts"].items() if of in OF}
+    lines = [f"# {subject['what']}", ""]
+    lines += [f"{key}: {value}  " for key, value in subject.items() if key != "what" and value is not None]
+    against = f"Against {protocol['num_reference']:,} {protocol['reference']}"
+    for part, title in (("samples", against), ("reconstructions", "Reconstructions"), ("denoising", "Denoising")):
+        names = [name for name, figure in FIGURES.items() if name in results and figure.part == part]
+        columns = [of for of in OF if any(of in results[name] for name in names)]
+        if columns:
+            lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], sizes)]
+    for heading, entries in (("Not measured", card["missing"]), ("Notes", card["notes"])):
+        if entries:
+            lines += ["", f"## {heading}", "", *(f"- {entry}" for entry in entries)]
+    lines += ["", f"## Protocol {card['protocol_hash']}", "", "Only cards with the same protocol can be compared.", ""]
+    lines += [f"- {key}: {value}" for key, value in protocol.items()]
+    lines += ["", "## Made", "", *(f"- {key}: {value}" for key, value in card["made"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _table(
+    names: Sequence[str], columns: Sequence[str], results: Mapping[str, Any], extractor: str, sizes: Mapping[str, str]
+) -> list[str]:
+    rows = [["", *(sizes.get(of, OF[of]) for of in columns)]]
+    for name in names:
+        arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[name].better]
+        cells = [shown(name, results[name].get(of)) for of in columns]
+        rows.append([label_of(name, extractor) + arrow, *cells])
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, its columns aligned for those who read it as text; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def label_of(metric: str, extractor: str) -> str:
+    """Its name; what is FID's formula in other features than Inception's says so."""
+    label = FIGURES[metric].label
+    if metric not in INCEPTION_NAMES or extractor == "inception":
+        return label
+    formula = {
+        "fid": "Fréchet distance",
+        "kid": "kernel distance x 1000",
+        "rfid": "Fréchet distance",
+        "rkid": "kernel distance x 1000",
+        "inception_score": "score by the Inception Score's formula",
+    }[metric]
+    return f"{formula} ({Path(extractor).name})"
+
+
+def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
+    """Mean ± standard deviation, in the metric's own format; empty for nothing."""
+    if entry is None:
+        return ""
+    if not math.isfinite(entry["mean"]):
+        return "not a number"
+    style, scale = FIGURES[metric].style, 1000 if metric in PER_MILLE else 1
+    mean = format(entry["mean"] * scale, style)
+    return mean if entry["std"] is None else f"{mean} ± {format(entry['std'] * scale, style)}"
+
+
+def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Several cards in one table, a column each, floors last.
+
+    Args:
+        cards: at least two.
+
+    Raises:
+        UserError: their protocols differ; names what.
+    """
+    first = cards[0]
+    for other in cards[1:]:
+        keys = dict.fromkeys([*first["protocol"], *other["protocol"]])
+        differing = [key for key in keys if first["protocol"].get(key) != other["protocol"].get(key)]
+        if differing:
+            what = "; ".join(f"{key}: {first['protocol'].get(key)} and {other['protocol'].get(key)}" for key in differing)
+            raise UserError(
+                f"{first['subject']['what']} and {other['subject']['what']} were measured by different protocols and cannot be "
+                f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
+            )
+    extractor = first["protocol"]["extractor"]
+    rows = [["", *(card["subject"]["what"] for card in cards)]]
+    rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
+    for metric in FIGURES:
+        for of, words in OF.items():
+            entries = [card["results"].get(metric, {}).get(of) for card in cards]
+            if any(entries):
+                label = label_of(metric, extractor)
+                rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
+    return [f"protocol {first['protocol_hash']}", "", *table(rows)]

@@ -1,0 +1,32 @@
+"""What lies beside a card: the worst pairs as pictures, and the scalars in TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from flowergen.evaluation.measured import Pairs
+from flowergen.viz.grids import comparison_grid, write_png
+
+
+def write_pairs(folder: Path, pairs: Sequence[Pairs]) -> None:
+    """``copies_pixels.png`` and ``copies_features.png``: the samples nearest to training pictures, those below them."""
+    for found in pairs:
+        samples, nearest = (torch.from_numpy(images).float() / 255 for images in (found.samples, found.nearest))
+        write_png(folder / f"copies_{found.space}.png", comparison_grid(samples, nearest, columns=8, gap_px=4))
+
+
+def write_scalars(folder: Path, card: Mapping[str, Any], step: int) -> None:
+    """The card's means for TensorBoard.
+
+    Args:
+        folder: of the run's TensorBoard files.
+        card: whose.
+        step: optimiser steps that the model was trained for.
+    """
+    with SummaryWriter(str(folder)) as writer:
+        for metric, columns in card["results"].items():
+            for of, entry in columns.items():
+                writer.add_scalar(f"evaluation/{metric}_{of}", entry["mean"], step)

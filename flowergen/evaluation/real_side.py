@@ -1,0 +1,180 @@
+"""The real pictures, prepared once for any number of generators."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import Progress
+
+from flowergen.errors import UserError
+from flowergen.evaluation import copies
+from flowergen.evaluation.extractors import Extractor, in_batches
+from flowergen.evaluation.judges import Judges
+from flowergen.evaluation.measured import Measured
+from flowergen.evaluation.pictures import PictureSet, RealPictures
+from flowergen.evaluation.rows import Rows
+from flowergen.metrics.set_distances import (
+    Gaussian,
+    frechet_distance,
+    gaussian,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+log = logging.getLogger(__name__)
+
+AT_A_TIME = 64  # real pictures through a network
+
+
+class SetDistances:
+    """Distances of sets of pictures to the reference, in the features of a network.
+
+    Args:
+        extractor: of the features.
+        real: the reference among them.
+        cache_dir: where the features of real pictures lie.
+    """
+
+    def __init__(self, extractor: Extractor, real: RealPictures, cache_dir: Path):
+        self.extractor, self.cache_dir = extractor, cache_dir
+        self.reference, _ = self.of(real.reference)
+        self._gaussian: Gaussian = gaussian(self.reference)
+
+    def of(self, pictures: PictureSet) -> tuple[np.ndarray, np.ndarray]:
+        """(N, D) features and (N, K) logits of real pictures."""
+        features, logits = collection_features(self.extractor, pictures, self.cache_dir)
+        return features[pictures.rows], logits[pictures.rows]
+
+    def add(self, measured: Measured, of: str, features: np.ndarray, logits: np.ndarray, prefix: str = "") -> None:
+        """Every distance of one set."""
+        measured.add(f"{prefix}fid", of, frechet_distance(gaussian(features), self._gaussian))
+        measured.add(f"{prefix}kid", of, kernel_distance(features, self.reference))
+        if prefix:
+            return
+        precision, recall = precision_recall(self.reference, features)
+        measured.add("precision", of, precision)
+        measured.add("recall", of, recall)
+        if logits.shape[1]:
+            measured.add("inception_score", of, inception_score(logits))
+
+
+@dataclass(frozen=True)
+class CopySpace:
+    """Where copies are looked for, prepared for any number of generators.
+
+    Attributes:
+        name: ``pixels`` or ``features``.
+        candidates: (K, D) of the training pictures without near-duplicates.
+        bounds: d1 / d2 below which a picture is a copy, by name.
+        control: (N,) d1 / d2 of held-out pictures; None where nothing is held out.
+    """
+
+    name: str
+    candidates: np.ndarray
+    bounds: dict[str, float]
+    control: np.ndarray | None
+
+
+class RealSide:
+    """All that is known of the real pictures before a generated one is seen.
+
+    Args:
+        real: the pictures.
+        judges: of them.
+        notes: for what a reader must know.
+    """
+
+    def __init__(self, real: RealPictures, judges: Judges, notes: list[str]):
+        self.real, self.judges = real, judges
+        self.distances = SetDistances(judges.extractor, real, judges.cache_dir) if judges.extractor else None
+        self.copy_spaces: list[CopySpace] = []
+        if real.train is None:
+            notes.append("copies were not looked for: nobody said what was learnt from (train=DIR)")
+        elif len(real.train) > 1:
+            self._prepare_copies(real, real.train, notes)
+
+    def _prepare_copies(self, real: RealPictures, train: PictureSet, notes: list[str]) -> None:
+        log.info("near-duplicates among %s training pictures", f"{len(train):,}")
+        vectors = copies.pixel_vectors(train.at(np.arange(len(train))))
+        self.kept = copies.distinct(vectors, real.mirrored)
+        if len(self.kept) < len(vectors):
+            notes.append(
+                f"{len(vectors) - len(self.kept):,} of {len(vectors):,} training pictures are near-duplicates of others"
+            )
+
+        def pixels(pictures: PictureSet) -> list[np.ndarray]:
+            return self.variants("pixels", copies.pixel_vectors(pictures.at(np.arange(len(pictures)))))
+
+        def features(pictures: PictureSet) -> list[np.ndarray]:
+            assert self.distances is not None
+            return [self.distances.of(pictures)[0]]
+
+        self._add_space("pixels", vectors[self.kept], pixels)
+        if self.distances is not None:
+            self._add_space("features", features(train)[0][self.kept], features)
+
+    def _add_space(self, name: str, candidates: np.ndarray, vectors_of: Callable[[PictureSet], list[np.ndarray]]) -> None:
+        bounds, control = {"third": copies.COPY_RATIO}, None
+        if self.real.calibration is not None:
+            held_out = copies.neighbours(vectors_of(self.real.calibration), candidates, self.kept).ratio
+            bounds["calibrated"] = copies.calibrated_ratio(held_out)
+            control = copies.neighbours(vectors_of(self.real.reference), candidates, self.kept).ratio
+        self.copy_spaces.append(CopySpace(name, candidates, bounds, control))
+
+    def variants(self, space: str, vectors: np.ndarray) -> list[np.ndarray]:
+        """With mirror images, in pixels, if training has shown those."""
+        return copies.with_mirror_images(vectors, self.real.mirrored and space == "pixels")
+
+
+def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features and logits of all pictures of a collection, computed once for every command and run.
+
+    Args:
+        extractor: of them.
+        pictures: some of the collection.
+        cache_dir: the folder of all caches; a killed process's work is gone on with.
+
+    Returns:
+        (M, D) and (M, K) float32, read-only memory maps.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    images = pictures.images
+    identity = f"{extractor.name}/{extractor.weights}/{extractor.resize}/{pictures.key}"
+    folder = cache_dir / f"features_{blake2b(identity.encode(), digest_size=8).hexdigest()}"
+    fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
+    rows = Rows(folder, fields)
+    if rows.num < len(images):
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f"{folder.name}.lock")):
+                rows = Rows(folder, fields)  # another process may have computed them meanwhile
+                if rows.num < len(images):
+                    log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
+                rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
+                for features, logits in with_bar("features", rest, rows.num, len(images)):
+                    rows.append(features=features, logits=logits)
+        except OSError as error:
+            raise UserError(
+                f"the features of {len(images):,} pictures cannot be written to {cache_dir} ({error.strerror}): "
+                "make room there or choose another folder with paths.cache_dir="
+            ) from error
+    return rows.array("features"), rows.array("logits")
+
+
+def with_bar(what: str, batches: Iterator[Any], done: int, total: int) -> Iterator[Any]:
+    """Batches, or pairs of them, with a bar on a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch[0]) if isinstance(batch, tuple) else len(batch))
