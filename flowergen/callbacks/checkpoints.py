@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.metrics_csv import MetricsCsv
 from flowergen.modules.image_model import ImageModel
 
@@ -50,6 +51,9 @@ class Checkpoints(Checkpoint):
         copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
             copies.append(f"epoch_{epoch:04d}.ckpt")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PeriodicEvaluation):
+                copies += callback.checkpoint_names
         self._between_epochs = True
         self._save(trainer, pl_module, copies)
         self._between_epochs = False

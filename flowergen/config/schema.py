@@ -381,6 +381,23 @@ class ImageGrids:
     num_samples: Natural
 
 
+EXTRACTOR = Rule(
+    lambda name: name in ("inception", "classifier") or name.startswith("torchvision:") or Path(name).expanduser().is_file(),
+    "must be inception, classifier, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that exists",
+)
+
+
+@dataclass
+class PeriodicEvaluation:
+    """callbacks.evaluation."""
+
+    _target_: str
+    every_epochs: Count
+    num_samples: Annotated[int, between(2, 1_000_000)]
+    extractor: Annotated[str, EXTRACTOR]
+    metric: Literal["fid", "kid", "precision", "recall", "class_accuracy"]
+
+
 @dataclass
 class Checkpoints:
     """callbacks.checkpoints."""
@@ -513,12 +530,6 @@ class PathsOfEvaluation:
     weights_dir: str | None
 
 
-EXTRACTOR = Rule(
-    lambda name: name in ("inception", "classifier") or name.startswith("torchvision:") or Path(name).expanduser().is_file(),
-    "must be inception, classifier, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that exists",
-)
-
-
 @dataclass
 class Evaluate:
     """conf/evaluate.yaml."""
@@ -573,6 +584,7 @@ BY_TARGET: dict[str, type] = {
     "flowergen.callbacks.images.ImageGrids": ImageGrids,
     "flowergen.callbacks.loss_plot.LossPlot": Target,
     "flowergen.callbacks.progress.Progress": Target,
+    "flowergen.callbacks.evaluation.PeriodicEvaluation": PeriodicEvaluation,
     "flowergen.callbacks.hparams.FinalMetrics": Target,
     "flowergen.callbacks.checkpoints.Checkpoints": Checkpoints,
 }

@@ -2,9 +2,11 @@
 
 import csv
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -34,11 +36,7 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
     if not panels:
         return
 
-    num_columns = min(3, len(panels))
-    num_rows = -(-len(panels) // num_columns)
-    figure = Figure(figsize=(4.5 * num_columns, 3.2 * num_rows), dpi=100, layout="tight")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    figure, axes = _panels(len(panels))
     for ax, (name, curves) in zip(axes, panels.items(), strict=False):
         for label, curve in curves.items():
             ax.plot(list(curve), list(curve.values()), marker=".", markersize=4, color=COLORS[label], label=label)
@@ -46,8 +44,45 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    for ax in axes[len(panels) :]:
+    _write(figure, png)
+
+
+def plot_looks(history: Sequence[Mapping[str, float]], memorising: int | None, png: str | Path) -> None:
+    """Draw what evaluations during training have found, a panel for each quantity, held-out pictures' values beside.
+
+    Args:
+        history: for each evaluation ``epoch`` and values by name, ``NAME_held_out`` for the control of ``NAME``.
+        memorising: the epoch from which on a line says so; None for none.
+        png: the file to write, atomically.
+    """
+    names = [name for name in history[-1] if name != "epoch" and not name.endswith("_held_out")]
+    figure, axes = _panels(len(names))
+    for ax, name in zip(axes, names, strict=False):
+        for key, label, color in ((name, "samples", "C0"), (f"{name}_held_out", "held-out pictures", "C2")):
+            points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+            if points:
+                ax.plot(*zip(*points, strict=True), marker=".", color=color, label=label)
+        if memorising is not None:
+            ax.axvline(memorising, color="C3", linestyle="--", label="memorising begins")
+        ax.set(title=name.removeprefix("eval/").replace("_", " "), xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    _write(figure, png)
+
+
+def _panels(num: int) -> tuple[Figure, list[Axes]]:
+    num_columns = min(3, num)
+    num_rows = -(-num // num_columns)
+    figure = Figure(figsize=(4.5 * num_columns, 3.2 * num_rows), dpi=100, layout="tight")
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False).ravel())
+    for ax in axes[num:]:
         ax.remove()
+    return figure, axes[:num]
+
+
+def _write(figure: Figure, png: str | Path) -> None:
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
 
