@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models.vgg import cfgs, make_layers
 
 from flowergen.config.schema import CelebAAttribute
@@ -96,6 +97,27 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = make_layers(cfgs["D"], batch_norm=False)
     torch.save({f"features.{key}": value for key, value in features.state_dict().items()}, folder / "vgg16-397923af.pth")
     return folder
+
+
+class UntrainedInception(FeatureExtractorInceptionV3):
+    """torch-fidelity's network, which otherwise insists on a file of weights."""
+
+    def load_state_dict(self, *args, **kwargs):
+        """Leave the weights as they are."""
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights for the Inception network of FID, as torch-fidelity loads it."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save({}, path)
+    network = UntrainedInception("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            torch.nn.init.kaiming_normal_(weight, generator=generator)
+    torch.save(network.state_dict(), path)
+    return path
 
 
 @pytest.fixture(scope="session")

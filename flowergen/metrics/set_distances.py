@@ -70,7 +70,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased; KID where the features are Inception's.
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, section 4. Over all pairs: the usual mean over random subsets estimates the
-    same quantity, with more noise. In blocks, products in float32, sums in float64.
+    same quantity, with more noise. In blocks and in float64: between alike sets the three means agree to four digits and more.
 
     Args:
         x: (N, D) float32, N >= 2.
@@ -91,9 +91,9 @@ def _mean_within(x: np.ndarray) -> float:
     num, dim = x.shape
     total = 0.0
     for rows in row_blocks(num, dim):
-        a = as_float32(x[rows])
+        a = _as_float64(x[rows])
         for columns in row_blocks(rows.start, dim):
-            total += 2 * _kernel(a, as_float32(x[columns])).sum().item()
+            total += 2 * _kernel(a, _as_float64(x[columns])).sum().item()
         kernel = _kernel(a, a)
         total += (kernel.sum() - kernel.diagonal().sum()).item()
     return total / (num * (num - 1))
@@ -102,14 +102,15 @@ def _mean_within(x: np.ndarray) -> float:
 def _mean_between(x: np.ndarray, y: np.ndarray) -> float:
     total = 0.0
     for rows in row_blocks(*x.shape):
-        a = as_float32(x[rows])
+        a = _as_float64(x[rows])
         for columns in row_blocks(*y.shape):
-            total += _kernel(a, as_float32(y[columns])).sum().item()
+            total += _kernel(a, _as_float64(y[columns])).sum().item()
     return total / (len(x) * len(y))
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return ((a @ b.T).double() / a.shape[1] + 1) ** 3  # (N, M)
+    root = (a @ b.T).div_(a.shape[1]).add_(1)  # (N, M)
+    return root * root * root  # a power of tensors is ten times as slow
 
 
 def inception_score(logits: np.ndarray) -> float:
@@ -127,7 +128,7 @@ def inception_score(logits: np.ndarray) -> float:
     num, num_classes = logits.shape
     marginal, entropy = torch.zeros(num_classes, dtype=torch.float64), 0.0
     for rows in row_blocks(num, num_classes):
-        p = as_float32(logits[rows]).double().softmax(1)  # (B, K)
+        p = _as_float64(logits[rows]).softmax(1)  # (B, K)
         marginal += p.sum(0) / num
         entropy += torch.special.entr(p).sum().item() / num
     return (torch.special.entr(marginal).sum() - entropy).exp().item()
@@ -178,6 +179,10 @@ def _share_within(points: np.ndarray, members: np.ndarray, k: int, centre: Tenso
 def _squared(x: Tensor, t: Tensor) -> Tensor:
     squared, rounding = squared_distances(x, t)
     return squared.masked_fill_(squared <= rounding, 0)
+
+
+def _as_float64(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(rows.astype(np.float64))
 
 
 def _two_or_more(features: np.ndarray) -> np.ndarray:
