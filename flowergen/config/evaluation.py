@@ -17,7 +17,7 @@ from flowergen.config.sampling import batch_size_of, sampler_of, stored_latents
 from flowergen.data.listing import list_image_folder, printable
 from flowergen.errors import UserError
 from flowergen.evaluation import card
-from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_RMS, QUANTILE
+from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_SHARE, QUANTILE
 from flowergen.evaluation.judges import Judges, load_judges
 from flowergen.evaluation.measure import measure_denoising, measure_reconstructions, measure_samples
 from flowergen.evaluation.measured import Measured
@@ -198,7 +198,7 @@ def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size
         "nearest_neighbours": 3,
         "copy_ratio": round(COPY_RATIO, 4),
         "copy_quantile": QUANTILE,
-        "duplicate_rms": DUPLICATE_RMS,
+        "duplicate_share": DUPLICATE_SHARE,
     }
 
 

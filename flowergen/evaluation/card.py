@@ -35,13 +35,13 @@ FIGURES = {
     "precision": Figure("precision", ".3f", "higher"),
     "recall": Figure("recall", ".3f", "higher"),
     "inception_score": Figure("Inception Score", ".2f", "higher"),
-    "class_accuracy": Figure("of their class, says the classifier", ".1%", "higher"),
-    "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower"),
-    "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower"),
-    "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower"),
-    "copies_features_calibrated": Figure("copies by features, calibrated", ".2%", "lower"),
-    "copy_bound_pixels": Figure("calibrated bound of d1/d2, pixels", ".3f", ""),
-    "copy_bound_features": Figure("calibrated bound of d1/d2, features", ".3f", ""),
+    "class_accuracy": Figure("of their class, by the classifier", ".1%", "higher", "copies"),
+    "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower", "copies"),
+    "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower", "copies"),
+    "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower", "copies"),
+    "copies_features_calibrated": Figure("copies by features, calibrated", ".2%", "lower", "copies"),
+    "copy_bound_pixels": Figure("calibrated bound of d1/d2, pixels", ".3f", "", "copies"),
+    "copy_bound_features": Figure("calibrated bound of d1/d2, features", ".3f", "", "copies"),
     "rfid": Figure("rFID", ".2f", "lower", "reconstructions"),
     "rkid": Figure("rKID x 1000", ".2f", "lower", "reconstructions"),
     "psnr": Figure("PSNR, dB", ".2f", "higher", "reconstructions"),
@@ -135,7 +135,8 @@ def markdown(card: Mapping[str, Any]) -> str:
     lines = [f"# {subject['what']}", ""]
     lines += [f"{key}: {value}  " for key, value in subject.items() if key != "what" and value is not None]
     against = f"Against {protocol['num_reference']:,} {protocol['reference']}"
-    for part, title in (("samples", against), ("reconstructions", "Reconstructions"), ("denoising", "Denoising")):
+    parts = {"samples": against, "copies": "Classes and copies", "reconstructions": "Reconstructions", "denoising": "Denoising"}
+    for part, title in parts.items():
         names = [name for name, figure in FIGURES.items() if name in results and figure.part == part]
         columns = [of for of in OF if any(of in results[name] for name in names)]
         if columns:

@@ -15,12 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flowergen.data.image_datamodule import spread
 from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
 
 LARGEST_PX = 64  # side at which pixels are compared: a copy need not have every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
 QUANTILE = 0.01  # of held-out pictures' ratios, the calibrated bound
-DUPLICATE_RMS = 0.04  # of pixel values in [0, 1]: below it two training pictures count as one, see docs/evaluation.md
+DUPLICATE_SHARE = (
+    0.5  # of the usual distance to the nearest other picture: two that are nearer count as one (docs/evaluation.md)
+)
+MEASURED_OF = 512  # pictures that say what is usual
 AT_A_TIME = 1024  # pictures whose pixels are made smaller
 
 
@@ -70,8 +74,9 @@ def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
     Returns:
         (K,) rows, the first of each group, K >= 2 unless M < 2.
     """
-    closer_than = DUPLICATE_RMS * math.sqrt(vectors.shape[1])
-    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), closer_than))
+    some = spread(np.arange(len(vectors)), MEASURED_OF)
+    usual = float(two_nearest([vectors[some]], vectors).distance[:, 1].median())  # the nearest is the picture itself
+    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), DUPLICATE_SHARE * usual))
     return kept if len(kept) > 1 else np.arange(min(2, len(vectors)))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from flowergen.data.batch import Batch
+from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import in_batches
@@ -160,7 +161,7 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, measured: Mea
     assert real.train is not None
     log.info("denoising loss")
     num = min(len(real.reference), len(real.train))
-    sets = {"train": real.train.subset(np.linspace(0, len(real.train) - 1, num).astype(int))}
+    sets = {"train": real.train.subset(spread(np.arange(len(real.train)), num))}
     if real.calibration is not None:
         sets["held_out"] = real.reference
     for of, pictures in sets.items():
@@ -178,13 +179,23 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, measured: Mea
 def floor_subsets(real: RealPictures, num: int, repeats: int) -> list[PictureSet]:
     """Training pictures, as many as there are samples in a repeat: what a perfect generator of new pictures would score.
 
+    Their classes are as frequent as in the reference, as those of class-conditional samples are.
+
     Args:
         real: the pictures.
         num: of a repeat; fewer where there are not as many.
         repeats: how many sets.
     """
-    if real.train is None or real.train.name == real.reference.name:
+    train, reference = real.train, real.reference
+    if train is None or train.name == reference.name:
         return []
-    every = len(real.train)
-    draws = (generator(0, repeat, "floor").permutation(every)[:num] for repeat in range(repeats))
-    return [real.train.subset(np.sort(draw)) for draw in draws]
+    labels, wanted = train.labels[train.rows], np.resize(reference.labels[reference.rows], num)
+    counts = {label: int((wanted == label).sum()) for label in np.unique(wanted).tolist()}
+    subsets = []
+    for repeat in range(repeats):
+        order = generator(0, repeat, "floor").permutation(len(train))
+        of_class = [order[labels[order] == label][:count] for label, count in counts.items()]
+        missing = max(0, num - sum(map(len, of_class)))  # a class with fewer training pictures, or without labels
+        rest = order[~np.isin(order, np.concatenate(of_class))][:missing]
+        subsets.append(train.subset(np.sort(np.concatenate([*of_class, rest]))))
+    return subsets

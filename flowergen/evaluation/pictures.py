@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowergen.data.cache import cached_images
-from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.data.listing import list_image_folder, printable
 from flowergen.errors import UserError
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
@@ -141,7 +141,7 @@ def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tupl
 def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:
     if num is None or num >= len(pictures):
         return pictures
-    return pictures.subset(np.linspace(0, len(pictures) - 1, num).astype(int))
+    return pictures.subset(spread(np.arange(len(pictures)), num))
 
 
 def _halves(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:
