@@ -112,6 +112,9 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
     trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
     if names and train_names and list(names) != list(train_names):
         raise UserError("reference= and train= have other class folders: give folders with the same ones, or without")
+    if train_key == key:
+        note = "training-set metric: the reference is what was learnt from"
+        return RealPictures(key, trained, trained, None, False, train_names, note)
     first, second = _halves(real) if len(real) > 1 else (real, None)
     note = "every second reference picture calibrates the copy test and is no reference"
     return RealPictures(f"{key}/{train_key}", first, trained, second, False, train_names, note)
