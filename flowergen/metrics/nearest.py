@@ -107,7 +107,7 @@ def near_duplicates(vectors: Sequence[np.ndarray], closer_than: float) -> np.nda
 def _closer(x: list[Tensor], t: Tensor, closer_than: float, wanted: Tensor) -> Tensor:
     """Which of the wanted pairs (B, M') are closer; those that rounding leaves open are measured by direct difference."""
     squared, rounding = _nearest_variant(x, t)
-    close = wanted & (squared < closer_than**2 - rounding)
+    close = wanted & (squared < closer_than**2)
     for pairs in (wanted & ((squared - closer_than**2).abs() <= rounding)).nonzero().split(BLOCK_ROWS):
         row, column = pairs.unbind(1)
         measured = torch.stack([torch.linalg.vector_norm(variant[row] - t[column], dim=1) for variant in x]).amin(0)

@@ -31,7 +31,8 @@ def block_rows(request, monkeypatch):
 
 
 def test_it_finds_what_scikit_learn_finds():
-    x, t = np.random.default_rng(0).normal(3, 1, (2, 63, 50)).astype(np.float32)
+    """Also far from the origin, where |x|^2 in float32 is coarser than the distances differ."""
+    x, t = np.random.default_rng(0).normal(1000, 1, (2, 63, 50)).astype(np.float32)
     distance, index = (
         NearestNeighbors(n_neighbors=2, algorithm="brute").fit(t.astype(np.float64)).kneighbors(x.astype(np.float64))
     )

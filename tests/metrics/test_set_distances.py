@@ -203,8 +203,11 @@ def test_sets_too_small_are_named():
     for pair in ((one, three), (three, one)):
         with pytest.raises(UserError, match="2 or more"):
             kernel_distance(*pair)
+    four = features(4, 1)
+    for pair in ((four, three), (three, four)):
         with pytest.raises(UserError, match="4 pictures or more"):
             precision_recall(*pair)
+    assert precision_recall(four, four) == (1, 1)
 
 
 def test_fid_and_kid_of_pictures_equal_torch_fidelity_through_one_network(inception_file):
