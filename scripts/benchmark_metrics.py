@@ -32,6 +32,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from flowergen.data.procedural import MAX_CLASSES, draw_flower
+from flowergen.evaluation.extractors import INCEPTION_URL, in_batches, load_extractor
 from flowergen.metrics.nearest import two_nearest
 from flowergen.metrics.set_distances import frechet_distance, gaussian, kernel_distance
 
@@ -57,12 +58,10 @@ def store_random_weights(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-@torch.inference_mode()
 def features_of(pictures: Tensor, weights: Path, batch_size: int) -> np.ndarray:
-    """Features (N, 2048) of pictures uint8 (N, 3, H, W) by torch-fidelity's Inception."""
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
-    network.to(memory_format=torch.channels_last)
-    return torch.cat([network(batch)[0] for batch in pictures.split(batch_size)]).numpy()
+    """Features (N, 2048) of pictures uint8 (N, 3, H, W), as the metric card has them."""
+    extractor = load_extractor("inception", weights.parent, torch.device("cpu"))
+    return np.concatenate([features for features, _ in in_batches(extractor, pictures.numpy(), batch_size)])
 
 
 def ours(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -118,7 +117,7 @@ def compare_pictures(num: int, size: int, batch_size: int, rounds: int) -> None:
     pictures = torch.from_numpy(np.ascontiguousarray(flowers)).reshape(2, num, 3, size, size)
     pictures[1] //= 2
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder, "inception.pth")
+        weights = Path(folder, INCEPTION_URL.rpartition("/")[2])
         store_random_weights(weights)
         arms = [partial(side, pictures, weights, batch_size) for side in (ours_end_to_end, theirs_end_to_end)]
         compare(f"2 x {num} pictures of {size} px, end to end, {rounds} rounds", (arms[0], arms[1]), rounds)
