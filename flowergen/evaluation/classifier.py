@@ -31,11 +31,14 @@ log = logging.getLogger(__name__)
 RECIPE_VERSION = 1  # raise it when the network or its training changes
 SEED = 0
 BATCH_SIZE = 64
-TRAINING_IMAGES = 200_000  # seen in all, whatever the size of the set, within the bounds of
+TRAINING_IMAGES = 160_000  # seen in all, whatever the size of the set, within the bounds of
 FEWEST_EPOCHS, MOST_EPOCHS = 4, 200
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 WARM_UP = 0.2  # of the steps
+CHECKPOINT_STEPS = 100  # at least, between two checkpoints: the epochs of small sets are short
 LABEL_SMOOTHING = 0.1
+CROP_SIDE = 0.75  # of the training crops, in sides of the picture
+SMALLEST_AREA, WIDEST_ASPECT = 0.35, 4 / 3  # of what they show, in areas of the picture; width to height, or the reverse
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def cached_classifier(
             return None
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            net = Classifier(num_classes)
+            net = _untrained(num_classes)
             net.load_state_dict(load_file(folder / "weights.safetensors"))
             num_correct, num_held_out = int(meta["num_correct"]), int(meta["num_held_out"])
             found = (meta["key"], meta["fingerprint"], num_held_out)
@@ -134,7 +137,7 @@ def cached_classifier(
         judged = f"{num_correct / len(held_out_rows):.1%} of {len(held_out_rows):,}" if len(held_out_rows) else "none"
         log.info("trained it in %.0f s, held-out pictures that it classifies right: %s; into %s", seconds, judged, folder)
 
-    return built_once(folder, open_, build, f"the classifier of {name}, some 40 MB while it is trained,")
+    return built_once(folder, open_, build, f"the classifier of {name}, some 60 MB while it is trained,")
 
 
 def train(
@@ -153,19 +156,18 @@ def train(
         labels: (M,) int64 class.
         rows: of the pictures to train on, all labelled.
         num_classes: K.
-        checkpoint: file to go on from if it is there; written after each epoch.
+        checkpoint: file to go on from if it is there; written between epochs.
         key: what the checkpoint must be of.
         device: to train on.
 
     Returns:
         The network, in eval mode.
     """
-    with initialisation(SEED):
-        net = Classifier(num_classes)
-    net = net.to(device).to(memory_format=torch.channels_last).train()
+    net = _untrained(num_classes).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     num_epochs = min(max(round(TRAINING_IMAGES / len(rows)), FEWEST_EPOCHS), MOST_EPOCHS)
     steps_per_epoch = math.ceil(len(rows) / BATCH_SIZE)
+    checkpoint_epochs = math.ceil(CHECKPOINT_STEPS / steps_per_epoch)
     first_epoch = 0
     state = _read_checkpoint(checkpoint, key)
     if state is not None:
@@ -194,10 +196,9 @@ def train(
                 loss.backward()
                 optimizer.step()
                 progress.advance(task)
-            _write_checkpoint(
-                checkpoint,
-                {"key": key, "epochs_done": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()},
-            )
+            if (epoch + 1) % checkpoint_epochs == 0 or epoch + 1 == num_epochs:
+                state = {"key": key, "epochs_done": epoch + 1, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
+                _write_checkpoint(checkpoint, state)
     return net.eval()
 
 
@@ -213,26 +214,29 @@ def one_cycle(progress: float) -> float:
 
 
 def augment(x: Tensor, step: int) -> Tensor:
-    """Mirror half of the pictures and shift each by up to an eighth of its side, with the edge mirrored.
+    """Cut a random part out of each picture, and mirror half of them (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+
+    The parts are smaller than the pictures: a network trained on such parts is at its best on whole pictures that are larger by
+    a third or so, as things look as large in them (Touvron et al. 2019, arXiv:1906.06423), and takes half the time.
 
     Args:
         x: (N, 3, S, S) in [0, 1].
         step: of the training: equal steps draw equally.
 
     Returns:
-        (N, 3, S, S).
+        (N, 3, S', S') in [0, 1], S' = 3/4 S.
     """
-    num, size = len(x), x.shape[-1]
-    most = size // 8
-    draws = generator(SEED, step, "classifier augmentation")
-    flip = torch.from_numpy(draws.random(num) < 0.5).to(x.device)
-    down, right = torch.from_numpy(draws.integers(0, 2 * most + 1, (2, num, 1))).to(x.device)  # (N, 1) each
-    x = torch.where(flip[:, None, None, None], x.flip(-1), x)
-    x = F.pad(x, (most,) * 4, mode="reflect").permute(0, 2, 3, 1)  # (N, S + 2 most, S + 2 most, 3)
-    position = torch.arange(size, device=x.device)
-    sample = torch.arange(num, device=x.device)[:, None, None]
-    x = x[sample, (down + position)[:, :, None], (right + position)[:, None, :]]  # (N, S, S, 3)
-    return x.permute(0, 3, 1, 2)
+    num, size = len(x), round(CROP_SIDE * x.shape[-1])
+    draws = torch.from_numpy(generator(SEED, step, "classifier augmentation").random((5, num), dtype=np.float32))
+    area = SMALLEST_AREA + (1 - SMALLEST_AREA) * draws[0]
+    aspect = ((2 * draws[1] - 1) * math.log(WIDEST_ASPECT)).exp()
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)  # of the picture's
+    right, down = (2 * draws[2] - 1) * (1 - width), (2 * draws[3] - 1) * (1 - height)  # in half sides
+    mirrored = torch.where(draws[4] < 0.5, -width, width)
+    zeros = torch.zeros(num)
+    theta = torch.stack([mirrored, zeros, right, zeros, height, down], dim=1).view(num, 2, 3)
+    positions = F.affine_grid(theta, [num, 3, size, size], align_corners=False).to(x.device)
+    return F.grid_sample(x, positions, padding_mode="border", align_corners=False)
 
 
 @torch.inference_mode()
@@ -252,6 +256,11 @@ def count_correct(net: Classifier, images: np.ndarray, labels: np.ndarray, rows:
         _, logits = net(torch.from_numpy(images[index]).to(device).float().div_(255))
         num_correct += int((logits.argmax(1).cpu() == torch.from_numpy(labels[index])).sum())
     return num_correct
+
+
+def _untrained(num_classes: int) -> Classifier:
+    with initialisation(SEED):
+        return Classifier(num_classes)
 
 
 # ---- Checkpoints -----------------------------------------------------------------------------------------------------
@@ -274,5 +283,4 @@ def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(content.getbuffer())
-        sync(file)
     os.replace(partial, path)
