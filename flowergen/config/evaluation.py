@@ -184,6 +184,7 @@ def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size
     return {
         "version": card.VERSION,
         "pictures": real.identity,
+        "pixels": real.pixels,
         "reference": real.reference.name,
         "num_reference": len(real.reference),
         "image_size_px": size,

@@ -75,7 +75,6 @@ def _classifier(
         return None, None
     held_out = real.calibration
     rows = held_out.rows if held_out and held_out.key == train.key else np.zeros(0, dtype=np.int64)
-    trained = cached_classifier(
-        data_name, train.images, train.labels, train.rows, rows, len(real.class_names), real.identity, cache_dir, device
-    )
+    collection, num_classes = (train.images, train.labels, train.rows, rows), len(real.class_names)
+    trained = cached_classifier(data_name, *collection, num_classes, f"{real.identity}/{real.pixels}", cache_dir, device)
     return classifier_extractor(trained, device), None if math.isnan(trained.accuracy) else trained.accuracy

@@ -16,6 +16,8 @@ from flowergen.data.listing import list_image_folder, printable
 from flowergen.errors import UserError
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
 
+HASHED = 256  # pictures whose pixels stand for those of all
+
 
 @dataclass(frozen=True)
 class PictureSet:
@@ -52,7 +54,7 @@ class RealPictures:
     """What generated pictures are held against.
 
     Attributes:
-        identity: hash of the pictures, their labels and which are held out.
+        identity: hash of the files, their labels and which are held out.
         reference: what generated pictures should be like, at best held out.
         train: what the generator was trained on; None where nobody says.
         calibration: held-out pictures that say what is no copy; None where there are none.
@@ -68,6 +70,12 @@ class RealPictures:
     mirrored: bool
     class_names: Sequence[str]
     note: str = ""
+
+    @property
+    def pixels(self) -> str:
+        """Hash of some of the pictures as they are after reading: another transform of the same files gives another one."""
+        pictures = self.train or self.reference
+        return blake2b(pictures.at(spread(np.arange(len(pictures)), HASHED)).tobytes(), digest_size=16).hexdigest()
 
 
 def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test") -> RealPictures:
