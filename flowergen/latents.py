@@ -41,6 +41,7 @@ def main() -> None:
         carried = run.autoencoder if run.autoencoder.is_dir() else stored["autoencoder"]
         objective = find_run(carried, "autoencoder")[0].read_config()["model"]
 
+    import numpy as np
     import torch
 
     import flowergen
@@ -64,9 +65,9 @@ def main() -> None:
     posterior = _encode(model, data, rows, of)
     train = None if split == "train" else _encode(model, data, train_rows, "training pictures").mean
     labels, train_labels = (torch.from_numpy(data.pictures.labels[r]) for r in (rows, train_rows))
-    compared = torch.from_numpy(spread(torch.arange(len(rows)).numpy(), MOST_COMPARED))
+    compared = spread(np.arange(len(rows)), MOST_COMPARED)
     noise = normal_per_sample(rows[compared].tolist(), model.module.latent_shape, seed=config["seed"], purpose="information")
-    collapse = measure_collapse(posterior, compared, noise)
+    collapse = measure_collapse(posterior, torch.from_numpy(compared), noise)
     sentences = verdict(collapse, objective, diffused)
     if split == "train":
         held_out = "the run holds none out" if data.split == "all" else "split=test has others"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowergen.viz.grids import write_png
 
-LOWEST = 1e-5  # nats that are drawn; a dimension that is the prior has none
+LOWEST = 1e-5  # nats, and deviations, that are drawn: a dimension that is the prior has no nats
 MOST_COLORS = 10  # channels that are told apart
 
 
@@ -35,17 +35,18 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
     canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
-    left.scatter(rank, nats, s=8, c=color, linewidths=0)
+    size = 24 if len(order) <= 64 else 8
+    widths = std.flatten()[order].clamp_min(LOWEST).numpy()
+    left.scatter(rank, nats, s=size, c=color, linewidths=0)
     left.axhline(silent_nats, color="black", linestyle="--", linewidth=1)
     left.annotate(f"{silent_nats} nats", (0.01, silent_nats), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
     left.set(yscale="log", ylim=(LOWEST / 2, max(1.0, 2 * nats.max())), ylabel="KL, nats", title="What each dimension carries")
-    right.scatter(rank, std.flatten()[order].numpy(), s=8, c=color, linewidths=0)
+    right.scatter(rank, widths, s=size, c=color, linewidths=0)
     right.axhline(1, color="black", linestyle="--", linewidth=1)
     right.annotate("the prior, N(0, 1)", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
-    narrowest, widest = std.min().item(), std.max().item()
-    limits = max(LOWEST, min(0.4, 0.9 * narrowest)), max(2.5, 1.1 * widest)
+    limits = min(0.4, widths.min() / 2), max(2.5, 2 * widths.max())
     right.set(yscale="log", ylim=limits, ylabel="standard deviation", title="How wide the latents are as a whole")
-    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,)))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
     for ax in (left, right):

@@ -32,7 +32,8 @@ def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
     """
     from sklearn.decomposition import PCA  # a second to import
 
-    pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
+    with np.errstate(invalid="ignore"):  # shares of a variance of zero
+        pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
     directions = np.zeros((2, points.shape[1]))
     directions[: len(pca.components_)] = pca.components_
     return points.new_tensor(pca.mean_), points.new_tensor(directions)
