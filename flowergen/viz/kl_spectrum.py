@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowergen.viz.grids import write_png
 
-LOWEST = 1e-5  # nats, and deviations, that are drawn: a dimension that is the prior has no nats
+LOWEST = 1e-5  # nats that are drawn; a dimension that is the prior has none
 MOST_COLORS = 10  # channels that are told apart
 
 
@@ -36,7 +36,7 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
     left, right = figure.subplots(1, 2)
     nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
     size = 24 if len(order) <= 64 else 8
-    widths = std.flatten()[order].clamp_min(LOWEST).numpy()
+    widths = std.flatten()[order].numpy()
     left.scatter(rank, nats, s=size, c=color, linewidths=0)
     left.axhline(silent_nats, color="black", linestyle="--", linewidth=1)
     left.annotate(f"{silent_nats} nats", (0.01, silent_nats), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")

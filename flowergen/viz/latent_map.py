@@ -61,7 +61,7 @@ def tsne_plane(points: Tensor, seed: int) -> Tensor:
     if num < 2 or spread.std(0).max() < 1e-9 * max(1.0, float(points.abs().max())):
         return points.new_tensor(plane)
     pca = PCA(min(TSNE_DIMS, num - 1, spread.shape[1]), svd_solver="randomized", random_state=0)
-    coordinates = pca.fit_transform(spread / spread.std(0).max())
+    coordinates = pca.fit_transform(spread)
     plane[:, : coordinates.shape[1]] = coordinates[:, :2]
     start = 1e-4 * plane / plane[:, 0].std()
     tsne = TSNE(perplexity=min(PERPLEXITY, (num - 1) / 3), init=start.astype(np.float32), random_state=seed % 2**32)

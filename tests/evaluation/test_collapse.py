@@ -104,7 +104,7 @@ def test_information_of_a_gaussian_channel_is_its_closed_form() -> None:
 @pytest.mark.parametrize("logvar", [-30.0, -10.0])
 def test_pictures_told_apart_have_the_logarithm_of_their_number_and_copies_half_of_it(logvar: float) -> None:
     """Also where posteriors are points and float64 loses digits in the squares."""
-    mean, eps = normal(20, 3, 4, 4), normal(20, 3, 4, 4, seed=1)
+    mean, eps = normal(20, 3, 4, 4) + 100, normal(20, 3, 4, 4, seed=1)
     narrow = torch.full_like(mean, logvar)
     assert index_information(Posterior(mean, narrow), eps) == pytest.approx(math.log(20), abs=1e-9)
     mean[10:] = mean[:10]
@@ -166,6 +166,15 @@ def test_posteriors_that_are_alike_are_collapsed_whatever_their_kl(kind: str) ->
     if kind == "spatial":
         mean, logvar = (moment.view(60, 4, 2, 2) for moment in collapsed(60))
     assert verdict(measured(mean, logvar), BETA)[0].startswith("Posterior collapse")
+
+
+def test_latents_that_are_small_but_told_apart_are_not_collapsed() -> None:
+    """No active unit, as Burda's threshold counts in units of the prior, and yet every picture has a place of its own."""
+    found = measured(0.05 * normal(60, 4, 2, 2), torch.full((60, 4, 2, 2), -12.0))
+    assert not found.active.any()
+    lines = verdict(found, BETA)
+    assert lines[0].startswith("No collapse")
+    assert "much narrower in 16 of 16" in lines[1]
 
 
 def test_latents_off_the_prior_are_told_from_those_on_it() -> None:
