@@ -557,6 +557,19 @@ class Evaluate:
 
 
 @dataclass
+class Latents:
+    """conf/latents.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    split: Literal["train", "val", "test"] | None
+    num: Annotated[int, between(1, 100_000)]
+    seed: Seed
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfRun
+
+
+@dataclass
 class Report:
     """conf/report.yaml."""
 

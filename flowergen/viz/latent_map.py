@@ -1,15 +1,24 @@
 """Latents as points on a plane, and ways between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from flowergen.viz.grids import write_png
+
+GREY = (0.6, 0.6, 0.6, 1.0)
+PERPLEXITY = 30.0  # van der Maaten & Hinton 2008: 5 to 50
+TSNE_DIMS = 50  # principal directions that t-SNE works on, as there
+MOST_IN_LEGEND = 20  # classes; more are numbered on the map
+NAMES_A_COLUMN = 40
+MOST_NAMES = 160
+LONGEST_NAME = 24  # characters of a class in the list of names
 
 
 def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,10 +32,98 @@ def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
     """
     from sklearn.decomposition import PCA  # a second to import
 
-    pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
+    with np.errstate(invalid="ignore"):  # shares of a variance of zero
+        pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
     directions = np.zeros((2, points.shape[1]))
     directions[: len(pca.components_)] = pca.components_
     return points.new_tensor(pca.mean_), points.new_tensor(directions)
+
+
+def tsne_plane(points: Tensor, seed: int) -> Tensor:
+    """t-SNE (van der Maaten & Hinton 2008): a plane on which near points stay near; distances and sizes of groups mean nothing.
+
+    By scikit-learn, from the first 50 principal directions, beginning in the first two (Kobak & Berens 2019,
+    10.1038/s41467-019-13056-x), which keeps what structure there is at large.
+
+    Args:
+        points: (L, D).
+        seed: of scikit-learn's generator.
+
+    Returns:
+        (L, 2); zeros for points that are all the same.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    num = len(points)
+    plane, spread = np.zeros((num, 2)), points.double().numpy()
+    spread = spread - spread.mean(0)
+    if num < 2 or spread.std(0).max() < 1e-9 * max(1.0, float(points.abs().max())):
+        return points.new_tensor(plane)
+    pca = PCA(min(TSNE_DIMS, num - 1, spread.shape[1]), svd_solver="randomized", random_state=0)
+    coordinates = pca.fit_transform(spread)
+    plane[:, : coordinates.shape[1]] = coordinates[:, :2]
+    start = 1e-4 * plane / plane[:, 0].std()
+    tsne = TSNE(perplexity=min(PERPLEXITY, (num - 1) / 3), init=start.astype(np.float32), random_state=seed % 2**32)
+    return points.new_tensor(tsne.fit_transform(coordinates.astype(np.float32)))
+
+
+def draw_classes(
+    png: str | Path, points: Tensor, labels: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]
+) -> None:
+    """Points coloured by class: with a legend for up to 20 classes; for more, numbers at their medians and a list of the names.
+
+    Args:
+        png: the file to write, atomically.
+        points: (L, 2).
+        labels: (L,) int64, -1 for none.
+        names: of the classes, by label.
+        title: of the picture.
+        axes: what is across, and what is up; no scale where the latter is empty.
+    """
+    shown = [label for label in labels.unique().tolist() if label >= 0]
+    few = len(shown) <= MOST_IN_LEGEND
+    listed = shown[:MOST_NAMES]
+    columns = 1 if few else -(-len(listed) // NAMES_A_COLUMN)
+    figure = Figure(figsize=(9 if few else 7.5 + 2 * columns, 6.5 if few else 7.5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    colors = dict(zip(shown, _class_colors(len(shown)), strict=True))
+    across, up = points.T.numpy()
+    size = 14 if len(points) <= 1000 else 8
+    ax.scatter(across, up, s=size, c=[colors.get(label, GREY) for label in labels.tolist()], alpha=0.7, linewidths=0)
+    ax.set(title=title, xlabel=axes[0], ylabel=axes[1])
+    if not axes[1]:
+        ax.set(xticks=[], yticks=[])
+    if not few:
+        for label in shown:
+            x, y = points[labels == label].median(0).values.tolist()
+            outline = [withStroke(linewidth=2, foreground="white")]
+            ax.annotate(str(label), (x, y), color=colors[label], fontsize=8, weight="bold", ha="center", va="center",
+                        path_effects=outline)  # fmt: skip
+    entries = [(label, f"{label} {names[label][:LONGEST_NAME]}") for label in listed]
+    if len(listed) < len(shown):
+        entries.append((-2, f"and {len(shown) - len(listed)} more"))
+    if shown and bool((labels < 0).any()):
+        entries.append((-1, "no class"))
+    for label, name in entries:
+        ax.scatter([], [], s=20, color=colors.get(label, GREY), label=name)
+    if entries:
+        legend = figure.legend(loc="outside right center", ncols=columns, fontsize="small" if few else 6.5, handletextpad=0.2,
+                               columnspacing=0.8, labelspacing=0.4, borderpad=0.4)  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a class may be called anything
+    canvas.draw()
+    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _class_colors(num: int) -> list[tuple[float, ...]]:
+    if num <= 10:
+        return [colormaps["tab10"](k) for k in range(num)]
+    if num <= MOST_IN_LEGEND:
+        return [colormaps["tab20"](k) for k in range(num)]
+    # neighbours in the list differ in hue by the golden angle
+    return [tuple(0.85 * value for value in colormaps["hsv"](k * 0.618034 % 1)[:3]) for k in range(num)]
 
 
 def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[tuple[int, str], Tensor], title: str) -> None:

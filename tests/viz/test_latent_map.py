@@ -5,9 +5,11 @@ import pytest
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from sklearn.manifold import trustworthiness
 from torch import Tensor
 
-from flowergen.viz.latent_map import draw_paths, principal_plane
+from flowergen.viz import latent_map
+from flowergen.viz.latent_map import draw_classes, draw_paths, principal_plane, tsne_plane
 
 
 def cloud(num: int = 300) -> Tensor:
@@ -81,3 +83,73 @@ def test_the_name_of_a_class_is_no_formula(name: str, tmp_path: Path) -> None:
     """Folders may be called anything, and matplotlib would set what stands between two dollars."""
     draw_paths(tmp_path / "map.png", torch.zeros(2, 2), torch.tensor([0, 1]), {(1, name): torch.zeros(3, 2)}, "t")
     assert (tmp_path / "map.png").is_file()
+
+
+# -- t-SNE
+
+
+def test_neighbours_stay_neighbours_on_the_plane_and_a_draw_repeats() -> None:
+    """Trustworthiness (Venna & Kaski 2001) by scikit-learn: 1 where all do, 0.5 by chance."""
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(120, 60, generator=g) + 6 * torch.eye(60)[torch.arange(120) % 4]
+    plane = tsne_plane(points, seed=0)
+    assert plane.shape == (120, 2)
+    assert plane.dtype == points.dtype
+    assert trustworthiness(points.numpy(), plane.numpy(), n_neighbors=5) > 0.8
+    groups = [plane[k::4] for k in range(4)]
+    for group in groups:  # a class lies together
+        others = torch.cat([other for other in groups if other is not group])
+        assert torch.cdist(group, group).median() < torch.cdist(group, others).median() / 2
+    torch.testing.assert_close(tsne_plane(points, seed=0), plane, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("points", [torch.zeros(1, 5), torch.zeros(9, 5), torch.full((50, 3), 1e4)])
+def test_points_that_are_all_the_same_lie_on_one_spot(points: Tensor) -> None:
+    assert not tsne_plane(points, seed=2**63 - 1).any()
+
+
+@pytest.mark.parametrize(("num", "dims"), [(2, 5), (2, 1), (3, 2), (5, 100), (40, 1)])
+def test_few_points_and_few_dimensions_have_a_map_too(num: int, dims: int) -> None:
+    for scale in (1e-6, 1.0, 1e6):
+        plane = tsne_plane(scale * torch.randn(num, dims, generator=torch.Generator().manual_seed(0)), seed=0)
+        assert plane.isfinite().all()
+        assert len(plane.unique(dim=0)) == num
+    copies = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).repeat_interleave(5, 0)
+    assert tsne_plane(copies, seed=0).isfinite().all()
+
+
+# -- coloured by class
+
+
+def test_up_to_twenty_classes_have_a_legend_and_more_a_number_on_the_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every class has points in a colour of its own; where there are a hundred, a list of names makes the picture wider."""
+    monkeypatch.setattr(latent_map, "MOST_NAMES", 110)
+    points = torch.randn(1020, 2, generator=torch.Generator().manual_seed(0))
+    widths = {}
+    for num in (20, 102, 120):
+        names = [f"class {k}" for k in range(num)]
+        draw_classes(tmp_path / f"{num}.png", points, torch.arange(1020) % num, names, "t", ("a", "b"))
+        image = np.asarray(Image.open(tmp_path / f"{num}.png"))
+        widths[num] = image.shape[1]
+        if num <= 20:
+            assert min(pixels_of(image, colormaps["tab20"](k)) for k in range(num)) > 10
+        else:
+            solid = image[image.astype(int).max(-1) - image.min(-1) > 200]
+            assert len(np.unique(solid, axis=0)) >= 100
+    assert widths[20] < widths[102] == widths[120]
+
+
+def test_pictures_without_a_class_are_grey(tmp_path: Path) -> None:
+    """All of them, with no legend; or beside those that have one."""
+    points = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    draw_classes(tmp_path / "none.png", points, torch.full((60,), -1), [], "t", ("a", ""))
+    image = np.asarray(Image.open(tmp_path / "none.png")).astype(int)
+    assert (image.max(-1) == image.min(-1)).all()
+    draw_classes(tmp_path / "some.png", points, torch.arange(60) % 3 - 1, ["rose", "1 $\\no$ formula ^_{}"], "t", ("a", "b"))
+    image = np.asarray(Image.open(tmp_path / "some.png"))
+    assert pixels_of(image, colormaps["tab10"](0)) > 10
+    assert pixels_of(image, colormaps["tab10"](1)) > 10
+    draw_classes(tmp_path / "one.png", points[:1], torch.tensor([2]), ["a", "b", "c"], "t", ("a", "b"))
+    assert (tmp_path / "one.png").is_file()

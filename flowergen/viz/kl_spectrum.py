@@ -1,0 +1,60 @@
+"""How the nats of a latent are shared out among its dimensions."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from torch import Tensor
+
+from flowergen.viz.grids import write_png
+
+LOWEST = 1e-5  # nats that are drawn; a dimension that is the prior has none
+MOST_COLORS = 10  # channels that are told apart
+
+
+def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: float) -> None:
+    """KL of each dimension, sorted, beside its standard deviation over all pictures and draws, in the same order.
+
+    Args:
+        png: the file to write, atomically.
+        kl: (C, h, w) in nats, averaged over pictures.
+        std: (C, h, w) of the aggregate posterior; the prior has 1.
+        silent_nats: a line below which a dimension counts as silent.
+    """
+    order = kl.flatten().argsort(descending=True, stable=True)
+    rank = np.arange(len(order))
+    channel = torch.arange(len(kl)).repeat_interleave(kl[0].numel())[order].numpy()
+    by_channel = kl[0].numel() > 1 and 1 < len(kl) <= MOST_COLORS
+    color = np.array([colormaps["tab10"](c if by_channel else 0) for c in channel])
+
+    figure = Figure(figsize=(11, 4.2), dpi=110, layout="tight")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
+    size = 24 if len(order) <= 64 else 8
+    widths = std.flatten()[order].numpy()
+    left.scatter(rank, nats, s=size, c=color, linewidths=0)
+    left.axhline(silent_nats, color="black", linestyle="--", linewidth=1)
+    left.annotate(f"{silent_nats} nats", (0.01, silent_nats), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
+    left.set(yscale="log", ylim=(LOWEST / 2, max(1.0, 2 * nats.max())), ylabel="KL, nats", title="What each dimension carries")
+    right.scatter(rank, widths, s=size, c=color, linewidths=0)
+    right.axhline(1, color="black", linestyle="--", linewidth=1)
+    right.annotate("the prior, N(0, 1)", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
+    limits = min(0.4, widths.min() / 2), max(2.5, 2 * widths.max())
+    right.set(yscale="log", ylim=limits, ylabel="standard deviation", title="How wide the latents are as a whole")
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,)))
+    right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.yaxis.set_minor_formatter(NullFormatter())
+    for ax in (left, right):
+        ax.set_xlabel("dimension, sorted by its KL")
+        ax.grid(alpha=0.3)
+    if by_channel:
+        for c in range(len(kl)):
+            right.scatter([], [], s=20, color=colormaps["tab10"](c), label=f"channel {c}")
+        right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    canvas.draw()
+    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
