@@ -15,7 +15,7 @@ from flowergen.evaluation.extractors import in_batches
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured, Pairs
 from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures
-from flowergen.evaluation.real_side import AT_A_TIME, RealSide, collection_features, with_bar
+from flowergen.evaluation.real_side import AT_A_TIME, CopySpace, RealSide, collection_features, with_bar
 from flowergen.evaluation.reconstruction import reconstructions
 from flowergen.evaluation.rows import Rows
 from flowergen.modules.image_model import ImageModel
@@ -26,6 +26,7 @@ from flowergen.randomness import generator
 log = logging.getLogger(__name__)
 
 WORST_PAIRS = 16
+SEARCHED = 4096  # samples at a time
 
 
 def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int, work: Path, measured: Measured) -> None:
@@ -102,7 +103,7 @@ def _judged(generated: Generated, judges: Judges, work: Path) -> Rows:
 def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequence[slice], measured: Measured) -> None:
     for space in side.copy_spaces:
         log.info("looking for copies of %s training pictures in %s", f"{len(space.candidates):,}", space.name)
-        found = copies.neighbours(side.variants(space.name, rows.array(space.name)), space.candidates, side.kept)
+        found = _neighbours(side, space, rows.array(space.name))
         for name, below in space.bounds.items():
             for part in parts:
                 measured.add(f"copies_{space.name}_{name}", "samples", copies.copy_rate(found.ratio[part], below))
@@ -113,6 +114,14 @@ def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequenc
         assert side.real.train is not None
         nearest = side.real.train.at(found.row[numbers, 0])
         measured.pairs.append(Pairs(space.name, generated.at(numbers.tolist()), nearest, found.ratio[numbers]))
+
+
+def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
+    """Of any number of samples, in parts, as mirror images take memory."""
+    starts = range(0, len(vectors), SEARCHED)
+    parts = [vectors[first : first + SEARCHED] for first in starts]
+    found = [copies.neighbours(side.variants(space.name, part), space.candidates, side.kept) for part in parts]
+    return copies.Neighbours(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
 def measure_reconstructions(model: ImageModel, side: RealSide, num: int, repeats: int, work: Path, measured: Measured) -> None:

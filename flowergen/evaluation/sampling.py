@@ -45,7 +45,8 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) ->
         return model.denoised(index, _or_null(model, label), seed, sampling)
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
-    says = f"{sampling.steps} steps of {sampling.sampler}, guidance {sampling.guidance_scale:g}{interval}"
+    eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
+    says = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}"
     return Sampler(model, draw, says)
 
 
