@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Evaluate
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import (
     RunFolder,
@@ -22,7 +23,6 @@ from flowergen.config.run_folder import (
     write_atomically,
 )
 from flowergen.config.sampling import OF_DIFFUSION, check_sampling
-from flowergen.config.schema import Evaluate
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 

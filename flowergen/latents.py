@@ -6,9 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Latents
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run, write_atomically
-from flowergen.config.schema import Latents
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 

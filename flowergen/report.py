@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Report
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import RunFolder, make_folder, write_atomically
-from flowergen.config.schema import Report
 from flowergen.errors import UserError
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Sample
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
 from flowergen.config.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
-from flowergen.config.schema import Sample
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 

@@ -5,8 +5,8 @@ import sys
 import warnings
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Split
 from flowergen.config.plain_command import read_command_line
-from flowergen.config.schema import Split
 from flowergen.data import split_dataset
 from flowergen.data.listing import printable
 

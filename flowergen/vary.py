@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Vary
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
-from flowergen.config.schema import Vary
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 

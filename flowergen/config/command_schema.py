@@ -1,0 +1,148 @@
+"""What may stand in the config of every command but ``train``, as dataclasses; see ``schema``. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from flowergen.config.schema import (
+    BELOW_ONE,
+    EXISTING_FOLDER,
+    EXISTING_PATH,
+    EXTRACTOR,
+    NON_EMPTY,
+    PATH,
+    TEXT,
+    Eta,
+    Guidance,
+    Interval,
+    Natural,
+    Rule,
+    SamplerName,
+    Seed,
+    Steps,
+    between,
+)
+
+
+@dataclass
+class Split:
+    """conf/split.yaml."""
+
+    source: Annotated[str, PATH, EXISTING_FOLDER]
+    train: Annotated[str, PATH, NON_EMPTY]
+    test: Annotated[str, PATH, NON_EMPTY]
+    val: Annotated[str, PATH, NON_EMPTY] | None
+    test_size: Annotated[float, Rule(lambda size: 0 < size < 1, "must be above 0 and below 1")]
+    val_size: Annotated[float, BELOW_ONE]
+    seed: Seed
+    mode: Literal["copy", "link", "move"]
+
+
+@dataclass
+class DataOfRun:
+    """What a command may say about the data of a run."""
+
+    root: Annotated[str, EXISTING_FOLDER] | None
+
+
+@dataclass
+class PathsOfRun:
+    """What a command may say about the paths of a run."""
+
+    cache_dir: str | None
+
+
+@dataclass
+class Vary:
+    """conf/vary.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    mode: Literal["variations", "reconstruct", "interpolate", "traverse", "arithmetic"]
+    image: Annotated[str, PATH, EXISTING_PATH] | None
+    split: Literal["train", "val", "test"] | None
+    num_pictures: Natural
+    num: Annotated[int, between(1, 10_000)]
+    scale: Annotated[float, Rule(lambda scale: 0 < scale <= 1e8, "must be above 0 and at most 1e8")] | Literal["auto"]
+    num_dims: Natural
+    plus: Annotated[str, TEXT] | None
+    minus: Annotated[str, TEXT] | None
+    seed: Seed
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfRun
+
+
+@dataclass
+class Sample:
+    """conf/sample.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    classes: Annotated[str, TEXT] | None
+    num_per_class: Annotated[int, between(1, 1_000_000)]
+    num: Annotated[int, between(1, 10_000_000)] | None
+    class_frequencies: Literal["train", "uniform"]
+    source: Literal["auto", "prior", "mixture"]
+    sampler: SamplerName | None
+    steps: Steps | None
+    guidance_scale: Guidance | None
+    guidance_interval: Interval | None
+    eta: Eta | None
+    seed: Seed
+    batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
+    format: Literal["png", "npz"]
+    denoising: bool
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class PathsOfEvaluation:
+    """What evaluate may say about the paths of a run."""
+
+    cache_dir: str | None
+    weights_dir: str | None
+
+
+@dataclass
+class Evaluate:
+    """conf/evaluate.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY] | None
+    generated: Annotated[str, PATH, EXISTING_FOLDER] | None
+    reference: Annotated[str, PATH, EXISTING_FOLDER] | None
+    train: Annotated[str, PATH, EXISTING_FOLDER] | None
+    image_size: Annotated[int, between(16, 1024)] | None
+    compare: Annotated[str, TEXT, NON_EMPTY] | None
+    extractor: Annotated[str, TEXT, EXTRACTOR]
+    num_samples: Annotated[int, between(4, 10_000_000)] | None
+    repeats: Annotated[int, between(1, 100)]
+    source: Literal["auto", "prior", "mixture"]
+    sampler: SamplerName | None
+    steps: Steps | None
+    guidance_scale: Guidance | None
+    guidance_interval: Interval | None
+    eta: Eta | None
+    seed: Seed
+    batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfEvaluation
+
+
+@dataclass
+class Latents:
+    """conf/latents.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    split: Literal["train", "val", "test"] | None
+    num: Annotated[int, between(1, 100_000)]
+    seed: Seed
+    out: Annotated[str, PATH, NON_EMPTY] | None
+    data: DataOfRun
+    paths: PathsOfRun
+
+
+@dataclass
+class Report:
+    """conf/report.yaml."""
+
+    sweep: Annotated[str, PATH, EXISTING_FOLDER]
+    out: Annotated[str, PATH, NON_EMPTY] | None
