@@ -35,14 +35,13 @@ class PeriodicEvaluation(Callback):
 
     Args:
         folder: the run folder.
-        weights_dir: of networks from outside.
         every_epochs: how often, and after the last epoch; 0 for never.
         num_samples: of an evaluation.
-        extractor: see ``load_judges``.
+        extractor, weights_dir: see ``load_judges``.
         metric: chooses ``best_METRIC.ckpt``.
     """
 
-    def __init__(self, folder: str | Path, weights_dir: str, every_epochs: int, num_samples: int, extractor: str, metric: str):
+    def __init__(self, folder: str | Path, every_epochs: int, num_samples: int, extractor: str, weights_dir: str, metric: str):
         self.folder, self.weights_dir, self.every_epochs = Path(folder), weights_dir, every_epochs
         self.num_samples, self.extractor, self.metric = num_samples, extractor, metric
         self.history: list[dict[str, float]] = []

@@ -250,10 +250,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
         "flowergen.callbacks.images.ImageGrids": {"folder": run.images},
         "flowergen.callbacks.loss_plot.LossPlot": {"folder": run.path},
         "flowergen.callbacks.checkpoints.Checkpoints": {"folder": run.checkpoints},
-        "flowergen.callbacks.evaluation.PeriodicEvaluation": {
-            "folder": run.path,
-            "weights_dir": config["paths"]["weights_dir"],
-        },
+        "flowergen.callbacks.evaluation.PeriodicEvaluation": {"folder": run.path},
         "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
     }
     return [

@@ -395,6 +395,7 @@ class PeriodicEvaluation:
     every_epochs: Count
     num_samples: Annotated[int, between(4, 1_000_000)]
     extractor: Annotated[str, EXTRACTOR]
+    weights_dir: str
     metric: Literal["fid", "kid", "precision", "recall", "class_accuracy"]
 
 
