@@ -141,13 +141,20 @@ def markdown(card: Mapping[str, Any]) -> str:
         columns = [of for of in OF if any(of in results[name] for name in names)]
         if columns:
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], sizes)]
+        if part == "copies" and protocol["classifier_accuracy"] is not None:
+            right = format(protocol["classifier_accuracy"], ".1%")
+            lines += ["", f"The classifier is right about {right} of the validation pictures, which it was not trained on."]
     for heading, entries in (("Not measured", card["missing"]), ("Notes", card["notes"])):
         if entries:
             lines += ["", f"## {heading}", "", *(f"- {entry}" for entry in entries)]
     lines += ["", f"## Protocol {card['protocol_hash']}", "", "Only cards with the same protocol can be compared.", ""]
     lines += [f"- {key}: {value}" for key, value in protocol.items()]
-    lines += ["", "## Made", "", *(f"- {key}: {value}" for key, value in card["made"].items())]
+    lines += ["", "## Made", "", *(f"- {key}: {_in_words(value)}" for key, value in card["made"].items())]
     return "\n".join(lines) + "\n"
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(f"{key} {child}" for key, child in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _table(
