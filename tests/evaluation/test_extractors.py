@@ -98,9 +98,7 @@ def test_inception_is_known_by_the_hash_of_its_file(inception: Extractor, incept
 
 
 @pytest.mark.parametrize(("name", "file"), [("inception", INCEPTION), ("torchvision:resnet18", RESNET)])
-def test_missing_weights_are_an_error_that_says_where_from_where_to_and_what_else(
-    name: str, file: str, tmp_path: Path
-) -> None:
+def test_missing_weights_are_an_error_that_says_where_from_where_to_and_what_else(name: str, file: str, tmp_path: Path) -> None:
     with pytest.raises(MissingWeights) as error:
         load_extractor(name, tmp_path / "weights", CPU)
     text = one_line(error)

@@ -118,9 +118,7 @@ def test_a_single_validation_picture_is_the_reference_and_nothing_calibrates(cac
 
 
 @pytest.mark.parametrize("subset", ["test", "val"])
-def test_where_nothing_is_held_out_the_training_pictures_are_the_reference_and_it_is_said(
-    subset: str, cache_dir: Path
-) -> None:
+def test_where_nothing_is_held_out_the_training_pictures_are_the_reference_and_it_is_said(subset: str, cache_dir: Path) -> None:
     data = drawn(cache_dir, split="all")
     real = real_pictures_of(data, 7, subset)
     assert real.train is not None
