@@ -17,7 +17,7 @@ from flowergen.evaluation.real_side import RealSide
 
 
 class Counting:
-    """Features: means of the four quarters of each channel; logits: those of the channels. Counts the pictures it has seen."""
+    """Features: means of the 4 x 4 parts of each channel; logits: those of the channels. Counts the pictures it has seen."""
 
     def __init__(self, fails_after: int | None = None):
         self.seen, self.fails_after = 0, fails_after
@@ -26,12 +26,12 @@ class Counting:
         if self.fails_after is not None and self.seen >= self.fails_after:
             raise KeyboardInterrupt
         self.seen += len(x)
-        return F.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1), 10 * x.float().mean((2, 3)) / 255
+        return F.adaptive_avg_pool2d(x.float() / 255, 4).flatten(1), 10 * x.float().mean((2, 3)) / 255
 
 
 def extractor(counting: Counting | None = None, name: str = "fake") -> Extractor:
-    """With 12 features and 3 logits."""
-    return Extractor(name, "weights", "none", 12, 3, counting or Counting())
+    """With 48 features and 3 logits."""
+    return Extractor(name, "weights", "none", 48, 3, counting or Counting())
 
 
 def judges(cache_dir: Path, features: Extractor | None = None, classifier: Extractor | None = None) -> Judges:
@@ -73,7 +73,7 @@ class Pictures:
     def __init__(
         self, images: np.ndarray, labels: np.ndarray | None = None, batch_size: int = 7, stops_after: int | None = None
     ):
-        self.images, self.batch_size, self.stops_after = images, batch_size, stops_after
+        self.images, self.batch_size, self.stops_after = np.array(images), batch_size, stops_after
         self.labels = torch.from_numpy(np.full(len(images), -1) if labels is None else labels)
         self.image_size = images.shape[-1]
         self.began_at: list[int] = []

@@ -65,9 +65,7 @@ def test_features_are_those_of_the_whole_collection_computed_once(collection: Pi
 
 
 @pytest.mark.parametrize("changed", ["name", "weights", "resize"])
-def test_another_extractor_or_collection_has_features_of_its_own(
-    changed: str, collection: PictureSet, tmp_path: Path
-) -> None:
+def test_another_extractor_or_collection_has_features_of_its_own(changed: str, collection: PictureSet, tmp_path: Path) -> None:
     collection_features(extractor(), collection, tmp_path)
     counting = Counting()
     collection_features(extractor(counting)._replace(**{changed: "other"}), collection, tmp_path)
@@ -99,7 +97,7 @@ def test_two_at_once_make_one_whole_file(collection: PictureSet, tmp_path: Path)
 
     def work() -> None:
         start.wait()
-        found.append(collection_features(Extractor("fake", "weights", "none", 12, 3, slow), collection, tmp_path))
+        found.append(collection_features(Extractor("fake", "weights", "none", 48, 3, slow), collection, tmp_path))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -127,8 +125,8 @@ def test_an_extractor_without_logits_has_none(collection: PictureSet, tmp_path: 
         return Counting()(x)[0], torch.empty(len(x), 0)
 
     for _ in range(2):
-        found, logits = collection_features(Extractor("fake", "", "", 12, 0, features), collection, tmp_path)
-        assert (found.shape, logits.shape) == ((NUM, 12), (NUM, 0))
+        found, logits = collection_features(Extractor("fake", "", "", 48, 0, features), collection, tmp_path)
+        assert (found.shape, logits.shape) == ((NUM, 48), (NUM, 0))
 
 
 def test_a_full_disk_is_one_line_that_names_the_option(
@@ -172,12 +170,12 @@ def test_distances_are_those_of_the_metrics_to_the_reference(distances: SetDista
 
 
 def test_reconstructions_get_their_own_names_and_extractors_without_logits_no_score(distances: SetDistances) -> None:
-    some = np.random.default_rng(0).random((20, 12)).astype(np.float32)
+    some = np.random.default_rng(0).random((60, 48)).astype(np.float32)
     measured = Measured()
     distances.add(measured, "reference", some, some, "r")
     assert set(measured.results) == {"rfid", "rkid"}
     measured = Measured()
-    distances.add(measured, "train", some, np.zeros((20, 0), np.float32))
+    distances.add(measured, "train", some, np.zeros((60, 0), np.float32))
     assert set(measured.results) == {"fid", "kid", "precision", "recall"}
 
 
