@@ -18,7 +18,9 @@ def looks(*entries: tuple[float, bool]) -> list[Look]:
     return [Look(10 * n, loss, 200 if copying else 0, 256, 0, 64) for n, (loss, copying) in enumerate(entries, 1)]
 
 
-@pytest.mark.parametrize(("num", "num_control", "control"), [(256, 409, 4), (50, 40, 0), (256, 51, 1), (10, 1000, 10), (3, 2, 0)])
+@pytest.mark.parametrize(
+    ("num", "num_control", "control"), [(256, 409, 4), (50, 40, 0), (256, 51, 1), (10, 1000, 10), (3, 2, 0)]
+)
 def test_copying_is_fishers_exact_test_at_one_percent(num: int, num_control: int, control: int) -> None:
     """Every number of copies, against a sum of binomial coefficients and scipy's hypergeometric distribution."""
     found = []
