@@ -67,7 +67,7 @@ def brightest(images: np.ndarray) -> np.ndarray:
 
 
 def test_exactly_the_reference_pictures_are_at_no_distance(side: RealSide, data: ProceduralDataModule, tmp_path: Path) -> None:
-    """FID 0, precision and recall 1; KID below 0 by what an unbiased estimator leaves out, the pairs of a picture with itself."""
+    """FID 0, precision and recall 1; KID below 0 by the pairs of a picture with itself, which it leaves out."""
     reference = side.real.reference
     num = len(reference)
     results = measured_of(Given(reference, data.class_names, data.class_names, 16), side, num, 1, tmp_path).results

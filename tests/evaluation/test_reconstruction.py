@@ -86,6 +86,7 @@ def test_elbo_is_minus_distortion_minus_rate_by_torch_distributions(
     with torch.inference_mode():
         q = vae.encode(x.float())
         x_hat = vae.decode(q.sample(eps)).double()
+        mse = (x - vae.decode(q.mean).double()).square().mean((1, 2, 3))
     sigma = (x - x_hat).square().mean().sqrt()
     distortion = -Independent(Normal(x_hat, sigma), 3).log_prob(x).mean().item()
     posterior = Independent(Normal(q.mean.double(), (q.logvar.double() / 2).exp()), 3)
@@ -94,7 +95,6 @@ def test_elbo_is_minus_distortion_minus_rate_by_torch_distributions(
     assert found["rate"] == pytest.approx(rate, rel=1e-5)
     assert found["distortion"] == pytest.approx(distortion, rel=1e-5)
     assert found["elbo"] == pytest.approx(-distortion - rate, rel=1e-5)
-        mse = (x - vae.decode(q.mean).double()).square().mean((1, 2, 3))
     assert found["psnr"] == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
 
 
