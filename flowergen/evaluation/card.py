@@ -75,7 +75,7 @@ def hash_of(plain: Mapping[str, Any]) -> str:
 
 
 def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation (n - 1) over repeats, and the values themselves.
+    """Mean and standard deviation (n - 1) over repeats, and the values themselves; no deviation of what is no number.
 
     Args:
         results: by metric and column, a value for each repeat.
@@ -84,7 +84,7 @@ def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str
         metric: {
             of: {
                 "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "std": statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None,
                 "values": list(values),
             }
             for of, values in columns.items()

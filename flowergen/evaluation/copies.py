@@ -21,9 +21,8 @@ from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
 LARGEST_PX = 64  # side at which pixels are compared: a copy need not have every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
 QUANTILE = 0.01  # of held-out pictures' ratios, the calibrated bound
-DUPLICATE_SHARE = (
-    0.5  # of the usual distance to the nearest other picture: two that are nearer count as one (docs/evaluation.md)
-)
+DUPLICATE_SHARE = 0.48  # of the usual distance between neighbours: two that are nearer count as one (docs/evaluation.md)
+EQUAL = 1e-6  # a distance that only equal pictures are below
 MEASURED_OF = 512  # pictures that say what is usual
 AT_A_TIME = 1024  # pictures whose pixels are made smaller
 
@@ -72,12 +71,15 @@ def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
         mirror: whether mirror images count as duplicates.
 
     Returns:
-        (K,) rows, the first of each group, K >= 2 unless M < 2.
+        (K,) rows, the first of each group, K >= 2 unless M < 2; all of them if M < 4.
     """
-    some = spread(np.arange(len(vectors)), MEASURED_OF)
-    usual = float(two_nearest([vectors[some]], vectors).distance[:, 1].median())  # the nearest is the picture itself
-    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), DUPLICATE_SHARE * usual))
-    return kept if len(kept) > 1 else np.arange(min(2, len(vectors)))
+    if len(vectors) < 4:
+        return np.arange(len(vectors))
+    # the second nearest, of the other half: where each picture is there twice, the nearest is its duplicate
+    usual = float(two_nearest([spread(vectors[::2], MEASURED_OF)], vectors[1::2]).distance[:, 1].median())
+    closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
+    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), closer_than))
+    return kept if len(kept) > 1 else np.arange(2)
 
 
 def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarray) -> Neighbours:

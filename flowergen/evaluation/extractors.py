@@ -86,22 +86,23 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
 
 def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
     """A network of torchvision's, by what goes into its last linear layer."""
-    from torchvision.models import get_model, get_model_weights
+    from torchvision import models
 
     model = name.partition(":")[2]
-    try:
-        weights = get_model_weights(model).DEFAULT
-        prepare = weights.transforms()
-        size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"extractor={name}: torchvision has no such classifier; resnet50 and convnext_tiny are two") from error
+    if model not in models.list_models(module=models):  # without those for detection, video and the like
+        raise UserError(f"extractor={name}: torchvision has no such classifier; resnet50 and convnext_tiny are two")
+    weights = models.get_model_weights(model).DEFAULT
+    prepare = weights.transforms()
+    size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
     path = fetch(weights.url, weights_dir, f"torchvision's {model}", INSTEAD)
     state = _load(path)
     try:
-        net = get_model(model, weights=None)
+        net = models.get_model(model, weights=None)
         net.load_state_dict(state)
     except Exception as error:
         raise UserError(f"{path} does not hold torchvision's {model}: delete it, and it is fetched again") from error
+    if hasattr(net, "transform_input"):  # GoogLeNet and Inception: torchvision sets it with its weights
+        net.transform_input = True
     last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     if not last:
         raise UserError(f"extractor={name}: it has no linear layer at its end, before which features are taken: use another")
@@ -149,7 +150,9 @@ def _file(path: Path, device: torch.device) -> Extractor:
 
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
-        return _of_network(str(path), _sha256(path), resize, net, prepare, device)
+        extractor = _of_network(str(path), _sha256(path), resize, net, prepare, device)
+        extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # another N than there
+        return extractor
     except Exception as error:
         raise UserError(
             f"{where} must take (N, 3, {size}, {size}) float32 in [0, 1] for any N and return (N, D) features, or those and "
@@ -181,7 +184,7 @@ def _of_network(
 ) -> Extractor:
     @torch.inference_mode()
     def features(x: Tensor) -> tuple[Tensor, Tensor]:
-        out = net(prepare(x.to(device)).contiguous(memory_format=torch.channels_last))
+        out = net(prepare(x.to(device)))
         found, logits = out if isinstance(out, tuple | list) else (out, out.new_empty(len(x), 0))
         if found.ndim != 2 or logits.ndim != 2 or len(found) != len(x):
             raise ValueError(f"it returned {tuple(found.shape)} and {tuple(logits.shape)} for {len(x)} pictures")

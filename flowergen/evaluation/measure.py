@@ -194,10 +194,13 @@ def floor_subsets(real: RealPictures, num: int, repeats: int) -> list[PictureSet
         real: the pictures.
         num: of a repeat; fewer where there are not as many.
         repeats: how many sets.
+
+    Returns:
+        The sets; none where the reference was trained on.
     """
     train, reference = real.train, real.reference
-    if train is None or train.name == reference.name:
-        return []
+    if train is None or (train.key == reference.key and np.isin(reference.rows, train.rows).any()):
+        return []  # nothing is held out
     labels, wanted = train.labels[train.rows], np.resize(reference.labels[reference.rows], num)
     counts = {label: int((wanted == label).sum()) for label in np.unique(wanted).tolist()}
     subsets = []

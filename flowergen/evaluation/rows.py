@@ -38,12 +38,13 @@ class Rows:
             for name, length in self._row_bytes.items():
                 with self._path(name).open("ab") as file:
                     file.truncate(self.num * length)
-            self._cut = True
+        self._cut = False  # again, if this fails in mid-way
         for name, (shape, dtype) in self.fields.items():
             values = np.ascontiguousarray(arrays[name], dtype=dtype)
             assert values.shape[1:] == tuple(shape), f"{name}: {values.shape[1:]} is not {tuple(shape)}"
             with self._path(name).open("ab") as file:
                 file.write(values.tobytes())
+        self._cut = True
         self.num += len(arrays[name])
 
     def array(self, name: str) -> np.ndarray:

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from flowergen.viz.curves import plot_curves
+from flowergen.viz.curves import plot_curves, plot_looks
 
 TABLE = """\
 epoch,step,train/loss,train/loss_kl,train/lr,train_epoch/loss,val/loss,val/psnr,val/elbo
@@ -72,3 +72,33 @@ def test_global_matplotlib_state_is_left_alone(tmp_path):
     (tmp_path / "metrics.csv").write_text(TABLE)
     plot_curves(tmp_path / "metrics.csv", tmp_path / "loss_plot.png")
     assert plt.get_fignums() == before
+
+
+# -- evaluations during training
+
+HISTORY = [
+    {"epoch": 10, "eval/fid": 30.0, "eval/copies": 0.0, "eval/copies_held_out": 0.01},
+    {"epoch": 20, "eval/fid": 20.0, "eval/loss_held_out": 5.0, "eval/copies": 0.2, "eval/copies_held_out": 0.02},
+    {"epoch": 30, "eval/fid": 25.0, "eval/loss": 3.0, "eval/loss_held_out": 6.0, "eval/copies": 0.4},
+]
+
+
+def test_each_quantity_has_a_panel_with_that_of_held_out_pictures_beside(tmp_path, drawn, monkeypatch):
+    """Points are at their epochs, also where some evaluations lack a value."""
+    lines = []
+    monkeypatch.setattr(Axes, "axvline", lambda ax, x, **kwargs: lines.append((x, kwargs["label"])))
+    plot_looks(HISTORY, None, tmp_path / "evaluation.png")
+    assert list(drawn) == ["fid", "loss", "copies"]
+    assert drawn["fid"] == {"samples": ((10, 20, 30), (30, 20, 25))}
+    assert drawn["copies"] == {"samples": ((10, 20, 30), (0, 0.2, 0.4)), "held-out pictures": ((10, 20), (0.01, 0.02))}
+    assert drawn["loss"] == {"samples": ((30,), (3,)), "held-out pictures": ((20, 30), (5, 6))}
+    assert lines == []
+    plot_looks(HISTORY, 20, tmp_path / "evaluation.png")
+    assert lines == [(20, "memorising begins")] * 3
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_a_plot_of_evaluations_is_a_picture(tmp_path, num):
+    plot_looks(HISTORY[:num], 20, tmp_path / "evaluation.png")
+    assert np.asarray(Image.open(tmp_path / "evaluation.png")).std() > 5
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.png"]

@@ -1,0 +1,251 @@
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowergen.errors import UserError
+from flowergen.evaluation.card import (
+    FIGURES,
+    INCEPTION_NAMES,
+    OF,
+    PER_MILLE,
+    comparison,
+    hash_of,
+    label_of,
+    markdown,
+    newest_card,
+    read_card,
+    shown,
+    summarised,
+    table,
+)
+
+PROTOCOL = {"extractor": "inception", "num_reference": 819, "reference": "test pictures", "num": 819, "repeats": 3}
+
+
+def card(what: str = "one", **changes: Any) -> dict[str, Any]:
+    """A small one; ``protocol_`` before a name changes the protocol."""
+    protocol = PROTOCOL | {key.removeprefix("protocol_"): value for key, value in changes.items() if "protocol_" in key}
+    made = {
+        "subject": {"what": what, "sampled by": "4 steps"},
+        "counts": {"samples": 819, "train": 819},
+        "results": summarised({"fid": {"samples": [10.0, 12.0], "train": [3.0]}, "psnr": {"reference": [20.0]}}),
+        "missing": [],
+        "notes": [],
+        "protocol_hash": hash_of(protocol),
+        "protocol": protocol,
+        "made": {"date": "today"},
+    }
+    return made | {key: value for key, value in changes.items() if "protocol_" not in key}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows_of(lines: list[str]) -> dict[str, list[str]]:
+    """By their first cell."""
+    return {cells(line)[0]: cells(line)[1:] for line in lines if line.startswith("| ")}
+
+
+def written(folder: Path, content: dict[str, Any] | str, age_seconds: float = 0) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "card.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    os.utime(path, (1e9 - age_seconds, 1e9 - age_seconds))
+    return folder
+
+
+# -- figures
+
+
+def test_results_become_mean_deviation_and_values() -> None:
+    found = summarised({"fid": {"samples": [1.0, 2.0, 6.0], "train": [4.0]}})["fid"]
+    assert found["samples"]["mean"] == pytest.approx(3)
+    assert found["samples"]["std"] == pytest.approx(np.std([1, 2, 6], ddof=1))
+    assert found["samples"]["values"] == [1, 2, 6]
+    assert found["train"] == {"mean": 4, "std": None, "values": [4]}
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "expected"),
+    [
+        ("fid", [10.0, 12.0], "11.00 ± 1.41"),
+        ("fid", [10.004], "10.00"),
+        ("kid", [0.0123], "12.30"),
+        ("rkid", [-0.001, -0.003], "-2.00 ± 1.41"),
+        ("precision", [0.5], "0.500"),
+        ("class_accuracy", [0.9123], "91.2%"),
+        ("copies_pixels_third", [0.0123, 0.0123], "1.23% ± 0.00%"),
+        ("elbo", [-12345.6], "-12,346"),
+        ("fid", [math.nan, 1.0], "not a number"),
+        ("elbo", [-math.inf], "not a number"),
+    ],
+)
+def test_values_are_shown_in_their_own_format(metric: str, values: list[float], expected: str) -> None:
+    """KID in thousandths, its deviation too."""
+    assert shown(metric, summarised({metric: {"samples": values}})[metric]["samples"]) == expected
+
+
+def test_nothing_is_shown_as_nothing() -> None:
+    assert shown("fid", None) == ""
+
+
+@pytest.mark.parametrize("metric", FIGURES)
+def test_only_inceptions_features_make_an_fid(metric: str) -> None:
+    label = FIGURES[metric].label
+    assert label_of(metric, "inception") == label
+    other = label_of(metric, "/some/where/net.pt")
+    if metric not in INCEPTION_NAMES:
+        assert other == label
+        return
+    assert not re.search(r"FID|KID|^Inception Score", other)
+    assert other.endswith("(net.pt)")
+    assert label_of(metric, "torchvision:resnet50").endswith("(torchvision:resnet50)")
+    assert ("x 1000" in other) == ("x 1000" in label) == (metric in PER_MILLE)
+
+
+def test_a_protocol_is_known_by_its_content() -> None:
+    assert hash_of({"a": 1, "b": [2]}) == hash_of({"b": [2], "a": 1})
+    assert re.fullmatch("[0-9a-f]{12}", hash_of({}))
+    assert hash_of({"a": 1}) != hash_of({"a": 2})
+
+
+# -- tables
+
+
+def test_columns_of_a_table_are_aligned() -> None:
+    lines = table([["", "a head", "b"], ["name", "1", "much longer"], ["ß ± é", "", "2"]])
+    assert len({len(line) for line in lines}) == 1
+    for line in lines:
+        assert [place for place, character in enumerate(line) if character == "|"] == [0, 8, 17, 31]
+    assert set(lines[1]) == {"|", "-"}
+    assert cells(lines[2]) == ["name", "1", "much longer"]
+
+
+def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() -> None:
+    text = markdown(card(missing=["LPIPS: no weights"], notes=["mind the gap"]))
+    lines = text.splitlines()
+    assert lines[0] == "# one"
+    assert "sampled by: 4 steps  " in lines
+    assert "## Against 819 test pictures" in lines
+    rows = rows_of(lines)
+    assert rows[""] == ["reconstructed reference"], "the last table's"
+    head = next(line for line in lines if "samples, n = 819" in line)
+    assert cells(head) == ["", "samples, n = 819", "floor: training pictures, n = 819"]
+    assert rows["FID (lower is better)"] == ["11.00 ± 1.41", "3.00"]
+    assert rows["PSNR, dB (higher is better)"] == ["20.00"]
+    assert text.index("## Not measured\n\n- LPIPS: no weights") < text.index("## Notes\n\n- mind the gap")
+    assert f"## Protocol {hash_of(PROTOCOL)}" in lines
+    for key, value in PROTOCOL.items():
+        assert f"- {key}: {value}" in lines
+    assert text.endswith("## Made\n\n- date: today\n")
+    without = markdown(card())
+    assert "Not measured" not in without
+    assert "Notes" not in without
+    assert "Denoising" not in without, "tables without a row are left out"
+
+
+@pytest.mark.parametrize("metric", FIGURES)
+def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
+    results = summarised({metric: {of: [0.25] for of in OF}})
+    lines = markdown(card(results=results, protocol_extractor="classifier")).splitlines()
+    arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[metric].better]
+    value = shown(metric, results[metric]["samples"])
+    assert rows_of(lines)[label_of(metric, "classifier") + arrow] == [value] * len(OF)
+
+
+# -- comparison
+
+
+def test_cards_of_one_protocol_are_compared_in_a_column_each_floors_last() -> None:
+    two = card("two", results=summarised({"fid": {"samples": [9.0, math.nan]}, "kid": {"samples": [0.001]}}))
+    two["subject"]["sampled by"] = None
+    lines = comparison([card(), two, card("three")])
+    assert lines[0] == f"protocol {hash_of(PROTOCOL)}"
+    assert len({len(line) for line in lines[2:]}) == 1
+    rows = rows_of(lines)
+    assert rows[""] == ["one", "two", "three"]
+    assert rows["sampled by"] == ["4 steps", "", "4 steps"]
+    assert rows["FID"] == ["11.00 ± 1.41", "not a number", "11.00 ± 1.41"]
+    assert rows["FID, floor: training pictures"] == ["3.00", "", "3.00"]
+    assert rows["KID x 1000"] == ["", "1.00", ""]
+    assert rows["PSNR, dB, reconstructed reference"] == ["20.00", "", "20.00"]
+    names = list(rows)
+    assert names.index("FID") < names.index("FID, floor: training pictures") < names.index("KID x 1000")
+    assert len(names) == 6, "no rows without a value"
+
+
+def test_a_comparison_in_other_features_does_not_speak_of_fid() -> None:
+    rows = rows_of(comparison([card(protocol_extractor="classifier")] * 2))
+    assert "Fréchet distance (classifier)" in rows
+    assert "FID" not in rows
+
+
+def test_cards_of_different_protocols_are_refused_and_every_difference_is_named() -> None:
+    other = card("two", protocol_repeats=1, protocol_extractor="classifier", protocol_new="thing")
+    for cards in ([card(), other], [other, card()], [card(), card(), other]):
+        with pytest.raises(UserError) as error:
+            comparison(cards)
+        text = str(error.value)
+        assert "\n" not in text
+        assert "one" in text
+        assert "two" in text
+        forwards = cards[0] is not other
+        for key, first, second in (("repeats", 3, 1), ("extractor", "inception", "classifier"), ("new", None, "thing")):
+            assert f"{key}: {first if forwards else second} and {second if forwards else first}" in text
+        for key in ("num_reference", "reference:", "num:"):
+            assert key not in text, "these are the same"
+
+
+# -- files
+
+
+def test_a_card_is_read_back_not_a_number_included(tmp_path: Path) -> None:
+    made = card(results=summarised({"fid": {"samples": [math.nan]}}))
+    found = read_card(written(tmp_path / "one", made))
+    assert found is not None
+    assert math.isnan(found["results"]["fid"]["samples"]["mean"])
+    assert shown("fid", found["results"]["fid"]["samples"]) == "not a number"
+    assert read_card(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"protocol": {"a"', "[]", "{}", '"card"', '{"protocol": {}, "results": []}', "\x00"]
+)
+def test_a_damaged_card_is_one_line_that_names_it(content: str, tmp_path: Path) -> None:
+    folder = written(tmp_path / "one", content)
+    for read in (read_card, newest_card):
+        with pytest.raises(UserError, match=f"{re.escape(str(folder / 'card.json'))} .*evaluate again") as error:
+            read(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_a_damaged_card(tmp_path: Path) -> None:
+    written(tmp_path / "one", "")
+    (tmp_path / "one" / "card.json").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_card(tmp_path / "one")
+
+
+def test_a_card_is_found_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
+    """Of a run, the newest."""
+    run = tmp_path / "run"
+    for name, age in (("aa", 20), ("bb", 0), ("cc", 10)):
+        written(run / "evaluation" / name, card(name), age)
+    (run / "evaluation" / "dd" / "work").mkdir(parents=True)  # an unfinished one
+    assert newest_card(run)["subject"]["what"] == "bb"
+    assert newest_card(run / "evaluation" / "aa")["subject"]["what"] == "aa"
+    assert newest_card(run / "evaluation" / "cc" / "card.json")["subject"]["what"] == "cc"
+
+
+@pytest.mark.parametrize("name", ["run", "missing", "run/evaluation/dd/card.json"])
+def test_no_card_is_an_error_that_says_how_to_make_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "evaluation" / "dd").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has no metric card: python -m flowergen\.evaluate run="):
+        newest_card(tmp_path / name)

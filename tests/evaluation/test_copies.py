@@ -1,0 +1,207 @@
+"""A generator that copies must be caught; held-out pictures must not."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowergen.data.procedural_datamodule import ProceduralDataModule
+from flowergen.evaluation import copies
+from flowergen.evaluation.copies import COPY_RATIO
+from tests.tiny_models import drawn
+
+RNG = np.random.default_rng
+
+
+@pytest.fixture(scope="module")
+def data(cache_dir: Path) -> ProceduralDataModule:
+    """400 flowers: 320 to train, 40 to calibrate, 40 as the control."""
+    return drawn(cache_dir, num_images=400, num_classes=4, image_size=32)
+
+
+def of(data: ProceduralDataModule, subset: str) -> np.ndarray:
+    return np.asarray(data.pictures.images[data.rows[subset]])
+
+
+def noisy(images: np.ndarray, levels: float, seed: int = 0) -> np.ndarray:
+    """With Gaussian noise of so many grey levels."""
+    return np.clip(images + RNG(seed).normal(0, levels, images.shape), 0, 255).round().astype(np.uint8)
+
+
+def jpeg(images: np.ndarray) -> np.ndarray:
+    """Saved as JPEG and read again."""
+    out = []
+    for picture in images:
+        file = io.BytesIO()
+        Image.fromarray(picture.transpose(1, 2, 0)).save(file, "JPEG", quality=92)
+        out.append(np.asarray(Image.open(file)).transpose(2, 0, 1))
+    return np.stack(out)
+
+
+def unchanged(images: np.ndarray) -> np.ndarray:
+    return images
+
+
+def noise(images: np.ndarray) -> np.ndarray:
+    return noisy(images, 6)
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    return images[..., ::-1]
+
+
+class Search:
+    """What ``evaluate`` does with pixels."""
+
+    def __init__(self, data: ProceduralDataModule, train: np.ndarray, mirrored: bool = False):
+        vectors = copies.pixel_vectors(train)
+        self.mirrored, self.kept = mirrored, copies.distinct(vectors, mirrored)
+        self.candidates = vectors[self.kept]
+        self.calibrated = copies.calibrated_ratio(self.of(of(data, "val")).ratio)
+
+    def of(self, images: np.ndarray) -> copies.Neighbours:
+        variants = copies.with_mirror_images(copies.pixel_vectors(images), self.mirrored)
+        return copies.neighbours(variants, self.candidates, self.kept)
+
+    def rates(self, images: np.ndarray) -> tuple[float, float]:
+        ratio = self.of(images).ratio
+        return copies.copy_rate(ratio, COPY_RATIO), copies.copy_rate(ratio, self.calibrated)
+
+
+# -- the promise
+
+
+@pytest.mark.parametrize(
+    ("change", "mirrored"), [(unchanged, False), (noise, False), (jpeg, False), (mirror, True), (unchanged, True)]
+)
+def test_a_generator_that_returns_training_pictures_is_caught_by_both_bounds(
+    change: Callable[[np.ndarray], np.ndarray], mirrored: bool, data: ProceduralDataModule
+) -> None:
+    """Exactly, with a little noise, saved as JPEG, or mirrored where training has shown mirror images."""
+    search = Search(data, of(data, "train"), mirrored)
+    third, calibrated = search.rates(change(of(data, "train")[::3]))
+    assert third > 0.95
+    assert calibrated == 1
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_held_out_pictures_are_not_taken_for_copies(mirrored: bool, data: ProceduralDataModule) -> None:
+    """None by the usual bound; about one in a hundred by the calibrated one, so at most two of forty."""
+    search = Search(data, of(data, "train"), mirrored)
+    assert search.calibrated > 0.6
+    third, calibrated = search.rates(of(data, "test"))
+    assert third == 0
+    assert calibrated <= 0.05
+
+
+def test_mirror_images_are_new_pictures_where_training_has_shown_none(data: ProceduralDataModule) -> None:
+    third, calibrated = Search(data, of(data, "train")).rates(mirror(of(data, "train")))
+    assert third == 0
+    assert calibrated < 0.05
+
+
+@pytest.mark.parametrize("levels", [0, 4], ids=["the same", "slightly changed"])
+@pytest.mark.parametrize("order", ["side by side", "one after the other", "shuffled", "a quarter of them"])
+def test_near_duplicates_in_the_training_set_are_taken_out_and_hide_no_copies(
+    order: str, levels: float, data: ProceduralDataModule
+) -> None:
+    """Each training picture twice: the second nearest of a copy is as near as the nearest otherwise."""
+    train = of(data, "train")
+    again = noisy(train, levels, seed=1)
+    if order == "side by side":
+        both = np.stack((train, again), 1).reshape(-1, *train.shape[1:])
+    else:
+        both = np.concatenate((train, again[::4] if order == "a quarter of them" else again))
+    if order == "shuffled":
+        both = both[RNG(2).permutation(len(both))]
+    search = Search(data, both)
+    assert len(search.kept) == len(train)
+    assert search.rates(noise(train[::3])) == (1, 1)
+    third, calibrated = search.rates(of(data, "test"))
+    assert third == 0
+    assert calibrated <= 0.05
+
+
+def test_mirror_images_among_the_training_pictures_are_duplicates_where_training_mirrors(data: ProceduralDataModule) -> None:
+    train = of(data, "train")
+    both = copies.pixel_vectors(np.concatenate((train, mirror(train[:50]))))
+    assert copies.distinct(both, mirror=True).tolist() == list(range(len(train)))
+    assert len(copies.distinct(both, mirror=False)) == len(both)
+
+
+def test_nothing_is_taken_out_of_pictures_that_differ(data: ProceduralDataModule) -> None:
+    vectors = copies.pixel_vectors(of(data, "train"))
+    assert copies.distinct(vectors, mirror=True).tolist() == list(range(len(vectors)))
+
+
+# -- its parts
+
+
+def test_equal_pictures_count_as_one_however_many_there_are(data: ProceduralDataModule) -> None:
+    vectors = copies.pixel_vectors(of(data, "train")[:40])
+    assert copies.distinct(np.tile(vectors, (5, 1)), mirror=False).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize(("num", "left"), [(0, []), (1, [0]), (2, [0, 1]), (4, [0, 1]), (9, [0, 1])])
+def test_of_equal_pictures_two_are_left_to_compare_with(num: int, left: list[int]) -> None:
+    assert copies.distinct(np.full((num, 12), 9, np.uint8), mirror=False).tolist() == left
+
+
+def test_pixels_up_to_64_px_are_taken_as_they_are_and_larger_ones_made_smaller() -> None:
+    images = RNG(0).integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    np.testing.assert_array_equal(copies.pixel_vectors(images), images.reshape(3, -1))
+    large = RNG(1).integers(0, 256, (3, 3, 150, 150), dtype=np.uint8)
+    found = copies.pixel_vectors(large)
+    assert (found.shape, found.dtype) == ((3, 3 * 64 * 64), np.uint8)
+    pillow = Image.fromarray(large[1].transpose(1, 2, 0)).resize((64, 64), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(found[1].reshape(3, 64, 64).transpose(1, 2, 0).astype(int), np.asarray(pillow), atol=2)
+
+
+def test_large_pictures_are_made_smaller_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = RNG(0).integers(0, 256, (5, 3, 80, 80), dtype=np.uint8)
+    whole = copies.pixel_vectors(images)
+    monkeypatch.setattr(copies, "AT_A_TIME", 2)
+    np.testing.assert_array_equal(copies.pixel_vectors(images), whole)
+
+
+def test_vectors_are_mirrored_as_pictures() -> None:
+    images = RNG(0).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+    vectors = copies.pixel_vectors(images)
+    np.testing.assert_array_equal(copies.mirrored(vectors), images[..., ::-1].reshape(4, -1))
+    for wanted in (False, True):
+        variants = copies.with_mirror_images(vectors, wanted)
+        assert len(variants) == 1 + wanted
+        np.testing.assert_array_equal(variants[0], vectors)
+    np.testing.assert_array_equal(variants[1], copies.mirrored(vectors))
+
+
+def test_neighbours_are_rows_among_all_training_pictures_and_the_ratio_of_their_distances() -> None:
+    train, kept = np.array([[0.0], [10.0], [100.0]], np.float32), np.array([4, 7, 9])
+    found = copies.neighbours([np.array([[1.0], [98.0], [10.0], [5.0]], np.float32)], train, kept)
+    assert found.row.tolist() == [[4, 7], [9, 7], [7, 4], [4, 7]]
+    np.testing.assert_allclose(found.ratio, [1 / 9, 2 / 88, 0, 1], rtol=1e-6)
+
+
+def test_the_ratio_to_two_equal_pictures_is_1() -> None:
+    """0 / 0: nothing says that the sample is nearer to the one than to the other."""
+    found = copies.neighbours([np.zeros((1, 2), np.float32)], np.zeros((2, 2), np.float32), np.arange(2))
+    assert found.ratio.tolist() == [1]
+
+
+@pytest.mark.parametrize("num", [1, 30, 100, 101, 1000])
+def test_at_most_one_in_a_hundred_of_the_calibrating_pictures_falls_below_the_calibrated_bound(num: int) -> None:
+    """And nearly as many where there are enough of them."""
+    ratio = RNG(num).random(num)
+    below = copies.copy_rate(ratio, copies.calibrated_ratio(ratio))
+    assert below <= 0.01
+    assert below > 0.01 - 2 / num
+
+
+def test_the_worst_are_the_smallest_ratios_in_order() -> None:
+    ratio = np.array([0.5, 0.1, 0.9, 0.1, 0.3])
+    assert copies.worst(ratio, 3).tolist() == [1, 3, 4]
+    assert copies.worst(ratio, 99).tolist() == [1, 3, 4, 0, 2]
+    assert copies.copy_rate(ratio, 0.3) == 0.4
