@@ -393,7 +393,7 @@ class PeriodicEvaluation:
 
     _target_: str
     every_epochs: Count
-    num_samples: Annotated[int, between(2, 1_000_000)]
+    num_samples: Annotated[int, between(4, 1_000_000)]
     extractor: Annotated[str, EXTRACTOR]
     metric: Literal["fid", "kid", "precision", "recall", "class_accuracy"]
 
@@ -541,7 +541,7 @@ class Evaluate:
     image_size: Annotated[int, between(16, 1024)] | None
     compare: Annotated[str, TEXT, NON_EMPTY] | None
     extractor: Annotated[str, TEXT, EXTRACTOR]
-    num_samples: Annotated[int, between(2, 10_000_000)] | None
+    num_samples: Annotated[int, between(4, 10_000_000)] | None
     repeats: Annotated[int, between(1, 100)]
     source: Literal["auto", "prior", "mixture"]
     sampler: SamplerName | None
