@@ -26,6 +26,7 @@ from flowergen.evaluation.pictures import (
     Given,
     RealPictures,
     Sampled,
+    enough,
     picture_folder,
     real_pictures_in,
     real_pictures_of,
@@ -134,7 +135,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
         config: of the command.
 
     Raises:
-        UserError: a folder holds no pictures, or they do not decode.
+        UserError: a folder holds too few pictures, or they do not decode.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     defaults: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "paths" / "default.yaml"), resolve=True)
@@ -143,6 +144,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     size = config["image_size"] or _size_of_first(config["generated"])
     real = real_pictures_in(config["reference"], config["train"], size, cache_dir)
     pictures, names, key = picture_folder(config["generated"], "generated", size, cache_dir)
+    enough(pictures)
     batch_size, _ = batch_size_of(config, device.type == "cuda")
     generated = Given(pictures, names, real.class_names, batch_size)
     judges = load_judges(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)

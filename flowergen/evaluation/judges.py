@@ -73,8 +73,7 @@ def _classifier(
     train = real.train
     if train is None or not len(real.class_names) or not (train.labels[train.rows] >= 0).any():
         return None, None
-    held_out = real.calibration
-    rows = held_out.rows if held_out and held_out.key == train.key else np.zeros(0, dtype=np.int64)
+    rows = real.validation.rows if real.validation else np.zeros(0, dtype=np.int64)
     collection, num_classes = (train.images, train.labels, train.rows, rows), len(real.class_names)
     trained = cached_classifier(data_name, *collection, num_classes, f"{real.identity}/{real.pixels}", cache_dir, device)
     return classifier_extractor(trained, device), None if math.isnan(trained.accuracy) else trained.accuracy

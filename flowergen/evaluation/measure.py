@@ -109,7 +109,8 @@ def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequenc
                 measured.add(f"copies_{space.name}_{name}", "samples", copies.copy_rate(found.ratio[part], below))
             if space.control is not None:
                 measured.add(f"copies_{space.name}_{name}", "held_out", copies.copy_rate(space.control, below))
-        measured.add(f"copy_bound_{space.name}", "held_out", space.bounds.get("calibrated", copies.COPY_RATIO))
+        if "calibrated" in space.bounds:
+            measured.add(f"copy_bound_{space.name}", "held_out", space.bounds["calibrated"])
         numbers = copies.worst(found.ratio, WORST_PAIRS)
         assert side.real.train is not None
         nearest = side.real.train.at(found.row[numbers, 0])

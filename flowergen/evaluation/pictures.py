@@ -17,6 +17,7 @@ from flowergen.errors import UserError
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
 
 HASHED = 256  # pictures whose pixels stand for those of all
+FEWEST = 4  # pictures in a set: precision and recall go to the third neighbour
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class RealPictures:
         mirrored: whether mirror images were trained on too.
         class_names: by label.
         note: what a reader must know about them; empty for nothing.
+        validation: held-out pictures of the same collection as ``train``, for the classifier's accuracy; None likewise.
     """
 
     identity: str
@@ -70,6 +72,7 @@ class RealPictures:
     mirrored: bool
     class_names: Sequence[str]
     note: str = ""
+    validation: PictureSet | None = None
 
     @property
     def pixels(self) -> str:
@@ -85,6 +88,9 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         data: set up.
         num: at most so many as the reference, spread over the subset; None for all.
         subset: ``test``, or ``val`` during training, when half of it is the reference and the other half calibrates.
+
+    Raises:
+        UserError: there are fewer pictures than a distance needs.
     """
 
     def some(name: str, rows: np.ndarray) -> PictureSet:
@@ -99,7 +105,8 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         reference, calibration = _halves(val) if len(val) > 1 else (val, None)
         note = "no test pictures: half of the validation pictures stand in for them" if subset == "test" else ""
     identity, mirrored = data.identity, data.horizontal_flip
-    return RealPictures(identity, _at_most(reference, num), train, calibration, mirrored, data.class_names, note)
+    reference, validation = enough(_at_most(reference, num)), val if len(val) else None
+    return RealPictures(identity, reference, train, calibration, mirrored, data.class_names, note, validation)
 
 
 def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir: Path) -> RealPictures:
@@ -112,20 +119,20 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
         cache_dir: of decoded pictures.
 
     Raises:
-        UserError: there are no pictures in a folder, or they do not decode.
+        UserError: there are too few pictures in a folder, or they do not decode.
     """
     real, names, key = picture_folder(reference, "reference", size_px, cache_dir)
     if train is None:
-        return RealPictures(key, real, None, None, False, names)
+        return RealPictures(key, enough(real), None, None, False, names)
     trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
     if names and train_names and list(names) != list(train_names):
         raise UserError("reference= and train= have other class folders: give folders with the same ones, or without")
     if train_key == key:
         note = "training-set metric: the reference is what was learnt from"
-        return RealPictures(key, trained, trained, None, False, train_names, note)
-    first, second = _halves(real) if len(real) > 1 else (real, None)
+        return RealPictures(key, enough(trained), trained, None, False, train_names, note)
+    first, second = _halves(real)
     note = "every second reference picture calibrates the copy test and is no reference"
-    return RealPictures(f"{key}/{train_key}", first, trained, second, False, train_names, note)
+    return RealPictures(f"{key}/{train_key}", enough(first), trained, second, False, train_names, note)
 
 
 def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
@@ -147,6 +154,19 @@ def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tupl
     name = f"pictures of {printable(Path(folder).name)}"
     pictures = PictureSet(name, cached.images, labels, np.arange(len(labels)), cached.key)
     return pictures, listing.class_names, blake2b(content, digest_size=16).hexdigest()
+
+
+def enough(pictures: PictureSet) -> PictureSet:
+    """The same, if they are as many as precision and recall need.
+
+    Raises:
+        UserError: they are not.
+    """
+    if len(pictures) < FEWEST:
+        raise UserError(
+            f"{len(pictures)} {pictures.name} to evaluate with, and {FEWEST} are the fewest: more pictures are needed"
+        )
+    return pictures
 
 
 def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:

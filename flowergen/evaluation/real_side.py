@@ -32,7 +32,6 @@ from flowergen.metrics.set_distances import (
 log = logging.getLogger(__name__)
 
 AT_A_TIME = 64  # real pictures through a network
-FEWEST = 4  # reference pictures: precision and recall take the third neighbour
 
 
 class SetDistances:
@@ -91,17 +90,10 @@ class RealSide:
         real: the pictures.
         judges: of them.
         notes: for what a reader must know.
-
-    Raises:
-        UserError: there are too few.
     """
 
     def __init__(self, real: RealPictures, judges: Judges, notes: list[str]):
         self.real, self.judges = real, judges
-        if len(real.reference) < FEWEST:
-            raise UserError(
-                f"{len(real.reference)} {real.reference.name} are too few to hold others against: {FEWEST} is the least"
-            )
         self.distances = SetDistances(judges.extractor, real, judges.cache_dir) if judges.extractor else None
         self.copy_spaces: list[CopySpace] = []
         if real.train is None:
