@@ -41,6 +41,8 @@ def main() -> None:
     if _one_of(config) == "compare":
         _compare(config["compare"])
         return
+    if config["out"] is not None:
+        _refuse_other_content(Path(config["out"]))
     run = None
     if config["run"] is not None:
         run, _ = find_run(config["run"])
@@ -73,6 +75,8 @@ def _one_of(config: dict[str, Any]) -> str:
         )
     if given[0] == "generated" and config["reference"] is None:
         raise UserError("generated=DIR is held against real pictures: give reference=DIR too")
+    if given[0] == "generated" and config["extractor"] == "classifier" and config["train"] is None:
+        raise UserError("extractor=classifier learns from labelled training pictures: give train=DIR too, or take inception")
     return given[0]
 
 
@@ -94,6 +98,17 @@ def _compare(typed: str) -> None:
         if not path.exists():
             raise UserError(f"compare: {printable(str(path))} does not exist; give run folders or folders of cards")
     print("\n".join(comparison([newest_card(path) for path in paths])))
+
+
+def _refuse_other_content(folder: Path) -> None:
+    """A folder that no evaluation has made is refused before anything is loaded."""
+    try:
+        if any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
+            raise UserError(f"out={printable(str(folder))} holds something else, and nothing is overwritten: give a new folder")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"out={printable(str(folder))} cannot be read ({error.strerror}): give another folder") from error
 
 
 def _folder(out: str | None, run: RunFolder | None, subject: "Subject") -> Path:

@@ -60,6 +60,7 @@ def cached_images(
     cache_dir: Path,
     on_corrupt: Literal["error", "skip"] = "error",
     num_threads: int | None = None,
+    instead: str = ", or set data.on_corrupt=skip",
 ) -> CachedImages:
     """Open the cache of a listing; decode the pictures first if there is none, or only a damaged one.
 
@@ -73,6 +74,7 @@ def cached_images(
         cache_dir: the folder of all caches.
         on_corrupt: ``error`` raises where pictures do not decode, ``skip`` goes on without them.
         num_threads: that decode; None leaves it to Python, which takes a few more than there are cores.
+        instead: what else can be done about those that do not decode, for the error.
 
     Returns:
         The M pictures that decode, in the order of the listing.
@@ -92,7 +94,7 @@ def cached_images(
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
         if on_corrupt == "error":
-            raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them, or set data.on_corrupt=skip")
+            raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them{instead}")
         log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
     return cached
 

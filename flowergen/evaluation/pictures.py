@@ -148,7 +148,7 @@ def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tupl
         UserError: there are no pictures in it, or they do not decode.
     """
     listing = list_image_folder(Path(folder), key)
-    cached = cached_images(listing, f"{key}_folder", size_px, cache_dir)
+    cached = cached_images(listing, f"{key}_folder", size_px, cache_dir, instead="")
     labels = listing.labels[cached.rows]
     content = repr((cached.digests.tolist(), labels.tolist())).encode()
     name = f"pictures of {printable(Path(folder).name)}"
@@ -163,9 +163,7 @@ def enough(pictures: PictureSet) -> PictureSet:
         UserError: they are not.
     """
     if len(pictures) < FEWEST:
-        raise UserError(
-            f"{len(pictures)} {pictures.name} to evaluate with, and {FEWEST} are the fewest: more pictures are needed"
-        )
+        raise UserError(f"{len(pictures)} {pictures.name} to evaluate with, and {FEWEST} are the fewest: give more")
     return pictures
 
 
