@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowergen.config.card_folder import card_folder, refuse_other_content
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Evaluate
 from flowergen.config.plain_command import read_command_line
@@ -18,7 +19,6 @@ from flowergen.config.run_folder import (
     git_state,
     hardware,
     locked,
-    make_folder,
     versions,
     write_atomically,
 )
@@ -29,7 +29,7 @@ from flowergen.errors import UserError
 if TYPE_CHECKING:
     from flowergen.config.evaluation import Subject
 
-OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "data.root")  # without effect on folders
+OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root")  # without effect on folders
 OF_FOLDERS = ("reference", "train", "image_size")
 
 
@@ -42,24 +42,22 @@ def main() -> None:
         _compare(config["compare"])
         return
     if config["out"] is not None:
-        _refuse_other_content(Path(config["out"]))
+        refuse_other_content(config["out"])
     run = None
     if config["run"] is not None:
         run, _ = find_run(config["run"])
         check_sampling(config, run.read_config()["model"], sys.argv[1:], dict.fromkeys(OF_FOLDERS, "generated=DIR"))
     else:
-        check_sampling_of_folders(sys.argv[1:])
+        _note_without_effect(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
     from flowergen.config.evaluation import subject_of_folders, subject_of_run
 
     subject = subject_of_run(config, run) if run else subject_of_folders(config)
-    folder = _folder(config["out"], run, subject)
-    try:
-        with locked(folder, "evaluating"):
-            card = _card(subject, folder, run)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
+    default = (run.path if run else Path("outputs").absolute()) / "evaluation" / subject.hash
+    folder = card_folder(config["out"], default, subject.mark)
+    with locked(folder, "evaluating"):
+        card = _card(subject, folder, run)
     from flowergen.evaluation.card import markdown
 
     print(markdown(card).partition("\n## Protocol")[0])
@@ -80,7 +78,7 @@ def _one_of(config: dict[str, Any]) -> str:
     return given[0]
 
 
-def check_sampling_of_folders(typed: list[str]) -> None:
+def _note_without_effect(typed: list[str]) -> None:
     """A note on options that have no effect on folders."""
     for key in OF_RUNS:
         if any(argument.startswith(f"{key}=") for argument in typed):
@@ -100,44 +98,11 @@ def _compare(typed: str) -> None:
     print("\n".join(comparison([newest_card(path) for path in paths])))
 
 
-def _refuse_other_content(folder: Path) -> None:
-    """A folder that no evaluation has made is refused before anything is loaded."""
-    try:
-        if any(folder.iterdir()) and not (folder / "evaluation.json").is_file():
-            raise UserError(f"out={printable(str(folder))} holds something else, and nothing is overwritten: give a new folder")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"out={printable(str(folder))} cannot be read ({error.strerror}): give another folder") from error
-
-
-def _folder(out: str | None, run: RunFolder | None, subject: "Subject") -> Path:
-    """Where the card goes, and what a stopped evaluation has left is.
-
-    Raises:
-        UserError: the folder that was given holds something else.
-    """
-    default = (run.path if run else Path("outputs").absolute()) / "evaluation" / subject.hash
-    folder = Path(out) if out is not None else default
-    make_folder(folder)
-    mark = folder / "evaluation.json"
-    content = json.dumps({"protocol": subject.protocol, "subject": subject.described}, indent=2, sort_keys=True)
-    try:
-        if mark.is_file() and mark.read_text(encoding="utf-8") == content:
-            return folder
-        if any(folder.iterdir()):
-            raise UserError(f"out={printable(str(folder))} holds something else, and nothing is overwritten: give a new folder")
-        write_atomically(mark, content)
-    except OSError as error:
-        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
-    return folder
-
-
 def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, Any]:
     """The card in the folder, measured first if there is none."""
     from flowergen.config.evaluation import measure
     from flowergen.evaluation.card import hash_of, markdown, read_card, summarised
-    from flowergen.evaluation.card_files import write_pairs, write_scalars
+    from flowergen.evaluation.card_files import write_pairs
 
     card = read_card(folder)
     if card is not None:
@@ -148,6 +113,7 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
     card = {
         "subject": subject.described,
         "counts": subject.counts,
+        "classifier": subject.classifier,
         "results": summarised(measured.results),
         "missing": measured.missing,
         "notes": measured.notes,
@@ -161,13 +127,25 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
             "versions": versions(),
         },
     }
-    write_pairs(folder, measured.pairs)
-    write_atomically(folder / "card.md", markdown(card))
-    write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")
+    try:
+        write_pairs(folder, measured.pairs)
+        write_atomically(folder / "card.md", markdown(card))
+        if run is not None:
+            _log_scalars(run.tensorboard / "evaluation" / folder.name, card, subject.step)
+        write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")  # the last, as it ends the evaluation
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, and give the command again") from error
     shutil.rmtree(folder / "work", ignore_errors=True)
-    if run is not None:
-        write_scalars(run.tensorboard, card, subject.step)
     return card
+
+
+def _log_scalars(folder: Path, card: dict[str, Any], step: int) -> None:
+    from flowergen.evaluation.card_files import write_scalars
+
+    try:
+        write_scalars(folder, card, step)
+    except OSError as error:
+        print(f"no scalars for TensorBoard: {folder} cannot be written to ({error.strerror})", file=sys.stderr)
 
 
 if __name__ == "__main__":

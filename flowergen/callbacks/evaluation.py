@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from flowergen.evaluation.card import FIGURES
+from flowergen.errors import UserError
+from flowergen.evaluation.card import FIGURES, INCEPTION_NAMES
 from flowergen.evaluation.judges import load_judges
 from flowergen.evaluation.measure import measure_samples
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.memorising import Look, is_best_without_copying, memorising_from
-from flowergen.evaluation.pictures import Sampled, real_pictures_of
+from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.sampling import NO_CLASS, autoencoder_sampler, diffusion_sampler
 from flowergen.modules.image_model import ImageModel
@@ -30,8 +31,9 @@ BATCH_SIZE = 64
 class PeriodicEvaluation(Callback):
     """Samples from fixed noise against validation pictures: every second one is the reference, the others calibrate.
 
-    Logs ``eval/*``, draws ``evaluation.png`` and the worst pairs, and names checkpoints to keep: ``best_METRIC.ckpt``, and
-    ``before_memorising.ckpt`` at the lowest held-out loss without copies (``evaluation.memorising``).
+    Logs ``eval/*`` (``trainset_eval/*`` where nothing is held out), draws ``evaluation.png`` and the worst pairs, and names
+    checkpoints to keep: ``best_METRIC.ckpt``, and ``before_memorising.ckpt`` at the lowest held-out loss without copies
+    (``evaluation.memorising``). The first process measures, the others wait.
 
     Args:
         folder: the run folder.
@@ -44,20 +46,29 @@ class PeriodicEvaluation(Callback):
     def __init__(self, folder: str | Path, every_epochs: int, num_samples: int, extractor: str, weights_dir: str, metric: str):
         self.folder, self.weights_dir, self.every_epochs = Path(folder), weights_dir, every_epochs
         self.num_samples, self.extractor, self.metric = num_samples, extractor, metric
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
         self.best: float | None = None
         self.memorising: int | None = None
         self.checkpoint_names: list[str] = []  # that ``Checkpoints`` keeps of this epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Whatever has to be fetched or trained first."""
-        if not self.every_epochs or not trainer.is_global_zero:
+        """Whatever has to be fetched or trained first; in every process, so that all of them end where that fails."""
+        if not self.every_epochs:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         real = real_pictures_of(data, self.num_samples, "val")
         judges = load_judges(self.extractor, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
-        notes = list[str]()
+        if not trainer.is_global_zero:
+            return
+        notes = [real.note] if real.note else []
         self.side = RealSide(real, judges, notes)
+        self.prefix = "eval" if data.held_out else "trainset_eval"
+        validated_every = trainer.check_val_every_n_epoch or 1
+        if self.every_epochs % validated_every:
+            notes.append(
+                f"only looks at epochs with a validation, every {validated_every}, can tell memorising: "
+                "let callbacks.evaluation.every_epochs be a multiple of trainer.check_val_every_n_epoch"
+            )
         for line in [*judges.missing, *notes]:
             log.info(f"evaluation: {line}")
 
@@ -68,23 +79,29 @@ class PeriodicEvaluation(Callback):
         due = self.every_epochs and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs)
         if not due or not trainer.is_global_zero:
             return
-        measured = self._measure(pl_module)
-        values = {f"eval/{metric}": of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
-        values |= {
-            f"eval/{metric}_held_out": of["held_out"][0]
-            for metric, of in measured.results.items()
-            if metric.startswith("copies") and "held_out" in of
-        }
+        try:
+            measured = self._measure(pl_module)
+        except UserError as error:  # a full disk: no reason to end the training
+            log.warning(f"no evaluation of epoch {epoch}: {error}")
+            return
+        values = {self._name(metric): of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
+        for metric, of in measured.results.items():
+            if metric.startswith("copies") and "held_out" in of:
+                values[f"{self._name(metric)}_held_out"] = of["held_out"][0]
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
-        sign = 1 if pl_module.best_mode == "min" else -1
-        held_out = sign * float(trainer.callback_metrics.get(f"val/{pl_module.best_metric}", torch.tensor(float("nan"))))
-        self.history.append({"epoch": epoch, "held_out": held_out, **values})
-        self._choose_checkpoints(values)
+        self._add(epoch, held_out_loss(trainer, pl_module), values)
         for pairs in measured.pairs[:1]:
             samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
             write_png(self.folder / "images" / f"copies_epoch_{epoch}.png", comparison_grid(samples, nearest, columns=8))
-        plot_looks(self.history, self.memorising, self.folder / "evaluation.png")
+        looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
+        plot_looks(looks, self.memorising, self.folder / "evaluation.png")
+
+    def _name(self, metric: str) -> str:
+        """In the logs: what is FID's formula in other features than Inception's says whose."""
+        whose = self.extractor.rpartition(":")[2]
+        other = metric in INCEPTION_NAMES and self.extractor != "inception"
+        return f"{self.prefix}/{metric}_{Path(whose).stem}" if other else f"{self.prefix}/{metric}"
 
     def _measure(self, pl_module: ImageModel) -> Measured:
         was_training = pl_module.training
@@ -92,53 +109,78 @@ class PeriodicEvaluation(Callback):
         real, measured = self.side.real, Measured()
         if isinstance(pl_module, LatentDDPMModule):
             sampler = diffusion_sampler(pl_module, pl_module.sampling, pl_module.seed)
-            classes = np.resize(real.reference.labels[real.reference.rows], self.num_samples)
+            classes = repeated(real.reference.labels[real.reference.rows], self.num_samples)
         else:
             sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)
             classes = np.full(self.num_samples, NO_CLASS)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
-        with TemporaryDirectory() as work:
-            measure_samples(generated, self.side, self.num_samples, 1, Path(work), measured)
-        pl_module.train(was_training)
+        try:
+            with TemporaryDirectory() as work:
+                measure_samples(generated, self.side, self.num_samples, 1, Path(work), measured)
+        finally:
+            pl_module.train(was_training)
         return measured
 
-    def _choose_checkpoints(self, values: dict[str, float]) -> None:
-        value = values.get(f"eval/{self.metric}")
+    def _add(self, epoch: int, loss: float | None, values: dict[str, float]) -> None:
+        """One more look; what it says of the checkpoints."""
+        num_control = len(self.side.real.reference)
+        self.history.append(
+            {"epoch": epoch, "loss": loss, "values": values, "num": self.num_samples, "num_control": num_control}
+        )
+        value = values.get(self._name(self.metric))
         sign = 1 if FIGURES[self.metric].better == "lower" else -1
         if value is not None and (self.best is None or sign * value < sign * self.best):
             self.best = value
             self.checkpoint_names.append(f"best_{self.metric}.ckpt")
         looks = [look for entry in self.history if (look := self._look(entry))]
-        if not looks or looks[-1].epoch != self.history[-1]["epoch"]:
+        if not looks or looks[-1].epoch != epoch:
             return
         before, self.memorising = self.memorising, memorising_from(looks)
         if self.memorising is None and is_best_without_copying(looks):
             self.checkpoint_names.append("before_memorising.ckpt")
         if before is None and self.memorising is not None:
+            last = looks[-1]
             log.info(
-                f"memorising begins at epoch {self.memorising}: the held-out loss rises, and {looks[-1].copies} of "
-                f"{looks[-1].num} samples are copies of training pictures (held-out pictures: {looks[-1].control_copies} of "
-                f"{looks[-1].num_control}); before_memorising.ckpt is from before"
+                f"memorising begins at epoch {self.memorising}: the held-out loss has risen, and {last.copies} of {last.num} "
+                f"samples are copies of training pictures (held-out pictures: {last.control_copies} of {last.num_control}); "
+                "before_memorising.ckpt is left as it is from now on"
             )
 
-    def _look(self, entry: dict[str, float]) -> Look | None:
-        """Of the space in which more samples are copies; None where nothing was held out."""
-        num, num_control = self.num_samples, len(self.side.real.reference)
-        rates = [
-            (entry[name], entry[f"{name}_held_out"])
-            for space in ("pixels", "features")
-            if f"{(name := f'eval/copies_{space}_calibrated')}_held_out" in entry
-        ]
-        if not rates or entry["held_out"] != entry["held_out"]:
+    def _look(self, entry: dict[str, Any]) -> Look | None:
+        """Of the space in which more samples are copies; None without a validation or a control."""
+        names = [self._name(f"copies_{space}_calibrated") for space in ("pixels", "features")]
+        values = entry["values"]
+        rates = [(values[name], values[f"{name}_held_out"]) for name in names if f"{name}_held_out" in values]
+        if not rates or entry["loss"] is None:
             return None
-        copies, control = max(rates, key=lambda pair: pair[0] - pair[1])
-        return Look(int(entry["epoch"]), entry["held_out"], round(copies * num), num, round(control * num_control), num_control)
+        rate, control = max(rates, key=lambda pair: pair[0] - pair[1])
+        num, num_control = entry["num"], entry["num_control"]
+        return Look(entry["epoch"], entry["loss"], round(rate * num), num, round(control * num_control), num_control)
 
     def state_dict(self) -> dict[str, Any]:
         """What must outlive the process."""
-        return {"history": self.history, "best": self.best, "memorising": self.memorising}
+        settings = {"extractor": self.extractor, "num_samples": self.num_samples}
+        return {
+            "settings": settings,
+            "metric": self.metric,
+            "history": self.history,
+            "best": self.best,
+            "memorising": self.memorising,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self.history, self.best = state_dict["history"], state_dict["best"]
-        self.memorising = state_dict["memorising"]
+        """Take it back, but for what other settings have found."""
+        if state_dict["settings"] != self.state_dict()["settings"]:
+            log.info("evaluation: its settings have changed, so that its history begins anew")
+            return
+        self.history, self.memorising = state_dict["history"], state_dict["memorising"]
+        if state_dict["metric"] == self.metric:
+            self.best = state_dict["best"]
+
+
+def held_out_loss(trainer: Trainer, pl_module: ImageModel) -> float | None:
+    """What chooses best.ckpt, lower is better; None where this epoch had no validation, or nothing is held out."""
+    if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+        return None
+    value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
+    return None if value is None else float(value) * (1 if pl_module.best_mode == "min" else -1)

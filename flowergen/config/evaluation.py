@@ -19,7 +19,7 @@ from flowergen.errors import UserError
 from flowergen.evaluation import card
 from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_SHARE, QUANTILE
 from flowergen.evaluation.judges import Judges, load_judges
-from flowergen.evaluation.measure import measure_denoising, measure_reconstructions, measure_samples
+from flowergen.evaluation.measure import floor_subsets, measure_denoising, measure_reconstructions, measure_samples
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import (
     Generated,
@@ -30,6 +30,7 @@ from flowergen.evaluation.pictures import (
     picture_folder,
     real_pictures_in,
     real_pictures_of,
+    repeated,
 )
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.reconstruction import reconstruction_scores
@@ -40,6 +41,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
 
 MOST_SAMPLES = 10_000  # of a repeat, unless more are asked for
+SMALLEST_PX, LARGEST_PX = 16, 1024  # of image_size=
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Subject:
         judges: of them.
         num: generated pictures in a repeat.
         repeats: of which.
+        seed: of what is drawn.
         model: the run's model; None for folders.
         step: optimiser steps that it was trained for.
         weights_dir: of networks from outside.
@@ -66,6 +69,7 @@ class Subject:
     judges: Judges
     num: int
     repeats: int
+    seed: int
     model: ImageModel | None
     step: int
     weights_dir: str
@@ -73,7 +77,19 @@ class Subject:
     @property
     def hash(self) -> str:
         """Of what and how."""
-        return card.hash_of({"protocol": self.protocol, "subject": self.described})
+        return card.hash_of(self.mark)
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What a folder holds the card of; LPIPS' weights may come later."""
+        with_lpips = self.model is not None and vgg16_path(self.weights_dir).is_file()
+        return {"protocol": self.protocol, "subject": self.described, "lpips": with_lpips}
+
+    @property
+    def classifier(self) -> dict[str, Any] | None:
+        """What judges classes, and its accuracy on held-out pictures."""
+        judge = self.judges.classifier
+        return {"weights": judge.weights, "accuracy": self.judges.accuracy} if judge else None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -85,6 +101,7 @@ class Subject:
             "reference": len(real.reference),
             "train": num_train,
             "autoencoder": num_train,
+            "samples_as_floor": num_train,
             "held_out": len(real.reference),
         }
 
@@ -110,7 +127,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     num, repeats = config["num_samples"] or len(real.reference), config["repeats"]
     reference_labels = real.reference.labels[real.reference.rows]
     by_class = isinstance(module, LatentDDPMModule) and len(model.class_names) > 0
-    classes = np.resize(reference_labels, num) if by_class else np.full(num, NO_CLASS)
+    classes = repeated(reference_labels, num) if by_class else np.full(num, NO_CLASS)
     labels = torch.from_numpy(np.tile(classes, repeats).astype(np.int64))
     sampler = sampler_of(config, model, stored_latents(run, model), False)
     batch_size, auto = batch_size_of(config, device.type == "cuda")
@@ -123,9 +140,11 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
         "optimiser steps": module.optimizer_steps,
         "sampled by": sampler.says,
         "classes": "those of the reference pictures" if by_class else "none",
+        "denoising": module.denoising_task if isinstance(module, LatentDDPMModule) else None,
     }
     protocol = _protocol(real, num, repeats, config["seed"], module.image_size, judges)
-    return Subject(described, protocol, generated, real, judges, num, repeats, module, module.optimizer_steps, weights_dir)
+    drawn, step = (num, repeats, config["seed"]), module.optimizer_steps
+    return Subject(described, protocol, generated, real, judges, *drawn, module, step, weights_dir)
 
 
 def subject_of_folders(config: dict[str, Any]) -> Subject:
@@ -150,7 +169,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     judges = load_judges(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
     described = {"what": pictures.name, "folder": config["generated"], "pictures": key}
     protocol = _protocol(real, len(pictures), 1, None, size, judges)
-    return Subject(described, protocol, generated, real, judges, len(pictures), 1, None, 0, paths["weights_dir"])
+    return Subject(described, protocol, generated, real, judges, len(pictures), 1, 0, None, 0, paths["weights_dir"])
 
 
 def measure(subject: Subject, work: Path) -> Measured:
@@ -168,21 +187,22 @@ def measure(subject: Subject, work: Path) -> Measured:
         measured.notes.append(real.note)
     autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
     if autoencoder is not None:
-        for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir).items():
+        for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir, subject.seed).items():
             measured.add(name, "reference", value)
         if not vgg16_path(subject.weights_dir).is_file():
             measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
     if isinstance(model, LatentDDPMModule):
-        measure_denoising(model, real, measured)
-    rest = (RealSide(real, subject.judges, measured.notes), subject.num, subject.repeats, work, measured)
-    measure_samples(subject.generated, *rest)
+        measure_denoising(model, real, subject.seed, measured)
+    side = RealSide(real, subject.judges, measured.notes)
+    measure_samples(subject.generated, side, subject.num, subject.repeats, work, measured)
     if autoencoder is not None:
-        measure_reconstructions(autoencoder, *rest)
+        by_class = bool((subject.generated.labels >= 0).all())
+        measure_reconstructions(autoencoder, side, floor_subsets(real, subject.num, subject.repeats, by_class), work, measured)
     return measured
 
 
 def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size: int, judges: Judges) -> dict[str, Any]:
-    network, classifier, accuracy = judges.extractor, judges.classifier, judges.accuracy
+    network = judges.extractor
     return {
         "version": card.VERSION,
         "pictures": real.identity,
@@ -193,11 +213,10 @@ def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size
         "num_samples": num,
         "repeats": repeats,
         "seed": seed,
-        "extractor": judges.name,
+        "extractor": judges.name if network is None else network.name,
         "extractor_weights": network.weights if network else "missing",
         "resize": network.resize if network else None,
-        "classifier": classifier.weights if classifier else None,
-        "classifier_accuracy": accuracy and round(accuracy, 4),
+        "mirror_images": real.mirrored,
         "nearest_neighbours": 3,
         "copy_ratio": round(COPY_RATIO, 4),
         "copy_quantile": QUANTILE,
@@ -209,8 +228,13 @@ def _size_of_first(folder: str) -> int:
     listing = list_image_folder(Path(folder), "generated")
     try:
         with Image.open(Path(folder) / listing.names[0]) as picture:
-            return min(picture.size)
+            size = min(picture.size)
     except OSError as error:
         raise UserError(
             f"generated: {printable(listing.names[0])} cannot be read: mend or remove it, or give image_size="
         ) from error
+    if not SMALLEST_PX <= size <= LARGEST_PX:
+        raise UserError(
+            f"generated: {printable(listing.names[0])} has {size} px: give image_size=, {SMALLEST_PX} to {LARGEST_PX}"
+        )
+    return size

@@ -212,7 +212,7 @@ def _lock(folder: Path) -> AcquireReturnProxy:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        log.info("another process is decoding these pictures: waiting for it")
+        log.info("another process is making %s: waiting for it", folder.name)
         return lock.acquire()
 
 

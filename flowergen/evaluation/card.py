@@ -65,7 +65,9 @@ OF = {  # columns, in this order
     "train": "floor: training pictures",
     "autoencoder": "floor: training pictures, reconstructed",
     "held_out": "held-out pictures",
+    "samples_as_floor": "as many samples as the floor has pictures",
 }
+DENOISING_OF = {"train": "as many training pictures", "held_out": "held-out pictures"}
 INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # that belong to Inception's features alone
 
 
@@ -122,10 +124,8 @@ def newest_card(path: Path) -> dict[str, Any]:
     folders = [path] if (path / "card.json").is_file() else [card.parent for card in path.glob("evaluation/*/card.json")]
     if not folders:
         raise UserError(f"{path} has no metric card: python -m flowergen.evaluate run={path} makes one")
-    newest = max(folders, key=lambda folder: (folder / "card.json").stat().st_mtime)
-    card = read_card(newest)
-    assert card is not None
-    return card
+    cards = [card for folder in folders if (card := read_card(folder))]
+    return max(cards, key=lambda card: str(card["made"]["date"]))
 
 
 def markdown(card: Mapping[str, Any]) -> str:
@@ -140,9 +140,10 @@ def markdown(card: Mapping[str, Any]) -> str:
         names = [name for name, figure in FIGURES.items() if name in results and figure.part == part]
         columns = [of for of in OF if any(of in results[name] for name in names)]
         if columns:
-            lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], sizes)]
-        if part == "copies" and protocol["classifier_accuracy"] is not None:
-            right = format(protocol["classifier_accuracy"], ".1%")
+            heads = DENOISING_OF if part == "denoising" else sizes
+            lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
+        if part == "copies" and card["classifier"] and card["classifier"]["accuracy"] is not None:
+            right = format(card["classifier"]["accuracy"], ".1%")
             lines += ["", f"The classifier is right about {right} of the validation pictures, which it was not trained on."]
     for heading, entries in (("Not measured", card["missing"]), ("Notes", card["notes"])):
         if entries:
@@ -202,7 +203,7 @@ def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
 
 
 def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Several cards in one table, a column each, floors last.
+    """Several cards in one table, a column each, every figure's floor below it.
 
     Args:
         cards: at least two.
@@ -220,13 +221,25 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{first['subject']['what']} and {other['subject']['what']} were measured by different protocols and cannot be "
                 f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
             )
-    extractor = first["protocol"]["extractor"]
-    rows = [["", *(card["subject"]["what"] for card in cards)]]
+    extractor, left_out, notes = first["protocol"]["extractor"], set[str](), list[str]()
+    if any(card["classifier"] != first["classifier"] for card in cards):
+        left_out.add("class_accuracy")
+        notes.append("class consistency is left out: the cards have other classifiers")
+    tasks = {card["subject"].get("denoising") for card in cards} - {None}
+    if len(tasks) > 1:
+        left_out |= {name for name, figure in FIGURES.items() if figure.part == "denoising"}
+        notes.append(f"the denoising loss is left out: it is of other tasks ({'; '.join(sorted(tasks))})")
+    rows = [["", *(_title(card["subject"]) for card in cards)]]
     rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
-    for metric in FIGURES:
+    for metric in (name for name in FIGURES if name not in left_out):
         for of, words in OF.items():
             entries = [card["results"].get(metric, {}).get(of) for card in cards]
             if any(entries):
                 label = label_of(metric, extractor)
                 rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
-    return [f"protocol {first['protocol_hash']}", "", *table(rows)]
+    return [f"protocol {first['protocol_hash']}", "", *table(rows), *notes]
+
+
+def _title(subject: Mapping[str, Any]) -> str:
+    checkpoint = subject.get("checkpoint")
+    return f"{subject['what']} {checkpoint}" if checkpoint else subject["what"]

@@ -19,10 +19,10 @@ def write_pairs(folder: Path, pairs: Sequence[Pairs]) -> None:
 
 
 def write_scalars(folder: Path, card: Mapping[str, Any], step: int) -> None:
-    """The card's means for TensorBoard.
+    """The card's means for TensorBoard, where each folder is a run.
 
     Args:
-        folder: of the run's TensorBoard files.
+        folder: for this card alone.
         card: whose.
         step: optimiser steps that the model was trained for.
     """

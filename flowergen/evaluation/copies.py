@@ -39,14 +39,23 @@ class Neighbours(NamedTuple):
     ratio: np.ndarray
 
 
-def pixel_vectors(images: np.ndarray) -> np.ndarray:
-    """(N, 3, S, S) uint8 -> (N, 3 s s) uint8, s at most 64 px, made smaller with antialiasing."""
+def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Pixels as vectors, made smaller with antialiasing to at most 64 px a side.
+
+    Args:
+        images: (M, 3, S, S) uint8, maybe a memory map.
+        rows: (N,) which of them; None for all.
+
+    Returns:
+        (N, 3 s s) uint8, s = min(S, 64).
+    """
     size = images.shape[-1]
+    rows = np.arange(len(images)) if rows is None else rows
     if size <= LARGEST_PX:
-        return np.asarray(images).reshape(len(images), -1)
-    parts = []
-    for first in range(0, len(images), AT_A_TIME):
-        x = torch.from_numpy(np.array(images[first : first + AT_A_TIME])).float()
+        return np.asarray(images[rows]).reshape(len(rows), -1)
+    parts = [np.zeros((0, 3 * LARGEST_PX**2), np.uint8)]
+    for first in range(0, len(rows), AT_A_TIME):
+        x = torch.from_numpy(np.array(images[rows[first : first + AT_A_TIME]])).float()
         x = F.interpolate(x, (LARGEST_PX, LARGEST_PX), mode="bilinear", align_corners=False, antialias=True)
         parts.append(x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy())
     return np.concatenate(parts)
@@ -96,13 +105,19 @@ def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarr
     return Neighbours(kept[nearest.index.numpy()], ratio)
 
 
-def calibrated_ratio(held_out: np.ndarray) -> float:
-    """The bound below which one held-out picture in a hundred falls.
+def calibrated_ratio(held_out: np.ndarray) -> tuple[float, float]:
+    """The bound below which at most one new picture in a hundred falls, or as few as so many pictures can tell.
+
+    A new picture is below the k-th smallest of N with probability k / (N + 1), as each place among them is as likely.
 
     Args:
         held_out: (N,) ratios of held-out pictures.
+
+    Returns:
+        The bound, and that probability.
     """
-    return float(np.quantile(held_out, QUANTILE, method="lower"))
+    k = max(1, int(QUANTILE * (len(held_out) + 1)))
+    return float(np.sort(held_out)[k - 1]), k / (len(held_out) + 1)
 
 
 def copy_rate(ratio: np.ndarray, below: float) -> float:

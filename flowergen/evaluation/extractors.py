@@ -54,7 +54,7 @@ def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> 
         return _inception(weights_dir, device)
     if name.startswith("torchvision:"):
         return _torchvision(name, weights_dir, device)
-    return _file(Path(name), device)
+    return _file(Path(name).expanduser(), device)
 
 
 def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
@@ -150,7 +150,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
 
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
-        extractor = _of_network(str(path), _sha256(path), resize, net, prepare, device)
+        extractor = _of_network(path.name, _sha256(path), resize, net, prepare, device)
         extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # another N than there
         return extractor
     except Exception as error:

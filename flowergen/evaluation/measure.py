@@ -14,7 +14,7 @@ from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import in_batches
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured, Pairs
-from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures
+from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures, repeated
 from flowergen.evaluation.real_side import AT_A_TIME, CopySpace, RealSide, collection_features, with_bar
 from flowergen.evaluation.reconstruction import reconstructions
 from flowergen.evaluation.rows import Rows
@@ -51,9 +51,13 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
 
     if side.distances is not None:
         log.info("distances to %s %s", f"{len(real.reference):,}", real.reference.name)
+        floors = floor_subsets(real, num, repeats, bool((labels >= 0).all()))
         for part in parts:
             side.distances.add(measured, "samples", features[part], logits[part])
-        for subset in floor_subsets(real, num, repeats):
+            if floors and len(floors[0]) < num:  # a distance of fewer pictures is larger: only as many can be compared
+                fewer = slice(part.start, part.start + len(floors[0]))
+                side.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
+        for subset in floors:
             side.distances.add(measured, "train", *side.distances.of(subset))
     if judges.classifier is not None:
         for part in parts if (labels >= 0).all() else ():
@@ -125,15 +129,16 @@ def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies
     return copies.Neighbours(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
-def measure_reconstructions(model: ImageModel, side: RealSide, num: int, repeats: int, work: Path, measured: Measured) -> None:
+def measure_reconstructions(
+    model: ImageModel, side: RealSide, floors: Sequence[PictureSet], work: Path, measured: Measured
+) -> None:
     """Distances of an autoencoder's reconstructions: of the reference to itself (rFID), and of training pictures to the
     reference, which is what samples through this decoder can reach.
 
     Args:
         model: an autoencoder in eval mode.
         side: the real pictures, and their judges.
-        num: training pictures in a repeat.
-        repeats: sets of training pictures.
+        floors: see ``floor_subsets``.
         work: see ``measure_samples``.
         measured: where results go.
 
@@ -144,7 +149,7 @@ def measure_reconstructions(model: ImageModel, side: RealSide, num: int, repeats
     if distances is None:
         return
     extractor = distances.extractor
-    sets = [("r", "reference", real.reference), *(("", "autoencoder", subset) for subset in floor_subsets(real, num, repeats))]
+    sets = [("r", "reference", real.reference), *(("", "autoencoder", subset) for subset in floors)]
     fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
     for number, (prefix, of, pictures) in enumerate(sets):
         rows = Rows(work / f"reconstructions_{number}", fields)
@@ -160,12 +165,13 @@ def measure_reconstructions(model: ImageModel, side: RealSide, num: int, repeats
         distances.add(measured, of, rows.array("features"), rows.array("logits"), prefix)
 
 
-def measure_denoising(model: LatentDDPMModule, real: RealPictures, measured: Measured) -> None:
+def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, measured: Measured) -> None:
     """The diffusion loss at each quarter of the noise levels, of held-out and of as many training pictures.
 
     Args:
         model: in eval mode.
         real: the pictures.
+        seed: of times and noise.
         measured: where results go.
     """
     assert real.train is not None
@@ -181,20 +187,19 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, measured: Mea
             x = torch.from_numpy(pictures.images[rows]).to(model.device).float().div_(255)
             with torch.inference_mode():
                 label = torch.from_numpy(pictures.labels[rows]).to(model.device)
-                means.update(model.scores(Batch(x, label, torch.from_numpy(rows))))
+                means.update(model.scores(Batch(x, label, torch.from_numpy(rows)), seed))
         for name, value in means.compute().items():
             measured.add(f"denoising_{name}", of, value)
 
 
-def floor_subsets(real: RealPictures, num: int, repeats: int) -> list[PictureSet]:
+def floor_subsets(real: RealPictures, num: int, repeats: int, by_class: bool) -> list[PictureSet]:
     """Training pictures, as many as there are samples in a repeat: what a perfect generator of new pictures would score.
-
-    Their classes are as frequent as in the reference, as those of class-conditional samples are.
 
     Args:
         real: the pictures.
-        num: of a repeat; fewer where there are not as many.
+        num: of a repeat; where there are not as many, one set of all.
         repeats: how many sets.
+        by_class: with the reference's classes, as class-conditional samples have them; else drawn without regard to them.
 
     Returns:
         The sets; none where the reference was trained on.
@@ -202,13 +207,16 @@ def floor_subsets(real: RealPictures, num: int, repeats: int) -> list[PictureSet
     train, reference = real.train, real.reference
     if train is None or (train.key == reference.key and np.isin(reference.rows, train.rows).any()):
         return []  # nothing is held out
-    labels, wanted = train.labels[train.rows], np.resize(reference.labels[reference.rows], num)
-    counts = {label: int((wanted == label).sum()) for label in np.unique(wanted).tolist()}
+    if num >= len(train):
+        return [train]
+    orders = [generator(0, repeat, "floor").permutation(len(train)) for repeat in range(repeats)]
+    if not by_class:
+        return [train.subset(np.sort(order[:num])) for order in orders]
+    labels, wanted = train.labels[train.rows], repeated(reference.labels[reference.rows], num)
     subsets = []
-    for repeat in range(repeats):
-        order = generator(0, repeat, "floor").permutation(len(train))
-        of_class = [order[labels[order] == label][:count] for label, count in counts.items()]
-        missing = max(0, num - sum(map(len, of_class)))  # a class with fewer training pictures, or without labels
+    for order in orders:
+        of_class = [order[labels[order] == label][: (wanted == label).sum()] for label in np.unique(wanted)]
+        missing = num - sum(map(len, of_class))  # of classes with fewer training pictures
         rest = order[~np.isin(order, np.concatenate(of_class))][:missing]
         subsets.append(train.subset(np.sort(np.concatenate([*of_class, rest]))))
     return subsets

@@ -35,9 +35,9 @@ class Look(NamedTuple):
 
 
 def is_best_without_copying(looks: Sequence[Look]) -> bool:
-    """Whether the last look has the lowest held-out loss of all, and no more copies than chance has it."""
+    """Whether the last look has no more copies than chance has it, and the lowest held-out loss of all such looks."""
     last = looks[-1]
-    return all(last.held_out < look.held_out for look in looks[:-1]) and not last.copying
+    return not last.copying and all(last.held_out < look.held_out for look in looks[:-1] if not look.copying)
 
 
 def memorising_from(looks: Sequence[Look]) -> int | None:

@@ -59,7 +59,7 @@ class RealPictures:
         reference: what generated pictures should be like, at best held out.
         train: what the generator was trained on; None where nobody says.
         calibration: held-out pictures that say what is no copy; None where there are none.
-        mirrored: whether mirror images were trained on too.
+        mirrored: whether mirror images may have been trained on too.
         class_names: by label.
         note: what a reader must know about them; empty for nothing.
         validation: held-out pictures of the same collection as ``train``, for the classifier's accuracy; None likewise.
@@ -123,16 +123,16 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
     """
     real, names, key = picture_folder(reference, "reference", size_px, cache_dir)
     if train is None:
-        return RealPictures(key, enough(real), None, None, False, names)
+        return RealPictures(key, enough(real), None, None, True, names)
     trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
     if names and train_names and list(names) != list(train_names):
         raise UserError("reference= and train= have other class folders: give folders with the same ones, or without")
     if train_key == key:
         note = "training-set metric: the reference is what was learnt from"
-        return RealPictures(key, enough(trained), trained, None, False, train_names, note)
+        return RealPictures(key, enough(trained), trained, None, True, train_names, note)
     first, second = _halves(real)
     note = "every second reference picture calibrates the copy test and is no reference"
-    return RealPictures(f"{key}/{train_key}", enough(first), trained, second, False, train_names, note)
+    return RealPictures(f"{key}/{train_key}", enough(first), trained, second, True, train_names, note)
 
 
 def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
@@ -171,6 +171,12 @@ def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:
     if num is None or num >= len(pictures):
         return pictures
     return pictures.subset(spread(np.arange(len(pictures)), num))
+
+
+def repeated(values: np.ndarray, num: int) -> np.ndarray:
+    """(num,) of the values, each as often as the others; of a last, incomplete round those spread over them."""
+    rounds, rest = divmod(num, len(values))
+    return np.concatenate([np.tile(values, rounds), spread(values, rest)])
 
 
 def _halves(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:

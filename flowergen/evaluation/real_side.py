@@ -103,7 +103,7 @@ class RealSide:
 
     def _prepare_copies(self, real: RealPictures, train: PictureSet, notes: list[str]) -> None:
         log.info("near-duplicates among %s training pictures", f"{len(train):,}")
-        vectors = copies.pixel_vectors(train.at(np.arange(len(train))))
+        vectors = copies.pixel_vectors(train.images, train.rows)
         self.kept = copies.distinct(vectors, real.mirrored)
         if len(self.kept) < len(vectors):
             notes.append(
@@ -111,21 +111,27 @@ class RealSide:
             )
 
         def pixels(pictures: PictureSet) -> list[np.ndarray]:
-            return self.variants("pixels", copies.pixel_vectors(pictures.at(np.arange(len(pictures)))))
+            return self.variants("pixels", copies.pixel_vectors(pictures.images, pictures.rows))
 
         def features(pictures: PictureSet) -> list[np.ndarray]:
             assert self.distances is not None
             return [self.distances.of(pictures)[0]]
 
-        self._add_space("pixels", vectors[self.kept], pixels)
+        self._add_space("pixels", vectors[self.kept], pixels, notes)
         if self.distances is not None:
-            self._add_space("features", features(train)[0][self.kept], features)
+            self._add_space("features", features(train)[0][self.kept], features, notes)
 
-    def _add_space(self, name: str, candidates: np.ndarray, vectors_of: Callable[[PictureSet], list[np.ndarray]]) -> None:
+    def _add_space(
+        self, name: str, candidates: np.ndarray, vectors_of: Callable[[PictureSet], list[np.ndarray]], notes: list[str]
+    ) -> None:
         bounds, control = {"third": copies.COPY_RATIO}, None
         if self.real.calibration is not None:
             held_out = copies.neighbours(vectors_of(self.real.calibration), candidates, self.kept).ratio
-            bounds["calibrated"] = copies.calibrated_ratio(held_out)
+            bounds["calibrated"], by_chance = copies.calibrated_ratio(held_out)
+            notes.append(
+                f"copies by {name}: the calibrated bound is of {len(held_out):,} held-out pictures; "
+                f"{by_chance:.1%} of others fall below it by chance"
+            )
             control = copies.neighbours(vectors_of(self.real.reference), candidates, self.kept).ratio
         self.copy_spaces.append(CopySpace(name, candidates, bounds, control))
 
@@ -149,7 +155,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
         UserError: they cannot be written.
     """
     images = pictures.images
-    identity = f"{extractor.name}/{extractor.weights}/{extractor.resize}/{pictures.key}"
+    identity = f"{extractor.weights}/{extractor.resize}/{pictures.key}"
     folder = cache_dir / f"features_{blake2b(identity.encode(), digest_size=8).hexdigest()}"
     fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
     rows = Rows(folder, fields)
@@ -163,6 +169,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
                 rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
                 for features, logits in with_bar("features", rest, rows.num, len(images)):
                     rows.append(features=features, logits=logits)
+                rows.sync()
         except OSError as error:
             raise UserError(
                 f"the features of {len(images):,} pictures cannot be written to {cache_dir} ({error.strerror}): "

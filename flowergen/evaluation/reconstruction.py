@@ -17,7 +17,7 @@ from flowergen.randomness import normal_per_sample
 
 
 @torch.inference_mode()
-def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: str) -> dict[str, float]:
+def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: str, seed: int) -> dict[str, float]:
     """PSNR, SSIM, LPIPS, sharpness, active units, and the common ELBO with its two parts.
 
     The ELBO is the Gaussian one with a shared optimal sigma and beta 1 (``losses.reconstruction.gaussian_elbo``);
@@ -27,6 +27,7 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
         model: an autoencoder in eval mode.
         pictures: held-out ones.
         weights_dir: where VGG-16 is, for LPIPS; without it that is left out.
+        seed: of the draws z ~ q(z|x); that of picture i depends on (seed, i) alone.
 
     Returns:
         By name: means over the pictures, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.
@@ -37,7 +38,7 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
         x = _float(pictures, first, model)
         posterior = model.encode(x)
         index = pictures.rows[first : first + len(x)].tolist()
-        eps = normal_per_sample(index, model.latent_shape, seed=model.seed, purpose="validation").to(model.device)
+        eps = normal_per_sample(index, model.latent_shape, seed=seed, purpose="validation").to(model.device)
         x_hat, x_mean = model.decode(posterior.sample(eps)), model.decode(posterior.mean)
         values = scores(x, x_hat, x_mean, posterior.mean) | {"loss_kl": kl_standard_normal(posterior.mean, posterior.logvar)}
         if lpips is not None:

@@ -1,6 +1,7 @@
 """Arrays that grow by rows on the disk: memory stays small, and a killed process goes on where it was."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +47,13 @@ class Rows:
                 file.write(values.tobytes())
         self._cut = True
         self.num += len(arrays[name])
+
+    def sync(self) -> None:
+        """On the disk, or an OSError."""
+        for name in self.fields:
+            if self._path(name).exists():
+                with self._path(name).open("rb") as file:
+                    os.fsync(file.fileno())
 
     def array(self, name: str) -> np.ndarray:
         """(num, *shape), a read-only memory map."""

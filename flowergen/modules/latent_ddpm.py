@@ -187,6 +187,13 @@ class LatentDDPMModule(ImageModel):
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
         return f"{type(self.net).__name__} on {where}, {classes}, predicts {self.objective}"
 
+    @property
+    def denoising_task(self) -> str:
+        """What a denoising loss is of: losses of other tasks do not compare."""
+        weighting = f"min-SNR, gamma {self.gamma:g}" if self.gamma is not None else "no weighting"
+        schedule = type(self.schedule).__name__
+        return f"{self.objective} on {schedule} ({self.schedule.num_timesteps} times), {weighting}, of {self.autoencoder_hash}"
+
     # -- the objective, the same in training and validation
 
     def losses(self, net: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -253,19 +260,22 @@ class LatentDDPMModule(ImageModel):
         """Add the scores of the batch: of held-out pictures, or in the second loader of as many training pictures."""
         (self.train_means if dataloader_idx else self.val_means).update(self.scores(batch))
 
-    def scores(self, batch: Batch | LatentBatch) -> dict[str, Tensor]:
+    def scores(self, batch: Batch | LatentBatch, seed: int | None = None) -> dict[str, Tensor]:
         """The loss of the averaged weights in each quarter of the times that are trained at, and their mean.
 
-        Times and noise of picture i depend on (seed, i) alone.
+        Args:
+            batch: of any pictures.
+            seed: of times and noise, those of picture i depend on (seed, i) alone; None for the module's own.
 
         Returns:
             ``loss`` and ``loss_noise_1`` (the least noise) to ``loss_noise_4``, each (N,).
         """
         index, shape = batch.index, self.latent_shape
-        draw = partial(normal_per_sample, index, shape, seed=self.seed)
+        seed = self.seed if seed is None else seed
+        draw = partial(normal_per_sample, index, shape, seed=seed)
         x0 = self.scaled(self._posterior(batch).sample(draw(purpose="validation").to(self.device)))
         label = self._label_or_none(batch.label)
-        u = torch.tensor([generator(self.seed, i, "validation time").random() for i in index.tolist()], dtype=torch.float64)
+        u = torch.tensor([generator(seed, i, "validation time").random() for i in index.tolist()], dtype=torch.float64)
         terms = {}
         for level in range(NUM_LEVELS):
             t = self.schedule.times((level + u) / NUM_LEVELS).to(self.device)

@@ -47,19 +47,23 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
     _write(figure, png)
 
 
-def plot_looks(history: Sequence[Mapping[str, float]], memorising: int | None, png: str | Path) -> None:
+def plot_looks(history: Sequence[Mapping[str, float | None]], memorising: int | None, png: str | Path) -> None:
     """Draw what evaluations during training have found, a panel for each quantity, held-out pictures' values beside.
 
     Args:
-        history: for each evaluation ``epoch`` and values by name, ``NAME_held_out`` for the control of ``NAME``.
+        history: for each evaluation ``epoch``, values by name, ``NAME_held_out`` for the control of ``NAME``, and
+            ``held_out_loss``; None for one that was not measured.
         memorising: the epoch from which on a line says so; None for none.
         png: the file to write, atomically.
     """
     names = [name for name in history[-1] if name != "epoch" and not name.endswith("_held_out")]
+    names = [name for name in names if any(entry.get(name) is not None for entry in history)]
     figure, axes = _panels(len(names))
     for ax, name in zip(axes, names, strict=False):
         for key, label, color in ((name, "samples", "C0"), (f"{name}_held_out", "held-out pictures", "C2")):
-            points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+            points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+            if key == "held_out_loss":
+                label, color = "validation", "C1"
             if points:
                 ax.plot(*zip(*points, strict=True), marker=".", color=color, label=label)
         if memorising is not None:
