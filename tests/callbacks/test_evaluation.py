@@ -76,12 +76,12 @@ def test_too_few_validation_pictures_are_named_before_training(tmp_path: Path) -
 
     def data(num_images: int) -> ProceduralDataModule:
         made = ProceduralDataModule(
-            name="procedural", num_images=num_images, num_classes=2, image_size=16, batch_size=4, num_workers=0, split="auto",
-            split_seed=0, horizontal_flip=False, on_corrupt="error", cache_dir=str(tmp_path), seed=0,
+            name="procedural", num_images=num_images, num_classes=2, drawing_seed=0, image_size=16, batch_size=4,
+            split="auto", split_seed=0, horizontal_flip=False, on_corrupt="error", cache_dir=str(tmp_path), seed=0,
         )  # fmt: skip
         made.setup()
         return made
 
     assert len(real_pictures_of(data(80), 16, "val").reference) == FEWEST
-    with pytest.raises(UserError, match="^2 validation pictures to evaluate with, and 4"):
+    with pytest.raises(UserError, match=r"^2 validation pictures to evaluate with, and 4"):
         real_pictures_of(data(40), 16, "val")
