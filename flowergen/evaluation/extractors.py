@@ -81,7 +81,7 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
         raise UserError(f"{path} does not hold torch-fidelity's Inception: delete it, and it is fetched again") from error
     net = net.to(device, memory_format=torch.channels_last)
     resize = "bilinear to 299 px as TensorFlow 1 does it, without antialiasing (torch-fidelity)"
-    return _of_network("inception", _sha256(path), resize, net, lambda x: x, device)
+    return _of_network(*_named("inception", path), resize, net, lambda x: x, device)
 
 
 def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
@@ -108,7 +108,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
         raise UserError(f"extractor={name}: it has no linear layer at its end, before which features are taken: use another")
     resize = f"{interpolation} to {size} px with antialiasing, centre crop to {crop} px (torchvision {weights})"
     net = _BeforeLastLinear(net.to(device, memory_format=torch.channels_last).eval(), last[-1])
-    return _of_network(name, _sha256(path), resize, net, prepare, device)
+    return _of_network(*_named(name, path), resize, net, prepare, device)
 
 
 class _BeforeLastLinear(nn.Module):
@@ -219,6 +219,12 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no weights: delete it, and it is fetched again")
     return state
+
+
+def _named(name: str, path: Path) -> tuple[str, str]:
+    """What the card calls it, and the file's hash, whose beginning a published file has in its name."""
+    found = _sha256(path)
+    return name if found.startswith(path.stem.rpartition("-")[2]) else f"{name} with other weights", found
 
 
 def _sha256(path: Path) -> str:

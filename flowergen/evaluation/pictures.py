@@ -148,7 +148,7 @@ def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tupl
         UserError: there are no pictures in it, or they do not decode.
     """
     listing = list_image_folder(Path(folder), key)
-    cached = cached_images(listing, f"{key}_folder", size_px, cache_dir, instead="")
+    cached = cached_images(listing, "folder", size_px, cache_dir, instead="")
     labels = listing.labels[cached.rows]
     content = repr((cached.digests.tolist(), labels.tolist())).encode()
     name = f"pictures of {printable(Path(folder).name)}"
