@@ -236,6 +236,7 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
             entries = [card["results"].get(metric, {}).get(of) for card in cards]
             if any(entries):
                 label = label_of(metric, extractor)
+                words = DENOISING_OF[of] if FIGURES[metric].part == "denoising" else words
                 rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
     return [f"protocol {first['protocol_hash']}", "", *table(rows), *notes]
 
