@@ -52,7 +52,7 @@ def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndar
     size = images.shape[-1]
     rows = np.arange(len(images)) if rows is None else rows
     if size <= LARGEST_PX:
-        return np.asarray(images[rows]).reshape(len(rows), -1)
+        return np.asarray(images[rows]).reshape(len(rows), 3 * size**2)
     parts = [np.zeros((0, 3 * LARGEST_PX**2), np.uint8)]
     for first in range(0, len(rows), AT_A_TIME):
         x = torch.from_numpy(np.array(images[rows[first : first + AT_A_TIME]])).float()

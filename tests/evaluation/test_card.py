@@ -34,6 +34,7 @@ def card(what: str = "one", **changes: Any) -> dict[str, Any]:
     made = {
         "subject": {"what": what, "sampled by": "4 steps"},
         "counts": {"samples": 819, "train": 819},
+        "classifier": {"weights": "hash", "accuracy": 0.875},
         "results": summarised({"fid": {"samples": [10.0, 12.0], "train": [3.0]}, "psnr": {"reference": [20.0]}}),
         "missing": [],
         "notes": [],
@@ -53,11 +54,9 @@ def rows_of(lines: list[str]) -> dict[str, list[str]]:
     return {cells(line)[0]: cells(line)[1:] for line in lines if line.startswith("| ")}
 
 
-def written(folder: Path, content: dict[str, Any] | str, age_seconds: float = 0) -> Path:
+def written(folder: Path, content: dict[str, Any] | str) -> Path:
     folder.mkdir(parents=True)
-    path = folder / "card.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    os.utime(path, (1e9 - age_seconds, 1e9 - age_seconds))
+    (folder / "card.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
 
 
@@ -145,7 +144,10 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
     for key, value in PROTOCOL.items():
         assert f"- {key}: {value}" in lines
     assert text.endswith("## Made\n\n- date: today\n")
-    without = markdown(card())
+    assert "The classifier is right about 87.5% of the validation pictures" in text
+    without = markdown(card(classifier=None))
+    assert "The classifier" not in without
+    assert "The classifier" not in markdown(card(classifier={"weights": "hash", "accuracy": None})), "nothing was held out"
     assert "Not measured" not in without
     assert "Notes" not in without
     assert "Denoising" not in without, "tables without a row are left out"
@@ -158,6 +160,29 @@ def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
     arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[metric].better]
     value = shown(metric, results[metric]["samples"])
     assert rows_of(lines)[label_of(metric, "classifier") + arrow] == [value] * len(OF)
+
+
+def test_the_losses_columns_say_of_what_they_are_whatever_a_floor_is_of() -> None:
+    """As many training pictures as held-out ones, and no more: not the number of the floor's."""
+    results = summarised({"denoising_loss": {"train": [0.5], "held_out": [0.75]}, "fid": {"samples": [1.0], "train": [2.0]}})
+    lines = markdown(card(results=results)).splitlines()
+    heads = [cells(line) for line in lines if line.startswith("|  ")]
+    assert heads == [
+        ["", "samples, n = 819", "floor: training pictures, n = 819"],
+        ["", "as many training pictures", "held-out pictures"],
+    ]
+
+
+def test_as_many_samples_as_the_floor_has_pictures_are_a_column_of_their_own() -> None:
+    results = summarised({"fid": {"samples": [1.0], "train": [2.0], "samples_as_floor": [3.0]}})
+    made = card(results=results, counts={"samples": 819, "train": 100, "samples_as_floor": 100})
+    rows = rows_of(markdown(made).splitlines())
+    assert rows[""] == [
+        "samples, n = 819",
+        "floor: training pictures, n = 100",
+        "as many samples as the floor has pictures, n = 100",
+    ]
+    assert rows["FID (lower is better)"] == ["1.00", "2.00", "3.00"]
 
 
 # -- comparison
@@ -185,6 +210,48 @@ def test_a_comparison_in_other_features_does_not_speak_of_fid() -> None:
     rows = rows_of(comparison([card(protocol_extractor="classifier")] * 2))
     assert "Fréchet distance (classifier)" in rows
     assert "FID" not in rows
+
+
+def test_class_consistency_by_other_classifiers_is_not_compared_and_it_is_said() -> None:
+    """Nor where one card has none; the rest is."""
+    results = summarised({"fid": {"samples": [1.0]}, "class_accuracy": {"samples": [0.5], "held_out": [0.75]}})
+    one = card(results=results)
+    rows = rows_of(comparison([one, card("two", results=results)]))
+    assert rows["of their class, by the classifier"] == ["50.0%", "50.0%"]
+    for classifier in ({"weights": "other", "accuracy": 0.875}, {"weights": "hash", "accuracy": 0.9}, None):
+        other = card("two", results=results, classifier=classifier)
+        for cards in ([one, other], [other, one], [one, one, other]):
+            lines = comparison(cards)
+            assert "of their class" not in "\n".join(lines)
+            assert lines[-1] == "class consistency is left out: the cards have other classifiers"
+            assert rows_of(lines)["FID"] == ["1.00"] * len(cards)
+
+
+def test_losses_of_other_denoising_tasks_are_not_compared_and_it_is_said() -> None:
+    """A card without the loss is no other task."""
+    losses = {f"denoising_loss{level}": {"train": [0.5], "held_out": [0.75]} for level in ("", "_noise_1", "_noise_4")}
+    both = summarised({"fid": {"samples": [1.0]}} | losses)
+
+    def of(task: str | None) -> dict[str, Any]:
+        made = card("of " + str(task), results=both if task else summarised({"fid": {"samples": [1.0]}}))
+        made["subject"]["denoising"] = task
+        return made
+
+    for cards in ([of("v"), of("v")], [of("v"), of(None)], [of(None), of("v"), of("v")]):
+        lines = comparison(cards)
+        assert "denoising loss, held-out pictures" in rows_of(lines)
+        assert "left out" not in "\n".join(lines)
+    for cards in ([of("v"), of("eps")], [of("eps"), of(None), of("v")]):
+        lines = comparison(cards)
+        assert not [line for line in lines if line.startswith("| denoising")]
+        assert lines[-1] == "the denoising loss is left out: it is of other tasks (eps; v)"
+        assert rows_of(lines)["FID"] == ["1.00"] * len(cards)
+
+
+def test_a_comparison_tells_two_checkpoints_of_a_run_apart() -> None:
+    last, best = card("run"), card("run")
+    last["subject"]["checkpoint"], best["subject"]["checkpoint"] = None, "best.ckpt"
+    assert rows_of(comparison([last, best]))[""] == ["run", "run best.ckpt"]
 
 
 def test_cards_of_different_protocols_are_refused_and_every_difference_is_named() -> None:
@@ -234,10 +301,11 @@ def test_bytes_that_are_no_text_are_a_damaged_card(tmp_path: Path) -> None:
 
 
 def test_a_card_is_found_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
-    """Of a run, the newest."""
+    """Of a run, the one that was made last, whenever its file was copied."""
     run = tmp_path / "run"
-    for name, age in (("aa", 20), ("bb", 0), ("cc", 10)):
-        written(run / "evaluation" / name, card(name), age)
+    for number, (name, day) in enumerate((("aa", "02"), ("bb", "10"), ("cc", "09"))):
+        folder = written(run / "evaluation" / name, card(name, made={"date": f"2030-01-{day}T12:00:00+00:00"}))
+        os.utime(folder / "card.json", (1e9 + number, 1e9 + number))
     (run / "evaluation" / "dd" / "work").mkdir(parents=True)  # an unfinished one
     assert newest_card(run)["subject"]["what"] == "bb"
     assert newest_card(run / "evaluation" / "aa")["subject"]["what"] == "aa"

@@ -11,6 +11,7 @@ from PIL import Image
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.evaluation import copies
 from flowergen.evaluation.copies import COPY_RATIO
+from flowergen.randomness import generator
 from tests.tiny_models import drawn
 
 RNG = np.random.default_rng
@@ -60,7 +61,7 @@ class Search:
         vectors = copies.pixel_vectors(train)
         self.mirrored, self.kept = mirrored, copies.distinct(vectors, mirrored)
         self.candidates = vectors[self.kept]
-        self.calibrated = copies.calibrated_ratio(self.of(of(data, "val")).ratio)
+        self.calibrated, _ = copies.calibrated_ratio(self.of(of(data, "val")).ratio)
 
     def of(self, images: np.ndarray) -> copies.Neighbours:
         variants = copies.with_mirror_images(copies.pixel_vectors(images), self.mirrored)
@@ -167,6 +168,21 @@ def test_large_pictures_are_made_smaller_a_part_at_a_time(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(copies.pixel_vectors(images), whole)
 
 
+@pytest.mark.parametrize("size", [8, 80], ids=["as they are", "made smaller"])
+@pytest.mark.parametrize("rows", [[4, 0, 3, 3, 1], [2], []], ids=str)
+def test_rows_are_selected_in_their_order_in_parts_of_a_memory_map_too(
+    rows: list[int], size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = RNG(0).integers(0, 256, (5, 3, size, size), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    whole = copies.pixel_vectors(images)
+    monkeypatch.setattr(copies, "AT_A_TIME", 2)
+    for some in (images, np.load(tmp_path / "images.npy", mmap_mode="r")):
+        found = copies.pixel_vectors(some, np.array(rows, dtype=np.int64))
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, whole[np.array(rows, dtype=np.int64)])
+
+
 def test_vectors_are_mirrored_as_pictures() -> None:
     images = RNG(0).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
     vectors = copies.pixel_vectors(images)
@@ -191,13 +207,33 @@ def test_the_ratio_to_two_equal_pictures_is_1() -> None:
     assert found.ratio.tolist() == [1]
 
 
-@pytest.mark.parametrize("num", [1, 30, 100, 101, 1000])
-def test_at_most_one_in_a_hundred_of_the_calibrating_pictures_falls_below_the_calibrated_bound(num: int) -> None:
-    """And nearly as many where there are enough of them."""
+@pytest.mark.parametrize(
+    ("num", "place"), [(1, 1), (20, 1), (98, 1), (99, 1), (198, 1), (199, 2), (409, 4), (2899, 29), (5699, 57)]
+)
+def test_the_calibrated_bound_is_one_of_the_ratios_at_its_place_from_below(num: int, place: int) -> None:
+    """The first where there are fewer than 199; in any order; as likely below it as each of the N + 1 places."""
     ratio = RNG(num).random(num)
-    below = copies.copy_rate(ratio, copies.calibrated_ratio(ratio))
-    assert below <= 0.01
-    assert below > 0.01 - 2 / num
+    bound, by_chance = copies.calibrated_ratio(ratio)
+    assert copies.copy_rate(ratio, bound) == (place - 1) / num
+    assert bound in ratio
+    assert by_chance == place / (num + 1)
+    assert (by_chance <= 0.01) == (num >= 99)
+
+
+@pytest.mark.parametrize("num", [20, 99, 409])
+def test_of_new_pictures_as_many_fall_below_the_calibrated_bound_as_it_says(num: int) -> None:
+    """Calibrated anew for each of 40 000 new pictures, within four standard errors: 1 in 21 of twenty, at most 1 in 100 of 99."""
+    draws, repeats = generator(0, num, "test of the calibrated bound"), 40_000
+    found = 0
+    for ratio in draws.random((repeats, num + 1), dtype=np.float32):  # the last is the new one's
+        bound, by_chance = copies.calibrated_ratio(ratio[:num])
+        found += ratio[num] < bound
+    expected = max(1, (num + 1) // 100) / (num + 1)
+    assert by_chance == pytest.approx(expected)
+    error = (expected * (1 - expected) / repeats) ** 0.5
+    assert found / repeats == pytest.approx(expected, abs=4 * error)
+    if num >= 99:
+        assert found / repeats <= 0.01 + 4 * error
 
 
 def test_the_worst_are_the_smallest_ratios_in_order() -> None:

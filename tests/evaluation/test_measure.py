@@ -22,7 +22,7 @@ from flowergen.evaluation.measure import (
     measure_samples,
 )
 from flowergen.evaluation.measured import Measured
-from flowergen.evaluation.pictures import Given, real_pictures_in, real_pictures_of
+from flowergen.evaluation.pictures import Given, real_pictures_in, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
@@ -132,7 +132,7 @@ def test_the_floor_is_measured_on_as_many_training_pictures(side: RealSide, data
     results = measured_of(Pictures(of(data, "test")), side, 20, 2, tmp_path).results
     assert side.distances is not None
     expected = Measured()
-    for subset in floor_subsets(side.real, 20, 2):
+    for subset in floor_subsets(side.real, 20, 2, False):
         side.distances.add(expected, "train", *side.distances.of(subset))
     for name, columns in expected.results.items():
         assert results[name]["train"] == columns["train"]
@@ -194,7 +194,7 @@ def test_where_nothing_is_held_out_there_is_the_usual_bound_alone(tmp_path: Path
     assert set(results["class_accuracy"]) == {"samples", "train"}
     assert results["copies_pixels_third"] == {"samples": [1]}
     assert "copies_pixels_calibrated" not in results
-    assert results["copy_bound_pixels"] == {"held_out": [COPY_RATIO]}
+    assert "copy_bound_pixels" not in results, "nothing was calibrated"
     assert set(results["fid"]) == {"samples"}, "and no floor: it would be the reference"
 
 
@@ -277,50 +277,133 @@ def test_floors_are_sets_of_training_pictures_with_the_classes_of_the_reference(
     labels, rows = data.pictures.labels, data.rows["test"]
     chosen = np.concatenate([np.resize(rows[labels[rows] == label], num) for label, num in enumerate(wanted)])
     real = replace(real, reference=replace(real.reference, rows=chosen))
-    subsets = floor_subsets(real, len(chosen), 3)
+    subsets = floor_subsets(real, len(chosen), 3, True)
     assert len(subsets) == 3
     for subset in subsets:
         assert np.bincount(labels[subset.rows], minlength=4).tolist() == wanted.tolist()
         assert len(set(subset.rows)) == len(chosen)
         assert set(subset.rows) <= set(data.rows["train"])
     assert len({tuple(subset.rows) for subset in subsets}) == 3
-    for subset, again in zip(subsets, floor_subsets(real, len(chosen), 3), strict=True):
+    for subset, again in zip(subsets, floor_subsets(real, len(chosen), 3, True), strict=True):
         np.testing.assert_array_equal(subset.rows, again.rows)
-    np.testing.assert_array_equal(floor_subsets(real, len(chosen), 1)[0].rows, subsets[0].rows)
+    np.testing.assert_array_equal(floor_subsets(real, len(chosen), 1, True)[0].rows, subsets[0].rows)
 
 
-@pytest.mark.parametrize("num", [1, 10, 80, 320, 1000])
-def test_floors_have_as_many_pictures_as_asked_for_while_there_are_as_many(num: int, data: ProceduralDataModule) -> None:
-    (subset,) = floor_subsets(real_pictures_of(data, None), num, 1)
-    assert len(subset) == len(set(subset.rows)) == min(num, 320)
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("num", [1, 10, 80, 319, 320, 1000])
+def test_floors_have_as_many_pictures_as_asked_for_while_there_are_as_many(
+    num: int, by_class: bool, data: ProceduralDataModule
+) -> None:
+    """Where there are not, one set of all of them, as others would be the same."""
+    real = real_pictures_of(data, None)
+    subsets = floor_subsets(real, num, 2, by_class)
+    assert len(subsets) == (2 if num < 320 else 1)
+    for subset in subsets:
+        assert len(subset) == len(set(subset.rows)) == min(num, 320)
+    if num >= 320:
+        assert real.train is not None
+        np.testing.assert_array_equal(subsets[0].rows, real.train.rows)
+
+
+def test_floors_of_samples_without_classes_are_drawn_without_regard_to_them(data: ProceduralDataModule) -> None:
+    """Not with the reference's, which may be of one class alone; others in each repeat, the same in each call."""
+    real, labels = real_pictures_of(data, None), data.pictures.labels
+    rows = data.rows["test"]
+    real = replace(real, reference=replace(real.reference, rows=rows[labels[rows] == 0]))
+    subsets, again = (floor_subsets(real, 60, 2, False) for _ in range(2))
+    of_train = np.bincount(labels[data.rows["train"]], minlength=4) / 320
+    for subset, same in zip(subsets, again, strict=True):
+        found = np.bincount(labels[subset.rows], minlength=4)
+        np.testing.assert_allclose(found / 60, of_train, atol=4 * 0.5 / 60**0.5)
+        assert (found > 3).all()
+        assert set(subset.rows) <= set(data.rows["train"])
+        np.testing.assert_array_equal(subset.rows, same.rows)
+    assert set(subsets[0].rows) != set(subsets[1].rows)
+    of_class = floor_subsets(real, 60, 1, True)[0]
+    assert (labels[of_class.rows] == 0).sum() == min(60, (labels[data.rows["train"]] == 0).sum())
+
+
+def test_the_floors_classes_are_those_of_the_samples(data: ProceduralDataModule) -> None:
+    """A reference of 40 for 60 samples: one and a half rounds of it, the half spread over all classes."""
+    real, labels = real_pictures_of(data, None), data.pictures.labels
+    wanted = np.bincount(repeated(labels[real.reference.rows], 60), minlength=4)
+    (subset,) = floor_subsets(real, 60, 1, True)
+    assert np.bincount(labels[subset.rows], minlength=4).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_samples_are_held_against_a_floor_of_their_own_classes_or_of_any(
+    labelled: bool, data: ProceduralDataModule, tmp_path: Path
+) -> None:
+    """A reference of one class: the floor is of that one if the samples are, else of all."""
+    real, labels = real_pictures_of(data, None), data.pictures.labels
+    rows = data.rows["test"]
+    real = replace(real, reference=replace(real.reference, rows=rows[labels[rows] == 0]))
+    side = RealSide(real, judges(tmp_path / "features", extractor()), [])
+    generated = Pictures(of(data, "test")[:20], np.zeros(20, np.int64) if labelled else None)
+    results = measured_of(generated, side, 20, 1, tmp_path / "work").results
+    (subset,) = floor_subsets(real, 20, 1, labelled)
+    assert side.distances is not None
+    expected = Measured()
+    side.distances.add(expected, "train", *side.distances.of(subset))
+    assert results["fid"]["train"] == expected.results["fid"]["train"]
+
+
+def test_where_the_floor_has_fewer_pictures_as_many_samples_are_measured_too(
+    data: ProceduralDataModule, tmp_path: Path
+) -> None:
+    """The first ones of each repeat: a distance of fewer pictures is larger, and only as many can be compared."""
+    real = real_pictures_of(data, None)
+    assert real.train is not None
+    real = replace(real, train=real.train.subset(np.arange(30)))
+    side = RealSide(real, judges(tmp_path / "features", extractor()), [])
+    images = of(data, "train")[40:120]
+    results = measured_of(Pictures(images), side, 40, 2, tmp_path / "work").results
+    assert side.distances is not None
+    expected = Measured()
+    for first in (0, 40):
+        features, logits = Counting()(torch.from_numpy(images[first : first + 30]))
+        side.distances.add(expected, "samples_as_floor", features.numpy(), logits.numpy())
+    side.distances.add(expected, "train", *side.distances.of(real.train))
+    for name in ("fid", "kid", "precision", "recall", "inception_score"):
+        assert set(results[name]) == {"samples", "samples_as_floor", "train"}
+        assert results[name]["samples_as_floor"] == pytest.approx(expected.results[name]["samples_as_floor"], rel=1e-5)
+        assert results[name]["train"] == expected.results[name]["train"]
+        assert len(results[name]["samples"]) == 2
+    assert results["fid"]["samples_as_floor"][0] != results["fid"]["samples_as_floor"][1]
+    for num in (30, 20):
+        generated = Pictures(images[:num])
+        found = measured_of(generated, side, num, 1, tmp_path / str(num)).results
+        assert set(found["fid"]) == {"samples", "train"}, "as many already"
 
 
 def test_a_class_with_too_few_training_pictures_is_filled_up_with_others() -> None:
     images = np.zeros((20, 3, 4, 4), np.uint8)
     train = a_set(images, np.array([0] * 2 + [1] * 18), "train", "t")
     reference = a_set(images, np.array([0] * 10 + [1] * 10), "reference", "r")
-    (subset,) = floor_subsets(real_of(reference, train), 12, 1)
+    (subset,) = floor_subsets(real_of(reference, train), 12, 1, True)
     assert np.bincount(train.labels[subset.rows]).tolist() == [2, 10]
     unlabelled = replace(reference, labels=np.full(20, -1))
-    (subset,) = floor_subsets(real_of(unlabelled, train), 12, 1)
+    (subset,) = floor_subsets(real_of(unlabelled, train), 12, 1, True)
     assert len(set(subset.rows)) == 12
 
 
 def test_there_is_no_floor_where_the_reference_was_trained_on_or_nobody_knows(cache_dir: Path) -> None:
     data = drawn(cache_dir, split="all")
-    assert floor_subsets(real_pictures_of(data, None), 4, 2) == []
-    assert floor_subsets(real_pictures_of(data, 7), 4, 2) == []
-    assert floor_subsets(real_of(a_set(np.zeros((4, 3, 4, 4), np.uint8))), 4, 2) == []
+    for num, by_class in ((4, True), (4, False), (99, True)):
+        assert floor_subsets(real_pictures_of(data, None), num, 2, by_class) == []
+        assert floor_subsets(real_pictures_of(data, 7), num, 2, by_class) == []
+        assert floor_subsets(real_of(a_set(np.zeros((4, 3, 4, 4), np.uint8))), num, 2, by_class) == []
 
 
 def test_folders_of_one_name_in_two_places_have_a_floor(tmp_path: Path, cache_dir: Path) -> None:
     for place, first in (("reference", 0), ("train", 10)):
-        for number in range(4):
+        for number in range(8):
             save_grey(tmp_path / place / "flowers" / f"{number}.png", first + number, (8, 8))
     real = real_pictures_in(str(tmp_path / "reference" / "flowers"), str(tmp_path / "train" / "flowers"), 8, cache_dir)
     assert real.train is not None
     assert real.train.name == real.reference.name
-    (subset,) = floor_subsets(real, 3, 1)
+    (subset,) = floor_subsets(real, 3, 1, True)
     assert len(subset) == 3
 
 
@@ -347,26 +430,27 @@ def test_perfect_reconstructions_are_at_no_distance_and_as_good_as_training_pict
     side: RealSide, data: ProceduralDataModule, tmp_path: Path
 ) -> None:
     measured = Measured()
-    measure_reconstructions(Copier(32), side, 20, 2, tmp_path, measured)  # type: ignore[arg-type]
+    floors = floor_subsets(side.real, 20, 2, False)
+    measure_reconstructions(Copier(32), side, floors, tmp_path, measured)  # type: ignore[arg-type]
     assert measured.results["rfid"] == {"reference": [pytest.approx(0, abs=1e-9)]}
     floor = measured_of(Pictures(of(data, "test")[:40]), side, 20, 2, tmp_path / "samples").results
     for name in ("fid", "kid", "precision", "recall", "inception_score"):
         assert measured.results[name] == {"autoencoder": [pytest.approx(value) for value in floor[name]["train"]]}
     dark = Measured()
-    measure_reconstructions(Copier(32, 0.5), side, 20, 2, tmp_path / "dark", dark)  # type: ignore[arg-type]
+    measure_reconstructions(Copier(32, 0.5), side, floors, tmp_path / "dark", dark)  # type: ignore[arg-type]
     assert dark.results["rfid"]["reference"][0] > 0.01
 
 
 def test_interrupted_reconstructions_are_gone_on_with(side: RealSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flowergen.evaluation.reconstruction.batch_of", lambda size: 8)
-    whole, parts = Measured(), Measured()
-    measure_reconstructions(Copier(32), side, 20, 1, tmp_path / "whole", whole)  # type: ignore[arg-type]
+    whole, parts, floors = Measured(), Measured(), floor_subsets(side.real, 20, 1, True)
+    measure_reconstructions(Copier(32), side, floors, tmp_path / "whole", whole)  # type: ignore[arg-type]
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "reconstructions_1")
     cut = tmp_path / "parts" / "reconstructions_0" / "logits.rows"
     cut.write_bytes(cut.read_bytes()[: 16 * 12 + 2])
     model = Copier(32)
-    measure_reconstructions(model, side, 20, 1, tmp_path / "parts", parts)  # type: ignore[arg-type]
+    measure_reconstructions(model, side, floors, tmp_path / "parts", parts)  # type: ignore[arg-type]
     assert parts.results == whole.results
     assert model.num_encoded == (40 - 16) + 20
 
@@ -375,14 +459,33 @@ def test_the_denoising_loss_is_the_models_own_on_as_many_held_out_and_training_p
     data = drawn(cache_dir, num_images=120)
     model, real = diffusion(), real_pictures_of(data, None)
     measured = Measured()
-    measure_denoising(model, real, measured)
+    measure_denoising(model, real, 5, measured)
     rows = data.rows["test"]
     x, label = torch.from_numpy(data.pictures.images[rows]).float() / 255, torch.from_numpy(data.pictures.labels[rows])
     with torch.inference_mode():
-        expected = model.scores(Batch(x, label, torch.from_numpy(rows)))
+        expected = model.scores(Batch(x, label, torch.from_numpy(rows)), 5)
     assert measured.results["denoising_loss"]["held_out"] == [pytest.approx(expected["loss"].mean().item(), rel=1e-5)]
     assert set(measured.results["denoising_loss"]) == {"held_out", "train"}
     assert {f"denoising_loss_noise_{quarter}" for quarter in (1, 2, 3, 4)} <= set(measured.results)
     measured = Measured()
-    measure_denoising(model, replace(real, calibration=None), measured)
+    measure_denoising(model, replace(real, calibration=None), 5, measured)
     assert set(measured.results["denoising_loss"]) == {"train"}
+
+
+def test_the_denoising_loss_depends_on_the_seed_that_is_given_and_not_on_the_models_own(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that two runs are compared at the same times and noise."""
+    model, real = diffusion(), real_pictures_of(drawn(cache_dir, num_images=120), None)
+
+    def losses(seed: int) -> dict[str, Any]:
+        measured = Measured()
+        measure_denoising(model, real, seed, measured)
+        return measured.results
+
+    first, other = losses(0), losses(1)
+    monkeypatch.setattr(model, "seed", 1)
+    assert losses(0) == first
+    for name, columns in first.items():
+        for of, value in columns.items():
+            assert value != other[name][of], (name, of)

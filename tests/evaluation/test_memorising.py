@@ -83,11 +83,15 @@ def test_memorising_begins_at_the_first_of_two_looks_in_a_row(entries: list[tupl
         ([(1.0, False), (0.9, True)], False),
         ([(1.0, False), (1.0, False)], False),  # the first of equal ones
         ([(0.5, False), (1.0, False), (0.9, False)], False),
-        ([(0.5, True), (0.6, False)], False),  # the lowest of all, copies or not
+        ([(0.5, True), (0.6, False)], True),  # one with copies is no rival
+        ([(0.5, True), (0.6, True)], False),
+        ([(0.7, False), (0.5, True), (0.6, False)], True),
+        ([(0.5, False), (0.4, True), (0.6, False)], False),
+        ([(0.6, False), (0.5, True), (0.6, False)], False),
         ([(1.0, True), (0.9, False)], True),
     ],
 )
-def test_the_best_without_copies_has_the_lowest_loss_of_all_and_no_copies(
+def test_the_best_without_copies_has_the_lowest_loss_of_all_without(
     entries: list[tuple[float, bool]], best: bool
 ) -> None:
     assert is_best_without_copying(looks(*entries)) is best

@@ -1,5 +1,6 @@
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from flowergen.evaluation.pictures import (
     picture_folder,
     real_pictures_in,
     real_pictures_of,
+    repeated,
     to_uint8,
 )
 from flowergen.evaluation.sampling import Sampler
@@ -44,6 +46,7 @@ def folder_of(root: Path, *names: str, first: int = 0) -> Path:
 
 
 FOUR = ("a/1.png", "a/2.png", "b/3.png", "b/4.png")
+EIGHT = (*FOUR, "b/5.png", "b/6.png", "b/7.png", "b/8.png")  # half of which are four
 
 
 # -- sets
@@ -82,39 +85,76 @@ def test_test_pictures_are_the_reference_and_validation_pictures_calibrate(cache
     assert not real_pictures_of(drawn(cache_dir, horizontal_flip=False), None).mirrored
 
 
-@pytest.mark.parametrize(("num", "expected"), [(1, [0]), (2, [0, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3]), (99, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("num", "expected"), [(4, [0, 3, 7, 11]), (5, [0, 2, 5, 8, 11]), (12, list(range(12))), (99, list(range(12)))]
+)
 def test_fewer_reference_pictures_are_spread_over_the_test_pictures(num: int, expected: list[int], cache_dir: Path) -> None:
-    data = drawn(cache_dir)
+    data = drawn(cache_dir, num_images=120)
     real = real_pictures_of(data, num)
     np.testing.assert_array_equal(real.reference.rows, data.rows["test"][expected])
     assert real.calibration is not None
-    assert len(real.calibration) == 4, "calibration is not limited"
+    assert len(real.calibration) == 12, "calibration is not limited"
+
+
+@pytest.mark.parametrize("subset", ["test", "val"])
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_fewer_than_four_reference_pictures_are_refused(num: int, subset: str, cache_dir: Path) -> None:
+    """Precision and recall go to the third neighbour."""
+    with pytest.raises(UserError, match=rf"^{num} (test|validation) pictures to evaluate with, and 4 are the fewest"):
+        real_pictures_of(drawn(cache_dir, num_images=120), num, subset)
 
 
 def test_in_training_half_of_the_validation_pictures_are_the_reference_and_the_others_calibrate(cache_dir: Path) -> None:
-    """Test pictures are not touched."""
-    data = drawn(cache_dir)
+    """Test pictures are not touched; both halves tell the classifier's accuracy."""
+    data = drawn(cache_dir, num_images=120)
     real = real_pictures_of(data, None, "val")
     np.testing.assert_array_equal(real.reference.rows, data.rows["val"][::2])
     assert real.calibration is not None
     np.testing.assert_array_equal(real.calibration.rows, data.rows["val"][1::2])
+    assert real.validation is not None
+    np.testing.assert_array_equal(real.validation.rows, data.rows["val"])
     assert real.note == ""
-    assert len(real_pictures_of(data, 1, "val").reference) == 1
+    assert len(real_pictures_of(data, 4, "val").reference) == 4
 
 
 def test_without_test_pictures_validation_pictures_stand_in_and_it_is_said(cache_dir: Path) -> None:
-    data = drawn(cache_dir)
+    data = drawn(cache_dir, num_images=120)
     data.rows = data.rows | {"test": np.zeros(0, dtype=np.int64)}
     real = real_pictures_of(data, None)
     np.testing.assert_array_equal(real.reference.rows, data.rows["val"][::2])
     assert "no test pictures" in real.note
 
 
-def test_a_single_validation_picture_is_the_reference_and_nothing_calibrates(cache_dir: Path) -> None:
-    data = drawn(cache_dir)
-    data.rows = data.rows | {"val": data.rows["val"][:1]}
+@pytest.mark.parametrize("num", [0, 1, 6])
+def test_validation_pictures_whose_half_is_too_few_are_refused_in_training(num: int, cache_dir: Path) -> None:
+    """Of seven, four are the reference."""
+    data = drawn(cache_dir, num_images=120)
+    rows = data.rows["val"]
+    data.rows = data.rows | {"val": rows[:num]}
+    with pytest.raises(UserError, match="^[013] validation pictures to evaluate with, and 4 are the fewest"):
+        real_pictures_of(data, None, "val")
+    data.rows = data.rows | {"val": rows[:7]}
     real = real_pictures_of(data, None, "val")
-    assert (len(real.reference), real.calibration) == (1, None)
+    assert real.calibration is not None
+    assert (len(real.reference), len(real.calibration)) == (4, 3)
+
+
+def test_without_validation_pictures_nothing_calibrates(cache_dir: Path) -> None:
+    data = drawn(cache_dir, num_images=120)
+    data.rows = data.rows | {"val": np.zeros(0, dtype=np.int64)}
+    real = real_pictures_of(data, None)
+    assert (len(real.reference), real.calibration, real.validation) == (12, None, None)
+
+
+def test_the_same_pictures_after_another_transform_are_other_pixels(cache_dir: Path) -> None:
+    """Of some of those that were learnt from, or of the reference where nobody says which those are."""
+    real = real_pictures_of(drawn(cache_dir), None)
+    assert real.train is not None
+    assert real.pixels == real_pictures_of(drawn(cache_dir), None).pixels
+    darker = replace(real.train, images=np.asarray(real.train.images) // 2)
+    assert replace(real, train=darker).pixels != real.pixels
+    assert replace(real, reference=darker).pixels == real.pixels
+    assert replace(real, train=None).pixels != replace(real, train=None, reference=darker).pixels
 
 
 @pytest.mark.parametrize("subset", ["test", "val"])
@@ -134,7 +174,7 @@ def test_a_folder_is_known_by_its_pictures_and_classes_not_by_place_or_time(tmp_
     def identity(folder: Path) -> str:
         return real_pictures_in(str(folder), None, 8, cache_dir).identity
 
-    first = folder_of(tmp_path / "one", *FOUR)
+    first = folder_of(tmp_path / "one", *FOUR, "b/5.png")
     before = identity(first)
     other = tmp_path / "deep" / "er"
     shutil.copytree(first, other)
@@ -153,7 +193,7 @@ def test_a_folder_is_known_by_its_pictures_and_classes_not_by_place_or_time(tmp_
 
 def test_a_folder_alone_is_the_reference(tmp_path: Path, cache_dir: Path) -> None:
     real = real_pictures_in(str(folder_of(tmp_path / "flowers", *FOUR)), None, 8, cache_dir)
-    assert (real.train, real.calibration, real.mirrored, real.note) == (None, None, False, "")
+    assert (real.train, real.calibration, real.validation, real.mirrored, real.note) == (None, None, None, True, "")
     assert levels(real.reference.at(range(4))) == tens(0, 1, 2, 3)
     assert real.reference.labels.tolist() == [0, 0, 1, 1]
     assert list(real.class_names) == ["a", "b"]
@@ -161,15 +201,17 @@ def test_a_folder_alone_is_the_reference(tmp_path: Path, cache_dir: Path) -> Non
 
 
 def test_where_training_pictures_are_known_half_of_the_reference_calibrates(tmp_path: Path, cache_dir: Path) -> None:
-    reference = folder_of(tmp_path / "reference", *FOUR, "b/5.png")
+    reference = folder_of(tmp_path / "reference", *EIGHT)
     train = folder_of(tmp_path / "train", *FOUR, first=10)
     real = real_pictures_in(str(reference), str(train), 8, cache_dir)
     assert real.train is not None
     assert real.calibration is not None
-    assert levels(real.reference.at(range(3))) == tens(0, 2, 4)
-    assert levels(real.calibration.at(range(2))) == tens(1, 3)
+    assert levels(real.reference.at(range(4))) == tens(0, 2, 4, 6)
+    assert levels(real.calibration.at(range(4))) == tens(1, 3, 5, 7)
     assert levels(real.train.at(range(4))) == tens(10, 11, 12, 13)
     assert "every second reference picture" in real.note
+    assert real.mirrored, "nobody says whether mirror images were learnt from"
+    assert real.validation is None, "they may be of another collection"
     other = folder_of(tmp_path / "other", *FOUR, first=20)
     assert real_pictures_in(str(reference), str(other), 8, cache_dir).identity != real.identity
 
@@ -184,23 +226,49 @@ def test_a_reference_that_was_learnt_from_is_a_training_set_metric(tmp_path: Pat
         assert real.train is real.reference
         assert real.calibration is None
         assert real.note.startswith("training-set metric")
+        assert real.mirrored
         assert len(real.reference) == 4
 
 
 def test_other_class_folders_are_refused_but_none_are_welcome(tmp_path: Path, cache_dir: Path) -> None:
-    reference = folder_of(tmp_path / "reference", *FOUR)
+    reference = folder_of(tmp_path / "reference", *EIGHT)
     train = folder_of(tmp_path / "train", "a/1.png", "c/2.png", first=10)
     with pytest.raises(UserError, match=r"reference= and train= have other class folders"):
         real_pictures_in(str(reference), str(train), 8, cache_dir)
-    flat = folder_of(tmp_path / "flat", "1.png", "2.png", first=10)
+    flat = folder_of(tmp_path / "flat", *(f"{number}.png" for number in range(8)), first=10)
     for first, second in ((reference, flat), (flat, reference)):
         assert real_pictures_in(str(first), str(second), 8, cache_dir).calibration is not None
 
 
-def test_a_reference_of_one_picture_is_no_calibration_too(tmp_path: Path, cache_dir: Path) -> None:
-    reference, train = folder_of(tmp_path / "reference", "1.png"), folder_of(tmp_path / "train", "1.png", "2.png", first=5)
-    real = real_pictures_in(str(reference), str(train), 8, cache_dir)
-    assert (len(real.reference), real.calibration) == (1, None)
+def test_a_reference_whose_half_is_too_few_is_refused_where_the_other_half_would_calibrate(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    """And where it is all of it."""
+    six = folder_of(tmp_path / "six", *EIGHT[:6])
+    train = folder_of(tmp_path / "train", "1.png", "2.png", first=10)
+    assert len(real_pictures_in(str(six), None, 8, cache_dir).reference) == 6
+    with pytest.raises(UserError, match="^3 pictures of six to evaluate with, and 4 are the fewest"):
+        real_pictures_in(str(six), str(train), 8, cache_dir)
+    for learnt_from in (None, str(train)):  # two pictures, also as the training set itself
+        with pytest.raises(UserError, match="^2 pictures of train to evaluate with"):
+            real_pictures_in(str(train), learnt_from, 8, cache_dir)
+
+
+# -- classes of samples
+
+
+def test_repeated_values_are_whole_rounds_and_a_rest_that_is_spread() -> None:
+    """Not a rest from the beginning: of pictures that are sorted by class it would be the first classes alone."""
+    labels = np.repeat(np.arange(4), 25)
+    for num in (150, 1, 7, 99, 100, 101, 250, 299):
+        found = repeated(labels, num)
+        frequency = np.bincount(found, minlength=4)
+        assert frequency.sum() == len(found) == num
+        assert frequency.max() - frequency.min() <= 1
+        np.testing.assert_array_equal(found[: num // 100 * 100], np.tile(labels, num // 100))
+    rest = repeated(np.arange(100), 150)[100:]
+    assert len(set(rest)) == 50
+    assert repeated(np.array([3, -1, 2]), 3).tolist() == [3, -1, 2]
 
 
 @pytest.mark.parametrize("key", ["reference", "train"])
