@@ -115,7 +115,7 @@ def test_a_card_holds_every_figure_beside_its_floor(runs: tuple[Path, Path]) -> 
         assert "FID" not in text
         assert {path.name for path in folder.iterdir()} - {".lock"} == {
             "card.json", "card.md", "copies_features.png", "copies_pixels.png", "evaluation.json"}  # fmt: skip
-        events = EventAccumulator(str(run / "tensorboard"))
+        events = EventAccumulator(str(run / "tensorboard" / "evaluation" / folder.name))
         events.Reload()
         (scalar,) = events.Scalars("evaluation/fid_samples")
         assert scalar.value == pytest.approx(results["fid"]["samples"]["mean"])
@@ -285,11 +285,11 @@ def test_an_evaluation_during_training_changes_nothing_and_outlives_a_kill(
     assert [entry["epoch"] for entry in looks[0]["history"]] == [1, 2]
 
     with (whole / "metrics.csv").open() as file:
-        logged = [float(row["eval/fid"]) for row in csv.DictReader(file) if row["eval/fid"]]
-    assert logged == [entry["eval/fid"] for entry in looks[0]["history"]]
+        logged = [float(value) for row in csv.DictReader(file) if (value := row["eval/fid_classifier"])]
+    assert logged == [entry["values"]["eval/fid_classifier"] for entry in looks[0]["history"]]
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
-    assert [scalar.value for scalar in events.Scalars("eval/fid")] == pytest.approx(logged)
+    assert [scalar.value for scalar in events.Scalars("eval/fid_classifier")] == pytest.approx(logged)
     assert {"best_fid.ckpt", "before_memorising.ckpt"} <= set(os.listdir(whole / "checkpoints"))
     best = flowergen.load(whole / "checkpoints" / "best_fid.ckpt")
     assert best.module.optimizer_steps == 8 * (1 + int(np.argmin(logged)))  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """A small metric card every so many epochs."""
 
 import logging
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -179,8 +180,10 @@ class PeriodicEvaluation(Callback):
 
 
 def held_out_loss(trainer: Trainer, pl_module: ImageModel) -> float | None:
-    """What chooses best.ckpt, lower is better; None where this epoch had no validation, or nothing is held out."""
+    """What chooses best.ckpt, lower is better; None without a validation in this epoch, or where it is no number."""
     if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
         return None
     value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
-    return None if value is None else float(value) * (1 if pl_module.best_mode == "min" else -1)
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value) * (1 if pl_module.best_mode == "min" else -1)

@@ -43,7 +43,7 @@ def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path
     make_folder(folder)
     content = json.dumps(mark, indent=2, sort_keys=True)
     try:
-        if (folder / MARK).is_file() and (folder / MARK).read_text(encoding="utf-8") == content:
+        if (folder / MARK).is_file() and (folder / MARK).read_bytes() == content.encode():
             return folder
         if _content(folder):
             raise _occupied(folder)

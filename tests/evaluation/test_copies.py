@@ -222,7 +222,7 @@ def test_the_calibrated_bound_is_one_of_the_ratios_at_its_place_from_below(num: 
 
 @pytest.mark.parametrize("num", [20, 99, 409])
 def test_of_new_pictures_as_many_fall_below_the_calibrated_bound_as_it_says(num: int) -> None:
-    """Calibrated anew for each of 40 000 new pictures, within four standard errors: 1 in 21 of twenty, at most 1 in 100 of 99."""
+    """Calibrated anew for each of 40 000, within four standard errors: 1 in 21 of twenty, at most 1 in 100 of 99."""
     draws, repeats = generator(0, num, "test of the calibrated bound"), 40_000
     found = 0
     for ratio in draws.random((repeats, num + 1), dtype=np.float32):  # the last is the new one's

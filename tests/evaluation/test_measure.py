@@ -12,7 +12,6 @@ from flowergen.data.batch import Batch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
-from flowergen.evaluation.copies import COPY_RATIO
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.measure import (
     WORST_PAIRS,

@@ -91,7 +91,5 @@ def test_memorising_begins_at_the_first_of_two_looks_in_a_row(entries: list[tupl
         ([(1.0, True), (0.9, False)], True),
     ],
 )
-def test_the_best_without_copies_has_the_lowest_loss_of_all_without(
-    entries: list[tuple[float, bool]], best: bool
-) -> None:
+def test_the_best_without_copies_has_the_lowest_loss_of_all_without(entries: list[tuple[float, bool]], best: bool) -> None:
     assert is_best_without_copying(looks(*entries)) is best

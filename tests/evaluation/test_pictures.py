@@ -131,7 +131,7 @@ def test_validation_pictures_whose_half_is_too_few_are_refused_in_training(num: 
     data = drawn(cache_dir, num_images=120)
     rows = data.rows["val"]
     data.rows = data.rows | {"val": rows[:num]}
-    with pytest.raises(UserError, match="^[013] validation pictures to evaluate with, and 4 are the fewest"):
+    with pytest.raises(UserError, match=r"^[013] validation pictures to evaluate with, and 4 are the fewest"):
         real_pictures_of(data, None, "val")
     data.rows = data.rows | {"val": rows[:7]}
     real = real_pictures_of(data, None, "val")
@@ -247,10 +247,10 @@ def test_a_reference_whose_half_is_too_few_is_refused_where_the_other_half_would
     six = folder_of(tmp_path / "six", *EIGHT[:6])
     train = folder_of(tmp_path / "train", "1.png", "2.png", first=10)
     assert len(real_pictures_in(str(six), None, 8, cache_dir).reference) == 6
-    with pytest.raises(UserError, match="^3 pictures of six to evaluate with, and 4 are the fewest"):
+    with pytest.raises(UserError, match=r"^3 pictures of six to evaluate with, and 4 are the fewest"):
         real_pictures_in(str(six), str(train), 8, cache_dir)
     for learnt_from in (None, str(train)):  # two pictures, also as the training set itself
-        with pytest.raises(UserError, match="^2 pictures of train to evaluate with"):
+        with pytest.raises(UserError, match=r"^2 pictures of train to evaluate with"):
             real_pictures_in(str(train), learnt_from, 8, cache_dir)
 
 

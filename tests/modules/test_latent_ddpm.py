@@ -397,6 +397,37 @@ def test_a_picture_s_scores_depend_on_it_and_its_number_alone() -> None:
     assert all(not torch.allclose(renumbered[name], together[name][[4, 2]]) for name in together)
 
 
+def test_scores_have_the_draws_of_the_seed_that_is_given_whatever_the_modules_own() -> None:
+    """Another seed has other times and another noise; without one they are the module's own."""
+    module, other, data = diffusion(seed=0), diffusion(seed=1), batch(5)
+    for name, value in module.scores(data, seed=1).items():
+        torch.testing.assert_close(value, other.scores(data, seed=1)[name], rtol=0, atol=0)
+        torch.testing.assert_close(value, other.scores(data)[name], rtol=0, atol=0)
+        assert not torch.isclose(value, module.scores(data)[name]).any()
+        torch.testing.assert_close(module.scores(data, seed=0)[name], module.scores(data)[name], rtol=0, atol=0)
+
+
+def test_a_seed_draws_the_times_the_noise_and_the_latents() -> None:
+    """Each of the three; of the noise at every level."""
+
+    def drawn_with(seed: int) -> list[Tensor]:
+        module, seen = diffusion(), list[Tensor]()
+
+        def watched(net: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            seen.extend((x0, eps, t))
+            return torch.zeros(len(x0))
+
+        module.losses = watched  # type: ignore[method-assign]
+        module.scores(batch(3), seed)
+        return seen
+
+    first, again, other = drawn_with(4), drawn_with(4), drawn_with(5)
+    assert len(first) == 3 * NUM_LEVELS
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.isclose(a, c).all(-1).any() if a.ndim > 1 else not torch.isclose(a, c).any()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_each_of_the_four_losses_is_at_times_of_its_quarter_and_their_mean_is_the_loss(objective: str) -> None:
     """Quarter 1 has the least noise. A picture's place within the quarters is the same in all of them, its noise is not."""

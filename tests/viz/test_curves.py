@@ -97,6 +97,22 @@ def test_each_quantity_has_a_panel_with_that_of_held_out_pictures_beside(tmp_pat
     assert lines == [(20, "memorising begins")] * 3
 
 
+def test_the_held_out_loss_is_drawn_where_it_was_measured(tmp_path, drawn):
+    """Not at looks without a validation; a quantity that never was has no panel."""
+    history = [
+        {"epoch": 1, "held_out_loss": None, "eval/fid": 3.0},
+        {"epoch": 2, "held_out_loss": 5.0, "eval/fid": 2.0},
+        {"epoch": 3, "held_out_loss": None, "eval/fid": 1.0},
+    ]
+    plot_looks(history, None, tmp_path / "evaluation.png")
+    assert drawn["fid"] == {"samples": ((1, 2, 3), (3, 2, 1))}
+    (loss,) = (lines for title, lines in drawn.items() if title != "fid")
+    assert loss == {"validation": ((2,), (5,))}
+    drawn.clear()
+    plot_looks(history[:1], None, tmp_path / "evaluation.png")
+    assert list(drawn) == ["fid"]
+
+
 @pytest.mark.parametrize("num", [1, 3])
 def test_a_plot_of_evaluations_is_a_picture(tmp_path, num):
     plot_looks(HISTORY[:num], 20, tmp_path / "evaluation.png")
