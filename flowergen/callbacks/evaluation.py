@@ -91,6 +91,7 @@ class PeriodicEvaluation(Callback):
                 values[f"{self._name(metric)}_held_out"] = of["held_out"][0]
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
+        log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")
         self._add(epoch, held_out_loss(trainer, pl_module), values)
         for pairs in measured.pairs[:1]:
             samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
@@ -115,10 +116,14 @@ class PeriodicEvaluation(Callback):
             sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)
             classes = np.full(self.num_samples, NO_CLASS)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
+        steps = logging.getLogger("flowergen.evaluation")  # says every step, for those who wait for a card
+        level = steps.level
+        steps.setLevel(logging.WARNING)
         try:
             with TemporaryDirectory() as work:
                 measure_samples(generated, self.side, self.num_samples, 1, Path(work), measured)
         finally:
+            steps.setLevel(level)
             pl_module.train(was_training)
         return measured
 
