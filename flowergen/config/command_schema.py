@@ -72,14 +72,9 @@ class Vary:
 
 
 @dataclass
-class Sample:
-    """conf/sample.yaml."""
+class Sampling:
+    """How a command samples a run; see conf/sample.yaml."""
 
-    run: Annotated[str, PATH, NON_EMPTY]
-    classes: Annotated[str, TEXT] | None
-    num_per_class: Annotated[int, between(1, 1_000_000)]
-    num: Annotated[int, between(1, 10_000_000)] | None
-    class_frequencies: Literal["train", "uniform"]
     source: Literal["auto", "prior", "mixture"]
     sampler: SamplerName | None
     steps: Steps | None
@@ -88,9 +83,20 @@ class Sample:
     eta: Eta | None
     seed: Seed
     batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class Sample(Sampling):
+    """conf/sample.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    classes: Annotated[str, TEXT] | None
+    num_per_class: Annotated[int, between(1, 1_000_000)]
+    num: Annotated[int, between(1, 10_000_000)] | None
+    class_frequencies: Literal["train", "uniform"]
     format: Literal["png", "npz"]
     denoising: bool
-    out: Annotated[str, PATH, NON_EMPTY] | None
 
 
 @dataclass
@@ -102,7 +108,7 @@ class PathsOfEvaluation:
 
 
 @dataclass
-class Evaluate:
+class Evaluate(Sampling):
     """conf/evaluate.yaml."""
 
     run: Annotated[str, PATH, NON_EMPTY] | None
@@ -114,15 +120,6 @@ class Evaluate:
     extractor: Annotated[str, TEXT, EXTRACTOR]
     num_samples: Annotated[int, between(4, 10_000_000)] | None
     repeats: Annotated[int, between(1, 100)]
-    source: Literal["auto", "prior", "mixture"]
-    sampler: SamplerName | None
-    steps: Steps | None
-    guidance_scale: Guidance | None
-    guidance_interval: Interval | None
-    eta: Eta | None
-    seed: Seed
-    batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
-    out: Annotated[str, PATH, NON_EMPTY] | None
     data: DataOfRun
     paths: PathsOfEvaluation
 
