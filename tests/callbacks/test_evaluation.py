@@ -182,6 +182,7 @@ def fake_judges(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     monkeypatch.setattr(evaluation, "load_judges", load)
+    monkeypatch.setattr(evaluation, "plot_looks", lambda *_: None)  # tests of its own
 
 
 def fit(run: Path, overrides: tuple[str, ...], resumed_from: Path | None = None) -> PeriodicEvaluation:

@@ -302,12 +302,15 @@ def test_bytes_that_are_no_text_are_a_damaged_card(tmp_path: Path) -> None:
 
 def test_a_card_is_found_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
     """Of a run, the one that was made last, whenever its file was copied."""
-    run = tmp_path / "run"
-    for number, (name, day) in enumerate((("aa", "02"), ("bb", "10"), ("cc", "09"))):
-        folder = written(run / "evaluation" / name, card(name, made={"date": f"2030-01-{day}T12:00:00+00:00"}))
-        os.utime(folder / "card.json", (1e9 + number, 1e9 + number))
+    for newest in ("aa", "bb", "cc"):  # whatever the order in which a folder is listed
+        run = tmp_path / newest
+        for number, name in enumerate(("aa", "bb", "cc")):
+            day = "10" if name == newest else f"0{number + 1}"
+            folder = written(run / "evaluation" / name, card(name, made={"date": f"2030-01-{day}T12:00:00+00:00"}))
+            os.utime(folder / "card.json", (1e9 - (name == newest), 1e9 - (name == newest)))
+        assert newest_card(run)["subject"]["what"] == newest
     (run / "evaluation" / "dd" / "work").mkdir(parents=True)  # an unfinished one
-    assert newest_card(run)["subject"]["what"] == "bb"
+    assert newest_card(run)["subject"]["what"] == "cc"
     assert newest_card(run / "evaluation" / "aa")["subject"]["what"] == "aa"
     assert newest_card(run / "evaluation" / "cc" / "card.json")["subject"]["what"] == "cc"
 
