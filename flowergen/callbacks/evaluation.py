@@ -185,7 +185,7 @@ class PeriodicEvaluation(Callback):
 
 
 def held_out_loss(trainer: Trainer, pl_module: ImageModel) -> float | None:
-    """What chooses best.ckpt, lower is better; None without a validation in this epoch, or where it is no number."""
+    """What chooses best.ckpt, lower is better; None without a validation, before weights may be best, or for no number."""
     if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) or not pl_module.may_be_best:
         return None
     value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
