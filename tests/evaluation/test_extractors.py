@@ -19,7 +19,7 @@ from torchvision.transforms import functional as transforms
 
 from flowergen.errors import UserError
 from flowergen.evaluation.classifier import TrainedClassifier
-from flowergen.evaluation.extractors import INCEPTION_URL, Extractor, classifier_extractor, in_batches, load_extractor
+from flowergen.evaluation.extractors import INCEPTION_URL, Extractor, _named, classifier_extractor, in_batches, load_extractor
 from flowergen.modules.outside_weights import MissingWeights
 from flowergen.nn.classifier import Classifier
 from flowergen.randomness import initialisation
@@ -90,11 +90,20 @@ def test_inception_is_torch_fidelitys_on_uint8_with_its_own_resize(inception: Ex
 
 
 def test_inception_is_known_by_the_hash_of_its_file(inception: Extractor, inception_file: Path) -> None:
-    """And nothing is downloaded where the file lies under its published name."""
+    """And nothing is downloaded where a file lies under its published name; other weights are not called Inception's."""
     assert inception.weights == hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    assert inception.name == "inception"
+    assert inception.name == "inception with other weights"
     assert "299" in inception.resize
     assert "TensorFlow" in inception.resize
+
+
+def test_a_file_with_the_hash_in_its_name_is_the_published_one(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"weights").hexdigest()
+    published, other = tmp_path / f"resnet18-{digest[:8]}.pth", tmp_path / "resnet18-f37072fd.pth"
+    for path in (published, other):
+        path.write_bytes(b"weights")
+    assert _named("net", published) == ("net", digest)
+    assert _named("net", other) == ("net with other weights", digest)
 
 
 @pytest.mark.parametrize(("name", "file"), [("inception", INCEPTION), ("torchvision:resnet18", RESNET)])
