@@ -13,15 +13,7 @@ from flowergen.config.card_folder import card_folder, refuse_other_content
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Evaluate
 from flowergen.config.plain_command import read_command_line
-from flowergen.config.run_folder import (
-    RunFolder,
-    find_run,
-    git_state,
-    hardware,
-    locked,
-    versions,
-    write_atomically,
-)
+from flowergen.config.run_folder import RunFolder, find_run, git_state, hardware, locked, versions, write_atomically
 from flowergen.config.sampling import OF_DIFFUSION, check_sampling
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
