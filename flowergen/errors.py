@@ -1,4 +1,6 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and the one that ends a command when the system asks for it."""
+
+import signal
 
 
 class UserError(Exception):
@@ -7,3 +9,15 @@ class UserError(Exception):
     Every command prints the message alone, without a traceback, and exits with status 2. Any other exception is a bug of
     ours and keeps its traceback.
     """
+
+
+class Stopped(BaseException):
+    """The process was asked to end by a signal, and has put its work in order.
+
+    Args:
+        signum: of the signal; a command exits with 128 more, as a shell reports it.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.status = 128 + signum

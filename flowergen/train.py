@@ -1,12 +1,16 @@
 """``python -m flowergen.train``: train a model into a new run folder, or go on with one."""
 
+import errno
 import logging
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +21,7 @@ from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
-from flowergen.errors import UserError
+from flowergen.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
@@ -39,12 +45,27 @@ def run_job(composed: DictConfig) -> None:
             train(config, run)
         except UserError:
             sys.exit(2)
+        except Stopped:  # the first one reports it; another status here would make Lightning end that one too
+            sys.exit(0)
         return
     try:
-        with run.locked(), Provenance(run, config["seed"]):
-            train(config, run)
+        with run.locked():
+            if config["resume"] is None:
+                _store(config, run)
+            with Provenance(run, config["seed"]):
+                train(config, run)
     except UserError as error:
         log.error(f"error: {one_line(error)}")
+        sys.exit(2)
+    except (KeyboardInterrupt, Stopped):
+        log.info(f"stopped; go on with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
+        raise
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        log.error(
+            f"error: {error.filename or run.path} cannot be written ({error.strerror}): make room, then resume={run.path}"
+        )
         sys.exit(2)
 
 
@@ -53,6 +74,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from flowergen.callbacks.stop_signals import StopSignals
     from flowergen.config.build import (
         build_datamodule,
         build_module,
@@ -65,13 +87,12 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         save_weights,
     )
     from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
+    from flowergen.modules.finite_watch import NotFinite
 
     _quieten()
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
     resumed = config["resume"] is not None
-    if not resumed:
-        _store(config, run)
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
@@ -84,6 +105,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]))
     module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
     prepare_latents(config, run, module, datamodule, autoencoder)
+    module.on_nonfinite = config["trainer"]["on_nonfinite"]
     trainer = build_trainer(config, run, resumed_from=checkpoint)
     log.info(_essentials(datamodule, module, trainer, run))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
@@ -100,9 +122,13 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error
-    except SystemExit:  # how Lightning answers Ctrl-C
-        log.info(f"interrupted; go on with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
+    except NotFinite as error:
+        raise UserError(f"{one_line(error)}; {_last_good(run)}") from error
+    except SystemExit:  # how Lightning answers Ctrl-C before training has begun
         raise KeyboardInterrupt from None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopSignals) and callback.received:  # in the last step, or after it
+            raise Stopped(callback.received)
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)
@@ -151,6 +177,16 @@ def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "T
     )
 
 
+def _last_good(run: RunFolder) -> str:
+    from flowergen.config.build import read_checkpoint
+
+    last = run.checkpoints / "last.ckpt"
+    if not last.is_file():
+        return "there was no checkpoint yet"
+    step = read_checkpoint(last)["flowergen"]["optimizer_steps"]
+    return f"the last good checkpoint is {last} of step {step:,}: go on from it by resume={run.path}"
+
+
 def _farewell(run: RunFolder) -> str:
     lines = ["done"]
     for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
@@ -164,6 +200,8 @@ def _farewell(run: RunFolder) -> str:
 
 def _quieten() -> None:
     """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
+    logging.raiseExceptions = False  # a full disk: train.log may miss lines, the console has them
+    threading.excepthook = _without_disk_trouble
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says in four lines what our error says in one
     for message in (
@@ -176,8 +214,19 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def _without_disk_trouble(error: threading.ExceptHookArgs) -> None:
+    """What ends a thread goes to the terminal, but for the full disk of TensorBoard's: its next call says so in a line."""
+    if not isinstance(error.exc_value, OSError):
+        threading.__excepthook__(error)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(signum)
+
+
 def main() -> None:
     """Check the command line, then let Hydra start the job, or the sweep."""
+    signal.signal(signal.SIGTERM, _stop)  # while training, see ``callbacks.stop_signals``
     launcher.register()
     sys.argv[1:] = prepare_train(sys.argv[1:])
     run_job()

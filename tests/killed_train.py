@@ -1,22 +1,24 @@
-"""``python -m flowergen.train`` that SIGKILLs itself: python -m tests.killed_train MOMENT COUNT ARGUMENTS..."""
+"""``python -m flowergen.train`` that sends itself a signal: KILL=SIGNAL:MOMENT:COUNT python -m tests.killed_train ARGUMENTS...
+
+The moment is in the environment, which the processes of a distributed run inherit; their arguments are the first one's.
+"""
 
 import os
 import signal
-import sys
 from typing import Any
 
 from flowergen import train
 
 
-def kill_at(owner: Any, name: str, count: int) -> None:
-    """Replace a function by one that kills the process in its ``count``-th call, before doing anything."""
+def kill_at(owner: Any, name: str, count: int, signum: int = signal.SIGKILL) -> None:
+    """Replace a function by one that sends the process a signal in its ``count``-th call, before doing anything."""
     original, calls = getattr(owner, name), 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signum)
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
@@ -42,8 +44,9 @@ def main() -> None:
         "log": (MetricsCsv, "log_metrics"),
         "publish": (checkpoints, "_publish"),
     }
-    moment, count, *sys.argv[1:] = sys.argv[1:]
-    kill_at(*moments[moment], int(count))
+    name, moment, count = os.environ["KILL"].split(":")
+    if name == "SIGKILL" or os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first is asked to stop
+        kill_at(*moments[moment], int(count), signal.Signals[name])
     train.main()
 
 

@@ -106,14 +106,23 @@ KILLABLE = (
 )
 
 
-def killed(run: Path, moment: str, count: int, arguments: list[str], environment: dict[str, str]) -> None:
-    """Train until SIGKILL comes at that moment."""
+def killed(
+    run: Path,
+    moment: str,
+    count: int,
+    arguments: list[str],
+    environment: dict[str, str],
+    signal_name: str = "SIGKILL",
+    status: int = -signal.SIGKILL,
+) -> str:
+    """Train until a signal comes at that moment."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_train", moment, str(count), *arguments, f"hydra.run.dir={run}"],
-        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        [sys.executable, "-m", "tests.killed_train", *arguments, f"hydra.run.dir={run}"],
+        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent), "KILL": f"{signal_name}:{moment}:{count}"},
         cwd=run.parent, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stderr
 
 
 def steps_at_last_checkpoint(run: Path) -> int:
@@ -146,7 +155,8 @@ def test_a_run_killed_at_the_worst_moments_goes_on_as_if_nothing_had_happened(
     command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
     """SIGKILL before the first checkpoint; in mid-epoch; between best.ckpt and last.ckpt; while validating; between the
-    epoch's row in metrics.csv and its checkpoint. It ends bit-equal to a run that was left alone."""
+    epoch's row in metrics.csv and its checkpoint; SIGTERM and SIGINT, which finish the step and save. It ends bit-equal to a
+    run that was left alone."""
     arguments = [*tiny_run, *KILLABLE]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     done = command("train", *arguments, f"hydra.run.dir={whole}")
@@ -164,6 +174,14 @@ def test_a_run_killed_at_the_worst_moments_goes_on_as_if_nothing_had_happened(
     assert steps_at_last_checkpoint(run) == 31
     killed(run, "publish", 1, resume, process_environment)  # step 32 is trained, validated and logged
     assert steps_at_last_checkpoint(run) == 31
+    said = killed(run, "training step", 4, resume, process_environment, "SIGTERM", 143)
+    assert steps_at_last_checkpoint(run) == 35
+    assert f"resume={run}" in said
+    assert json.loads((run / "provenance.json").read_text())["exit"] == "Stopped: SIGTERM"
+    # the first batch of the second epoch's validation: that is finished, and saved
+    said = killed(run, "validation step", 1, resume, process_environment, "SIGINT", 130)
+    assert steps_at_last_checkpoint(run) == 48
+    assert "Traceback" not in said
 
     done = command("train", *resume)
     assert done.returncode == 0, done.stderr
@@ -191,15 +209,37 @@ def test_a_killed_run_with_accumulation_goes_on_as_if_nothing_had_happened(
 def test_a_killed_run_of_two_processes_goes_on(
     command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
-    """Both processes of a gloo run take their own running means back; the run ends bit-equal."""
+    """Both processes of a gloo run take their own running means back, and end together when the first is asked to; the run ends
+    bit-equal."""
     arguments = [*(a for a in tiny_run if "accelerator" not in a), *KILLABLE, "trainer=ddp_cpu", "model.norm=group"]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     done = command("train", *arguments, f"hydra.run.dir={whole}")
     assert done.returncode == 0, done.stderr
     killed(run, "training step", 27, arguments, process_environment)
+    said = killed(run, "training step", 4, [f"resume={run}"], process_environment, "SIGTERM", 143)
+    assert steps_at_last_checkpoint(run) == 28
+    assert "Traceback" not in said
     done = command("train", f"resume={run}")
     assert done.returncode == 0, done.stderr
     assert_equal_runs(whole, run)
+
+
+def test_slurm_requeues_a_job_that_has_saved(
+    tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """SIGUSR1 under SLURM: the step is finished and saved, Lightning's plug-in calls scontrol, and the run goes on bit-equal."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'called'}\n")
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+             "SLURM_NODEID": "0", "PATH": f"{scontrol.parent}:{process_environment['PATH']}"}  # fmt: skip
+    run = tmp_path / "run"
+    arguments = [*tiny_run, "trainer.max_epochs=1"]
+    said = killed(run, "training step", 3, arguments, process_environment | slurm, "SIGUSR1", 128 + signal.SIGUSR1)
+    assert (tmp_path / "called").read_text() == "requeue 7\n", said
+    assert steps_at_last_checkpoint(run) == 3
+    assert not list(run.rglob("hpc_ckpt*"))
 
 
 def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:

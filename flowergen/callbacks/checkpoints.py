@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.metrics_csv import MetricsCsv
+from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.modules.image_model import ImageModel
 
 
@@ -34,6 +36,7 @@ class Checkpoints(Checkpoint):
         self.best_value: float | None = None
         self.saved_at_step = 0
         self._between_epochs = False
+        self._disk = DiskTrouble("a checkpoint")
 
     # -- when
 
@@ -41,21 +44,23 @@ class Checkpoints(Checkpoint):
         """Within an epoch; its end is saved after validation."""
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
+        due = due or any(isinstance(callback, StopSignals) and callback.agreed for callback in _callbacks(trainer))
         whole_step = (batch_idx + 1) % pl_module.parts == 0
         if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Between two epochs, with the validation just done."""
-        epoch = trainer.current_epoch + 1
+        epoch, best_before = trainer.current_epoch + 1, self.best_value
         copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
             copies.append(f"epoch_{epoch:04d}.ckpt")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in _callbacks(trainer):
             if isinstance(callback, PeriodicEvaluation):
                 copies += callback.checkpoint_names
         self._between_epochs = True
-        self._save(trainer, pl_module, copies)
+        if not self._save(trainer, pl_module, copies):
+            self.best_value = best_before
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
@@ -72,17 +77,33 @@ class Checkpoints(Checkpoint):
 
     # -- how
 
-    def _save(self, trainer: Trainer, pl_module: ImageModel, copies: Sequence[str] = ()) -> None:
+    def _save(self, trainer: Trainer, pl_module: ImageModel, copies: Sequence[str] = ()) -> bool:
+        """Whether it could be written. Where the disk is full, the last one stays, and the next one is tried when it is due."""
         self.saved_at_step = pl_module.optimizer_steps
         partial = self.folder / "last.ckpt.partial"
-        trainer.save_checkpoint(partial)
-        if not trainer.is_global_zero:
-            return
+        pl_module.stop_if_not_finite()
+        with self._disk:
+            try:
+                trainer.save_checkpoint(partial)
+            except OSError:
+                trainer.strategy.barrier()  # that at its end, where the other processes wait
+                raise
+            if trainer.is_global_zero:
+                self._publish(trainer, partial, copies)
+        if self._disk.failing:
+            for leftover in self.folder.glob("*.partial"):
+                leftover.unlink(missing_ok=True)
+        return not self._disk.failing
+
+    def _publish(self, trainer: Trainer, partial: Path, copies: Sequence[str]) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.bring_up_to_date()  # the checkpoint says how many rows it has
+        for name in copies:
+            shutil.copyfile(partial, self.folder / f"{name}.partial")
         # last.ckpt comes last: a run killed before it does all of this again, killed after it has nothing left to do
         for name in copies:
-            partial_copy = self.folder / f"{name}.partial"
-            shutil.copyfile(partial, partial_copy)
-            _publish(partial_copy, self.folder / name)
+            _publish(self.folder / f"{name}.partial", self.folder / name)
         _publish(partial, self.folder / "last.ckpt")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageModel, checkpoint: dict[str, Any]) -> None:
@@ -99,6 +120,10 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best_value, self.saved_at_step = state_dict["best_value"], state_dict["saved_at_step"]
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _publish(partial: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.errors import UserError
 from flowergen.evaluation.card import FIGURES, INCEPTION_NAMES
 from flowergen.evaluation.judges import load_judges
@@ -51,6 +52,7 @@ class PeriodicEvaluation(Callback):
         self.best: float | None = None
         self.memorising: int | None = None
         self.checkpoint_names: list[str] = []  # that ``Checkpoints`` keeps of this epoch
+        self._disk = DiskTrouble("evaluation.png")
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Whatever has to be fetched or trained first; in every process, so that all of them end where that fails."""
@@ -82,7 +84,7 @@ class PeriodicEvaluation(Callback):
             return
         try:
             measured = self._measure(pl_module)
-        except UserError as error:  # a full disk: no reason to end the training
+        except (UserError, OSError) as error:  # a full disk: no reason to end the training
             log.warning(f"no evaluation of epoch {epoch}: {error}")
             return
         values = {self._name(metric): of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
@@ -93,11 +95,12 @@ class PeriodicEvaluation(Callback):
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
         log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")
         self._add(epoch, held_out_loss(trainer, pl_module), values)
-        for pairs in measured.pairs[:1]:
-            samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
-            write_png(self.folder / "images" / f"copies_epoch_{epoch}.png", comparison_grid(samples, nearest, columns=8))
-        looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
-        plot_looks(looks, self.memorising, self.folder / "evaluation.png")
+        with self._disk:
+            for pairs in measured.pairs[:1]:
+                samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
+                write_png(self.folder / "images" / f"copies_epoch_{epoch}.png", comparison_grid(samples, nearest, columns=8))
+            looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
+            plot_looks(looks, self.memorising, self.folder / "evaluation.png")
 
     def _name(self, metric: str) -> str:
         """In the logs: what is FID's formula in other features than Inception's says whose."""

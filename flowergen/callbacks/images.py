@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tensorboard import TensorBoard
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.grids import comparison_grid, image_grid, write_png
 
@@ -23,6 +24,7 @@ class ImageGrids(Callback):
     def __init__(self, folder: str | Path, every_epochs: int, num_reconstructions: int, num_samples: int):
         self.folder = Path(folder)
         self.every_epochs, self.num_reconstructions, self.num_samples = every_epochs, num_reconstructions, num_samples
+        self._disk = DiskTrouble("a picture")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw both grids."""
@@ -44,7 +46,8 @@ class ImageGrids(Callback):
             ("reconstruction", comparison_grid(x, x_hat, columns=len(x))),
             ("generated", image_grid(samples, columns=columns)),
         ):
-            write_png(self.folder / f"{name}_epoch_{epoch}.png", grid)
+            with self._disk:
+                write_png(self.folder / f"{name}_epoch_{epoch}.png", grid)
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(name, grid, pl_module.optimizer_steps, dataformats="HWC")
+                if isinstance(logger, TensorBoard):
+                    logger.log_picture(name, grid, pl_module.optimizer_steps)

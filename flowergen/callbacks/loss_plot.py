@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
+from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.curves import plot_curves
 
@@ -17,6 +18,7 @@ class LossPlot(Callback):
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        self._disk = DiskTrouble("loss_plot.png")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """The epoch before is in metrics.csv only now: the module writes it after the callbacks' ``on_train_epoch_end``."""
@@ -27,5 +29,7 @@ class LossPlot(Callback):
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        with self._disk:
             plot_curves(self.folder / "metrics.csv", self.folder / "loss_plot.png")

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from flowergen.callbacks.disk_trouble import DiskTrouble
+
 
 class MetricsCsv(Logger):
     """One row for each time that something is logged, one column for each number, blank where a row has none.
@@ -28,6 +30,7 @@ class MetricsCsv(Logger):
         self._rows: list[dict[str, str]] = []
         self._read(keep_rows)
         self._in_step_with_file = False  # an existing file may hold rows from after the checkpoint
+        self._disk = DiskTrouble("metrics.csv")
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row, on disk when this returns.
+        """Append a row, on disk when this returns; where the disk is full, later rows bring it with them.
 
         Args:
             metrics: by name; ``epoch`` among them.
@@ -61,12 +64,28 @@ class MetricsCsv(Logger):
         row = {"step": str(step)} | {name: repr(value) for name, value in metrics.items()}
         self._rows.append(row)
         new_columns = [name for name in row if name not in self._columns]
-        if new_columns or not self._in_step_with_file:
-            self._columns += new_columns
+        self._columns += new_columns
+        with self._disk:
+            if new_columns or not self._in_step_with_file:
+                self._rewrite()
+                return
+            size = self.path.stat().st_size
+            try:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, self._columns).writerow(row)
+            except OSError:
+                self._in_step_with_file = False
+                os.truncate(self.path, size)  # half a row may have got there
+                raise
+
+    def bring_up_to_date(self) -> None:
+        """Write what could not be written, for a checkpoint that counts on it.
+
+        Raises:
+            OSError: it still cannot be.
+        """
+        if self._rows and not self._in_step_with_file:
             self._rewrite()
-            return
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
 
     def _read(self, keep_rows: int) -> None:
         if not keep_rows or not self.path.exists():

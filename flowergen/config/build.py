@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
+from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.command import flat, one_line
 from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
@@ -192,7 +193,8 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
     Raises:
         UserError: for hardware that is not there and arguments that Lightning refuses.
     """
-    settings = {key: value for key, value in config["trainer"].items() if key not in ("channels_last", "num_threads")}
+    ours = ("channels_last", "num_threads", "on_nonfinite")
+    settings = {key: value for key, value in config["trainer"].items() if key not in ours}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
     manual = bool(_asked_for(config["model"], **_by_hand(config)))
@@ -200,7 +202,7 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
         settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
         settings.pop("gradient_clip_algorithm", None)
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
-    callbacks = _build_callbacks(config, run)
+    callbacks = [*_build_callbacks(config, run), StopSignals()]
     try:
         trainer: Trainer = instantiate(
             settings,
@@ -225,7 +227,7 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
 def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
     ours = (resumed_from or {}).get("flowergen", {})
     places = {
-        "lightning.pytorch.loggers.TensorBoardLogger": {
+        "flowergen.callbacks.tensorboard.TensorBoard": {
             "save_dir": str(run.tensorboard),
             "name": "",
             "version": "",

@@ -1,6 +1,7 @@
 """The wrapper of every command: what was typed is checked first, and errors are one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from flowergen.config.overrides import compose_train, merged, parse, quote_paths
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
 from flowergen.config.sweep_folder import SweepFolder
-from flowergen.errors import UserError
+from flowergen.errors import Stopped, UserError
 
 # parts of an optimiser step: a checkpoint within an epoch counts in them
 MUST_STAY = ("trainer.accumulate_grad_batches",)
@@ -50,7 +51,7 @@ MAY_CHANGE = (
 
 
 def one_line_errors(main: Callable[[], None]) -> None:
-    """Run a command: a ``UserError`` becomes one line and status 2, Ctrl-C status 130; a bug keeps its traceback."""
+    """Run a command: a ``UserError`` is one line and status 2, Ctrl-C status 130, SIGTERM 143; a bug keeps its traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra cuts the tracebacks of our own bugs short
     try:
         main()
@@ -58,7 +59,9 @@ def one_line_errors(main: Callable[[], None]) -> None:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(Stopped(signal.SIGINT).status)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
 
 
 def one_line(error: BaseException) -> str:

@@ -337,7 +337,7 @@ class Dogs(ImageFolder):
 
 @dataclass
 class Trainer:
-    """conf/trainer: those of Lightning's arguments that make sense here, and two of ours."""
+    """conf/trainer: those of Lightning's arguments that make sense here, and some of ours."""
 
     _target_: str
     accelerator: str
@@ -355,6 +355,7 @@ class Trainer:
     deterministic: bool | Literal["warn"]
     channels_last: bool
     num_threads: Annotated[int, between(1, 1024)] | None
+    on_nonfinite: Literal["stop", "skip"]
     gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
     fast_dev_run: bool | int = MAY_BE_LEFT_OUT
     profiler: str | None = MAY_BE_LEFT_OUT
@@ -468,7 +469,7 @@ BY_TARGET: dict[str, type] = {
     "flowergen.data.celeba_datamodule.CelebADataModule": CelebA,
     "flowergen.data.dogs_datamodule.DogsDataModule": Dogs,
     "lightning.pytorch.Trainer": Trainer,
-    "lightning.pytorch.loggers.TensorBoardLogger": Target,
+    "flowergen.callbacks.tensorboard.TensorBoard": Target,
     "flowergen.callbacks.metrics_csv.MetricsCsv": Target,
     "flowergen.callbacks.images.ImageGrids": ImageGrids,
     "flowergen.callbacks.loss_plot.LossPlot": Target,

@@ -1,5 +1,6 @@
 """What every model is to the rest of the house, and the bookkeeping that all of them share."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -7,10 +8,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor
 from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.posterior import Posterior
+
+log = logging.getLogger(__name__)
+
+MOST_SKIPPED = 20  # steps in a row: what has diverged does not come back
 
 
 class ImageModel(LightningModule, ABC):
@@ -28,6 +35,7 @@ class ImageModel(LightningModule, ABC):
 
     best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
     def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: int = 0):
         super().__init__()
@@ -36,6 +44,10 @@ class ImageModel(LightningModule, ABC):
         self.optimizer_steps = 0
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
+        self.finite_watch = FiniteWatch()
+        self.skips_step = False  # this optimiser step
+        self._skipped_in_a_row = 0
+        self._buffers_before: dict[str, Tensor] = {}
 
     # -- what a model offers
 
@@ -110,7 +122,71 @@ class ImageModel(LightningModule, ABC):
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 
+    # -- losses and gradients that are not finite
+
+    def stop_if_not_finite(self) -> None:
+        """Before what has been trained is relied on. Every process must call it.
+
+        Raises:
+            NotFinite: since the last call, a loss term or a gradient was not finite.
+        """
+        found = self.finite_watch.found()
+        if found is not None:
+            step, names = found
+            raise NotFinite(
+                f"optimiser step {step:,}: {' and '.join(names)} is not finite: lower the learning rate, clip with "
+                "trainer.gradient_clip_val=1, or leave such steps out with trainer.on_nonfinite=skip"
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Where steps are skipped: keep what a forward pass changes, such as the statistics of BatchNorm."""
+        if self.on_nonfinite == "skip" and batch_idx % self.parts == 0:
+            self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the gradients, unscaled and not yet clipped; then stop, or drop them, which leaves the step out."""
+        if self.trainer.precision != "16-mixed":  # whose scaler looks at them, and skips by itself
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if grads:
+                self.finite_watch.look({"gradient": get_total_norm(grads)}, self.optimizer_steps + 1)
+        if self.on_nonfinite == "skip":
+            self._skip_if_not_finite()
+            if self.skips_step:
+                optimizer.zero_grad()
+                for name, buffer in self.named_buffers():
+                    buffer.copy_(self._buffers_before[name])
+        elif self.trainer.world_size == 1 and self.device.type == "cpu":  # elsewhere it would be waited for
+            self.stop_if_not_finite()
+
+    def _skip_if_not_finite(self) -> bool:
+        found = self.finite_watch.found()
+        if found is None:
+            return False
+        if not self.skips_step:
+            self.skips_step = True
+            self._skipped_in_a_row += 1
+            if self.trainer.is_global_zero:
+                log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: left out")
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise NotFinite(
+                f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MOST_SKIPPED}th step in a row: "
+                "lower the learning rate, or clip with trainer.gradient_clip_val=1"
+            )
+        return True
+
     # -- bookkeeping
+
+    def record(self, terms: dict[str, Tensor]) -> None:
+        """A training batch is done: watch its loss terms, and add them to the means.
+
+        Args:
+            terms: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
+        """
+        self.finite_watch.look(terms, self.optimizer_steps + 1)
+        if self.on_nonfinite == "skip" and self._skip_if_not_finite():
+            return
+        self.epoch_means.update(terms)
+        self.recent_means.update(terms)
 
     def count_step(self, values: dict[str, float]) -> None:
         """An optimiser step is done; log the means since the last time if it is due.
@@ -119,7 +195,11 @@ class ImageModel(LightningModule, ABC):
             values: to log beside them, such as the learning rate.
         """
         self.optimizer_steps += 1
+        if not self.skips_step:
+            self._skipped_in_a_row = 0
+        self.skips_step = False
         if self.optimizer_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.stop_if_not_finite()
             means = self.recent_means.compute()
             self.recent_means.reset()
             self._log({f"train/{name}": value for name, value in (means | values).items()})

@@ -238,8 +238,7 @@ class LatentDDPMModule(ImageModel):
         dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
         label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))
         terms = {"loss": self.losses(self.net, x0, eps, t, label)}
-        self.epoch_means.update(terms)
-        self.recent_means.update(terms)
+        self.record(terms)
         return terms["loss"].mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -250,7 +249,7 @@ class LatentDDPMModule(ImageModel):
         """One step at the scheduled learning rate, then the moving average."""
         self.set_learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None:
+        if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
         self.count_step({"lr": optimizer.param_groups[0]["lr"]})
 

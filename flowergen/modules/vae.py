@@ -187,8 +187,7 @@ class VAEModule(ImageModel):
         z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
         z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior")
         terms = self.objective(x, posterior, z, self._decode(self.net, z), z_prior)
-        self.epoch_means.update(terms)
-        self.recent_means.update(terms)
+        self.record(terms)
         return terms["loss"].mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -199,7 +198,7 @@ class VAEModule(ImageModel):
         """One step at the scheduled learning rate, then the moving average."""
         self.set_learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.ema is not None:
+        if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
         self.count_step({"lr": optimizer.param_groups[0]["lr"], "beta": self.current_beta})
 

@@ -287,8 +287,7 @@ class VAEGANModule(ImageModel):
             real = self.adversary.judge(x, u)
             terms = self._generator_phase(self.adversary, x, batch.label, posterior, h, x_hat, real, u)
             terms = self._with_game(terms, self._discriminator_phase(self.adversary, real, x_hat.detach(), u))
-        self.epoch_means.update(terms)
-        self.recent_means.update(terms)
+        self.record(terms)
         if (batch_idx + 1) % self.parts == 0:
             self._step()
 
@@ -340,7 +339,7 @@ class VAEGANModule(ImageModel):
             self.set_learning_rate(optimizer)
             optimizer.step()
             optimizer.zero_grad()
-        if self.ema is not None:
+        if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
         values = {"lr": optimizers[0].param_groups[0]["lr"], "beta": self.current_beta}
         if self.adversary is not None:
@@ -363,6 +362,7 @@ class VAEGANModule(ImageModel):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip: here gradients are unscaled under 16-mixed as well."""
+        super().on_before_optimizer_step(optimizer)
         if self.gradient_clip_val is not None:
             self.clip_gradients(
                 optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm=self.gradient_clip_algorithm

@@ -1,0 +1,84 @@
+"""SIGINT, SIGTERM and SLURM's requeue signal: training ends after a whole optimiser step, with a checkpoint."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, Trainer
+
+from flowergen.errors import Stopped
+from flowergen.modules.image_model import ImageModel
+
+
+class StopSignals(Callback):
+    """Notes that the process was asked to stop, and ends training between two optimiser steps.
+
+    ``Checkpoints`` saves where ``agreed`` is set: at the end of a step, or of the epoch if that was its last step. A second
+    Ctrl-C ends the process at once. Lightning's own answers are to stop within a batch, and to save within a signal handler.
+
+    SLURM's SIGUSR1 (``sbatch --signal=SIGUSR1@90``) does the same, and then Lightning's plug-in requeues the job.
+
+    Attributes:
+        received: the signal that this process has got, 0 for none.
+        agreed: the signal that training ends for, known to all processes, 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.received = self.agreed = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Take over the signals."""
+        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
+        self._before = {number: signal.signal(number, self._note) for number in signals}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.received == signal.SIGINT:
+            os._exit(Stopped(signum).status)
+        if not self.received:
+            self.received = signum
+            again = "; once more ends it at once" if signum == signal.SIGINT else ""
+            # not by the logging module, whose work this may have interrupted
+            os.write(2, f"\n{signal.Signals(signum).name}: training ends after this step{again}\n".encode())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Agree, at the end of an optimiser step and before ``Checkpoints`` has its turn."""
+        if (batch_idx + 1) % pl_module.parts:
+            return
+        self.agreed = self.received
+        if trainer.world_size > 1:
+            received = torch.tensor(self.received, device=trainer.strategy.root_device)
+            self.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
+        """All is saved: end.
+
+        Raises:
+            Stopped: instead of the next step.
+        """
+        if not self.agreed:
+            return
+        requeue = self._before.get(signal.SIGUSR1)
+        self._give_back()
+        if self.agreed == signal.SIGUSR1 and callable(requeue):
+            requeue(signal.SIGUSR1, None)  # it saves a checkpoint of its own first, in the middle of Lightning's loop
+            for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
+                copy.unlink(missing_ok=True)
+        raise Stopped(self.agreed)
+
+    def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Give the signals back."""
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
+        """The same."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

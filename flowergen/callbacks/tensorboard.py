@@ -1,0 +1,64 @@
+"""TensorBoard's event file, on a disk that may be full."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+log = logging.getLogger(__name__)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, but where its file cannot be written, training goes on without.
+
+    Args:
+        **kwargs: Lightning's.
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._is_off = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Write scalars."""
+        with self._or_off() as on:
+            if on:
+                super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Write the HPARAMS tab."""
+        with self._or_off() as on:
+            if on:
+                super().log_hyperparams(*args, **kwargs)
+
+    def log_picture(self, name: str, pixels: Any, step: int) -> None:
+        """Write a picture.
+
+        Args:
+            name: its tag.
+            pixels: uint8 (H, W, 3).
+            step: our own optimiser steps.
+        """
+        with self._or_off() as on:
+            if on:
+                self.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    def finalize(self, status: str) -> None:
+        """Write what is still in memory."""
+        with self._or_off() as on:
+            if on:
+                super().finalize(status)
+
+    @contextmanager
+    def _or_off(self) -> Iterator[bool]:
+        # for good: the thread that writes dies of its first error, and every other call would wait for it or raise it again
+        try:
+            yield not self._is_off
+        except OSError as error:
+            self._is_off = True
+            log.warning(
+                f"TensorBoard's file could not be written ({error.strerror or error}): training goes on, with nothing more for "
+                "TensorBoard until it is resumed; make room on the disk"
+            )
