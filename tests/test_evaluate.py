@@ -269,11 +269,12 @@ def test_an_evaluation_during_training_changes_nothing_and_outlives_a_kill(
                  "callbacks.evaluation.num_samples=8"]  # fmt: skip
     resume = [f"resume={killed}"]
     for moment, words, status in (
-        (("evaluation", "0"), [*arguments, f"hydra.run.dir={whole}"], 0),
-        (("diffusion training step", "13"), [*arguments, f"hydra.run.dir={killed}"], -9),
-        (("evaluation", "0"), resume, 0),
+        ("evaluation:0", [*arguments, f"hydra.run.dir={whole}"], 0),
+        ("diffusion training step:13", [*arguments, f"hydra.run.dir={killed}"], -9),
+        ("evaluation:0", resume, 0),
     ):
-        done = process("killed_train", *moment, *words, environment=process_environment)
+        environment = process_environment | {"KILL": f"SIGKILL:{moment}"}
+        done = process("killed_train", *words, environment=environment)
         assert done.returncode == status, done.stderr
     assert (whole / "metrics.csv").read_bytes() == (killed / "metrics.csv").read_bytes()
     last = {run: torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed, diffusion_run)}
