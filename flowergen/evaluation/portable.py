@@ -209,6 +209,8 @@ def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
         try:
             export_graph(graph, path)
             found[graph.name], largest = deviation(graph, path)
+        except OSError:  # a full disk
+            raise
         except Exception as error:  # whatever the exporter and the runtime raise for somebody's own network
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
