@@ -10,6 +10,7 @@ COMMANDS = {
     "vary": "variations, reconstructions and latent walks of given pictures: python -m flowergen.vary run=RUN image=FILE",
     "evaluate": "the metric card of a run, or of any pictures: python -m flowergen.evaluate run=RUN",
     "latents": "maps of a latent space, class figures, posterior collapse: python -m flowergen.latents run=RUN",
+    "export": "a model for programs without torch, as ONNX, or its weights: python -m flowergen.export run=RUN",
     "report": "one page over a sweep: python -m flowergen.report sweep=DIR",
     "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
 }

@@ -138,6 +138,15 @@ class Latents:
 
 
 @dataclass
+class Export:
+    """conf/export.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    format: Literal["onnx", "safetensors"]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
 class Report:
     """conf/report.yaml."""
 

@@ -87,5 +87,5 @@ class DiT(nn.Module):
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # (N, 1, D) each
         h = self.to_patches((1 + scale) * self.norm(h) + shift)  # (N, T, C p^2)
         p = self.patch_size
-        out = h.view(len(h), rows, columns, -1, p, p).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).float()
+        out = h.view(h.shape[0], rows, columns, -1, p, p).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).float()
         return self.flat.unfold(out) if self.flat else out

@@ -78,7 +78,7 @@ class FlatAsMap(nn.Module):
     def fold(self, z: Tensor) -> Tensor:
         """(N, D, 1, 1) -> (N, C, 8, 8)."""
         filled = nn.functional.pad(z.flatten(1), (0, self.channels * self.side**2 - self.dim))
-        return filled.view(len(z), self.side, self.side, self.channels).permute(0, 3, 1, 2)
+        return filled.view(z.shape[0], self.side, self.side, self.channels).permute(0, 3, 1, 2)
 
     def unfold(self, h: Tensor) -> Tensor:
         """(N, C, 8, 8) -> (N, D, 1, 1)."""

@@ -1,0 +1,64 @@
+"""``python -m flowergen.export``: a trained model for other programs, as ONNX graphs or weights."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.command_schema import Export
+from flowergen.config.plain_command import output_folder, read_command_line
+from flowergen.config.run_folder import RunFolder, find_run, write_atomically
+from flowergen.data.listing import printable
+from flowergen.errors import UserError
+
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
+
+
+def main() -> None:
+    """Check, load, write, compare, and say where the files are."""
+    config = read_command_line("export", Export, sys.argv[1:])
+    if config is None:
+        return
+    run, _ = find_run(config["run"])
+    nodes = _nodes(run)
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if config["format"] == "onnx" and missing:
+        raise UserError(f"format=onnx needs {' and '.join(missing)}: pip install 'flowergen[export]'")
+
+    import flowergen
+    from flowergen.evaluation import portable
+
+    model = flowergen.load(config["run"])  # on the CPU, where onnxruntime is compared with it
+    portable.networks(model.module)
+    about: dict[str, Any] = {"run": run.path.name, **portable.describe(model.module, model.class_names)}
+    with (
+        output_folder(config["out"], run.path / "export" / config["format"]) as folder,
+        TemporaryDirectory(dir=folder, prefix=".") as partial,  # gone with all that is in it if a graph deviates
+    ):
+        if config["format"] == "onnx":
+            print("writing and comparing the graphs", file=sys.stderr)
+            for name, deviation in portable.write_onnx(model.module, Path(partial)).items():
+                print(f"{name}.onnx: deviates from ours by {deviation:.1e} at most")
+        else:
+            about |= portable.write_weights(model.module, nodes, Path(partial))
+        write_atomically(Path(partial) / "model.json", json.dumps(about, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        for file in Path(partial).iterdir():
+            file.rename(folder / file.name)
+    print(f"files: {printable(str(folder))}")
+
+
+def _nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """``model`` of the run's config, and of its autoencoder's, as ``autoencoder``."""
+    stored = run.read_config()
+    source = stored.get("autoencoder")
+    if source in (None, "none"):
+        return {"model": stored["model"]}
+    carried = run.autoencoder if run.autoencoder.is_dir() else source
+    return {"model": stored["model"], "autoencoder": find_run(carried, "autoencoder")[0].read_config()["model"]}
+
+
+if __name__ == "__main__":
+    one_line_errors(main)
