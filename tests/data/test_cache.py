@@ -15,6 +15,7 @@ from PIL import Image
 
 from flowergen.data import cache
 from flowergen.data.cache import CachedImages, cached_images
+from flowergen.data.decoding import PICTURES_AHEAD
 from flowergen.data.listing import Listing, list_image_folder
 from flowergen.data.reading import UnreadablePicture, fit_square
 from flowergen.errors import UserError
@@ -50,7 +51,7 @@ def folders(cache_dir: Path) -> list[Path]:
 # ---- Contents
 def test_pictures_digests_and_rows_are_those_of_the_listing(tmp_path: Path) -> None:
     """In its order, over more pictures than are decoded ahead, and as a memory map that cannot be written to."""
-    num = 2 * cache.PICTURES_AHEAD + 17
+    num = 2 * PICTURES_AHEAD + 17
     cached = Collection(num).cached(tmp_path)
     assert isinstance(cached.images, np.memmap)
     assert (cached.images.shape, cached.images.dtype) == ((num, 3, SIZE_PX, SIZE_PX), np.uint8)
@@ -112,8 +113,8 @@ def test_no_progress_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytes
 # ---- Pictures that do not decode
 def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They are found in one pass; the rest is cached, so that skipping them afterwards decodes nothing again."""
-    bad = (0, 3, cache.PICTURES_AHEAD, cache.PICTURES_AHEAD + 9)
-    collection = Collection(cache.PICTURES_AHEAD + 10, bad)
+    bad = (0, 3, PICTURES_AHEAD, PICTURES_AHEAD + 9)
+    collection = Collection(PICTURES_AHEAD + 10, bad)
     with pytest.raises(UserError) as raised:
         collection.cached(tmp_path)
     message = str(raised.value)
