@@ -165,9 +165,14 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bits(grey: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
-    value = np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
-    white = next((white for white in whites if value.max() <= white), value.max())
-    return np.rint(value * (255 / white)).astype(np.uint8)
+    strips = np.array_split(grey, min(len(grey), 1 + grey.size // 2**20))  # in float64 all of it might take gigabytes
+    highest = max(_finite(strip).max() for strip in strips)
+    white = next((white for white in whites if highest <= white), highest)
+    return np.concatenate([np.rint(_finite(strip) * (255 / white)).astype(np.uint8) for strip in strips])
+
+
+def _finite(grey: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
 
 
 def _one_line(error: object) -> str:
