@@ -167,7 +167,7 @@ def test_only_the_first_of_a_thousand_frames_is_decoded() -> None:
 
 
 def test_only_so_many_pixels_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve threads, pictures of 64 pixels and room for 200: three at a time; one above the bound comes alone, and all come."""
+    """Twelve threads, pictures of 64 pixels, room for 200: three at a time; one above the bound comes alone, and all come."""
     monkeypatch.setattr(reading, "PIXELS_AT_ONCE", 200)
     monkeypatch.setattr(reading, "_pixels_left", 200)
     now, most, guard = [0], [0], threading.Lock()
@@ -321,7 +321,7 @@ def test_a_file_that_vanishes_while_it_is_listed_is_unreadable(tmp_path: Path, m
 
 
 def test_pictures_within_the_bound_need_little_memory(tmp_path: Path) -> None:
-    """100 megapixels of RGB decode within 1.5 GB: Pillow's four bytes a pixel, our three, and the file. In a process that has no more."""
+    """100 megapixels of grey decode in a process that may take 1.5 GB."""
     path = tmp_path / "large.png"
     Image.new("L", (10_000, 10_000), 90).save(path, compress_level=1)
     code = (
