@@ -89,7 +89,7 @@ def cached_images(
         open_=lambda: _open(folder, key, listing, size_px),
         build=lambda temporary: _build(temporary, folder, key, listing, size_px, num_threads),
         content="the decoded pictures",
-        num_bytes=len(listing.names) * 3 * size_px**2,
+        num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # and a digest each
     )
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"

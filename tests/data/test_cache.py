@@ -206,7 +206,7 @@ def test_a_full_disk_says_how_much_is_needed_where(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError) as raised:
         Collection(5).cached(tmp_path)
     message = str(raised.value)
-    for part in (f"{5 * 3 * SIZE_PX**2:,} bytes", str(tmp_path), "No space left on device", "paths.cache_dir="):
+    for part in (f"{5 * (3 * SIZE_PX**2 + 36):,} bytes", str(tmp_path), "No space left on device", "paths.cache_dir="):
         assert part in message
     assert folders(tmp_path) == []
 
@@ -217,7 +217,7 @@ def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
 
 def test_what_will_not_fit_is_refused_before_a_picture_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with what is needed, what is left, where, and the option; an existing cache opens on a full disk."""
-    there, collection, needed = Collection(5, fingerprint="1"), Collection(5), 5 * 3 * SIZE_PX**2
+    there, collection, needed = Collection(5, fingerprint="1"), Collection(5), 5 * (3 * SIZE_PX**2 + 36)
     there.cached(tmp_path)
     disk(monkeypatch, 10**9, needed - 1)
     there.cached(tmp_path)
@@ -254,7 +254,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(tmp_path: Path) 
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert os.strerror(errno.EFBIG) in done.stdout
-    assert "the decoded pictures, 76,800 bytes, cannot be written" in done.stdout
+    assert "the decoded pictures, 80,400 bytes, cannot be written" in done.stdout
     assert done.stdout.count("\n") == 1
     assert folders(tmp_path / "cache") == []
 
