@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PICTURES_AHEAD = 256  # decoded or queued before they are used: bounds memory, and the wait after Ctrl-C
-SLOW_SECONDS = 30.0  # the largest picture takes a few
+SLOW_SECONDS = 30.0  # a photograph takes less than one
 
 
 def in_order(decode: Callable[[int], T], names: Sequence[str], num_threads: int | None = None) -> Iterator[T]:

@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 MAX_BYTES = 2**30  # of a file: the largest picture that Pillow takes has half of that in RGB without any compression
 MAX_SCANS = 100  # of a JPEG, each a pass over all of it; ten are usual. As in libtiff, LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER
-PIXELS_AT_ONCE = 2**28  # that all threads together decode, some 3 GB: eleven photographs of 24 megapixels, or one of 178
+PIXELS_AT_ONCE = 2**28  # that all threads together decode, at seven bytes and more: eleven photographs of 24 megapixels
 
 # EXIF 2.3, section 4.6.4 A: which transposition brings the scene upright
 UPRIGHT = {
