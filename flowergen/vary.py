@@ -25,7 +25,7 @@ READ_BY_ONE_MODE = {
     "minus": "arithmetic",
 }
 MEAN_OF = 1000  # pictures of a class, at most
-LONGEST_NAME = 60  # of a picture, in the names of its files: file systems allow 255 bytes
+LONGEST_NAME = 50  # characters of a picture, in the names of its files: four bytes each at most, and file systems allow 255
 MOST_VALUES = 2**29  # pixel values made at once: 2 GiB in float32, and twice as much with the grid
 
 

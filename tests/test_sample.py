@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import Command
@@ -48,6 +49,26 @@ def test_pictures_of_chosen_classes_and_how_they_came_about(command: Command, di
                        f"out={changed}")  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert any((a != b).any() for a, b in zip(pixels(changed).values(), found.values(), strict=True)), change
+
+
+def test_the_class_names_of_a_stranger_s_run_do_no_harm(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    """Paths, line breaks, terminal codes, half characters, no text: files stay in the folder, the terminal is unharmed."""
+    run, out = tmp_path / "run", tmp_path / "out" / "deep"
+    shutil.copytree(diffusion_run, run)
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["ProceduralDataModule"]["class_names"] = ["../../escaped\n\0", "/tmp/\x1b[2Jb\udcff", "", 7]
+        torch.save(checkpoint, path)
+    done = command("sample", f"run={run}", "classes=[0,1,2,3]", "num_per_class=1", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert not set("\x1b\0") & set(done.stdout + done.stderr)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [
+        "seed0_class000_escaped_n_x00_00000.png",
+        "seed0_class001_tmp_x1b_2Jb_udcff_00001.png",
+        "seed0_class002__00002.png",
+        "seed0_class003_7_00003.png",
+    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"deep"}
 
 
 def test_an_archive_for_an_evaluation(command: Command, diffusion_run: Path, tmp_path: Path) -> None:

@@ -350,6 +350,11 @@ def test_a_folder_with_odd_names_trains_and_one_that_moved_resumes(
     done = command("train", f"resume={new_run}", f"data.root={moved}", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "decoding" not in done.stdout + done.stderr, "the cache was not found again"
+    next(moved.rglob("*.png")).unlink()
+    done = command("train", f"resume={new_run}", f"data.root={moved}", "trainer.max_epochs=3")
+    assert done.returncode != 0
+    assert "has other pictures, labels or another split than when the run started" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_where_nothing_is_held_out_nothing_claims_to_be_validation(

@@ -19,6 +19,7 @@ from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.command import flat, one_line
 from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.outside_weights import load_vgg16
@@ -336,7 +337,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
     data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
-    class_names = content[data_class].get("class_names", [])
+    class_names = [printable(str(name)) for name in content[data_class].get("class_names", [])]
     autoencoder = load_autoencoder(config, folder)
     module = build_module(config, len(class_names), autoencoder.module if autoencoder else None)
     module.on_load_checkpoint(content)

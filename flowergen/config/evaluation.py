@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image
 
 from flowergen.config import conf_dir
 from flowergen.config.build import build_datamodule_of_run, load_run
 from flowergen.config.run_folder import RunFolder
 from flowergen.config.sampling import batch_size_of, sampler_of, stored_latents
 from flowergen.data.listing import list_image_folder, printable
+from flowergen.data.reading import UnreadablePicture, read_rgb
 from flowergen.errors import UserError
 from flowergen.evaluation import card
 from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_SHARE, QUANTILE
@@ -227,11 +227,10 @@ def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size
 def _size_of_first(folder: str) -> int:
     listing = list_image_folder(Path(folder), "generated")
     try:
-        with Image.open(Path(folder) / listing.names[0]) as picture:
-            size = min(picture.size)
-    except OSError as error:
+        size = min(read_rgb(Path(folder) / listing.names[0]).shape[:2])
+    except UnreadablePicture as error:
         raise UserError(
-            f"generated: {printable(listing.names[0])} cannot be read: mend or remove it, or give image_size="
+            f"generated: {printable(listing.names[0])} cannot be read ({error}): mend or remove it, or give image_size="
         ) from error
     if not SMALLEST_PX <= size <= LARGEST_PX:
         raise UserError(

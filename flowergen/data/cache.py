@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +21,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
+from flowergen.data.decoding import in_order
 from flowergen.data.listing import Listing, printable
 from flowergen.data.reading import UnreadablePicture, fit_square
 from flowergen.errors import UserError
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TRANSFORM_VERSION = 1  # raise it when reading.py gives other pixels for the same file
-PICTURES_AHEAD = 256  # decoded or queued before they are written: bounds memory, and the wait after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ def cached_images(
         folder,
         open_=lambda: _open(folder, key, listing, size_px),
         build=lambda temporary: _build(temporary, folder, key, listing, size_px, num_threads),
-        content=f"the decoded pictures, {len(listing.names) * 3 * size_px**2:,} bytes,",
+        content="the decoded pictures",
+        num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # and a digest each
     )
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
@@ -99,17 +99,18 @@ def cached_images(
     return cached
 
 
-def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str) -> T:
+def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str, num_bytes: int) -> T:
     """What is in a cache folder, which is built first if it is not there; other processes wait meanwhile.
 
     Args:
         folder: there whole or not at all, as it appears by one rename.
         open_: gives the content, None where there is none or a damaged one; writes nothing.
         build: fills the temporary folder that it is given.
-        content: what it is and how large, for the error: "the decoded pictures, 12 bytes,".
+        content: what it is, for the error.
+        num_bytes: that it takes, about.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: there is no room for it, before any work is done; or it cannot be written.
     """
     found = open_()
     if found is not None:
@@ -121,6 +122,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
             if found is None:
                 temporary = folder.with_name(folder.name + ".tmp")
                 _remove(temporary)  # what a killed process left: we hold the lock
+                _check_room(folder, content, num_bytes)
                 temporary.mkdir()
                 try:
                     build(temporary)
@@ -131,7 +133,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
                 found = open_()
     except OSError as error:
         raise UserError(
-            f"{content} cannot be written to {printable(str(folder.parent))} "
+            f"{content}, {num_bytes:,} bytes, cannot be written to {printable(str(folder.parent))} "
             f"({printable(str(error))}): make room there or choose another folder with paths.cache_dir="
         ) from error
     assert found is not None, f"{folder} does not open after it was built"
@@ -195,16 +197,19 @@ def _decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterato
             return None, str(error)
         return fit_square(image, size_px), digest
 
-    num = len(listing.names)
-    with (
-        ThreadPoolExecutor(num_threads) as pool,  # threads: Pillow gives the interpreter lock back while it decodes
-        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress,
-    ):
-        task = progress.add_task("decoding", total=num)
-        for first in range(0, num, PICTURES_AHEAD):
-            for result in pool.map(decode, range(first, min(first + PICTURES_AHEAD, num))):
-                yield result
-                progress.advance(task)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        yield from progress.track(
+            in_order(decode, listing.names, num_threads), total=len(listing.names), description="decoding"
+        )
+
+
+def _check_room(folder: Path, content: str, num_bytes: int) -> None:
+    disk = shutil.disk_usage(folder.parent)
+    if disk.free < num_bytes and disk.total:  # some network file systems do not know
+        raise UserError(
+            f"{content} take {num_bytes:,} bytes, and {printable(str(folder.parent))} has {disk.free:,} left: "
+            "make room there or choose another folder with paths.cache_dir="
+        )
 
 
 def _lock(folder: Path) -> AcquireReturnProxy:

@@ -1,5 +1,6 @@
 """What a data set consists of, before any picture is decoded."""
 
+import errno
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture, read_rgb
+from flowergen.data.reading import IMAGE_EXTENSIONS, bytes_of, read_rgb
 from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Listing:
     Attributes:
         names: (N,) unique, sorted: POSIX paths relative to the root, whatever order the file system has.
         labels: (N,) int64 class, -1 where unlabelled.
-        class_names: by label.
+        class_names: by label, fit for a line of text (``printable``).
         subsets: (N,) "train", "val" or "test" where the data set has a split of its own, else None.
         fingerprint: hex hash of all that determines the decoded pixels, apart from the transform.
         read: index -> ((H, W, 3) uint8 RGB, hex digest of the source, equal where the bytes are equal); raises
@@ -155,19 +156,16 @@ def listing_of(
         subsets: (N,) "train", "val" or "test", or None.
     """
     fingerprint = blake2b(digest_size=16)
-    for name in names:
-        version: list[bytes | int] = [os.fsencode(name)]
-        if os.access(root / name, os.R_OK):  # else reading it will say why, and mending that gives a new fingerprint
-            status = os.stat(root / name)
-            version += status.st_size, status.st_mtime_ns
-        fingerprint.update(repr(version).encode())
+    versions = [_version(root / name) for name in names]
+    for name, version in zip(names, versions, strict=True):
+        fingerprint.update(repr([os.fsencode(name), *version]).encode())
     return Listing(
         names=tuple(names),
         labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(class_names),
+        class_names=tuple(map(printable, class_names)),  # they reach grids, cards, checkpoints and TensorBoard
         subsets=subsets,
         fingerprint=fingerprint.hexdigest(),
-        read=partial(_read, root, tuple(names)),
+        read=partial(_read, root, tuple(names), versions),
     )
 
 
@@ -190,10 +188,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
     Raises:
         UnreadablePicture: it cannot be read, or does not decode.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadablePicture(error.strerror or str(error)) from error
+    data = bytes_of(path)
     return read_rgb(data), digest_of(data)
 
 
@@ -226,10 +221,25 @@ def _files(root: Path) -> Iterator[str]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     (links if entry.is_symlink() else folders).append(f"{prefix}{entry.name}/")
-                elif entry.is_file() or not os.path.exists(entry.path):  # a dead link is an unreadable file, not none
+                elif _is_file(entry):
                     yield f"{prefix}{entry.name}"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself is as dead as one that leads nowhere
+            return False
+        raise
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    if entry.is_file(follow_symlinks=False):  # without asking the file system
+        return True
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)  # a dead link is an unreadable file, a pipe is none
 
 
 def _without_shared(folders: list[list[str]]) -> list[list[str]]:
@@ -242,5 +252,22 @@ def _natural(name: str) -> tuple[list[Any], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _read(root: Path, names: Sequence[str], index: int) -> tuple[np.ndarray, str]:
-    return read_picture(root / names[index])
+def _version(path: Path) -> tuple[int, ...]:
+    """Size and time of a file; nothing where it cannot be read: reading it says why, and mending that is another version."""
+    try:
+        status = os.stat(path)
+        return (status.st_size, status.st_mtime_ns) if os.access(path, os.R_OK) else ()
+    except OSError:
+        return ()
+
+
+def _read(root: Path, names: Sequence[str], versions: Sequence[tuple[int, ...]], index: int) -> tuple[np.ndarray, str]:
+    path = root / names[index]
+    try:
+        return read_picture(path)
+    finally:  # whether it was read or not: neither must be taken for what was listed
+        if _version(path) != versions[index]:
+            raise UserError(
+                f"{printable(str(path))} has changed or vanished since the pictures were listed: "
+                "start again when nothing writes to them"
+            )

@@ -1,10 +1,17 @@
 """From the bytes of a picture file to uint8 RGB pixels."""
 
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
@@ -12,6 +19,10 @@ IMAGE_EXTENSIONS = (
 )  # of file names, in lower case
 # What those hold. Pillow goes by content and would hand an EPS file in disguise to Ghostscript, which executes it.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+MAX_BYTES = 2**30  # of a file: the largest picture that Pillow takes has half of that in RGB without any compression
+MAX_SCANS = 100  # of a JPEG, each a pass over all of it; ten are usual. As in libtiff, LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER
+PIXELS_AT_ONCE = 2**28  # that all threads together decode, at seven bytes and more: eleven photographs of 24 megapixels
 
 # EXIF 2.3, section 4.6.4 A: which transposition brings the scene upright
 UPRIGHT = {
@@ -23,6 +34,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # of a JPEG, those that begin a segment, and the end
+START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
 # The value of white in Pillow's deep grey modes. None of them records it, so it is the smallest that no pixel exceeds.
 WHITE = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
@@ -44,15 +58,17 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UnreadablePicture: the file is missing, empty, truncated, no picture, or so large that it may be a decompression
-            bomb.
+        UnreadablePicture: the file is missing, empty, truncated, no picture, or so large or so many times coded over that
+            it may be a decompression bomb.
     """
     # Damaged files make Pillow raise errors of a dozen kinds, struct.error, KeyError and MemoryError among them.
     try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = source if isinstance(source, bytes) else bytes_of(source)
         if not data:
             raise UnreadablePicture("empty file")
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image, _turn(image.width * image.height):
+            if isinstance(image, JpegImageFile) and _num_scans(data) > MAX_SCANS:
+                raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take for ever")
             image.load()  # before the orientation is read: TIFF files turn themselves while they load
             return _rgb(_upright(image))
     except UnreadablePicture:
@@ -63,6 +79,25 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         raise UnreadablePicture(_one_line(error.strerror or error)) from error
     except Exception as error:
         raise UnreadablePicture(_one_line(error)) from error
+
+
+def bytes_of(path: Path) -> bytes:
+    """What is in a picture file.
+
+    Raises:
+        UnreadablePicture: it cannot be read, is larger than any picture, or no file at all but a pipe or a device.
+    """
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadablePicture("a folder")
+        if not stat.S_ISREG(status.st_mode):  # merely to open a pipe might wait for ever
+            raise UnreadablePicture("a pipe or a device")
+        if status.st_size > MAX_BYTES:
+            raise UnreadablePicture(f"{status.st_size:,} bytes, more than any picture has")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(_one_line(error.strerror or error)) from error
 
 
 def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -79,6 +114,39 @@ def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, S, S)
 
 
+_pixels_left, _pixels_returned = PIXELS_AT_ONCE, threading.Condition()
+
+
+@contextmanager
+def _turn(num_pixels: int) -> Iterator[None]:
+    """Wait until so many pixels may be decoded beside those that other threads decode."""
+    global _pixels_left
+    num_pixels = min(num_pixels, PIXELS_AT_ONCE)
+    with _pixels_returned:
+        _pixels_returned.wait_for(lambda: _pixels_left >= num_pixels)
+        _pixels_left -= num_pixels
+    try:
+        yield
+    finally:
+        with _pixels_returned:
+            _pixels_left += num_pixels
+            _pixels_returned.notify_all()
+
+
+def _num_scans(data: bytes) -> int:
+    """The scans of a JPEG up to its end, without those of thumbnails in its segments (ITU-T T.81, annex B)."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # thumbnails, and what lies behind the picture, included
+        return 0
+    scans, position = 0, 2
+    while match := MARKER.search(data, position):
+        marker, position = match[1], match.end()
+        if marker == END_OF_IMAGE:
+            break
+        scans += marker == START_OF_SCAN
+        position += int.from_bytes(data[position : position + 2], "big")  # the segment; what a scan codes has no length
+    return scans
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # not ImageOps.exif_transpose: it writes the remaining EXIF block anew, which fails on slightly damaged ones
     method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -91,15 +159,20 @@ def _rgb(image: Image.Image) -> np.ndarray:
         grey = _to_8_bits(np.asarray(image), WHITE[depth])
         return np.repeat(grey[..., None], 3, axis=-1)  # (H, W, 3)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))  # (H, W, 3)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # (H, W, 3)
 
 
 def _to_8_bits(grey: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
-    value = np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
-    white = next((white for white in whites if value.max() <= white), value.max())
-    return np.rint(value * (255 / white)).astype(np.uint8)
+    strips = np.array_split(grey, min(len(grey), 1 + grey.size // 2**20))  # in float64 all of it might take gigabytes
+    highest = max(_finite(strip).max() for strip in strips)
+    white = next((white for white in whites if highest <= white), highest)
+    return np.concatenate([np.rint(_finite(strip) * (255 / white)).astype(np.uint8) for strip in strips])
+
+
+def _finite(grey: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
 
 
 def _one_line(error: object) -> str:

@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from flowergen.data.decoding import in_order
 from flowergen.data.listing import digest_of, find_pictures, printable, read_folders, read_picture, subset_named
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
 from flowergen.data.splits import hold_out
@@ -216,19 +216,16 @@ def _check_source(
 def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
     """The digests of the pictures that decode, and the reasons of those that do not, by name."""
 
-    def read(path: Path) -> str | UnreadablePicture:
+    names = list(paths)
+
+    def read(row: int) -> str | UnreadablePicture:
         try:
-            return read_picture(path)[1]
+            return read_picture(paths[names[row]])[1]
         except UnreadablePicture as error:
             return error
 
-    pool = ThreadPoolExecutor()  # threads: Pillow gives the interpreter lock back while it decodes
-    try:
-        results = zip(paths, list(_tracked(pool.map(read, paths.values()), len(paths), "reading")), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C
     digests, reasons = dict[str, str](), dict[str, str]()
-    for name, result in results:
+    for name, result in zip(names, _tracked(in_order(read, names), len(names), "reading"), strict=True):
         if isinstance(result, str):
             digests[name] = result
         else:

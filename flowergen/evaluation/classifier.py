@@ -137,7 +137,7 @@ def cached_classifier(
         judged = f"{num_correct / len(held_out_rows):.1%} of {len(held_out_rows):,}" if len(held_out_rows) else "none"
         log.info("trained it in %.0f s, held-out pictures that it classifies right: %s; into %s", seconds, judged, folder)
 
-    return built_once(folder, open_, build, f"the classifier of {name}, some 60 MB while it is trained,")
+    return built_once(folder, open_, build, f"the weights of the classifier of {name}", num_bytes=60_000_000)
 
 
 def train(

@@ -98,8 +98,7 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
         seconds = time.perf_counter() - start
         log.info("encoded them in %.1f s, %.0f pictures/s, into %s", seconds, num * (1 + flips) / seconds, folder)
 
-    num_bytes = 2 * 4 * int(np.prod(shape))
-    return built_once(folder, open_, build, f"the latents of {num:,} pictures, {num_bytes:,} bytes,")
+    return built_once(folder, open_, build, f"the latents of {num:,} pictures", num_bytes=2 * 4 * int(np.prod(shape)))
 
 
 def in_parts(moments: Moments, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 
 from flowergen.data import cache
 from flowergen.data.cache import CachedImages, cached_images
+from flowergen.data.decoding import PICTURES_AHEAD
 from flowergen.data.listing import Listing, list_image_folder
 from flowergen.data.reading import UnreadablePicture, fit_square
 from flowergen.errors import UserError
@@ -50,7 +53,7 @@ def folders(cache_dir: Path) -> list[Path]:
 # ---- Contents
 def test_pictures_digests_and_rows_are_those_of_the_listing(tmp_path: Path) -> None:
     """In its order, over more pictures than are decoded ahead, and as a memory map that cannot be written to."""
-    num = 2 * cache.PICTURES_AHEAD + 17
+    num = 2 * PICTURES_AHEAD + 17
     cached = Collection(num).cached(tmp_path)
     assert isinstance(cached.images, np.memmap)
     assert (cached.images.shape, cached.images.dtype) == ((num, 3, SIZE_PX, SIZE_PX), np.uint8)
@@ -112,8 +115,8 @@ def test_no_progress_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytes
 # ---- Pictures that do not decode
 def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They are found in one pass; the rest is cached, so that skipping them afterwards decodes nothing again."""
-    bad = (0, 3, cache.PICTURES_AHEAD, cache.PICTURES_AHEAD + 9)
-    collection = Collection(cache.PICTURES_AHEAD + 10, bad)
+    bad = (0, 3, PICTURES_AHEAD, PICTURES_AHEAD + 9)
+    collection = Collection(PICTURES_AHEAD + 10, bad)
     with pytest.raises(UserError) as raised:
         collection.cached(tmp_path)
     message = str(raised.value)
@@ -203,9 +206,57 @@ def test_a_full_disk_says_how_much_is_needed_where(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError) as raised:
         Collection(5).cached(tmp_path)
     message = str(raised.value)
-    for part in (f"{5 * 3 * SIZE_PX**2:,} bytes", str(tmp_path), "No space left on device", "paths.cache_dir="):
+    for part in (f"{5 * (3 * SIZE_PX**2 + 36):,} bytes", str(tmp_path), "No space left on device", "paths.cache_dir="):
         assert part in message
     assert folders(tmp_path) == []
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=total, used=total - free, free=free))
+
+
+def test_what_will_not_fit_is_refused_before_a_picture_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with what is needed, what is left, where, and the option; an existing cache opens on a full disk."""
+    there, collection, needed = Collection(5, fingerprint="1"), Collection(5), 5 * (3 * SIZE_PX**2 + 36)
+    there.cached(tmp_path)
+    disk(monkeypatch, 10**9, needed - 1)
+    there.cached(tmp_path)
+    with pytest.raises(UserError) as raised:
+        collection.cached(tmp_path)
+    for part in (f"{needed:,} bytes", f"{needed - 1:,} left", str(tmp_path), "paths.cache_dir="):
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert collection.num_reads == 0
+    assert len(folders(tmp_path)) == 1
+
+    for total, free in ((10**9, needed), (0, 0)):  # it fits exactly; a file system that does not know
+        disk(monkeypatch, total, free)
+        assert len(Collection(5, fingerprint=f"{free}").cached(tmp_path).rows) == 5
+
+
+def test_room_that_a_killed_build_took_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its temporary folder is removed before the disk is asked."""
+    Collection(5).cached(tmp_path)
+    (folder,) = folders(tmp_path)
+    stale = folder.rename(folder.with_name(folder.name + ".tmp"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=0 if stale.exists() else 10**6))
+    assert len(Collection(5).cached(tmp_path).rows) == 5
+
+
+def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """The operating system's own refusal, in mid-write, which no look at the disk foretells: such as a quota."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    code = limited + BUILDER.replace(
+        "cached = cached_images", "from flowergen.errors import UserError\ntry:\n    cached_images"
+    )
+    code = code[: code.index("print(")] + "except UserError as error:\n    print(error)\n"
+    arguments = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "reads"), "100", "0"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert os.strerror(errno.EFBIG) in done.stdout
+    assert "the decoded pictures, 80,400 bytes, cannot be written" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert folders(tmp_path / "cache") == []
 
 
 def test_a_cache_dir_that_cannot_be_made_is_the_user_s_to_mend(tmp_path: Path) -> None:
@@ -265,6 +316,34 @@ def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
     processes = [builder(tmp_path / "cache", tmp_path / "reads", num=40, seconds=0.03) for _ in range(2)]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["True\n"] * 2
     assert (tmp_path / "reads").stat().st_size == 40
+
+
+def test_whoever_waits_takes_over_from_a_builder_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL of the first while the second waits: the second decodes all and has the same pictures."""
+    cache_dir, waiting = tmp_path / "cache", tmp_path / "waiting"
+    first = builder(cache_dir, tmp_path / "first", num=100, seconds=0.1)
+    wait_for(lambda: size(tmp_path / "first") >= 4, first)
+    told = f"import logging; logging.basicConfig(level=logging.INFO, filename={str(waiting)!r})\n"
+    arguments = [sys.executable, "-c", told + BUILDER, str(cache_dir), str(tmp_path / "second"), "100", "0"]
+    second = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: size(waiting) > 0 and "waiting for it" in waiting.read_text(), second)
+    assert size(tmp_path / "second") == 0
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert second.communicate(timeout=60)[0] == "True\n"
+    assert size(tmp_path / "second") == 100
+    assert [path.suffix for path in folders(cache_dir)] == [""]
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 @pytest.mark.real_data

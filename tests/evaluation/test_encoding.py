@@ -1,5 +1,7 @@
 import logging
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +145,20 @@ def test_a_full_disk_is_an_error_that_names_the_size_and_the_option(
     with pytest.raises(UserError, match=rf"40 pictures, {num_bytes:,} bytes, .*No space.*paths\.cache_dir="):
         cached_posteriors(TinyAutoencoder().eval(), data, tmp_path)
     assert folders(tmp_path) == []
+
+
+def test_latents_that_will_not_fit_are_refused_before_a_picture_is_encoded(
+    data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 pictures and their mirror images, mean and logvar of 32 values in float32 each; one byte less is too little."""
+    num_bytes, model = 2 * 4 * 40 * 2 * 32, TinyAutoencoder().eval()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=num_bytes - 1))
+    match = rf"latents of 40 pictures take {num_bytes:,} bytes, .* has {num_bytes - 1:,} left: .*paths\.cache_dir="
+    with pytest.raises(UserError, match=match):
+        cached_posteriors(model, data, tmp_path)
+    assert model.num_encoded == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=num_bytes))
+    assert len(cached_posteriors(model, data, tmp_path)[0]) == 40
 
 
 def test_nothing_is_kept_where_encoding_breaks_off(data: ProceduralDataModule, tmp_path: Path) -> None:

@@ -196,6 +196,14 @@ def test_the_name_of_a_class_cannot_lead_out_of_the_folder_or_be_too_long(number
     assert everything(tmp_path) == ["out/grid.png", f"out/pictures/{name}_00000.png"]
 
 
+def test_classes_of_the_same_letters_have_files_of_their_own(tmp_path: Path) -> None:
+    """Also where upper and lower case are one: the number of the class tells them apart."""
+    names = ("a b", "a/b", "A_B", "a'b")
+    write_samples(tmp_path, samples(4), torch.arange(4), names, 6, 0, "png")
+    files = [name.casefold() for name in everything(tmp_path / "pictures")]
+    assert len(set(files)) == 4
+
+
 def test_names_of_files_are_readable() -> None:
     names = ["bird of paradise", "colt's foot", "hard-leaved pocket orchid"]
     assert [file_name(3, label, names) for label in range(3)] == [
