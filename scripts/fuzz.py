@@ -81,7 +81,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     path = arguments[0] if arguments and isinstance(arguments[0], str | bytes | os.PathLike) else None
     if not writes or path is None:
         return
-    place = os.path.abspath(os.fsdecode(path))
+    within = arguments[-1] if event in ("os.remove", "os.rmdir") and arguments[-1] >= 0 else None  # the descriptor of a folder
+    place = os.path.abspath(os.path.join("" if within is None else os.readlink(f"/proc/self/fd/{within}"), os.fsdecode(path)))
     if not f"{place}/".startswith((f"{Watch.scratch}/", "/dev/null/")):
         if Watch.strict:
             Watch.seen.append(f"{event} {place:.200}")
@@ -139,7 +140,8 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
         error = raised
         text = one_line(raised) if isinstance(raised, UserError) else str(raised)
         if len(text) >= LONGEST_MESSAGE or len(text.splitlines()) != 1 or not text.isprintable():
-            wrong = f"message of {len(text)} characters: {text[:300]!r}"
+            fault = "unprintable" if not text.isprintable() else "long" if text else "empty"
+            wrong = f"{fault} message: {text[:300]!r}"
     except SystemExit as raised:
         wrong = f"exit {raised.code}: " if raised.code else None
     except Exception as raised:
@@ -360,9 +362,11 @@ def hostile_pickles() -> list[bytes]:
 
 def _zipped(code: bytes, bomb: bool = False, names: tuple[str, ...] = ("archive/data.pkl",)) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED) as file:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED, compresslevel=1) as file:
         for name in names:
-            file.writestr(name, bytes(3 * 2**30) if bomb else code)
+            with file.open(name, "w", force_zip64=True) as member:
+                for part in 3 * 2**10 * [bytes(2**20)] if bomb else [code]:
+                    member.write(part)
         file.writestr("archive/version", "3\n")
         file.writestr("archive/byteorder", "little")
     return buffer.getvalue()
@@ -576,6 +580,8 @@ def main() -> None:
 
     def one(example: Any) -> None:
         nonlocal count
+        if time.monotonic() > end:
+            return
         count += 1
         wrong = fault(example)
         kind = wrong.partition(":")[0] if wrong else ""

@@ -19,8 +19,10 @@ from flowergen.config.overrides import compose_train, merged, parse, quote_paths
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
 from flowergen.config.sweep_folder import SweepFolder
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
+LONGEST_LINE = 1500  # characters of an error
 # parts of an optimiser step: a checkpoint within an epoch counts in them
 MUST_STAY = ("trainer.accumulate_grad_batches",)
 # what a resumed run may change; anything else would make it another run
@@ -62,8 +64,10 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split())
+    """An exception's message without line breaks and control characters, the middle of a very long one left out."""
+    text = printable(" ".join(str(error).split()))
+    half = LONGEST_LINE // 2
+    return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def prepare_train(argv: Sequence[str]) -> list[str]:

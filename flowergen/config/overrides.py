@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -93,7 +93,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for override in overrides:
         try:
             parsed += OverridesParser.create().parse_overrides([override])
-        except OverrideParseException as error:
+        except Exception as error:  # the grammar's casts raise whatever they please, and deep nesting a RecursionError
             raise UserError(
                 f"{override!r} is not of the form key=value: {_first_line(error)} (quote odd characters: \"key='value'\")"
             ) from error
@@ -240,4 +240,5 @@ def _swept(override: Override) -> list[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
+    lines = str(error).strip().splitlines()
+    return re.sub(r"\s+", " ", lines[0]) if lines else type(error).__name__

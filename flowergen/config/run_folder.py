@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from flowergen.errors import UserError
 
+LARGEST_YAML = 1_000_000  # bytes; a run's are a few thousand
+
 
 class RunFolder:
     """The files of a run. Self-contained: sampling needs nothing else.
@@ -68,6 +70,8 @@ class RunFolder:
         config = _read_yaml(self.config, dict)
         if any(not isinstance(config.get(key), dict) for key in ("paths", "model", "data", "trainer")):
             raise UserError(f"{self.config} was not written by flowergen")
+        if "${" in str(config):
+            raise UserError(f"{self.config} holds an interpolation, ${{...}}, and a run stores plain values: put them there")
         return config
 
     def read_overrides(self) -> list[str]:
@@ -76,7 +80,13 @@ class RunFolder:
         Raises:
             UserError: where it cannot be read as one.
         """
-        return _read_yaml(self.overrides, list)
+        lines = _read_yaml(self.overrides, list)
+        for line in lines:  # Hydra calls what its own node names: a run folder must not say what
+            if not isinstance(line, str) or (
+                line.lstrip("+~").startswith("hydra") and not line.startswith("hydra.searchpath=")
+            ):
+                raise UserError(f"{self.overrides} was not written by flowergen: {line!r} is nothing that a run stores")
+        return lines
 
 
 @contextmanager
@@ -84,13 +94,19 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     """Keep other processes from doing the same in a folder; a killed process leaves it free.
 
     Raises:
-        UserError: one is at it.
+        UserError: one is at it, or the folder is read-only.
     """
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another process is {doing} in this folder; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): copy it to where you may write") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
@@ -210,10 +226,23 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, which we never write: a few lines of them stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        return super().compose_node(parent, index)
+
+
 def _read_yaml(path: Path, kind: type) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > LARGEST_YAML:
+            raise UserError(f"{path} was not written by flowergen: it is larger than {LARGEST_YAML:,} bytes")
+        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # a SafeLoader
+    except UserError:
+        raise
+    except Exception as error:  # odd numbers and dates raise ValueError, deep nesting RecursionError
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, kind):
         raise UserError(f"{path} was not written by flowergen")
