@@ -9,9 +9,10 @@
   ``load_run`` and ``read_latents``;
 * overrides: command lines of train, sample, evaluate and split, through the checks before anything is imported.
 
-Every example must end in a value, or in the error that is meant for it, in one line below 2,000 characters, within 10 seconds of CPU
-and 2 GB of memory, with no file touched outside a scratch folder and no process started. Findings are printed, one of each
-kind, as small as Hypothesis makes them, and written into FOLDER; a kind that is known does not hide the others. The exit status says whether there are any.
+Every example must end in a value, or in the error that is meant for it, in one line below 2,000 characters, within 10 seconds
+of CPU and 2 GB of memory, with no file touched outside a scratch folder and no process started. Findings are printed, one of
+each kind, and written into FOLDER, as small as Hypothesis makes them; a kind that is known does not hide the others. The exit
+status says whether there are any.
 """
 
 import contextlib
@@ -77,7 +78,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         raise PermissionError(1, "refused by the fuzzer")
     writes = event in WRITES
     if event == "open":
-        writes = bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or any(m in (arguments[1] or "") for m in "wax+")
+        writes = bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or any(
+            m in (arguments[1] or "") for m in "wax+"
+        )
     path = arguments[0] if arguments and isinstance(arguments[0], str | bytes | os.PathLike) else None
     if not writes or path is None:
         return
@@ -305,12 +308,17 @@ def strange_values() -> st.SearchStrategy[Any]:
     """What may stand in a checkpoint instead of what belongs there."""
     import torch
 
+    # fmt: off
     tensors = [
         *(torch.zeros(0), torch.tensor(float("nan")), torch.zeros(3, dtype=torch.complex64), torch.zeros(2, 2, 2, 2).half()),
-        *(torch.zeros(1).expand(10**6, 10**6), torch.zeros(4, dtype=torch.int64), torch.tensor([True]), torch.eye(3).to_sparse()),
+        *(torch.zeros(1).expand(10**6, 10**6), torch.zeros(4, dtype=torch.int64), torch.tensor([True])),
+        torch.eye(3).to_sparse(),
         *(torch.zeros(5, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)),
     ]
-    odd: list[Any] = [None, "", "text\n\x1b[31m", "x" * 9000, -1, 0, 10**5000, float("nan"), float("inf"), True, b"", [], {}, (), set()]
+    odd: list[Any] = [
+        *(None, "", "text\n\x1b[31m", "x" * 9000, -1, 0, 10**5000, float("nan"), float("inf"), True, b"", [], {}, (), set()),
+    ]
+    # fmt: on
     nested: Any = []
     for _ in range(50):
         nested = [nested]
@@ -342,7 +350,7 @@ def _tampered(draw: st.DrawFn, node: Any, values: st.SearchStrategy[Any], depth:
     return copy
 
 
-def hostile_pickles() -> list[bytes]:
+def hostile_pickles(bomb_mib: int) -> list[bytes]:
     """Files that ask for more than their content, in every format that torch.load has known."""
     import torch
 
@@ -354,18 +362,24 @@ def hostile_pickles() -> list[bytes]:
     whole = b"\x80\x02ccollections\nOrderedDict\n)R}(U\x08__call__cos\nsystem\nub."
     files = [pickle.dumps(Shell()), pickle.dumps(Shell(), 0), shell.getvalue(), legacy.getvalue(), plain.getvalue(), whole]
     files += [_zipped(pickle.dumps(code, 2)) for code in (Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}})]
-    for body in (b"c__builtin__\nexec\n(S'1'\ntR.", b"ctorch\nload\n(S'x'\ntR.", b"(" * 10**5 + b"t" * 10**5 + b".", b"]" + b"2aa" * 99 + b"."):
+    for body in (
+        b"c__builtin__\nexec\n(S'1'\ntR.",
+        b"ctorch\nload\n(S'x'\ntR.",
+        b"(" * 10**5 + b"t" * 10**5 + b".",
+        b"]" + b"2aa" * 99 + b".",
+    ):
         files.append(_zipped(b"\x80\x02" + body))
-    files += [_zipped(b"\x80\x02N.", bomb=True), _zipped(b"\x80\x02N.", names=("../../data.pkl", "/tmp/x", "a/../data.pkl"))]
+    files += [_zipped(b"\x80\x02N.", bomb_mib), _zipped(b"\x80\x02N.", names=("../../data.pkl", "/tmp/x", "a/../data.pkl"))]
     return files
 
 
-def _zipped(code: bytes, bomb: bool = False, names: tuple[str, ...] = ("archive/data.pkl",)) -> bytes:
+def _zipped(code: bytes, bomb_mib: int = 0, names: tuple[str, ...] = ("archive/data.pkl",)) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if bomb else zipfile.ZIP_STORED, compresslevel=1) as file:
+    compression = zipfile.ZIP_DEFLATED if bomb_mib else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", compression, compresslevel=1) as file:
         for name in names:
             with file.open(name, "w", force_zip64=True) as member:
-                for part in 3 * 2**10 * [bytes(2**20)] if bomb else [code]:
+                for part in bomb_mib * [bytes(2**20)] or [code]:
                     member.write(part)
         file.writestr("archive/version", "3\n")
         file.writestr("archive/byteorder", "little")
@@ -374,15 +388,35 @@ def _zipped(code: bytes, bomb: bool = False, names: tuple[str, ...] = ("archive/
 
 CANARY = "flowergen_fuzz_canary"  # a module that no config may call
 HOSTILE_TEXTS = [
-    *("${oc.env:HOME}", "${oc.env:NO_SUCH_VARIABLE}", "${oc.decode:'[1,2]'}", "${hydra:runtime.cwd}", "${model}", "${..x}", "${now:%Y}"),
-    *("os.system", "subprocess.Popen", "builtins.exec", "builtins.eval", "hydra.utils.call", "torch.load", "no.such.Class", "os"),
-    *("pathlib.Path", "torch.nn.Identity", "torch.optim.SGD", "lightning.pytorch.Trainer", f"{CANARY}.call", "", "\x1b[2J", "a\nb"),
+    *("${oc.env:HOME}", "${oc.env:NO_SUCH_VARIABLE}", "${oc.decode:'[1,2]'}", "${hydra:runtime.cwd}", "${model}", "${..x}"),
+    *(
+        "${now:%Y}",
+        "os.system",
+        "subprocess.Popen",
+        "builtins.exec",
+        "builtins.eval",
+        "hydra.utils.call",
+        "torch.load",
+        "no.such.Class",
+        "os",
+    ),
+    *(
+        "pathlib.Path",
+        "torch.nn.Identity",
+        "torch.optim.SGD",
+        "lightning.pytorch.Trainer",
+        f"{CANARY}.call",
+        "",
+        "\x1b[2J",
+        "a\nb",
+    ),
     "flowergen.modules.vae.VAEModule",
 ]
+# fmt: off
 HOSTILE_YAML = [
     "!!python/object/apply:os.system ['echo flowergen']",
     "model: !!python/name:os.system\n",
-    "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(9 * ['*' + chr(97 + i)])}]\n" for i in range(12)),
+    "a: &a [x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(9 * ['*' + chr(97 + i)])}]\n" for i in range(12)),
     "[" * 3000,
     "{a: " * 900 + "}" * 900,
     "&a [*a]",
@@ -391,8 +425,9 @@ HOSTILE_YAML = [
     "x: 9999-99-99\n",
     "\0",
     "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
-    "model: {_target_: os.system, command: echo}\ndata: {_target_: x.Y}\npaths: {}\ntrainer: {channels_last: false}\nseed: 0\n",
+    "model: {_target_: os.system, command: echo}\ndata: {_target_: x.Y}\npaths: {}\ntrainer: {}\nseed: 0\n",
 ]
+# fmt: on
 
 
 @st.composite
@@ -420,7 +455,9 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
         if how == "hostile":
             return run, name, draw(st.sampled_from(HOSTILE_YAML)).encode()
         few = [None, True, -1, 0, 0.5, 3, 1e300, float("nan"), [], {}, [None], {"_target_": "os.system", "command": "echo"}]
-        call = [{"_target_": text, "_args_": ["echo"]} for text in HOSTILE_TEXTS] + [[{"_target_": "os.system", "_args_": ["echo"]}]]
+        call = [{"_target_": text, "_args_": ["echo"]} for text in HOSTILE_TEXTS] + [
+            [{"_target_": "os.system", "_args_": ["echo"]}]
+        ]
         content = draw(tampered(yaml.safe_load(good), st.sampled_from([*few, *call, *HOSTILE_TEXTS])))
         return run, name, yaml.safe_dump(content).encode()
     return run, name, draw(damaged_safetensors(good, how == "hostile"))
@@ -435,7 +472,11 @@ def damaged_safetensors(draw: st.DrawFn, good: bytes, by_header: bool) -> bytes:
     if by_header:
         length = int.from_bytes(good[:8], "little")
         text = good[8 : 8 + length].replace(
-            *draw(st.sampled_from([(b"F32", b"I64"), (b"[", b"[-"), (b"0", b"9"), (b"F16", b"XX"), (b'"', b"'"), (b"{", b"{" * 999)]))
+            *draw(
+                st.sampled_from(
+                    [(b"F32", b"I64"), (b"[", b"[-"), (b"0", b"9"), (b"F16", b"XX"), (b'"', b"'"), (b"{", b"{" * 999)]
+                )
+            )
         )
         return draw(st.sampled_from([len(text), length, 2**63, 2**40, 0])).to_bytes(8, "little") + text + good[8 + length :]
     with tempfile.NamedTemporaryFile() as file:
@@ -466,7 +507,7 @@ def damaged_safetensors(draw: st.DrawFn, good: bytes, by_header: bool) -> bytes:
     return save(tensors, metadata)
 
 
-PICKLES: list[bytes] = []  # filled when they are first needed
+PICKLES: list[bytes] = []  # a bomb takes a while to make
 
 
 def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
@@ -490,33 +531,56 @@ def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
 
 
 # ---- Command lines ---------------------------------------------------------------------------------------------------
+# fmt: off
 KEYS = [
-    *("seed", "name", "model", "data", "trainer", "callbacks", "logger", "experiment", "debug", "hparams_search", "resume", "autoencoder"),
-    *("model.beta", "model.channels", "model.optimizer.lr", "data.root", "data.image_size", "data.batch_size", "trainer.devices"),
-    *("trainer.max_epochs", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir", "sweep.skip_finished", "model.x"),
-    *("hydra/launcher", "hydra.launcher", "hydra.job_logging", "hydra.verbose", "hydra.callbacks.x._target_", "hydra.searchpath"),
-    *("hydra.sweeper.params", "hydra.output_subdir", "hydra", "model/network", "model.network", "model@x", "callbacks.x", "model._target_"),
-    *("run", "num", "classes", "out", "source", "train", "test", "guidance_interval", "image", "sampler", "extractor", "sweep", "", "a.b.c"),
+    *("seed", "name", "model", "data", "trainer", "callbacks", "logger", "experiment", "debug", "hparams_search", "resume"),
+    *("autoencoder", "model.beta", "model.channels", "model.optimizer.lr", "data.root", "data.image_size"),
+    *("data.batch_size", "trainer.devices"),
+    *("trainer.max_epochs", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir", "sweep.skip_finished"),
+    *("hydra/launcher", "hydra.launcher", "hydra.job_logging", "hydra.verbose", "hydra.callbacks.x._target_"),
+    "hydra.searchpath",
+    *("hydra.sweeper.params", "hydra.output_subdir", "hydra", "model/network", "model.network", "model@x", "callbacks.x"),
+    *("model.x", "model._target_"),
+    *("run", "num", "classes", "out", "source", "train", "test", "guidance_interval", "image", "sampler"),
+    *("extractor", "sweep", "", "a.b.c"),
 ]
 VALUES = [
-    *("1", "-1", "0", "1e999", "nan", "9" * 5000, "0x10", "true", "null", "???", "''", '"', "[1,2]", "{a:1}", "[" * 400, "[" * 400 + "]" * 400),
-    *("{a:" * 400 + "}" * 400, "${seed}", "${oc.env:HOME}", "${oc.decode:1}", "${hydra:runtime.cwd}", "${${seed}}", "${", "${x:" * 200, "\\"),
-    *("1,2", "a,b,c", "range(1,5)", "range(0,1e18)", "choice(1,2)", "choice()", "glob(*)", "glob([*],exclude=x)", "interval(0,1)", "sort(3,1)"),
-    *("shuffle(1,2)", "tag(a,choice(1))", "int(x)", "float([1,a])", "str(1)", "bool(maybe)", "json_str({a:1})", "extend_list(1)", "int(" * 300),
-    *("../../x", "/", "vae", "vae_gan", "latent_ddpm", "procedural", "beta", "beta_optuna", "quickstart", "none", "../vae", "vae/../vae"),
-    *("\0", "\ud800", "\x1b[2J", "a\nb", "ü/ö (1).jpg", "~", "~root", "~no_such_user/x", "x" * 5000, "x/" * 3000, "a=b", "file:///x", ".", "[file:///x]"),
-    *("pkg://os", "os.system", "range(0,3)," * 50 + "1", "{_target_:os.system}", "[]", "{}", "1," * 3000 + "1", "'" + "a" * 9000 + "'"),
+    *("1", "-1", "0", "1e999", "nan", "9" * 5000, "0x10", "true", "null", "???", "''", '"', "[1,2]", "{a:1}"),
+    *("[" * 400, "[" * 400 + "]" * 400),
+    *("{a:" * 400 + "}" * 400, "${seed}", "${" + "${" * 99, "${oc.env:HOME}", "${oc.decode:1}"),
+    *("${hydra:runtime.cwd}", "${${seed}}", "${"),
+    *("${x:" * 200, "\\"),
+    *("1,2", "a,b,c", "range(1,5)", "range(0,1e18)", "choice(1,2)", "choice()", "glob(*)", "glob([*],exclude=x)"),
+    *("interval(0,1)", "sort(3,1)"),
+    *("shuffle(1,2)", "tag(a,choice(1))", "int(x)", "float([1,a])", "str(1)", "bool(maybe)", "json_str({a:1})"),
+    *("extend_list(1)", "int(" * 300),
+    *("../../x", "/", "vae", "vae_gan", "latent_ddpm", "procedural", "beta", "beta_optuna", "quickstart", "none"),
+    *("../vae", "vae/../vae"),
+    *("\0", "\ud800", "\x1b[2J", "a\nb", "ü/ö (1).jpg", "~", "~root", "~no_such_user/x", "x" * 5000, "x/" * 3000),
+    *("a=b", "file:///x", ".", "[file:///x]"),
+    *("pkg://os", "os.system", "range(0,3)," * 50 + "1", "{_target_:os.system}", "[]", "{}", "1," * 3000 + "1"),
+    *("1," * 30_000, "range(1,1000000000000)"),
+    "'" + "a" * 9000 + "'",
 ]
-FLAGS = ["-m", "--multirun", "--config-dir", "--config-dir=x", "--config-name", "--help", "--hydra-help", "--cfg", "job", "--info", "-c", "--", "-p", "--run", "--resolve", "-x", "--shell-completion", "-sc", "--version", ""]
+FLAGS = [
+    *("-m", "--multirun", "--config-dir", "--config-dir=x", "--config-name", "--help", "--hydra-help", "--cfg"),
+    *("job", "--info"),
+    *("-c", "--", "-p", "--run", "--resolve", "-x", "--shell-completion", "-sc", "--version", ""),
+]
+# fmt: on
 
 
 def command_lines() -> st.SearchStrategy[tuple[str, list[str]]]:
     """A command and its arguments: what people mistype, what Hydra's grammar knows, and anything else."""
     grammar = st.text(st.sampled_from("=+~,[]{}()'\":$\\/.@%&| \t\n-01aeé"), max_size=30)
     value = st.one_of(st.sampled_from(VALUES), grammar, st.integers().map(str), st.floats().map(str), st.text(max_size=40))
-    pair = st.tuples(st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS), st.sampled_from(["=", "=", "=", ""]), value)
+    pair = st.tuples(
+        st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS), st.sampled_from(["=", "=", "=", ""]), value
+    )
     argument = st.one_of(pair.map("".join), pair.map("".join), grammar, st.text(max_size=30), st.sampled_from(FLAGS))
-    return st.tuples(st.sampled_from(["train", "train", "sample", "evaluate", "split"]), st.lists(argument, min_size=1, max_size=5))
+    return st.tuples(
+        st.sampled_from(["train", "train", "sample", "evaluate", "split"]), st.lists(argument, min_size=1, max_size=5)
+    )
 
 
 def check_command_line(example: tuple[str, list[str]], scratch: Path) -> None:
@@ -541,7 +605,7 @@ def target_of(name: str, scratch: Path) -> Target:
     if name == "picture":
         return damaged(picture_files()), lambda data: examine(lambda: check_picture(data), UnreadablePicture, scratch)
     if name == "checkpoint":
-        PICKLES[:] = PICKLES or hostile_pickles()
+        PICKLES[:] = hostile_pickles(bomb_mib=3 * 2**10)
         runs = make_runs(Path(tempfile.mkdtemp(dir=scratch)))
         return hostile_runs(runs), lambda run: examine(lambda: check_run(run, scratch), UserError, scratch)
     lines = command_lines()
@@ -593,7 +657,11 @@ def main() -> None:
 
     done: set[str] = set()
     options = settings(
-        max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink)
+        max_examples=200,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
     )
     if config["driver"] == "atheris":
         atheris = importlib.import_module("atheris")
@@ -604,7 +672,9 @@ def main() -> None:
             done.update(findings)
             write()
 
-        atheris.Setup([sys.argv[0], f"-max_total_time={60 * float(config['minutes']):.0f}", f"-seed={int(config['seed']) + 1}"], guided)
+        atheris.Setup(
+            [sys.argv[0], f"-max_total_time={60 * float(config['minutes']):.0f}", f"-seed={int(config['seed']) + 1}"], guided
+        )
         atheris.Fuzz()
     rounds = 0
     while time.monotonic() < end:
@@ -613,7 +683,8 @@ def main() -> None:
         done.update(findings)
         write()
         rounds += 1
-    print(f"{config['target']}: {count:,} examples in {config['minutes']} minutes, seed {config['seed']}: {len(findings)} findings")
+    how = f"{count:,} examples in {config['minutes']} minutes, seed {config['seed']}"
+    print(f"{config['target']}: {how}: {len(findings)} findings")
     os.chdir(out.parent)
     shutil.rmtree(scratch, ignore_errors=True)
     sys.exit(1 if findings else 0)

@@ -93,7 +93,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
     overrides = quote_paths(args.overrides, multirun)
     if args.config_dir:
-        if not Path(args.config_dir).is_dir():
+        if not os.path.isdir(args.config_dir):
             raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
         # the same as an override, which a sweep hands on to its jobs and a run folder keeps
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
@@ -141,7 +141,7 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
         if os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             raise UserError("started by torchrun or SLURM: give every process the same folder with hydra.run.dir=FOLDER")
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
-    if is_first_process() and RunFolder(folder).config.exists():
+    if is_first_process() and os.path.exists(RunFolder(folder).config):
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
     make_folder(folder)
     return []
@@ -149,8 +149,8 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
 
 def _folder(composed: DictConfig, kind: str) -> Path:
     try:
-        return Path(composed.hydra[kind].dir).expanduser()
-    except OmegaConfBaseException as error:
+        return Path(os.path.expanduser(composed.hydra[kind].dir))
+    except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"hydra.{kind}.dir: {one_line(error)}") from error
 
 
@@ -184,7 +184,10 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
     if isinstance(_value_of("hparams_search", overrides), Sweep):
         raise UserError("hparams_search takes one name")
-    sweeper = OmegaConf.to_container(checked(sweep_samples(overrides)[0])[0].hydra.sweeper)
+    sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
+    if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
+        raise UserError(f"hydra.sweeper={sweeper} is no sweeper: choose one by hydra/sweeper=NAME, or leave it out")
+    sweeper = OmegaConf.to_container(sweeper)
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked

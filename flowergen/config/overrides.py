@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,8 @@ PATH_KEYS = (
 )  # of train; the other commands mark theirs in the schema
 
 
+LONGEST = 20_000  # characters of an override: the grammar takes a second for them
+MOST_VALUES = 1000  # of a swept key: each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
 
 
@@ -68,7 +71,7 @@ def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
-    swept = multirun and "," in value and not Path(value).expanduser().exists()
+    swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
     parts = [part if part in NO_PATHS else quoted_path(part) for part in (value.split(",") if swept else [value])]
     return f"{key}={','.join(parts)}"
 
@@ -91,6 +94,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """
     parsed = []
     for override in overrides:
+        if len(override) > LONGEST:
+            raise UserError(f"{override[:40]}... has {len(override):,} characters: put it into a YAML file, see --config-dir")
         try:
             parsed += OverridesParser.create().parse_overrides([override])
         except Exception as error:  # the grammar's casts raise whatever they please, and deep nesting a RecursionError
@@ -195,8 +200,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         for key in PATH_KEYS:
             value = OmegaConf.select(config, key)
-            if value and value not in NO_PATHS:
-                OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+            if isinstance(value, str) and value and value not in NO_PATHS:
+                OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from error
@@ -228,7 +233,9 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
 
 def _swept(override: Override) -> list[Any]:
     if override.is_discrete_sweep():
-        values = list(override.sweep_string_iterator())
+        values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+        if len(values) > MOST_VALUES:
+            raise UserError(f"{override.input_line} holds more than {MOST_VALUES:,} values: give fewer")
         if not values:
             raise UserError(f"{override.input_line} holds no value")
         return values

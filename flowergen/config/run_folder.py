@@ -122,8 +122,8 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     Raises:
         UserError: where there is no run.
     """
-    path = Path(value).expanduser().absolute()
-    if not path.exists():
+    path = Path(os.path.expanduser(value)).absolute()
+    if not os.path.exists(path):  # unlike Path's, false for a name that no disk can hold
         raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")
     checkpoint = path if path.is_file() else None
     folder = path.parent.parent if checkpoint else path
@@ -155,8 +155,8 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
             path.mkdir()
         except FileExistsError:
             continue
-        except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}): choose another {key}=") from error
+        except (OSError, ValueError) as error:  # the latter for characters that no name can hold
+            raise UserError(f"{path} cannot be made ({_reason(error)}): choose another {key}=") from error
         return path
     raise UserError(f"{wanted} and 999 numbered ones exist already: choose another {key}=")
 
@@ -169,8 +169,12 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be made ({_reason(error)}): choose another folder") from error
+
+
+def _reason(error: OSError | ValueError) -> object:
+    return error.strerror if isinstance(error, OSError) else error
 
 
 class Provenance:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.command import prepare_train
+from flowergen.config.command import one_line, prepare_train
 from flowergen.errors import UserError
 
 
@@ -48,3 +48,12 @@ def test_a_config_folder_is_kept_as_an_override(tmp_path: Path) -> None:
     prepared = prepare_train(["--config-dir", str(own), "experiment=mine", f"paths.output_dir={tmp_path}"])
     assert f"hydra.searchpath=['file://{own}']" in prepared
     assert any("/mine/" in line for line in prepared if line.startswith("hydra.run.dir="))
+
+
+def test_an_error_is_one_line_that_a_terminal_can_show() -> None:
+    """Line breaks and control characters are gone, and the middle of what nobody would read to its end."""
+    assert one_line(UserError("a\n  b\x1b[31m\ud800ü")) == "a b\\x1b[31m\\ud800ü"
+    text = one_line(UserError("start " + "x" * 10**6 + " end"))
+    assert len(text) < 2000
+    assert text.startswith("start ")
+    assert text.endswith(" end")

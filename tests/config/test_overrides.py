@@ -82,3 +82,14 @@ def test_resolved_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert config["data"]["root"] == str(tmp_path / "data")
     assert config["data"]["cache_dir"] == str(Path.home() / ".cache/flowergen")
     assert config["name"] == "vae_flowers102"
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 2000, "{a:" * 2000, "9" * 5000, "range(0,1e18)", "int(x)", "sort(1,a)", "\x1b[31m", "choice()"]
+)
+def test_whatever_the_grammar_chokes_on_is_no_key_and_value(value: str) -> None:
+    """Deep nesting, huge numbers, casts and control characters: a UserError, or a value."""
+    try:
+        parse([f"seed={value}"])
+    except UserError as error:
+        assert "is not of the form key=value" in str(error)
