@@ -57,3 +57,26 @@ def test_an_error_is_one_line_that_a_terminal_can_show() -> None:
     assert len(text) < 2000
     assert text.startswith("start ")
     assert text.endswith(" end")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["resume=" + "9" * 5000],
+        ["--config-dir", "x" * 5000],
+        ["-m", "seed=1,2", "paths.cache_dir=" + "1," * 3000],
+        ["data=image_folder", "data.root=" + "x" * 5000],
+        ["data=image_folder", "data.root=${seed}"],
+        ["hydra.run.dir=null"],
+        ["paths.output_dir=a\0b"],
+        ["paths.output_dir=\ud800"],
+        ["-m", "seed=1,2", "hydra.sweeper=1"],
+    ],
+)
+def test_what_no_disk_can_hold_is_refused_in_a_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that are too long, or hold a NUL or half a character; values that are no paths."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        prepare_train(arguments)
