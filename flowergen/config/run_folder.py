@@ -68,7 +68,10 @@ class RunFolder:
             UserError: where it cannot be read as one.
         """
         config = _read_yaml(self.config, dict)
-        if any(not isinstance(config.get(key), dict) for key in ("paths", "model", "data", "trainer")):
+        groups = [config.get(key) for key in ("paths", "model", "data", "trainer")]
+        if not all(isinstance(group, dict) for group in groups) or any(
+            not isinstance(p, str) for p in config["paths"].values()
+        ):
             raise UserError(f"{self.config} was not written by flowergen")
         if "${" in str(config):
             raise UserError(f"{self.config} holds an interpolation, ${{...}}, and a run stores plain values: put them there")
@@ -82,9 +85,8 @@ class RunFolder:
         """
         lines = _read_yaml(self.overrides, list)
         for line in lines:  # Hydra calls what its own node names: a run folder must not say what
-            if not isinstance(line, str) or (
-                line.lstrip("+~").startswith("hydra") and not line.startswith("hydra.searchpath=")
-            ):
+            ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
+            if not ours:
                 raise UserError(f"{self.overrides} was not written by flowergen: {line!r} is nothing that a run stores")
         return lines
 

@@ -70,6 +70,7 @@ def test_a_foreign_config_is_named(tmp_path: Path, content: str) -> None:
         "x: 9999-99-99",
         "? [1]\n: 2",
         "x: " + "y" * 2_000_000,
+        "paths: {data_dir: 3}\nmodel: {}\ndata: {}\ntrainer: {}",
         'paths: {}\nmodel: {a: ["${oc.env:HOME}"]}\ndata: {}\ntrainer: {}',
     ],
 )
@@ -82,7 +83,16 @@ def test_a_hostile_config_is_refused_and_nothing_in_it_resolved(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    "line", ["hydra.callbacks.x._target_=os.system", "+hydra.job_logging.x=1", "++hydra/launcher=x", "~hydra.job", 3, None]
+    "line",
+    [
+        "hydra.callbacks.x._target_=os.system",
+        "+hydra.job_logging.x=1",
+        "++hydra/launcher=x",
+        "~hydra.job",
+        "callbacks@hydra.callbacks=x",
+        3,
+        None,
+    ],
 )
 def test_stored_overrides_do_not_reach_hydra_s_own_node(tmp_path: Path, line: object) -> None:
     """Hydra would call what a line names; a run stores only the search path, which its own configs need."""
