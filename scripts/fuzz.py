@@ -73,7 +73,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if Watch.scratch is None:
         return
     if event in STARTS_A_PROCESS:
-        Watch.seen.append(f"{event}{arguments!r:.200}")
+        Watch.seen.append(f"{event} {arguments!r:.200}")
         raise PermissionError(1, "refused by the fuzzer")
     writes = event in WRITES
     if event == "open":

@@ -38,7 +38,7 @@ def test_a_run_that_was_tampered_with_loads_or_is_refused_in_a_line(tmp_path: Pa
 
 def test_odd_command_lines_are_prepared_or_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nothing_found(*fuzz.target_of("overrides", tmp_path), max_examples=60)
+    nothing_found(*fuzz.target_of("overrides", tmp_path), max_examples=40)
 
 
 def endless() -> None:
@@ -59,7 +59,7 @@ def refuse(message: str) -> None:
         (lambda: Path("../outside").mkdir(), "os.mkdir"),
         (endless, "hang"),
         (lambda: bytearray(b"x") * 2**28, "memory"),
-        (lambda: {}["key"], "KeyError in ?"),
+        (lambda: {}["key"], "KeyError"),
         (lambda: refuse("x" * 5000 + "y"), None),  # one_line shortens it
         (lambda: refuse("a\x1b[31m\nb"), None),
         (lambda: Path("inside").touch(), None),
@@ -74,5 +74,5 @@ def test_the_fuzzer_notices(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     wrong = fuzz.examine(harm, UserError, tmp_path / "here")
-    assert (wrong or "").partition(":")[0] == (kind or "")
+    assert wrong is None if kind is None else (wrong or "").startswith(kind)
     assert not (tmp_path / "outside").exists()

@@ -176,12 +176,10 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "subprocess.Popen", "builtins.exec", "torch.load", "pathlib.Path", "torch.nn.Identity", "hydra.utils.call"],
+    ["os.system", "subprocess.Popen", "builtins.exec", "torch.load", "pathlib.Path", "hydra.utils.call"],
 )
 @pytest.mark.parametrize("place", ["model", "model.optimizer", "model.x", "list", "_args_", "deeper"])
-def test_a_config_calls_models_networks_and_optimisers_only(
-    run: Path, target: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_config_calls_models_networks_and_optimisers_only(run: Path, target: str, place: str, tmp_path: Path) -> None:
     """Wherever in the model's node it stands, nothing else is called: not even before another error is found."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     call, model = {"_target_": target, "_args_": [f"touch {tmp_path / 'canary'}"]}, config["model"]
@@ -194,13 +192,13 @@ def test_a_config_calls_models_networks_and_optimisers_only(
     else:
         model[place.removeprefix("model.")] = [call] if place == "_args_" else call
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=r"_target_=.* must be a class derived from|it takes|Identity"):
+    with pytest.raises(UserError, match=r"_target_=.* must be a class derived from|it takes"):
         load_run(run)
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_module_of_ones_own_within_a_model_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network and an optimiser of any name, as long as they are one."""
+def test_another_optimiser_within_a_model_is_welcome() -> None:
+    """Of any name, as long as it is one."""
     config = composed()
     config["model"]["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
     assert isinstance(build_module(config, num_classes=4).configure_optimizers(), torch.optim.SGD)
