@@ -180,7 +180,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         near = difflib.get_close_matches(option, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(options))}"
         raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # the last for deep nesting
         emptied = [line for line in overrides if line.endswith("=null") and "." not in line]
         hint = f" (to go without, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
         raise UserError(_first_line(error) + hint) from error
@@ -203,7 +203,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             if isinstance(value, str) and value and value not in NO_PATHS:
                 OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(_first_line(error)) from error
 
 

@@ -91,6 +91,17 @@ def test_whatever_the_grammar_chokes_on_is_no_key_and_value(value: str) -> None:
         parse([f"seed={value}"])
 
 
+def test_nesting_that_the_grammar_takes_and_omegaconf_does_not_is_refused() -> None:
+    """At every depth either a config or a UserError."""
+    refused = 0
+    for depth in (20, 60, 100, 150):
+        try:
+            compose_train([f"seed={'[' * depth}{']' * depth}"])
+        except UserError:
+            refused += 1
+    assert refused
+
+
 @pytest.mark.parametrize("line", ["seed=" + "1" * 30_000, "model.channels=[" + "1," * 20_000 + "1]"])
 def test_a_line_that_the_grammar_would_take_minutes_for_is_refused(line: str) -> None:
     with pytest.raises(UserError, match=r"has .* characters: put it into a YAML file"):
