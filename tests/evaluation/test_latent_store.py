@@ -173,7 +173,7 @@ def test_the_prior_is_fitted_to_no_more_pictures_than_it_takes(
 def test_tensors_that_do_not_fit_together_are_damage(path: Path, name: str) -> None:
     """Found when the file is read, not when it is sampled from."""
     tensors = load_file(path)
-    tensors[name] = tensors[name][..., :-1].contiguous()
-    save_file(tensors, path, metadata={"owner": "owner"})
-    with pytest.raises(UserError, match="is damaged"):
-        read_latents(path, "owner")
+    for changed in (tensors[name][..., :-1].contiguous(), tensors[name][None], tensors[name][:0]):
+        save_file({**tensors, name: changed}, path, metadata={"owner": "owner"})
+        with pytest.raises(UserError, match="is damaged"):
+            read_latents(path, "owner")
