@@ -1,7 +1,9 @@
 """From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
 
 import inspect
+import operator
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,22 +29,25 @@ from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
+PARTS = (torch.nn.Module, torch.optim.Optimizer)  # what a config may call within a model
 
 
-def instantiate(node: dict[str, Any], where: str, **given: Any) -> Any:
+def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> Any:
     """Call the ``_target_`` of a config node, having compared the node with its signature.
 
     Args:
         node: from the config, plain data.
         where: its key, for messages.
+        kind: the class that the target must be derived from. A config may have come with a stranger's run: were anything
+            called that it names, loading that run would run any code.
         **given: arguments that no config holds.
 
     Raises:
-        UserError: where the target cannot be imported or takes other arguments.
+        UserError: where the target cannot be imported, is of another kind or takes other arguments.
     """
-    if not isinstance(node.get("_target_"), str):
-        raise UserError(f"{where} needs a _target_, the class or function that it is for")
-    _check_signature(node, where, given)
+    if "_partial_" in node:
+        raise UserError(f"{where} takes no _partial_")
+    _check_signature(node, where, (kind,), given)
     try:
         return hydra.utils.instantiate(node, **given, _convert_="all")
     except hydra.errors.InstantiationException as error:
@@ -51,11 +56,16 @@ def instantiate(node: dict[str, Any], where: str, **given: Any) -> Any:
         raise
 
 
-def _check_signature(node: dict[str, Any], where: str, given: dict[str, Any]) -> None:
+def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], given: dict[str, Any]) -> None:
+    if not isinstance(node.get("_target_"), str):
+        raise UserError(f"{where} needs a _target_, the class that it is for")
     try:
         target = hydra.utils.get_object(node["_target_"])
     except Exception as error:  # whatever importing somebody's module raises
         raise UserError(f"{where}._target_={node['_target_']} cannot be imported: {one_line(error)}") from error
+    if not isinstance(target, type) or not issubclass(target, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{where}._target_={node['_target_']} must be a class derived from {wanted}")
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     signature = inspect.signature(target)
     try:
@@ -64,14 +74,22 @@ def _check_signature(node: dict[str, Any], where: str, given: dict[str, Any]) ->
     except TypeError as error:
         names = ", ".join(name for name in signature.parameters if name not in ("self", "args", "kwargs"))
         raise UserError(f"{where}: {target.__name__}: {one_line(error)}; it takes {names}") from error
-    for key, value in arguments.items():
-        if isinstance(value, dict) and "_target_" in value:
-            _check_signature(value, f"{where}.{key}", {})
+    for key, value in node.items():
+        _check_parts(value, f"{where}.{key}")
+
+
+def _check_parts(value: Any, where: str) -> None:
+    """Whatever Hydra would call further down, lists included."""
+    if isinstance(value, dict) and "_target_" in value:
+        _check_signature(value, where, PARTS, {})
+    elif isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_parts(child, f"{where}.{key}")
 
 
 def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     """The data set, its pictures not yet touched."""
-    return instantiate(config["data"], "data")
+    return instantiate(config["data"], "data", ImageDataModule)
 
 
 def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
@@ -113,13 +131,15 @@ def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch
     """The autoencoder that a run carries; None for a run without one.
 
     Raises:
-        UserError: its files are gone or damaged.
+        UserError: its files are gone or damaged, or it is another diffusion run.
     """
     source = config.get("autoencoder")
     if source in (None, "none"):
         return None
-    carried = run.autoencoder.is_dir()  # another process may not have copied it yet
-    return load_run(run.autoencoder if carried else source, str(device))
+    place = run.autoencoder if run.autoencoder.is_dir() else source  # another process may not have copied it yet
+    if find_run(place, "autoencoder")[0].read_config().get("autoencoder"):  # it might be the run itself, without end
+        raise UserError(f"autoencoder={place} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
+    return load_run(place, str(device))
 
 
 def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageModel | None = None) -> ImageModel:
@@ -137,6 +157,7 @@ def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageMod
         module = instantiate(
             config["model"],
             "model",
+            ImageModel,
             **_asked_for(config["model"], num_classes=num_classes, autoencoder=autoencoder, **_by_hand(config)),
         )
     try:
@@ -208,6 +229,7 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
         trainer: Trainer = instantiate(
             settings,
             "trainer",
+            Trainer,
             callbacks=callbacks,
             logger=_build_loggers(config, run, resumed_from),
             default_root_dir=str(run.path),
@@ -242,7 +264,7 @@ def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[st
         },
     }
     return [
-        instantiate(node, f"logger.{name}", **places.get(str(node.get("_target_")), {}))
+        instantiate(node, f"logger.{name}", Logger, **places.get(str(node.get("_target_")), {}))
         for name, node in (config["logger"] or {}).items()
         if node
     ]
@@ -257,7 +279,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
         "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
     }
     return [
-        instantiate(node, f"callbacks.{name}", **places.get(str(node.get("_target_")), {}))
+        instantiate(node, f"callbacks.{name}", Callback, **places.get(str(node.get("_target_")), {}))
         for name, node in (config["callbacks"] or {}).items()
         if node
     ]
@@ -281,17 +303,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: for a file that is truncated or was not written by us.
     """
     try:
+        with zipfile.ZipFile(path) as file:  # as torch.save writes it: not packed, so that it needs no more memory than disk
+            members = file.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
         raise UserError(f"{path} is truncated or no checkpoint of flowergen ({type(error).__name__}): use another") from error
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in CHECKPOINT_KEYS):
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
         raise UserError(f"{path} is no checkpoint of flowergen: use one from a run folder's checkpoints/")
     return checkpoint
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs behind a checkpoint."""
-    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    """Whole epochs behind a checkpoint.
+
+    Raises:
+        UserError: it does not say.
+    """
+    try:
+        done: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return operator.index(done)
+    except (KeyError, TypeError) as error:
+        raise UserError("the checkpoint does not say how many epochs are behind it: use another") from error
 
 
 def save_weights(module: ImageModel, path: Path) -> None:
@@ -336,16 +371,21 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     config = folder.read_config()
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
-    data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
-    class_names = [printable(str(name)) for name in content[data_class].get("class_names", [])]
-    autoencoder = load_autoencoder(config, folder)
-    module = build_module(config, len(class_names), autoencoder.module if autoencoder else None)
-    module.on_load_checkpoint(content)
     try:
+        data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
+        pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
+        if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
+            raise UserError(f"{path} does not say what it was trained on: use another")
+        class_names = [printable(name) for name in class_names]
+        autoencoder = load_autoencoder(config, folder)
+        module = build_module(config, len(class_names), autoencoder.module if autoencoder else None)
+        module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit {folder.config}: {one_line(error)}") from error
-    return LoadedModel(module.eval().to(device), config, content[data_class]["pictures"], class_names)
+    except UserError:
+        raise
+    except Exception as error:  # files that somebody has changed raise whatever they please
+        raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
+    return LoadedModel(module.eval().to(device), config, pictures, class_names)
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:

@@ -1,9 +1,9 @@
 """Phase 1 of the checks: a composed config against the schema, before anything heavy is imported."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -150,13 +150,14 @@ def _broken(rule: Rule | Folder | str, value: Any) -> str:
     if isinstance(rule, Rule):
         return "" if rule.holds(value) else rule.words
     if rule == EXISTING_PATH:
-        return "" if value and Path(value).exists() else "is neither a file nor a folder that exists"
+        return "" if value and os.path.exists(value) else "is neither a file nor a folder that exists"
     if rule == EXISTING_FOLDER or isinstance(rule, Folder):
         if not value:
             return "must be a folder"
-        path = Path(value)
         how = f": {rule.where_from}" if isinstance(rule, Folder) else ""
-        return "" if path.is_dir() else f"is {'not a folder' if path.exists() else 'no folder that exists'}{how}"
+        if os.path.isdir(value):  # unlike Path's, false for a name that no disk can hold
+            return ""
+        return f"is {'not a folder' if os.path.exists(value) else 'no folder that exists'}{how}"
     return ""  # PATH says what the value is, not how it must be
 
 

@@ -20,8 +20,10 @@ from flowergen.config.overrides import compose_train, merged, parse, quote_paths
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
 from flowergen.config.sweep_folder import SweepFolder
+from flowergen.data.listing import printable
 from flowergen.errors import Stopped, UserError
 
+LONGEST_LINE = 1500  # characters of an error
 # parts of an optimiser step: a checkpoint within an epoch counts in them
 MUST_STAY = ("trainer.accumulate_grad_batches",)
 # what a resumed run may change; anything else would make it another run
@@ -65,8 +67,10 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks."""
-    return " ".join(str(error).split())
+    """An exception's message without line breaks and control characters, the middle of a very long one left out."""
+    text = printable(" ".join(str(error).split()))
+    half = LONGEST_LINE // 2
+    return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def prepare_train(argv: Sequence[str]) -> list[str]:
@@ -92,7 +96,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
     overrides = quote_paths(args.overrides, multirun)
     if args.config_dir:
-        if not Path(args.config_dir).is_dir():
+        if not os.path.isdir(args.config_dir):
             raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
         # the same as an override, which a sweep hands on to its jobs and a run folder keeps
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
@@ -140,7 +144,7 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
         if os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             raise UserError("started by torchrun or SLURM: give every process the same folder with hydra.run.dir=FOLDER")
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
-    if is_first_process() and RunFolder(folder).config.exists():
+    if is_first_process() and os.path.exists(RunFolder(folder).config):
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
     make_folder(folder)
     return []
@@ -148,8 +152,8 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
 
 def _folder(composed: DictConfig, kind: str) -> Path:
     try:
-        return Path(composed.hydra[kind].dir).expanduser()
-    except OmegaConfBaseException as error:
+        return Path(os.path.expanduser(composed.hydra[kind].dir))
+    except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"hydra.{kind}.dir: {one_line(error)}") from error
 
 
@@ -183,7 +187,10 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
     if isinstance(_value_of("hparams_search", overrides), Sweep):
         raise UserError("hparams_search takes one name")
-    sweeper = OmegaConf.to_container(checked(sweep_samples(overrides)[0])[0].hydra.sweeper)
+    sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
+    if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
+        raise UserError(f"hydra.sweeper={sweeper} is no sweeper: choose one by hydra/sweeper=NAME, or leave it out")
+    sweeper = OmegaConf.to_container(sweeper)
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked

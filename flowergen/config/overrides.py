@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,8 @@ PATH_KEYS = (
 )  # of train; the other commands mark theirs in the schema
 
 
+LONGEST = 20_000  # characters of an override: the grammar takes a second for them
+MOST_VALUES = 1000  # of a swept key: each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
 
 
@@ -68,7 +71,7 @@ def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
-    swept = multirun and "," in value and not Path(value).expanduser().exists()
+    swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
     parts = [part if part in NO_PATHS else quoted_path(part) for part in (value.split(",") if swept else [value])]
     return f"{key}={','.join(parts)}"
 
@@ -91,9 +94,11 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     """
     parsed = []
     for override in overrides:
+        if len(override) > LONGEST:
+            raise UserError(f"{override[:40]}... has {len(override):,} characters: put it into a YAML file, see --config-dir")
         try:
             parsed += OverridesParser.create().parse_overrides([override])
-        except OverrideParseException as error:
+        except Exception as error:  # the grammar's casts raise whatever they please, and deep nesting a RecursionError
             raise UserError(
                 f"{override!r} is not of the form key=value: {_first_line(error)} (quote odd characters: \"key='value'\")"
             ) from error
@@ -175,7 +180,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         near = difflib.get_close_matches(option, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(options))}"
         raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # the last for deep nesting
         emptied = [line for line in overrides if line.endswith("=null") and "." not in line]
         hint = f" (to go without, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
         raise UserError(_first_line(error) + hint) from error
@@ -195,10 +200,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         for key in PATH_KEYS:
             value = OmegaConf.select(config, key)
-            if value and value not in NO_PATHS:
-                OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+            if isinstance(value, str) and value and value not in NO_PATHS:
+                OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(_first_line(error)) from error
 
 
@@ -228,7 +233,9 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
 
 def _swept(override: Override) -> list[Any]:
     if override.is_discrete_sweep():
-        values = list(override.sweep_string_iterator())
+        values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+        if len(values) > MOST_VALUES:
+            raise UserError(f"{override.input_line} holds more than {MOST_VALUES:,} values: give fewer")
         if not values:
             raise UserError(f"{override.input_line} holds no value")
         return values
@@ -240,4 +247,5 @@ def _swept(override: Override) -> list[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).strip().splitlines()[0])
+    lines = str(error).strip().splitlines()
+    return re.sub(r"\s+", " ", lines[0]) if lines else type(error).__name__

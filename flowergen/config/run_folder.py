@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from flowergen.errors import UserError
 
+LARGEST_YAML = 1_000_000  # bytes; a run's are a few thousand
+
 
 class RunFolder:
     """The files of a run. Self-contained: sampling needs nothing else.
@@ -66,8 +68,13 @@ class RunFolder:
             UserError: where it cannot be read as one.
         """
         config = _read_yaml(self.config, dict)
-        if any(not isinstance(config.get(key), dict) for key in ("paths", "model", "data", "trainer")):
+        groups = [config.get(key) for key in ("paths", "model", "data", "trainer")]
+        if not all(isinstance(group, dict) for group in groups) or any(
+            not isinstance(p, str) for p in config["paths"].values()
+        ):
             raise UserError(f"{self.config} was not written by flowergen")
+        if "${" in str(config):
+            raise UserError(f"{self.config} holds an interpolation, ${{...}}, and a run stores plain values: put them there")
         return config
 
     def read_overrides(self) -> list[str]:
@@ -76,7 +83,12 @@ class RunFolder:
         Raises:
             UserError: where it cannot be read as one.
         """
-        return _read_yaml(self.overrides, list)
+        lines = _read_yaml(self.overrides, list)
+        for line in lines:  # Hydra calls what its own node names: a run folder must not say what
+            ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
+            if not ours:
+                raise UserError(f"{self.overrides} was not written by flowergen: {line!r} is nothing that a run stores")
+        return lines
 
 
 @contextmanager
@@ -84,13 +96,19 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     """Keep other processes from doing the same in a folder; a killed process leaves it free.
 
     Raises:
-        UserError: one is at it.
+        UserError: one is at it, or the folder is read-only.
     """
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(f"{folder}: another process is {doing} in this folder; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): copy it to where you may write") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
@@ -106,8 +124,8 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     Raises:
         UserError: where there is no run.
     """
-    path = Path(value).expanduser().absolute()
-    if not path.exists():
+    path = Path(os.path.expanduser(value)).absolute()
+    if not os.path.exists(path):  # unlike Path's, false for a name that no disk can hold
         raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")
     checkpoint = path if path.is_file() else None
     folder = path.parent.parent if checkpoint else path
@@ -139,8 +157,8 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
             path.mkdir()
         except FileExistsError:
             continue
-        except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}): choose another {key}=") from error
+        except (OSError, ValueError) as error:  # the latter for characters that no name can hold
+            raise UserError(f"{path} cannot be made ({_reason(error)}): choose another {key}=") from error
         return path
     raise UserError(f"{wanted} and 999 numbered ones exist already: choose another {key}=")
 
@@ -153,8 +171,12 @@ def make_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be made ({_reason(error)}): choose another folder") from error
+
+
+def _reason(error: OSError | ValueError) -> object:
+    return error.strerror if isinstance(error, OSError) else error
 
 
 class Provenance:
@@ -210,10 +232,23 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, which we never write: a few lines of them stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        return super().compose_node(parent, index)
+
+
 def _read_yaml(path: Path, kind: type) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > LARGEST_YAML:
+            raise UserError(f"{path} was not written by flowergen: it is larger than {LARGEST_YAML:,} bytes")
+        content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # a SafeLoader
+    except UserError:
+        raise
+    except Exception as error:  # odd numbers and dates raise ValueError, deep nesting RecursionError
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, kind):
         raise UserError(f"{path} was not written by flowergen")

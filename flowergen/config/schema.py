@@ -5,9 +5,9 @@ live in ``conf/``, meanings in the comments there and in the docstring of the cl
 that is not listed here, such as a model of one's own, is not checked until it is called.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 
@@ -383,7 +383,9 @@ class ImageGrids:
 
 
 EXTRACTOR = Rule(
-    lambda name: name in ("inception", "classifier") or name.startswith("torchvision:") or Path(name).expanduser().is_file(),
+    lambda name: (
+        name in ("inception", "classifier") or name.startswith("torchvision:") or os.path.isfile(os.path.expanduser(name))
+    ),
     "must be inception, classifier, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that exists",
 )
 

@@ -61,6 +61,13 @@ class LatentPrior:
         u[:, :k] = means[which] + (cholesky[which] @ u[:, :k, None])[..., 0]
         return self.mean + (self.std * u) @ self.basis
 
+    def fits(self, dims: int) -> bool:
+        """Whether all shapes and types are those of a prior of latents with so many values."""
+        r, (j, k), c = len(self.std), self.means.shape, len(self.class_means)
+        shapes = [(dims,), (r, dims), (r,), (j,), (j, k), (j, k, k), (c, k), (c, k, k)]
+        tensors = self.tensors().values()
+        return k <= r and j > 0 and [t.shape for t in tensors] == shapes and all(t.dtype == torch.float32 for t in tensors)
+
     def tensors(self) -> dict[str, Tensor]:
         """By name."""
         return {f"prior.{field.name}": getattr(self, field.name).contiguous() for field in fields(self)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -116,7 +116,11 @@ def read_latents(path: Path, owner: str) -> LatentStore | None:
         store = LatentStore(
             tensors["latents"].float(), tensors["labels"], tensors["class_counts"], LatentPrior.from_tensors(tensors)
         )
-    except (SafetensorError, OSError, KeyError) as error:
+        if store.latents.dim() != 4 or len(store.labels) != len(store.latents) or store.class_counts.dim() != 1:
+            raise ValueError
+        if store.prior and not store.prior.fits(store.latents[0].numel()):
+            raise ValueError
+    except Exception as error:  # tensors of other shapes raise whatever they please
         raise UserError(
             f"{path} is damaged ({type(error).__name__}): bring it back, or train the run to its end again"
         ) from error

@@ -1,13 +1,26 @@
 """Phase 2: signatures, optimisers, hardware; and one real step of everything that can be chosen."""
 
+import io
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from fuzz import Shell, make_run
 
 from flowergen.config import conf_dir
-from flowergen.config.build import build_datamodule, build_module, build_trainer, read_checkpoint, resolve_precision
+from flowergen.config.build import (
+    build_datamodule,
+    build_module,
+    build_trainer,
+    epochs_done,
+    load_run,
+    read_checkpoint,
+    resolve_precision,
+)
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
@@ -144,3 +157,141 @@ def test_a_foreign_or_truncated_checkpoint_is_named(tmp_path: Path, content: byt
         path.write_bytes(content)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"last\.ckpt"):
         read_checkpoint(path)
+
+
+# ---- What a stranger's run folder may do
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step: copy it before you harm it."""
+    return make_run(tmp_path_factory.mktemp("trained"), "vae")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy, whose last.ckpt is what is loaded."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "subprocess.Popen", "builtins.exec", "torch.load", "pathlib.Path", "hydra.utils.call"],
+)
+@pytest.mark.parametrize("place", ["model", "model.optimizer", "model.x", "list", "_args_", "deeper"])
+def test_a_config_calls_models_networks_and_optimisers_only(run: Path, target: str, place: str, tmp_path: Path) -> None:
+    """Wherever in the model's node it stands, nothing else is called: not even before another error is found."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    call, model = {"_target_": target, "_args_": [f"touch {tmp_path / 'canary'}"]}, config["model"]
+    if place == "model":
+        config["model"] = call
+    elif place == "list":
+        model["channels"] = [2, call]
+    elif place == "deeper":
+        model["optimizer"]["betas"] = {"a": [{"b": call}]}
+    else:
+        model[place.removeprefix("model.")] = [call] if place == "_args_" else call
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"_target_=.* must be a class derived from|it takes"):
+        load_run(run)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_another_optimiser_within_a_model_is_welcome() -> None:
+    """Of any name, as long as it is one."""
+    config = composed()
+    config["model"]["optimizer"] = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+    assert isinstance(build_module(config, num_classes=4).configure_optimizers(), torch.optim.SGD)
+
+
+@pytest.mark.parametrize("node", ["logger.mine", "callbacks.mine"])
+def test_loggers_and_callbacks_must_be_such(node: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{node}\._target_=os\.system must be a class derived from (Logger|Callback)"):
+        build_trainer(composed(f"+{node}={{_target_:os.system,command:x}}"), RunFolder(tmp_path), None)
+
+
+def test_a_model_that_is_left_half_called_is_refused(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("model:\n", "model:\n  _partial_: true\n"))
+    with pytest.raises(UserError, match="model takes no _partial_"):
+        load_run(run)
+
+
+def packed(name: str, content: bytes, compression: int) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_checkpoint_runs_no_code_and_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickles that call, in either of torch's formats; members that are packed, or that share their bytes: none is unpacked."""
+    loaded = []
+    original = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: loaded.append(args) or original(*args, **kwargs))
+    path = tmp_path / "last.ckpt"
+    for legacy in (False, True):
+        torch.save({"state_dict": Shell()}, path, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(UserError, match=r"last\.ckpt is truncated or no checkpoint"):
+            read_checkpoint(path)
+    assert len(loaded) == 1  # the old format is not even tried
+    stored = packed("archive/data.pkl", bytes(5000), zipfile.ZIP_STORED)
+    start, end = stored.index(b"PK\x01\x02"), stored.index(b"PK\x05\x06")
+    directory, tail = stored[start:end], bytearray(stored[end:])
+    tail[8:12], tail[12:16] = b"\x09\0\x09\0", (9 * len(directory)).to_bytes(4, "little")
+    for bomb in (packed("archive/data.pkl", bytes(10**6), zipfile.ZIP_DEFLATED), stored[:start] + 9 * directory + tail):
+        path.write_bytes(bomb)
+        assert zipfile.is_zipfile(path)
+        with pytest.raises(UserError, match="BadZipFile"):
+            read_checkpoint(path)
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"state_dict": None},
+        {"state_dict": {"x": "y"}},
+        {"flowergen": {}},
+        {"loops": 3},
+        {"ProceduralDataModule": {"pictures": 3}},
+        {"ProceduralDataModule": {"pictures": "x", "class_names": torch.zeros(1).expand(10**9)}},
+        {"ProceduralDataModule": None},
+    ],
+)
+def test_a_checkpoint_with_other_content_is_refused_in_a_line(run: Path, change: dict[str, Any]) -> None:
+    path = run / "checkpoints" / "last.ckpt"
+    torch.save(read_checkpoint(path) | change, path)
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        load_run(run)
+
+
+@pytest.mark.parametrize("loops", [{}, {"fit_loop": None}, {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}}])
+def test_a_checkpoint_that_counts_no_epochs_is_refused(loops: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="how many epochs"):
+        epochs_done({"loops": loops})
+
+
+@pytest.mark.parametrize(("key", "value"), [("channels", "x"), ("image_size", None), ("weights", 1), ("latent_dim", -1)])
+def test_a_config_that_builds_no_model_is_refused_in_a_line(run: Path, key: str, value: object) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"][key] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError):
+        load_run(run)
+
+
+def test_a_run_that_is_its_own_autoencoder_is_refused(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"autoencoder": str(run)}))
+    with pytest.raises(UserError, match="is a diffusion run itself"):
+        load_run(run)
+
+
+def test_a_run_folder_may_be_moved_and_read_only(run: Path, tmp_path: Path) -> None:
+    """Loading writes nothing, and asks for nothing at the old place."""
+    moved = tmp_path / "else where"
+    run.rename(moved)
+    before = sorted(tmp_path.rglob("*"))
+    assert load_run(moved).sample(2).shape == (2, 3, 28, 28)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.command import prepare_train
+from flowergen.config.command import one_line, prepare_train
 from flowergen.errors import UserError
 
 
@@ -48,3 +48,35 @@ def test_a_config_folder_is_kept_as_an_override(tmp_path: Path) -> None:
     prepared = prepare_train(["--config-dir", str(own), "experiment=mine", f"paths.output_dir={tmp_path}"])
     assert f"hydra.searchpath=['file://{own}']" in prepared
     assert any("/mine/" in line for line in prepared if line.startswith("hydra.run.dir="))
+
+
+def test_an_error_is_one_line_that_a_terminal_can_show() -> None:
+    """Line breaks and control characters are gone, and the middle of what nobody would read to its end."""
+    assert one_line(UserError("a\n  b\x1b[31m\ud800ü")) == "a b\\x1b[31m\\ud800ü"
+    text = one_line(UserError("start " + "x" * 10**6 + " end"))
+    assert len(text) < 2000
+    assert text.startswith("start ")
+    assert text.endswith(" end")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["resume=" + "9" * 5000],
+        ["--config-dir", "x" * 5000],
+        ["-m", "seed=1,2", "paths.cache_dir=" + "1," * 3000],
+        ["data=image_folder", "data.root=" + "x" * 5000],
+        ["data=image_folder", "data.root=${seed}"],
+        ["hydra.run.dir=null"],
+        ["paths.output_dir=a\0b"],
+        ["paths.output_dir=\ud800"],
+        ["-m", "seed=1,2", "hydra.sweeper=1"],
+    ],
+)
+def test_what_no_disk_can_hold_is_refused_in_a_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that are too long, or hold a NUL or half a character; values that are no paths."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        prepare_train(arguments)

@@ -82,3 +82,28 @@ def test_resolved_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert config["data"]["root"] == str(tmp_path / "data")
     assert config["data"]["cache_dir"] == str(Path.home() / ".cache/flowergen")
     assert config["name"] == "vae_flowers102"
+
+
+@pytest.mark.parametrize("value", ["[" * 2000, "{a:" * 2000, "9" * 5000, "int(x)", "sort(1,a)", "\x1b[31m", "choice()"])
+def test_whatever_the_grammar_chokes_on_is_no_key_and_value(value: str) -> None:
+    """Deep nesting, huge numbers, casts, control characters."""
+    with pytest.raises(UserError, match="is not of the form key=value"):
+        parse([f"seed={value}"])
+
+
+def test_nesting_that_the_grammar_takes_and_omegaconf_does_not_is_refused() -> None:
+    """Found by scripts/fuzz.py."""
+    with pytest.raises(UserError):
+        compose_train([f"seed={'[' * 400}{']' * 400}"])
+
+
+@pytest.mark.parametrize("line", ["seed=" + "1" * 30_000, "model.channels=[" + "1," * 20_000 + "1]"])
+def test_a_line_that_the_grammar_would_take_minutes_for_is_refused(line: str) -> None:
+    with pytest.raises(UserError, match=r"has .* characters: put it into a YAML file"):
+        parse([line])
+
+
+@pytest.mark.parametrize("values", ["range(0,1000000000000)", "1," * 1001 + "1"])
+def test_a_sweep_without_end_is_refused(values: str) -> None:
+    with pytest.raises(UserError, match="more than 1,000 values"):
+        sweep_samples([f"seed={values}"])

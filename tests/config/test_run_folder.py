@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,62 @@ def test_a_foreign_config_is_named(tmp_path: Path, content: str) -> None:
     run.config.write_text(content)
     with pytest.raises(UserError, match=r"config\.yaml"):
         run.read_config()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: &a [x]\nb: *a",
+        "!!python/object/apply:os.system ['echo']",
+        "[" * 5000,
+        "9" * 9000,
+        "x: 9999-99-99",
+        "? [1]\n: 2",
+        "x: " + "y" * 2_000_000,
+        "paths: {data_dir: 3}\nmodel: {}\ndata: {}\ntrainer: {}",
+        'paths: {}\nmodel: {a: ["${oc.env:HOME}"]}\ndata: {}\ntrainer: {}',
+    ],
+)
+def test_a_hostile_config_is_refused_and_nothing_in_it_resolved(tmp_path: Path, content: str) -> None:
+    """Aliases, tags, nesting, numbers and dates that are none, size, interpolations."""
+    run = RunFolder(tmp_path)
+    run.config.write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        run.read_config()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hydra.callbacks.x._target_=os.system",
+        "+hydra.job_logging.x=1",
+        "++hydra/launcher=x",
+        "~hydra.job",
+        "callbacks@hydra.callbacks=x",
+        3,
+        None,
+    ],
+)
+def test_stored_overrides_do_not_reach_hydra_s_own_node(tmp_path: Path, line: object) -> None:
+    """Hydra would call what a line names; a run stores only the search path, which its own configs need."""
+    run = RunFolder(tmp_path)
+    run.store({}, ["seed=1", "hydra.searchpath=['file:///x']"])
+    assert len(run.read_overrides()) == 2
+    run.store({}, ["seed=1", line])  # type: ignore[list-item]
+    with pytest.raises(UserError, match=r"overrides\.yaml"):
+        run.read_overrides()
+
+
+def test_a_read_only_run_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that is not root sees it, and as on a read-only disk."""
+    for number in (errno.EACCES, errno.EROFS):
+
+        def fail(*_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        refused = pytest.raises(UserError, match=rf"cannot be written to \({os.strerror(number)}\): copy it")
+        with monkeypatch.context() as patched, refused:
+            patched.setattr(os, "open", fail)
+            RunFolder(tmp_path).locked().__enter__()
+    with pytest.raises(OSError, match="disk"), RunFolder(tmp_path).locked():  # what happens within is another matter
+        raise OSError("disk")

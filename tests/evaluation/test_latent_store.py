@@ -165,3 +165,15 @@ def test_the_prior_is_fitted_to_no_more_pictures_than_it_takes(
     assert store is not None
     assert len(store.latents) == 10
     assert store.class_counts.sum() == 32, "of the whole split"
+
+
+@pytest.mark.parametrize(
+    "name", ["latents", "labels", "prior.mean", "prior.basis", "prior.std", "prior.means", "prior.cholesky"]
+)
+def test_tensors_that_do_not_fit_together_are_damage(path: Path, name: str) -> None:
+    """Found when the file is read, not when it is sampled from."""
+    tensors = load_file(path)
+    for changed in (tensors[name][..., :-1].contiguous(), tensors[name][None], tensors[name][:0]):
+        save_file({**tensors, name: changed}, path, metadata={"owner": "owner"})
+        with pytest.raises(UserError, match="is damaged"):
+            read_latents(path, "owner")
