@@ -4,6 +4,7 @@ import logging
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from omegaconf import DictConfig
 from flowergen.config import conf_dir, launcher
 from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
+from flowergen.config.duration import seconds_of
+from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
 from flowergen.errors import UserError
@@ -36,12 +39,13 @@ def run_job(composed: DictConfig) -> None:
     if not is_first_process():  # the first one says whatever is to be said
         logging.getLogger().setLevel(logging.CRITICAL)
         try:
-            train(config, run)
+            with limits_of_training(config):
+                train(config, run)
         except UserError:
             sys.exit(2)
         return
     try:
-        with run.locked(), Provenance(run, config["seed"]):
+        with run.locked(), Provenance(run, config["seed"]), limits_of_training(config):
             train(config, run)
     except UserError as error:
         log.error(f"error: {one_line(error)}")
@@ -50,9 +54,12 @@ def run_job(composed: DictConfig) -> None:
 
 def train(config: dict[str, Any], run: RunFolder) -> None:
     """Build everything, fit, and say where it lies."""
+    started = time.monotonic()
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from flowergen.callbacks.budget import seconds_spent
+    from flowergen.config.batch_size import settle_batch_size
     from flowergen.config.build import (
         build_datamodule,
         build_module,
@@ -74,7 +81,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _store(config, run)
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
+    budget = config["trainer"]["budget"]
+    if checkpoint and budget and seconds_spent(checkpoint) >= seconds_of(budget) and run.is_complete():
+        raise UserError(f"the budget of {budget} is spent: give more with trainer.budget=, of all sessions together")
+    if checkpoint and not budget and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
@@ -84,14 +94,16 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]))
     module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
     prepare_latents(config, run, module, datamodule, autoencoder)
-    trainer = build_trainer(config, run, resumed_from=checkpoint)
-    log.info(_essentials(datamodule, module, trainer, run))
+    if settle_batch_size(config, run, datamodule, module) and not resumed:
+        _store(config, run)
+    trainer = build_trainer(config, run, checkpoint, started)
+    log.info(_essentials(datamodule, module, trainer, run, budget))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
         for key, (before, now) in changed(run.read_config(), config).items():
             if key != "resume":
                 log.info(f"changed since the run started: {key} was {before} and is {now}")
         if config["model"].get("lr_schedule") == "cosine":
-            log.info(f"the learning rate's cosine now ends with epoch {config['trainer']['max_epochs']}")
+            log.info(f"the learning rate's cosine now ends with {'the budget' if budget else f'epoch {trainer.max_epochs}'}")
         _store(config, run)
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
@@ -115,6 +127,8 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
         given = HydraConfig.get().overrides
         lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
         typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_taken_over(line))]
+        if "data.batch_size=auto" in typed:  # the number that was found is in the config
+            typed = [line for line in typed if not line.startswith("++data.batch_size=")]
         run.store(config, [*lines, *typed])
 
 
@@ -134,7 +148,9 @@ def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
     return None
 
 
-def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder) -> str:
+def _essentials(
+    datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder, budget: str | None
+) -> str:
     import torch
 
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -144,7 +160,7 @@ def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "T
         [
             f"data       {datamodule.summary()}",
             f"model      {type(module).__name__}: {module.summary()}, {parameters:,} parameters",
-            f"training   {trainer.max_epochs} epochs, batches of {datamodule.batch_size}",
+            f"training   {budget or f'{trainer.max_epochs} epochs'}, batches of {datamodule.batch_size}",
             f"device     {device}{threads}, precision {trainer.precision}",
             f"run folder {run.path}",
         ]
