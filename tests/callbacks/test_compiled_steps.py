@@ -56,7 +56,8 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
         torch.testing.assert_close(tensor, compiled.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     more = "trainer.max_epochs=3"
     for source, target in (("compiled", "false"), ("plain", "true")):
-        resumed = train(tmp_path / f"from_{source}", *options, more, f"trainer.compile={target}", resume=tmp_path / source / "checkpoints" / "last.ckpt")  # fmt: skip
+        last = tmp_path / source / "checkpoints" / "last.ckpt"
+        resumed = train(tmp_path / f"from_{source}", *options, more, f"trainer.compile={target}", resume=last)
         assert resumed.optimizer_steps > plain.optimizer_steps
 
 
