@@ -119,7 +119,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         store_what_sampling_needs(config, run, module, datamodule)
-        log.info(_farewell(run))
+        log.info(_farewell(run, budget))
 
 
 def _store(config: dict[str, Any], run: RunFolder) -> None:
@@ -167,14 +167,15 @@ def _essentials(
     )
 
 
-def _farewell(run: RunFolder) -> str:
+def _farewell(run: RunFolder, budget: str | None) -> str:
     lines = ["done"]
     for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
         if path.exists():
             lines.append(f"{what:<12} {path}")
     if run.tensorboard.exists():
         lines.append(f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
-    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} trainer.max_epochs=...")
+    more = "trainer.budget" if budget else "trainer.max_epochs"
+    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} {more}=...")
     return "\n".join(lines)
 
 

@@ -167,6 +167,7 @@ class Budget(Callback):
             else:
                 self._epoch_end = taken
             self._last_step = now
+            self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to
 
     def on_validation_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Start."""

@@ -1,6 +1,7 @@
 """``data.batch_size=auto``: as many pictures as fit, found by training steps of a throw-away copy."""
 
 import copy
+import gc
 import logging
 import os
 import resource
@@ -45,7 +46,8 @@ def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataMod
     """
     if config["data"].get("batch_size") != "auto":
         return False
-    if is_first_process() and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and int(os.environ.get("SLURM_NTASKS", "1")) == 1
+    if is_first_process() and alone:
         found = _find(config, data, module)
     else:  # Lightning starts the others when the first has found it
         found = run.read_config()["data"]["batch_size"]
@@ -111,23 +113,26 @@ def largest_that_fits(
 
 def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> int:
     trainer = config["trainer"]
-    on_gpu = resolve_device(trainer) != "cpu"
+    device = torch.device(resolve_device(trainer))
+    on_gpu = device.type == "cuda"
     devices = _num_devices(trainer["devices"], on_gpu) * trainer["num_nodes"]
     sizes = candidates(len(data.rows["train"]), devices * trainer["accumulate_grad_batches"])
     log.info(f"data.batch_size=auto: trying {', '.join(map(str, sizes))}")
-    available = torch.cuda.mem_get_info()[0] if on_gpu else available_memory()
-    before = torch.cuda.memory_reserved() if on_gpu else _peak_rss()
+    available = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    before = torch.cuda.memory_reserved(device) if on_gpu else _peak_rss()
 
     def grows_by(size: int) -> int | None:
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(device)
         try:
             _train(config, data, module, size // devices)
         except torch.cuda.OutOfMemoryError:
             return None
         finally:
+            data.trainer = None  # which holds the copy
+            gc.collect()
             torch.cuda.empty_cache()
-        return (torch.cuda.max_memory_reserved() if on_gpu else _peak_rss()) - before
+        return (torch.cuda.max_memory_reserved(device) if on_gpu else _peak_rss()) - before
 
     found, why = largest_that_fits(sizes, grows_by, available, foresees=not on_gpu)
     log.info(f"data.batch_size=auto: {found} ({why}); the learning rate stays as it is, whatever the batch size")

@@ -34,6 +34,8 @@ def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         if not any(_is_out_of_memory(cause) for cause in _causes(error)):
             raise
