@@ -34,6 +34,10 @@ class CompiledSteps(Callback):
         """Anything else."""
         torch.compiler.set_stance("force_eager")
 
+    def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
+        """As it was: Lightning then leaves ``teardown`` out."""
+        torch.compiler.set_stance("default")
+
     def teardown(self, trainer: Trainer, pl_module: ImageModel, stage: str) -> None:
         """As it was."""
         torch.compiler.set_stance("default")

@@ -56,6 +56,8 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
     try:
         with says_what_to_shrink(lambda: training_advice(config, _has_gpu())):
             yield
+    except UserError:
+        raise
     except Exception as error:
         compiler = next(
             (cause for cause in _causes(error) if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor"))), None
