@@ -72,12 +72,13 @@ class Plan(NamedTuple):
     Attributes:
         total_steps: optimiser steps of the run.
         num_epochs: of the run, the last one may be cut short.
-        validates: whether this epoch may validate; else it leaves that to the last one, for which the time would not suffice.
+        looks: whether this epoch may validate and draw, where it is due; else it leaves that to the last one, for which there
+            would be no time.
     """
 
     total_steps: int
     num_epochs: int
-    validates: bool
+    looks: bool
 
 
 def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan:
@@ -98,17 +99,15 @@ def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan
     after = usable - at.to_epoch_end * seconds.step - seconds.epoch_end
     if left <= at.to_epoch_end or after < worth:
         return here
-    pictures_due = at.draws_every and (at.epoch + 1) % at.draws_every == 0
-    after -= seconds.pictures if pictures_due else 0.0
-    validates = True
-    if at.validates_every and (at.epoch + 1) % at.validates_every == 0:
-        validates = after - seconds.validation >= worth
-        after -= seconds.validation if validates else 0.0
+    due = ((seconds.validation, at.validates_every), (seconds.pictures, at.draws_every))
+    look = sum(taken for taken, every in due if every and (at.epoch + 1) % every == 0)
+    looks = after - look >= worth
+    after -= look if looks else 0.0
     between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
     whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
     part = min(at.steps_an_epoch, int(rest / seconds.step))
     steps = here.total_steps + int(whole) * at.steps_an_epoch + part
-    return Plan(steps, at.epoch + 1 + max(1, int(whole) + (part > 0)), validates)
+    return Plan(steps, at.epoch + 1 + max(1, int(whole) + (part > 0)), looks)
 
 
 def _share(seconds: float, every: int) -> float:
@@ -151,6 +150,9 @@ class Budget(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Remember what the plan may change."""
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self._drawing = [each for each in callbacks if isinstance(each, ImageGrids | PeriodicEvaluation) and each.every_epochs]
+        self._draws_every = [each.every_epochs for each in self._drawing]
         self._next_check = pl_module.optimizer_steps + FIRST_PLAN_STEPS
         self._began: float | None = None
 
@@ -160,12 +162,12 @@ class Budget(Callback):
         if self._began is None:
             self._began, self._first_step = now, pl_module.optimizer_steps
         if self._epoch_ended is not None:
-            trainer.check_val_every_n_epoch = self._validates_every or 1
             taken, self._epoch_ended = now - self._epoch_ended, None
-            if self._draws(trainer, trainer.current_epoch):
+            if any(trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing):
                 self._pictures = max(0.0, taken - self._epoch_end)
             else:
                 self._epoch_end = taken
+            self._look_every(trainer, None)
             self._last_step = now
             self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to
 
@@ -205,8 +207,8 @@ class Budget(Callback):
             self.over = True
             trainer.fit_loop.max_batches = trainer.val_check_batch = batch_idx + 1
             trainer.check_val_every_n_epoch = 1
-        elif ends_epoch and not made.validates:
-            trainer.check_val_every_n_epoch = trainer.current_epoch + 2  # of which this epoch is no multiple
+        elif ends_epoch and not made.looks:
+            self._look_every(trainer, trainer.current_epoch + 2)  # of which this epoch is no multiple
 
     def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
         """Of the first process; says when to look again."""
@@ -224,7 +226,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.parts,
             batches // pl_module.parts,
             self._validates_every,
-            min((callback.every_epochs for callback in _drawing(trainer)), default=0),
+            min(self._draws_every, default=0),
         )
         validation = self._validation if self._validates_every else 0.0
         seconds = Seconds(mean, validation, self._epoch_end, self._pictures, self._storing)
@@ -240,8 +242,11 @@ class Budget(Callback):
             )
         return made
 
-    def _draws(self, trainer: Trainer, epochs_done: int) -> bool:
-        return any(epochs_done % callback.every_epochs == 0 for callback in _drawing(trainer))
+    def _look_every(self, trainer: Trainer, epochs: int | None) -> None:
+        """Validate and draw every so many epochs; None for as often as it was told to."""
+        trainer.check_val_every_n_epoch = epochs or self._validates_every or 1
+        for callback, every in zip(self._drawing, self._draws_every, strict=True):
+            callback.every_epochs = epochs or every
 
     @torch.no_grad()
     def _rehearse(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -262,8 +267,7 @@ class Budget(Callback):
             limit = trainer.limit_val_batches
             num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
             self._validation = taken * num
-        grids = [callback for callback in trainer.callbacks if isinstance(callback, ImageGrids)]  # type: ignore[attr-defined]
-        for grid in grids:
+        for grid in (callback for callback in self._drawing if isinstance(callback, ImageGrids)):
             num = min(grid.num_samples, REHEARSED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
             start = self.clock()
             pl_module.sample(num, seed=pl_module.seed)
@@ -291,14 +295,6 @@ class Budget(Callback):
 def _wait_for(pl_module: ImageModel) -> None:
     if pl_module.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _drawing(trainer: Trainer) -> list[ImageGrids | PeriodicEvaluation]:
-    """What is done after some epochs and after the last one."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [
-        callback for callback in callbacks if isinstance(callback, ImageGrids | PeriodicEvaluation) and callback.every_epochs
-    ]
 
 
 def seconds_spent(checkpoint: dict[str, Any]) -> float:

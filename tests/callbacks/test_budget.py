@@ -52,8 +52,7 @@ def life(budget: float, an_epoch: int, seconds: Seconds, validates_every: int, d
                 assert made.num_epochs == epoch + 1
                 return now + seconds.validation + seconds.epoch_end + seconds.pictures + seconds.storing
         assert made.num_epochs > epoch + 1
-        validates = validates_every and (epoch + 1) % validates_every == 0 and made.validates
-        draws = draws_every and (epoch + 1) % draws_every == 0
+        validates, draws = (every and (epoch + 1) % every == 0 and made.looks for every in (validates_every, draws_every))
         now += seconds.epoch_end + (seconds.validation if validates else 0) + (seconds.pictures if draws else 0)
     raise AssertionError
 
@@ -120,7 +119,8 @@ def train(
     run: Path, clock: Clock, seconds: float, *overrides: str, ageing: Ageing | None = None, resume: Path | None = None
 ) -> tuple[ImageModel, Any, Ageing]:
     """Returns the model, the trainer and what was seen."""
-    config = resolve(checked([*TINY_RUN, "trainer.budget=1h", "model.lr_schedule=cosine", *overrides])[0])
+    quiet = ("logger=none", "callbacks.loss_plot=null", "callbacks.hparams=null")
+    config = resolve(checked([*TINY_RUN, *quiet, "trainer.budget=1h", "model.lr_schedule=cosine", *overrides])[0])
     data = build_datamodule(config)
     data.setup()
     module = build_module(config, len(data.class_names))
@@ -140,10 +140,10 @@ STORING = 1.0 + 64 * 3e-4  # of 64 pictures that take no time to encode, by the 
     ("seconds", "overrides"),
     [
         (25.0, ("data.num_images=1600",)),  # 160 steps an epoch: a part of one
-        (60.0, ()),  # 8 steps an epoch: many, each with a validation
-        (60.0, ("trainer.check_val_every_n_epoch=7",)),
-        (60.0, ("trainer.accumulate_grad_batches=2",)),
-        (40.0, ("trainer.limit_val_batches=0",)),
+        (30.0, ()),  # 8 steps an epoch: many, each with a validation
+        (30.0, ("trainer.check_val_every_n_epoch=7",)),
+        (30.0, ("trainer.accumulate_grad_batches=2",)),
+        (20.0, ("trainer.limit_val_batches=0",)),
     ],
 )
 def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ...], tmp_path: Path, clock: Clock) -> None:
@@ -165,20 +165,20 @@ def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ..
 @pytest.mark.parametrize("later", [0.4, 2.5])
 def test_a_machine_that_changes_its_mind_is_followed(later: float, tmp_path: Path, clock: Clock) -> None:
     """Faster or slower from the middle on: the horizon moves, the end does not."""
-    _, _, seen = train(tmp_path, clock, 60.0, "data.num_images=1600", ageing=Ageing(clock, later, from_second=30.0))
+    _, _, seen = train(tmp_path, clock, 40.0, "data.num_images=1600", ageing=Ageing(clock, later, from_second=20.0))
     end = clock.now + 1.0 + 1280 * 3e-4
-    assert 0.95 * 60 <= end <= 1.01 * 60
-    assert (seen.horizons[20] < seen.horizons[-1]) == (later < 1)
+    assert 0.95 * 40 <= end <= 1.01 * 40
+    assert (seen.horizons[15] < seen.horizons[-1]) == (later < 1)
 
 
 def test_a_resumed_run_goes_on_with_what_is_left(tmp_path: Path, clock: Clock) -> None:
-    """20 s, then 50 of which 20 are spent; a checkpoint within the last epoch knows the seconds so far."""
+    """20 s, then 42 of which 20 are spent; a checkpoint within the last epoch knows the seconds so far."""
     first, _, _ = train(tmp_path, clock, 20.0, "callbacks.checkpoints.checkpoint_every_steps=5")
     assert 19 <= clock.now + STORING <= 20.2
     before = clock.now
     last = tmp_path / "checkpoints" / "last.ckpt"
-    second, _, _ = train(tmp_path, clock, 50.0, resume=last)
-    assert 0.95 * 50 <= 20 + clock.now - before + STORING <= 1.01 * 50
+    second, _, _ = train(tmp_path, clock, 42.0, resume=last)
+    assert 0.95 * 42 <= 20 + clock.now - before + STORING <= 1.01 * 42
     assert second.optimizer_steps > 2 * first.optimizer_steps - 10
     assert seconds_spent({"callbacks": {}}) == 0
 

@@ -1,6 +1,6 @@
 """trainer.compile, by a compiler that counts and changes nothing: the real one takes a minute."""
 
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
 
         return run
 
-    monkeypatch.setattr(nn.Module, "compile", partial(_compile, backend=counting))
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile, backend=counting))
     options = [*RUNS[model], "data.num_images=40"]
     compiled, plain = train(tmp_path / "compiled", *options, "trainer.compile=true"), train(tmp_path / "plain", *options)
     assert modes
