@@ -97,17 +97,17 @@ def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan
     left = max(0, int(usable / seconds.step))
     here = Plan(at.steps + min(left, at.to_epoch_end), at.epoch + 1, True)
     after = usable - at.to_epoch_end * seconds.step - seconds.epoch_end
-    if left <= at.to_epoch_end or after < worth:
+    if after < max(worth, seconds.step):
         return here
     due = ((seconds.validation, at.validates_every), (seconds.pictures, at.draws_every))
     look = sum(taken for taken, every in due if every and (at.epoch + 1) % every == 0)
-    looks = after - look >= worth
+    looks = after - look >= max(worth, seconds.step)
     after -= look if looks else 0.0
     between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
     whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
     part = min(at.steps_an_epoch, int(rest / seconds.step))
     steps = here.total_steps + int(whole) * at.steps_an_epoch + part
-    return Plan(steps, at.epoch + 1 + max(1, int(whole) + (part > 0)), looks)
+    return Plan(steps, at.epoch + 1 + int(whole) + (part > 0), looks)
 
 
 def _share(seconds: float, every: int) -> float:

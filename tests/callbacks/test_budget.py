@@ -59,10 +59,12 @@ def life(budget: float, an_epoch: int, seconds: Seconds, validates_every: int, d
 
 @pytest.mark.parametrize("budget", [30.0, 61.0, 600.0])
 def test_a_followed_plan_ends_in_the_last_twentieth_of_the_budget(budget: float) -> None:
-    """Whatever an epoch's length, and never late."""
+    """Whatever an epoch's length, and never late; steps of 2 s cannot be cut."""
     for an_epoch, every, draws in itertools.product((3, 17, 80, 155, 233, 5000), (0, 1, 6), (0, 1, 9)):
         end = life(budget, an_epoch, SECONDS, every, draws)
         assert 0.95 * budget <= end <= budget + 1e-6, (an_epoch, every, draws)
+        end = life(budget, an_epoch, SECONDS._replace(step=2.0), every, draws)
+        assert 0.95 * budget - 2 <= end <= budget + 1e-6, (an_epoch, every, draws)
 
 
 class Clock:
