@@ -40,6 +40,20 @@ def test_no_time_is_the_end_here() -> None:
     assert plan(at, SECONDS, 3.0, worth=0.6) == Plan(7, 3, True)
 
 
+def test_no_epoch_is_begun_for_next_to_nothing() -> None:
+    """Another epoch's end takes 0.5 s: of 1.05 s, 0.55 remain, of 1.15 s 0.65, which is worth it; or a step of 0.8 s is not."""
+    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
+    assert plan(at, SECONDS, 6.5 + 1.05, worth=0.6) == Plan(100, 1, True)
+    assert plan(at, SECONDS, 6.5 + 1.15, worth=0.6) == Plan(106, 2, False)
+    assert plan(at, SECONDS._replace(step=0.8), 6.5 + 1.15, worth=0.6) == Plan(100, 1, True)
+
+
+def test_epochs_that_fit_exactly_are_not_followed_by_an_empty_one() -> None:
+    """Two epochs of 12.7 s, and less than a step more."""
+    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
+    assert plan(at, SECONDS, 6.5 + 2.5 + 2 * 12.7 + 0.05, worth=0.6) == Plan(300, 3, True)
+
+
 def life(budget: float, an_epoch: int, seconds: Seconds, validates_every: int, draws_every: int) -> float:
     """When a run ends whose plan is followed to the letter, and whose seconds are exact."""
     worth, now, steps = 0.02 * budget, 0.0, 0
