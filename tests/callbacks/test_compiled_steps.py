@@ -18,7 +18,13 @@ from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN
 RUNS = {
     "vae": TINY_RUN,
     "vae_gan": (*TINY_VAE_GAN, "trainer.max_epochs=1"),
-    "latent_ddpm": (*TINY_LATENT_DDPM, "autoencoder=none", "data.image_size=8", "trainer.max_epochs=1"),
+    "latent_ddpm": (
+        *TINY_LATENT_DDPM,
+        "autoencoder=none",
+        "data.image_size=8",
+        "model.network.multipliers=[1]",
+        "trainer.max_epochs=1",
+    ),
 }
 
 
@@ -54,6 +60,8 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(tensor, compiled.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    if model != "vae":  # one will do
+        return
     more = "trainer.max_epochs=3"
     for source, target in (("compiled", "false"), ("plain", "true")):
         last = tmp_path / source / "checkpoints" / "last.ckpt"
