@@ -196,7 +196,7 @@ class Budget(Callback):
         ends_epoch = batch_idx + 1 >= trainer.num_training_batches
         if steps < self._next_check and not ends_epoch:
             return
-        decided = (self._plan(trainer, pl_module, batch_idx), self._next_check) if trainer.is_global_zero else None
+        decided: Any = (self._plan(trainer, pl_module, batch_idx), self._next_check) if trainer.is_global_zero else None
         made, self._next_check = trainer.strategy.broadcast(decided)
         pl_module.total_steps = made.total_steps
         trainer.fit_loop.max_epochs = made.num_epochs
