@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flowergen.config.card_folder import card_folder, refuse_other_content
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Evaluate
+from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import RunFolder, find_run, git_state, hardware, locked, versions, write_atomically
 from flowergen.config.sampling import OF_DIFFUSION, check_sampling
@@ -25,6 +26,7 @@ OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root
 OF_FOLDERS = ("reference", "train", "image_size")
 
 
+@says_what_to_shrink("; take fewer pictures at a time with batch_size=, or in all with num_samples=")
 def main() -> None:
     """Check, measure, write the card, and print it."""
     config = read_command_line("evaluate", Evaluate, sys.argv[1:])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Latents
+from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run, write_atomically
 from flowergen.data.listing import printable
@@ -23,6 +24,7 @@ MOST_VALUES = 2**26  # of the posterior means of a split: 256 MiB
 MOST_COMPARED = 1024  # pictures, each with each
 
 
+@says_what_to_shrink("; take fewer pictures with num=")
 def main() -> None:
     """Check, encode, measure, draw, and say what came out."""
     config = read_command_line("latents", Latents, sys.argv[1:])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Sample
+from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
 from flowergen.config.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
@@ -22,6 +23,7 @@ MOST_CLASSES = 16  # that are sampled where none are named, and whose denoising 
 DEFAULT_NUM = 64  # of a model without classes
 
 
+@says_what_to_shrink("; take fewer pictures at a time with batch_size=, or denoising=false")
 def main() -> None:
     """Check, load, write, and say where the pictures are."""
     config = read_command_line("sample", Sample, sys.argv[1:])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,8 @@ from omegaconf import DictConfig
 from flowergen.config import conf_dir, launcher
 from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
+from flowergen.config.duration import seconds_of
+from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
 from flowergen.errors import Stopped, UserError
@@ -42,7 +45,8 @@ def run_job(composed: DictConfig) -> None:
     if not is_first_process():  # the first one says whatever is to be said
         logging.getLogger().setLevel(logging.CRITICAL)
         try:
-            train(config, run)
+            with limits_of_training(config):
+                train(config, run)
         except UserError:
             sys.exit(2)
         except Stopped:  # the first one reports it; another status here would make Lightning end that one too
@@ -52,7 +56,7 @@ def run_job(composed: DictConfig) -> None:
         with run.locked():
             if config["resume"] is None:
                 _store(config, run)
-            with Provenance(run, config["seed"]):
+            with Provenance(run, config["seed"]), limits_of_training(config):
                 train(config, run)
     except UserError as error:
         log.error(f"error: {one_line(error)}")
@@ -71,10 +75,13 @@ def run_job(composed: DictConfig) -> None:
 
 def train(config: dict[str, Any], run: RunFolder) -> None:
     """Build everything, fit, and say where it lies."""
+    started = time.monotonic()
     import torch
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.stop_signals import StopSignals
+    from flowergen.config.batch_size import settle_batch_size
     from flowergen.config.build import (
         build_datamodule,
         build_module,
@@ -95,7 +102,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     resumed = config["resume"] is not None
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
+    budget = config["trainer"]["budget"]
+    if checkpoint and budget and seconds_spent(checkpoint) >= seconds_of(budget) and run.is_complete():
+        raise UserError(f"the budget of {budget} is spent: give more with trainer.budget=, of all sessions together")
+    if checkpoint and not budget and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
@@ -105,15 +115,17 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]))
     module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
     prepare_latents(config, run, module, datamodule, autoencoder)
+    if settle_batch_size(config, run, datamodule, module) and not resumed:
+        _store(config, run)
     module.on_nonfinite = config["trainer"]["on_nonfinite"]
-    trainer = build_trainer(config, run, resumed_from=checkpoint)
-    log.info(_essentials(datamodule, module, trainer, run))
+    trainer = build_trainer(config, run, checkpoint, started)
+    log.info(_essentials(datamodule, module, trainer, run, budget))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
         for key, (before, now) in changed(run.read_config(), config).items():
             if key != "resume":
                 log.info(f"changed since the run started: {key} was {before} and is {now}")
         if config["model"].get("lr_schedule") == "cosine":
-            log.info(f"the learning rate's cosine now ends with epoch {config['trainer']['max_epochs']}")
+            log.info(f"the learning rate's cosine now ends with {'the budget' if budget else f'epoch {trainer.max_epochs}'}")
         _store(config, run)
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
@@ -133,7 +145,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         store_what_sampling_needs(config, run, module, datamodule)
-        log.info(_farewell(run))
+        log.info(_farewell(run, budget))
 
 
 def _store(config: dict[str, Any], run: RunFolder) -> None:
@@ -141,6 +153,8 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
         given = HydraConfig.get().overrides
         lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
         typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_taken_over(line))]
+        if "data.batch_size=auto" in typed:  # the number that was found is in the config
+            typed = [line for line in typed if not line.startswith("++data.batch_size=")]
         run.store(config, [*lines, *typed])
 
 
@@ -160,7 +174,9 @@ def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
     return None
 
 
-def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder) -> str:
+def _essentials(
+    datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder, budget: str | None
+) -> str:
     import torch
 
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -170,7 +186,7 @@ def _essentials(datamodule: "ImageDataModule", module: "ImageModel", trainer: "T
         [
             f"data       {datamodule.summary()}",
             f"model      {type(module).__name__}: {module.summary()}, {parameters:,} parameters",
-            f"training   {trainer.max_epochs} epochs, batches of {datamodule.batch_size}",
+            f"training   {budget or f'{trainer.max_epochs} epochs'}, batches of {datamodule.batch_size}",
             f"device     {device}{threads}, precision {trainer.precision}",
             f"run folder {run.path}",
         ]
@@ -187,14 +203,15 @@ def _last_good(run: RunFolder) -> str:
     return f"the last good checkpoint is {last} of step {step:,}: go on from it by resume={run.path}"
 
 
-def _farewell(run: RunFolder) -> str:
+def _farewell(run: RunFolder, budget: str | None) -> str:
     lines = ["done"]
     for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
         if path.exists():
             lines.append(f"{what:<12} {path}")
     if run.tensorboard.exists():
         lines.append(f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
-    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} trainer.max_epochs=...")
+    more = "trainer.budget" if budget else "trainer.max_epochs"
+    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} {more}=...")
     return "\n".join(lines)
 
 

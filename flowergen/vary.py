@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Vary
+from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
 from flowergen.data.listing import printable
@@ -29,6 +30,7 @@ LONGEST_NAME = 50  # characters of a picture, in the names of its files: four by
 MOST_VALUES = 2**29  # pixel values made at once: 2 GiB in float32, and twice as much with the grid
 
 
+@says_what_to_shrink("; take fewer at once with num= or num_pictures=")
 def main() -> None:
     """Check, load, write, and say where the pictures are."""
     config = read_command_line("vary", Vary, sys.argv[1:])

@@ -76,7 +76,7 @@ class BareStep:
         self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self.module.manual_backward = self._backward  # type: ignore[method-assign]
         if "compiled" in arm:
-            for part in _parts_to_compile(self.module):
+            for part in self.module.networks_to_compile:
                 part.compile()
 
     def __call__(self) -> None:
@@ -150,16 +150,6 @@ class BareStep:
         now = time.perf_counter()
         self.seconds[name] += now - self.started
         self.started = now
-
-
-def _parts_to_compile(module: ImageModel) -> list[torch.nn.Module]:
-    if isinstance(module, VAEGANModule):
-        judging = [module.adversary.discriminator] if module.adversary else []
-        return [module.net.encoder, module.net.decoder.layers, *judging]
-    if isinstance(module, LatentDDPMModule):
-        return [module.net]
-    net = cast(VAEModule, module).net
-    return [net["encoder"], net["decoder"]]
 
 
 class SynchronisedStopwatch(Stopwatch):

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich import progress as rich_progress
 from rich.console import Console
 
+from flowergen.callbacks.budget import Budget
 from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,11 @@ class Progress(ProgressBar):
                 rich_progress.BarColumn(),
                 rich_progress.MofNCompleteColumn(),
                 rich_progress.TextColumn("{task.fields[rate]:,.0f} images/s, ETA"),
-                rich_progress.TimeRemainingColumn(),
+                rich_progress.TextColumn("{task.fields[eta]}"),
                 console=Console(stderr=True),
                 transient=True,
             )
-            total = trainer.num_training_batches * (trainer.max_epochs or 1)
-            done = trainer.current_epoch * trainer.num_training_batches
-            self._task = self._bar.add_task("train", total=total, completed=int(done), epoch="", rate=0.0)
+            self._task = self._bar.add_task("train", total=None, epoch="", rate=0.0, eta="")
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -73,9 +72,10 @@ class Progress(ProgressBar):
         self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
         if self._bar is not None:
-            done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
             epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._bar.update(self._task, completed=done, epoch=epoch, rate=self._rate)
+            done, total = pl_module.optimizer_steps, pl_module.total_steps
+            eta = self._eta(trainer, pl_module)
+            self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Report the last epoch."""
@@ -96,13 +96,20 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
         epochs = trainer.max_epochs or 1
-        seconds_per_batch = (time.monotonic() - self._started) / self._batches_done
-        eta = timedelta(seconds=round(seconds_per_batch * (epochs - epochs_done) * trainer.num_training_batches))
+        eta = self._eta(trainer, pl_module)
         if self._bar is not None:  # it would stand in the line's way
             self._bar.stop()
         log.info(f"epoch {epochs_done}/{epochs}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
         if self._bar is not None:
             self._bar.start()
+
+    def _eta(self, trainer: Trainer, pl_module: ImageModel) -> timedelta:
+        """To the end of training; with a budget, to the end of the command."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Budget):
+                return timedelta(seconds=max(0, round(callback.remaining)))
+        seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.parts
+        return timedelta(seconds=round(seconds_per_step * (pl_module.total_steps - pl_module.optimizer_steps)))
 
     def _stop(self) -> None:
         if self._bar is not None:

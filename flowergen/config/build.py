@@ -17,8 +17,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
+from flowergen.callbacks.budget import Budget, seconds_spent
+from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.command import flat, one_line
+from flowergen.config.duration import seconds_of
 from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
@@ -30,6 +33,7 @@ from flowergen.randomness import initialisation
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
 PARTS = (torch.nn.Module, torch.optim.Optimizer)  # what a config may call within a model
+MOST_EPOCHS = 10**6  # where a budget decides
 
 
 def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> Any:
@@ -89,7 +93,10 @@ def _check_parts(value: Any, where: str) -> None:
 
 def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     """The data set, its pictures not yet touched."""
-    return instantiate(config["data"], "data", ImageDataModule)
+    data = config["data"]
+    if data.get("batch_size") == "auto":
+        data = data | {"batch_size": 1}  # until it is found, see config.batch_size
+    return instantiate(data, "data", ImageDataModule)
 
 
 def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
@@ -204,18 +211,21 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return "32-true"
 
 
-def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> Trainer:
+def build_trainer(
+    config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None, started: float | None = None
+) -> Trainer:
     """Lightning's Trainer with our loggers and callbacks, all of them writing into the run folder.
 
     Args:
         config: the whole of it.
         run: where.
         resumed_from: the checkpoint that training goes on from.
+        started: when the command began, by ``time.monotonic``; None for now.
 
     Raises:
         UserError: for hardware that is not there and arguments that Lightning refuses.
     """
-    ours = ("channels_last", "num_threads", "on_nonfinite")
+    ours = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
     settings = {key: value for key, value in config["trainer"].items() if key not in ours}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
@@ -225,6 +235,13 @@ def build_trainer(config: dict[str, Any], run: RunFolder, resumed_from: dict[str
         settings.pop("gradient_clip_algorithm", None)
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = [*_build_callbacks(config, run), StopSignals()]
+    if config["trainer"]["compile"]:
+        callbacks.insert(0, CompiledSteps())
+    if config["trainer"]["budget"]:
+        budget = Budget(seconds_of(config["trainer"]["budget"]), started)
+        callbacks.insert(0, budget)  # its clock then counts what the others do
+        spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
+        settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
     try:
         trainer: Trainer = instantiate(
             settings,

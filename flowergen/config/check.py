@@ -203,12 +203,13 @@ def contradictions(config: dict[str, Any]) -> None:
         )
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
-    if data.get("batch_size", parts) % parts:
+    if data.get("batch_size", parts) != "auto" and data.get("batch_size", parts) % parts:
         raise UserError(
             f"data.batch_size={data['batch_size']} counts the pictures of an optimiser step and must be a multiple of "
             f"{devices * trainer['num_nodes']} device(s) x trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']}"
         )
-    if trainer["limit_val_batches"] and trainer["check_val_every_n_epoch"] > trainer["max_epochs"]:
+    never = not trainer["budget"] and trainer["check_val_every_n_epoch"] > trainer["max_epochs"]
+    if trainer["limit_val_batches"] and never:
         raise UserError(
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} never comes within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"

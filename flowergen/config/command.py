@@ -162,7 +162,10 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
-    composed, lines = checked(merged([*paths, *run.read_overrides(), *overrides]), run)
+    given = merged([*paths, *run.read_overrides(), *overrides])
+    composed, lines = checked(given, run)
+    if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # it has been found
+        composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
     for key, (before, now) in changed(stored, resolve(composed)).items():
         may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
         if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from flowergen.config.duration import is_duration
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -264,7 +266,7 @@ class _Images:
     _target_: str
     name: Annotated[str, NON_EMPTY]
     image_size: Annotated[int, between(8, 1024)]
-    batch_size: Natural
+    batch_size: Natural | Literal["auto"]
     split: str
     split_seed: Seed
     horizontal_flip: bool
@@ -356,6 +358,8 @@ class Trainer:
     channels_last: bool
     num_threads: Annotated[int, between(1, 1024)] | None
     on_nonfinite: Literal["stop", "skip"]
+    budget: Annotated[Any, Rule(is_duration, "must be a time, such as 30s, 10min or 1h30min")] | None
+    compile: bool
     gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
     fast_dev_run: bool | int = MAY_BE_LEFT_OUT
     profiler: str | None = MAY_BE_LEFT_OUT

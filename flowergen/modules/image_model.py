@@ -77,6 +77,11 @@ class ImageModel(LightningModule, ABC):
     def summary(self) -> str:
         """One line: what the network is."""
 
+    @property
+    def networks_to_compile(self) -> list[nn.Module]:
+        """What a training step calls, for ``trainer.compile``; empty for a model that has nothing to compile."""
+        return []
+
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of a set's mean scores."""
         return means
@@ -115,6 +120,13 @@ class ImageModel(LightningModule, ABC):
         """The schedule's horizon: a resumed run with more epochs has a longer one."""
         batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
         self.total_steps = int(batches) // self.parts
+
+    def check_total_steps(self) -> None:
+        """Whether ``total_steps`` are enough for what the model is told to do; nothing to say of most models.
+
+        Raises:
+            UserError: they are not.
+        """
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """The scheduled one of this optimiser step."""

@@ -143,6 +143,11 @@ class LatentDDPMModule(ImageModel):
         return self.net if self.ema is None else self.ema.net
 
     @property
+    def networks_to_compile(self) -> list[nn.Module]:
+        """The denoiser."""
+        return [self.net]
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of what is diffused."""
         return self._latent_shape

@@ -95,6 +95,11 @@ class VAEModule(ImageModel):
         return self.net if self.ema is None else self.ema.net
 
     @property
+    def networks_to_compile(self) -> list[nn.Module]:
+        """Encoder and decoder."""
+        return [self.net["encoder"], self.net["decoder"]]
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(D, 1, 1)."""
         return self.latent_dim, 1, 1

@@ -164,6 +164,12 @@ class VAEGANModule(ImageModel):
         return self.net if self.ema is None else cast(ResidualAutoencoder, self.ema.net)
 
     @property
+    def networks_to_compile(self) -> list[nn.Module]:
+        """Encoder, the decoder but for its last layer, which the adaptive weight takes apart, and the discriminator."""
+        judging = [self.adversary.discriminator] if self.adversary else []
+        return [self.net.encoder, self.net.decoder.layers, *judging]
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
         return self._latent_shape
@@ -369,18 +375,22 @@ class VAEGANModule(ImageModel):
             )
 
     def on_train_start(self) -> None:
-        """Refuse a training run without a game.
+        """Refuse a training run without a game."""
+        super().on_train_start()
+        self.check_total_steps()
+
+    def check_total_steps(self) -> None:
+        """Whether the game begins.
 
         Raises:
             UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
         """
-        super().on_train_start()
         start, limit = self.adversarial_start_steps, self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
         if self.adversarial_weight and start >= self.total_steps and whole_epochs:
             raise UserError(
                 f"model.adversarial_start_steps={start} is never reached: this run has {self.total_steps} optimiser steps; "
-                "lower it, give more with trainer.max_epochs=, or do without: model.adversarial_weight=0"
+                "lower it, give more with trainer.max_epochs= or trainer.budget=, or do without: model.adversarial_weight=0"
             )
 
     # -- the end of an epoch

@@ -26,6 +26,13 @@ WRONG = {
     "trainer.max_epochs=1.5": "whole number",
     "trainer.max_epochs=true": "whole number",
     "trainer.precision=fp16": "bf16-mixed",
+    "trainer.budget=soon": "must be a time, such as 30s, 10min or 1h30min",
+    "trainer.budget=600": "must be a time",
+    "trainer.budget=0s": "must be a time",
+    "trainer.budget=5min2h": "must be a time",
+    "trainer.compile=1": "true or false",
+    "data.batch_size=many": "must be a whole number or auto",
+    "data.batch_size=0": "from 1 to",
     "trainer.limit_train_batches=0": "above 0",
     "model.beta=-1": "at least 0",
     "model.beta=nan": "must be a number",
@@ -108,6 +115,8 @@ CONTRADICTIONS = {
     (*PIXELS, "model.sampling.steps=200", "model.num_timesteps=100"): "steps=200 is more than model.num_timesteps=100",
 }
 RIGHT = [
+    ("trainer.budget=1h30min", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=3"),
+    ("data.batch_size=auto", "trainer.accumulate_grad_batches=3"),
     (*PIXELS, "model.objective=eps", "model.weighting=min_snr"),
     (*PIXELS, "model.objective=x0", "model.zero_terminal_snr=true"),
     (*PIXELS, *FLOW, "model.time_sampling=logit_normal", "model.sampling.sampler=heun"),
@@ -172,7 +181,7 @@ def test_the_schema_knows_the_arguments_that_the_class_takes(target: str) -> Non
         parameters = {**own, **parameters}
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
-    ours = {"channels_last", "num_threads"} if BY_TARGET[target] is Trainer else set()
+    ours = {"channels_last", "num_threads", "budget", "compile"} if BY_TARGET[target] is Trainer else set()
     assert set(described) - ours <= set(parameters)
     if not target.startswith("flowergen."):
         return

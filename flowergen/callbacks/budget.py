@@ -1,0 +1,302 @@
+"""A training run that ends when its time is up."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from flowergen.callbacks.evaluation import PeriodicEvaluation
+from flowergen.callbacks.images import ImageGrids
+from flowergen.evaluation.encoding import batch_of, posteriors
+from flowergen.evaluation.latent_store import MOST_FITTED
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+log = logging.getLogger(__name__)
+
+FIRST_PLAN_STEPS = 3  # the first step is a slow one, and not measured
+WINDOW_STEPS = 100  # whose mean is what the next ones will take
+REPLANS = 50  # in a run, and more of them close to its end
+WORTH = 0.02  # of the budget: for less than that no other epoch begins
+REHEARSED_SAMPLES = 8  # on a CPU, where their time grows with their number
+# until they have been seen, on a core of 2 to 3 GHz
+EPOCH_END_SECONDS = 1.0  # checkpoint, curves, logs
+FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # scikit-learn's import and its mixture model of the latents
+
+
+class Seconds(NamedTuple):
+    """What things take.
+
+    Attributes:
+        step: an optimiser step.
+        validation: a validation.
+        epoch_end: what else comes after every epoch.
+        pictures: what comes after the last epoch, and those that draw or evaluate.
+        storing: what is stored once training has ended.
+    """
+
+    step: float
+    validation: float
+    epoch_end: float
+    pictures: float
+    storing: float
+
+
+class Position(NamedTuple):
+    """Where training is.
+
+    Attributes:
+        steps: optimiser steps done.
+        epoch: from 0.
+        to_epoch_end: optimiser steps to the end of this epoch.
+        steps_an_epoch: of a whole one.
+        validates_every, draws_every: in epochs, 0 for never.
+    """
+
+    steps: int
+    epoch: int
+    to_epoch_end: int
+    steps_an_epoch: int
+    validates_every: int
+    draws_every: int
+
+
+class Plan(NamedTuple):
+    """What fits into the time.
+
+    Attributes:
+        total_steps: optimiser steps of the run.
+        num_epochs: of the run, the last one may be cut short.
+        looks: whether this epoch may validate and draw, where it is due; else it leaves that to the last one, for which there
+            would be no time.
+    """
+
+    total_steps: int
+    num_epochs: int
+    looks: bool
+
+
+def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan:
+    """Whole epochs with what comes after each, then as much of one as leaves the time for the end of the run.
+
+    Args:
+        at: where training is.
+        seconds: what things take.
+        remaining: seconds, what comes after the last step included.
+        worth: seconds of training for which another epoch is begun.
+
+    Returns:
+        With ``total_steps == at.steps`` if training has to end now.
+    """
+    usable = remaining - seconds.validation - seconds.epoch_end - seconds.pictures - seconds.storing
+    left = max(0, int(usable / seconds.step))
+    here = Plan(at.steps + min(left, at.to_epoch_end), at.epoch + 1, True)
+    after = usable - at.to_epoch_end * seconds.step - seconds.epoch_end
+    if after < max(worth, seconds.step):
+        return here
+    due = ((seconds.validation, at.validates_every), (seconds.pictures, at.draws_every))
+    look = sum(taken for taken, every in due if every and (at.epoch + 1) % every == 0)
+    looks = after - look >= max(worth, seconds.step)
+    after -= look if looks else 0.0
+    between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
+    whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
+    part = min(at.steps_an_epoch, int(rest / seconds.step))
+    steps = here.total_steps + int(whole) * at.steps_an_epoch + part
+    return Plan(steps, at.epoch + 1 + int(whole) + (part > 0), looks)
+
+
+def _share(seconds: float, every: int) -> float:
+    return seconds / every if every else 0.0
+
+
+class Budget(Callback):
+    """Lets a run last as long as it may, from the start of the command to the last file: ``plan``, over and over.
+
+    The plan is the horizon of the learning rate's schedule. It follows what steps, validations and pictures have taken so far;
+    the end of a run is rehearsed in small at its beginning. The last epoch ends after a whole optimiser step, with its
+    validation, pictures and checkpoint, wherever it is. The first process decides for all.
+
+    Args:
+        seconds: of the run, all its sessions together.
+        started: of the command, by ``clock``; None for now.
+        clock: in seconds.
+    """
+
+    def __init__(self, seconds: float, started: float | None = None, clock: Callable[[], float] = time.monotonic):
+        self.seconds, self.clock = seconds, clock
+        self.started = clock() if started is None else started
+        self.spent_before = 0.0
+        self.over = False
+        self._planned = False
+        self._steps: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._last_step: float | None = None
+        self._epoch_ended: float | None = None
+        self._next_check = 0
+        self._validation = self._pictures = self._storing = 0.0
+        self._epoch_end = EPOCH_END_SECONDS
+
+    @property
+    def remaining(self) -> float:
+        """Seconds."""
+        return self.seconds - self.spent_before - (self.clock() - self.started)
+
+    # -- the clock of everything
+
+    def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Remember what the plan may change."""
+        self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self._drawing = [each for each in callbacks if isinstance(each, ImageGrids | PeriodicEvaluation) and each.every_epochs]
+        self._draws_every = [each.every_epochs for each in self._drawing]
+        self._next_check = pl_module.optimizer_steps + FIRST_PLAN_STEPS
+        self._began: float | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
+        """The end of the epoch before is over."""
+        now = self.clock()
+        if self._began is None:
+            self._began, self._first_step = now, pl_module.optimizer_steps
+        if self._epoch_ended is not None:
+            taken, self._epoch_ended = now - self._epoch_ended, None
+            if any(trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing):
+                self._pictures = max(0.0, taken - self._epoch_end)
+            else:
+                self._epoch_end = taken
+            self._look_every(trainer, None)
+            self._last_step = now
+            self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to
+
+    def on_validation_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Start."""
+        self._validation_started = self.clock()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Stop."""
+        self._validation = self.clock() - self._validation_started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Start; the other callbacks, and the module, come after this one."""
+        self._epoch_ended = self.clock()
+
+    # -- the plan
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Plan anew if it is time to, and end the epoch, and the run, where the time is up."""
+        if (batch_idx + 1) % pl_module.parts:
+            return
+        now, steps = self.clock(), pl_module.optimizer_steps
+        if self._last_step is not None:
+            self._steps.append(now - self._last_step)
+        self._last_step = now
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches
+        if steps < self._next_check and not ends_epoch:
+            return
+        decided: Any = (self._plan(trainer, pl_module, batch_idx), self._next_check) if trainer.is_global_zero else None
+        made, self._next_check = trainer.strategy.broadcast(decided)
+        pl_module.total_steps = made.total_steps
+        trainer.fit_loop.max_epochs = made.num_epochs
+        if not self._planned:
+            self._planned = True
+            pl_module.check_total_steps()
+        if made.total_steps <= steps:
+            self.over = True
+            trainer.fit_loop.max_batches = trainer.val_check_batch = batch_idx + 1
+            trainer.check_val_every_n_epoch = 1
+        elif ends_epoch and not made.looks:
+            self._look_every(trainer, trainer.current_epoch + 2)  # of which this epoch is no multiple
+
+    def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
+        """Of the first process; says when to look again."""
+        assert self._began is not None
+        steps = pl_module.optimizer_steps
+        mean = (self.clock() - self._began) / (steps - self._first_step)
+        mean = sum(self._steps) / len(self._steps) if self._steps else mean
+        if not self._planned:
+            self._rehearse(trainer, pl_module)
+            self._last_step = self.clock()
+        batches = int(trainer.num_training_batches)
+        at = Position(
+            steps,
+            trainer.current_epoch,
+            (batches - batch_idx - 1) // pl_module.parts,
+            batches // pl_module.parts,
+            self._validates_every,
+            min(self._draws_every, default=0),
+        )
+        validation = self._validation if self._validates_every else 0.0
+        seconds = Seconds(mean, validation, self._epoch_end, self._pictures, self._storing)
+        made = plan(at, seconds, self.remaining, WORTH * self.seconds)
+        between_looks = min((made.total_steps - steps) // 10, int(self.seconds / REPLANS / mean))
+        self._next_check = steps + max(1, between_looks)
+        if not self._planned:
+            rate = trainer.datamodule.batch_size / mean  # type: ignore[attr-defined]
+            ends = datetime.now() + timedelta(seconds=self.remaining)
+            log.info(
+                f"budget of {timedelta(seconds=self.seconds)}: {rate:,.0f} images/s, about {made.total_steps:,} steps "
+                f"in {made.num_epochs} epochs; it ends at {ends:%H:%M:%S}, ETA {timedelta(seconds=round(self.remaining))}"
+            )
+        return made
+
+    def _look_every(self, trainer: Trainer, epochs: int | None) -> None:
+        """Validate and draw every so many epochs; None for as often as it was told to."""
+        trainer.check_val_every_n_epoch = epochs or self._validates_every or 1
+        for callback, every in zip(self._drawing, self._draws_every, strict=True):
+            callback.every_epochs = epochs or every
+
+    @torch.no_grad()
+    def _rehearse(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """What a part of a validation, of the pictures and of what is stored takes: the first two may not have been seen."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        pl_module.eval()
+        if self._validates_every and not self._validation:
+            loaders = data.val_dataloader()
+            loaders = loaders if isinstance(loaders, list) else [loaders]
+            batch = trainer.strategy.batch_to_device(next(iter(loaders[0])), pl_module.device)
+            for _ in range(2):  # the first is a slow one
+                start = self.clock()
+                with trainer.precision_plugin.val_step_context():
+                    pl_module.validation_step(batch, 0)
+                    _wait_for(pl_module)
+                taken = self.clock() - start
+            pl_module.val_means.reset()
+            limit = trainer.limit_val_batches
+            num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
+            self._validation = taken * num
+        for grid in (callback for callback in self._drawing if isinstance(callback, ImageGrids)):
+            num = min(grid.num_samples, REHEARSED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
+            start = self.clock()
+            pl_module.sample(num, seed=pl_module.seed)
+            _wait_for(pl_module)
+            self._pictures = (self.clock() - start) * grid.num_samples / num
+        if not isinstance(pl_module, LatentDDPMModule):
+            rows = data.rows["train"]
+            part, num = rows[: batch_of(data.image_size)], min(len(rows), MOST_FITTED)
+            start = self.clock()
+            list(posteriors(pl_module, data, part, flips=False))
+            self._storing = (self.clock() - start) * num / len(part) + FIT_SECONDS + FIT_SECONDS_A_PICTURE * num
+        pl_module.train()
+
+    # -- what outlives the process
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds so far; all of them once the run's last epoch is over."""
+        return {"spent_seconds": self.seconds if self.over else self.seconds - self.remaining}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.spent_before = state_dict["spent_seconds"]
+
+
+def _wait_for(pl_module: ImageModel) -> None:
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_spent(checkpoint: dict[str, Any]) -> float:
+    """Of a run's budget, by a checkpoint; 0 of a run that had none."""
+    return checkpoint.get("callbacks", {}).get("Budget", {}).get("spent_seconds", 0.0)

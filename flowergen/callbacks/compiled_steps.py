@@ -1,0 +1,43 @@
+"""torch.compile of the training steps."""
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from flowergen.modules.image_model import ImageModel
+
+log = logging.getLogger(__name__)
+
+
+class CompiledSteps(Callback):
+    """Compiles what a training step calls, in place, so that checkpoints are the same as without.
+
+    Outside of training steps everything runs as it is: validation and pictures come in other modes and sizes, each of which
+    would be compiled for a minute of its own.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Compile, which only happens when the networks are first called."""
+        for network in pl_module.networks_to_compile:
+            network.compile()
+        torch.compiler.set_stance("force_eager")
+        if trainer.is_global_zero:
+            log.info("compiling: the first step takes a minute or so, and others whose shapes or players are new")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
+        """A training step."""
+        torch.compiler.set_stance("default")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Anything else."""
+        torch.compiler.set_stance("force_eager")
+
+    def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
+        """As it was: Lightning then leaves ``teardown`` out."""
+        torch.compiler.set_stance("default")
+
+    def teardown(self, trainer: Trainer, pl_module: ImageModel, stage: str) -> None:
+        """As it was."""
+        torch.compiler.set_stance("default")

@@ -1,0 +1,174 @@
+"""``data.batch_size=auto``: as many pictures as fit, found by training steps of a throw-away copy."""
+
+import copy
+import gc
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from flowergen.config.build import build_trainer, resolve_device
+from flowergen.config.command import is_first_process
+from flowergen.config.machine_limits import available_memory
+from flowergen.config.run_folder import RunFolder
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.errors import UserError
+from flowergen.modules.image_model import ImageModel
+
+log = logging.getLogger(__name__)
+
+SMALLEST, LARGEST = 8, 512
+PICTURES_A_BATCH = 16  # at least so many steps an epoch
+SHARE = 0.8  # of the memory
+STEPS = 2  # the second has the optimiser's moments
+LATE = 10**6  # optimiser step at which all losses are in play
+
+
+def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
+    """Put a number in the place of ``auto``, in the config and the data module.
+
+    Args:
+        config: the whole of it, changed in place.
+        run: where the first process has stored the number that it found.
+        data: set up, changed in place.
+        module: as training will begin with it; left as it is.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        UserError: the processes were started by somebody else, so that they cannot agree.
+    """
+    if config["data"].get("batch_size") != "auto":
+        return False
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" and int(os.environ.get("SLURM_NTASKS", "1")) == 1
+    if is_first_process() and alone:
+        found = _find(config, data, module)
+    else:  # Lightning starts the others when the first has found it
+        found = run.read_config()["data"]["batch_size"]
+        if found == "auto":
+            raise UserError(
+                "data.batch_size=auto is found by one process, and torchrun or SLURM started several: give a number"
+            )
+    config["data"]["batch_size"] = data.batch_size = found
+    return True
+
+
+def candidates(num_train: int, unit: int) -> list[int]:
+    """Batch sizes to try, each twice the one before.
+
+    >>> candidates(3200, unit=1), candidates(64, unit=1), candidates(100_000, unit=12)
+    ([8, 16, 32, 64, 128], [4], [12, 24, 48, 96, 192, 384])
+
+    Args:
+        num_train: training pictures.
+        unit: what a batch is a multiple of: devices x parts of a step.
+    """
+    most = min(LARGEST, num_train // PICTURES_A_BATCH)
+    sizes = [size for size in (unit * 2**power for power in range(LARGEST.bit_length())) if size <= most] or [unit]
+    return [size for size in sizes if size >= SMALLEST] or sizes[-1:]
+
+
+def largest_that_fits(
+    sizes: list[int], grows_by: Callable[[int], int | None], available: int, foresees: bool
+) -> tuple[int, str]:
+    """Try one size after the other.
+
+    Args:
+        sizes: rising, each twice the one before.
+        grows_by: trains with a size, and returns the bytes that this took at its peak; None where they did not suffice.
+        available: bytes.
+        foresees: end before the size that would take too much: a CPU's process would be killed.
+
+    Returns:
+        The size, and why it is no larger one.
+
+    Raises:
+        UserError: not even the smallest one fits.
+    """
+    chosen, why = (
+        0,
+        "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "as large as it gets",
+    )
+    for size in sizes:
+        taken = grows_by(size)
+        if taken is None or (not foresees and taken > SHARE * available):
+            why = f"{size} would not fit the memory"
+            break
+        chosen = size
+        if foresees and size != sizes[-1] and 2 * taken > SHARE * available:
+            why = f"{2 * size} would take more than {SHARE:.0%} of the free memory"
+            break
+    if not chosen:
+        raise UserError(
+            f"data.batch_size=auto: not even batches of {sizes[0]} fit the memory: take a smaller data.image_size or model"
+        )
+    return chosen, why
+
+
+def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> int:
+    trainer = config["trainer"]
+    device = torch.device(resolve_device(trainer))
+    on_gpu = device.type == "cuda"
+    devices = _num_devices(trainer["devices"], on_gpu) * trainer["num_nodes"]
+    sizes = candidates(len(data.rows["train"]), devices * trainer["accumulate_grad_batches"])
+    log.info(f"data.batch_size=auto: trying {', '.join(map(str, sizes))}")
+    available = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
+    before = torch.cuda.memory_reserved(device) if on_gpu else _peak_rss()
+
+    def grows_by(size: int) -> int | None:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            _train(config, data, module, size // devices)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        finally:
+            data.trainer = None  # which holds the copy
+            gc.collect()
+            torch.cuda.empty_cache()
+        return (torch.cuda.max_memory_reserved(device) if on_gpu else _peak_rss()) - before
+
+    found, why = largest_that_fits(sizes, grows_by, available, foresees=not on_gpu)
+    log.info(f"data.batch_size=auto: {found} ({why}); the learning rate stays as it is, whatever the batch size")
+    return found
+
+
+def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, size: int) -> None:
+    """Some steps on one device, by the trainer that the run will have but for what it writes."""
+    one = config["trainer"]["devices"]
+    trial = {
+        "devices": one[:1] if isinstance(one, list) else 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "max_epochs": 1,
+        "limit_train_batches": STEPS,
+        "limit_val_batches": 0,
+        "budget": None,
+        "compile": False,
+    }
+    left_out: dict[str, Any] = {"logger": None, "callbacks": None}
+    data.batch_size = size
+    copied = copy.deepcopy(module)
+    copied.optimizer_steps = LATE
+    with TemporaryDirectory() as folder:
+        trainer = build_trainer({**config, **left_out, "trainer": config["trainer"] | trial}, RunFolder(folder), None)
+        trainer.fit(copied, datamodule=data)
+
+
+def _num_devices(devices: int | str | list[int], on_gpu: bool) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in (-1, "-1", "auto"):
+        return torch.cuda.device_count() if on_gpu else 1
+    return int(devices) if isinstance(devices, int) or devices.isdigit() else len(devices.split(","))
+
+
+def _peak_rss() -> int:
+    """Bytes, of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,145 @@
+"""What only the machine can refuse, while it works: memory, and compilation. In one line that says what to change."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowergen.config.command import one_line
+from flowergen.errors import UserError
+
+# of a RuntimeError: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
+OUT_OF_MEMORY = (
+    "defaultcpuallocator",
+    "can't allocate memory",
+    "not enough memory",
+    "storage size calculation overflowed",
+    "std::bad_alloc",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "out of memory",
+)
+
+
+@contextmanager
+def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
+    """Within it, or as a decorator, out of memory is one line.
+
+    Args:
+        advice: what to do about it, or a function that knows by then.
+
+    Raises:
+        UserError: memory did not suffice.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any(_is_out_of_memory(cause) for cause in _causes(error)):
+            raise
+        said = advice if isinstance(advice, str) else advice()
+        raise UserError(f"out of memory ({_memory()}){said}") from error
+
+
+@contextmanager
+def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
+    """Around a training run: out of memory, and a compiler that fails, are one line.
+
+    Args:
+        config: the whole of it, with the batch size that it has by then.
+
+    Raises:
+        UserError: what to change.
+    """
+    try:
+        with says_what_to_shrink(lambda: training_advice(config, _has_gpu())):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        compiler = next(
+            (cause for cause in _causes(error) if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor"))), None
+        )
+        if not config["trainer"]["compile"] or compiler is None:
+            raise
+        raise UserError(
+            f"trainer.compile=true: the compiler failed ({one_line(compiler)[:200]}): on a CPU it needs a C++ compiler, "
+            "such as g++, and Python's headers; or go without, trainer.compile=false"
+        ) from error
+
+
+def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
+    """What would make a training run smaller, the end of a sentence.
+
+    Args:
+        config: the whole of it.
+        on_gpu: half precision saves memory there.
+    """
+    data, trainer = config["data"], config["trainer"]
+    size, parts = data["batch_size"], trainer["accumulate_grad_batches"]
+    model = "model.latent or model.blocks.channels" if "blocks" in config["model"] else "the model"
+    smaller = f"a smaller data.image_size, or make {model} smaller"
+    if size == "auto" or size // parts <= 1:
+        return f" at batches of {size if size == 'auto' else size // parts}: take {smaller}"
+    options = [f"halve data.batch_size={size // 2}"]
+    if size % (2 * parts) == 0:
+        options.append(f"keep it and cut it with trainer.accumulate_grad_batches={2 * parts}")
+    if on_gpu and trainer["precision"] == "32-true":
+        options.append("take trainer.precision=bf16-mixed")
+    at = f"{size}" if parts == 1 else f"{size} in {parts} parts"
+    return f" at batches of {at}: {', or '.join(options)}; if that is not enough, {smaller}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that it was raised from: Hydra and the compiler wrap what they meet."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_initialized()
+
+
+def _memory() -> str:
+    """Whose it is, and how much there is of it."""
+    if _has_gpu():
+        import torch
+
+        number = torch.cuda.current_device()
+        return f"GPU {number}, {torch.cuda.get_device_properties(number).total_memory / 2**30:.0f} GB"
+    return f"CPU, {total_memory() / 2**30:.0f} GB"
+
+
+def total_memory() -> int:
+    """Bytes of the machine's memory, or of the container's."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limit()])
+
+
+def available_memory() -> int:
+    """Bytes that a process may still take."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # macOS
+        return total_memory() // 2
+    kilobytes = {
+        name: int(rest.split()[0]) for name, _, rest in (row.partition(":") for row in meminfo.read_text().splitlines())
+    }
+    return min([1024 * kilobytes["MemAvailable"], *_container_limit()])
+
+
+def _container_limit() -> list[int]:
+    """Of control groups, version 2; empty where there is none."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return [] if text == "max" else [int(text)]

@@ -1,0 +1,73 @@
+"""trainer.compile, by a compiler that counts and changes nothing: the real one takes a minute."""
+
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flowergen.config.build import build_datamodule, build_module, build_trainer
+from flowergen.config.command import checked
+from flowergen.config.overrides import resolve
+from flowergen.config.run_folder import RunFolder
+from flowergen.modules.image_model import ImageModel
+from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN
+
+RUNS = {
+    "vae": TINY_RUN,
+    "vae_gan": (*TINY_VAE_GAN, "trainer.max_epochs=1"),
+    "latent_ddpm": (
+        *TINY_LATENT_DDPM,
+        "autoencoder=none",
+        "data.image_size=8",
+        "model.network.multipliers=[1]",
+        "trainer.max_epochs=1",
+    ),
+}
+
+
+def train(run: Path, *overrides: str, resume: Path | None = None) -> ImageModel:
+    config = resolve(checked(overrides)[0])
+    data = build_datamodule(config)
+    data.setup()
+    module = build_module(config, len(data.class_names))
+    build_trainer(config, RunFolder(run), None).fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code is called in training steps alone, and checkpoints go both ways."""
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    torch.compiler.reset()
+    modes: list[bool] = []
+
+    def counting(graph: torch.fx.GraphModule, example: Any) -> Any:
+        def run(*args: Any) -> Any:
+            modes.append(torch.is_grad_enabled())
+            return graph.forward(*args)
+
+        return run
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile, backend=counting))
+    options = [*RUNS[model], "data.num_images=40"]
+    compiled, plain = train(tmp_path / "compiled", *options, "trainer.compile=true"), train(tmp_path / "plain", *options)
+    assert modes
+    assert all(modes)
+    assert compiled.optimizer_steps == plain.optimizer_steps
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(tensor, compiled.state_dict()[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    if model != "vae":  # one will do
+        return
+    more = "trainer.max_epochs=3"
+    for source, target in (("compiled", "false"), ("plain", "true")):
+        last = tmp_path / source / "checkpoints" / "last.ckpt"
+        resumed = train(tmp_path / f"from_{source}", *options, more, f"trainer.compile={target}", resume=last)
+        assert resumed.optimizer_steps > plain.optimizer_steps
+
+
+def _compile(network: nn.Module, backend: Any) -> None:
+    network._compiled_call_impl = torch.compile(network._call_impl, backend=backend)
