@@ -45,6 +45,11 @@ WRONG = {
     "data.image_size=16": "from 28 to 256",
     "data.split=al": "did you mean all?",
     "data.horizontal_flip=maybe": "true or false",
+    "data.random_resized_crop=[0,1]": "two rising numbers above 0, up to 1",
+    "data.random_resized_crop=[0.9,0.5]": "two rising numbers above 0, up to 1",
+    "data.color_jitter=1.5": "from 0 to 1",
+    "data.decode=streams": "did you mean stream?",
+    "data.device_resident=maybe": "true or false or auto",
     "seed=-1": "must be from 0",
     "data=image_folder": "data.root must be given",
     "data.image_size=${nope}": "nope",
@@ -91,6 +96,7 @@ CONTRADICTIONS = {
     ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"): "never",
     ("data=image_folder", "data.root=/no/such/folder"): "no folder that exists",
     ("data=image_folder", "data.root="): "must be a folder",
+    ("data.decode=stream", "data.device_resident=true"): "set one of them",
     ("model=latent_ddpm",): r"python -m flowergen\.train model=vae_gan data=procedural .*autoencoder=RUN",
     ("model=latent_ddpm", "autoencoder=null"): "needs a trained autoencoder",
     ("experiment=ldm_tiny",): "needs a trained autoencoder",
@@ -108,6 +114,8 @@ CONTRADICTIONS = {
     (*PIXELS, "model.sampling.steps=200", "model.num_timesteps=100"): "steps=200 is more than model.num_timesteps=100",
 }
 RIGHT = [
+    ("data.decode=stream", "data.color_jitter=0.3", "data.random_resized_crop=[0.5,1]"),
+    (*PIXELS, "data.color_jitter=0.3", "data.random_resized_crop=[0.5,1]"),
     (*PIXELS, "model.objective=eps", "model.weighting=min_snr"),
     (*PIXELS, "model.objective=x0", "model.zero_terminal_snr=true"),
     (*PIXELS, *FLOW, "model.time_sampling=logit_normal", "model.sampling.sampler=heun"),
