@@ -250,17 +250,20 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
         # a batch is one read of a memory map, or of nothing: worker processes would cost more than they save
-        streams = self.decode == "stream" and self.source is self.pictures
-        return (LoaderAhead if streams else DataLoader)(
+        return (LoaderAhead if self._streams else DataLoader)(
             self.source if self._resident() is None else Rows(len(self.pictures)),
             sampler=order,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
         )
 
+    @property
+    def _streams(self) -> bool:
+        return self.decode == "stream" and self.source is self.pictures  # cached latents are no files to decode
+
     def _resident(self) -> Batch | LatentBatch | None:
         """The whole collection on the device, if that is wanted; what is fed is known once the loaders are asked for."""
-        if self.trainer is None or self.device_resident is False or self.decode == "stream":
+        if self.trainer is None or self.device_resident is False or self._streams:
             return None
         if self._whole is None or self._whole[0] is not self.source:
             self._whole = self.source, self._copied_to(self.trainer.strategy.root_device)
@@ -279,7 +282,7 @@ class ImageDataModule(LightningDataModule, ABC):
             whole = copied(self.source, device)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"data.device_resident=true: {device} has no room for {num_bytes:,} bytes: set data.device_resident=auto"
+                f"{device} has no room for the collection's {num_bytes:,} bytes: set data.device_resident=false"
             ) from error
         log.info(f"the collection lies on {device}, {num_bytes:,} bytes (data.device_resident)")
         return whole

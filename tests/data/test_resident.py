@@ -82,6 +82,13 @@ def test_what_is_fed_later_takes_the_place_of_what_lay_there(cache_dir: Path) ->
     assert isinstance(batches(data)[0], LatentBatch)
 
 
+def test_cached_latents_may_lie_there_where_pictures_are_streamed(tmp_path: Path) -> None:
+    data = prepared(tmp_path, decode="stream", device_resident=True)
+    assert isinstance(next(iter(data.train_dataloader())), Batch), "pictures may not"
+    feed(data)
+    assert isinstance(next(iter(data.train_dataloader())), torch.Tensor)
+
+
 def test_auto_leaves_a_cpu_its_memory_map(cache_dir: Path) -> None:
     assert isinstance(next(iter(prepared(cache_dir).train_dataloader())), Batch)
 
@@ -106,7 +113,7 @@ def test_a_device_without_room_says_what_to_do(cache_dir: Path, monkeypatch: pyt
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("flowergen.data.image_datamodule.copied", full)
-    with pytest.raises(UserError, match=r"no room for 78,400 bytes: set data\.device_resident=auto"):
+    with pytest.raises(UserError, match=r"no room for the collection's 78,400 bytes: set data\.device_resident=false"):
         prepared(cache_dir, device_resident=True).train_dataloader()
 
 
