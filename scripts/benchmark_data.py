@@ -5,8 +5,8 @@
 
 Printed, each as median over the repeats with the range:
 
-1. pictures/s of a torchvision ImageFolder + DataLoader loop (decode, resize, crop, to tensor, every epoch) and of ours after
-   the first epoch, over the same files;
+1. pictures/s of a torchvision ImageFolder + DataLoader loop (decode, resize, crop, to tensor, every epoch), of ours after
+   the first epoch and of ours with data.decode=stream, over the same files;
 2. images/s of training: the bare model step on tensors in memory; a bare loop over our batches; Lightning's loop with our
    callbacks and loggers. Rounds alternate, so that a drifting machine touches all alike.
 3. seconds from the command to the end of the first training step, and the peak memory of that process.
@@ -38,6 +38,7 @@ from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.order import TrainingOrder
+from flowergen.data.streaming import LoaderAhead
 from flowergen.modules.vae import VAEModule
 
 
@@ -79,7 +80,11 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
     )
     data = build_datamodule(config)
     first = seconds(data.setup)
-    ours = DataLoader(data.pictures, sampler=TrainingOrder(data.rows["train"], batch_size, 0), batch_size=None)
+    order = TrainingOrder(data.rows["train"], batch_size, 0)
+    ours = DataLoader(data.pictures, sampler=order, batch_size=None)
+    streaming = build_datamodule({"data": config["data"] | {"decode": "stream"}})
+    streaming.setup()
+    streamed = LoaderAhead(streaming.pictures, sampler=order, batch_size=None)
 
     def epoch(loader: DataLoader) -> float:
         num = 0
@@ -89,14 +94,17 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
             num += len(image)
         return num / (time.perf_counter() - start)
 
-    their_rates, our_rates = [], []
+    their_rates, our_rates, streamed_rates = [], [], []
     for _ in range(repeats):
         their_rates.append(epoch(theirs))
         our_rates.append(epoch(ours))
+        streamed_rates.append(epoch(streamed))
     print(f"\nloading {len(folder)} photographs to {size} px, pictures/s")
     print(f"  ImageFolder + DataLoader, {os.cpu_count()} workers   {spread(their_rates)}")
     print(f"  ours, after the first epoch           {spread(our_rates)}")
+    print(f"  ours, data.decode=stream              {spread(streamed_rates)}")
     print(f"  ratio                                 {ratio(our_rates, their_rates)}")
+    print(f"  ratio of data.decode=stream           {ratio(streamed_rates, their_rates)}")
     print(f"  the first epoch's decoding took {first:.1f} s, {len(folder) / first:,.0f} pictures/s")
 
 

@@ -3,6 +3,7 @@
 import csv
 import filecmp
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -187,6 +188,56 @@ def test_a_run_killed_at_the_worst_moments_goes_on_as_if_nothing_had_happened(
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stderr
     assert_equal_runs(whole, run)
+
+
+def test_a_killed_run_that_streams_goes_on_from_the_device_as_if_nothing_had_happened(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """What was decoded ahead when SIGKILL came is not lost, crops and colours go on, and where pictures wait may change."""
+    arguments = [*tiny_run, *KILLABLE, "data.color_jitter=0.4", "data.random_resized_crop=[0.5,1]"]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *arguments, f"hydra.run.dir={whole}")
+    assert done.returncode == 0, done.stderr
+    killed(run, "training step", 12, [*arguments, "data.decode=stream"], process_environment)
+    assert steps_at_last_checkpoint(run) == 9
+    done = command("train", f"resume={run}", "data.color_jitter=0")
+    assert "data.color_jitter was 0.4 and is 0 now" in done.stderr
+    done = command("train", f"resume={run}", "data.decode=once", "data.device_resident=true")
+    assert done.returncode == 0, done.stderr
+    assert "the collection lies on cpu" in done.stderr
+    assert_equal_runs(whole, run)
+
+
+VANISHING = """
+import os, sys
+from pathlib import Path
+from flowergen import train
+from flowergen.config.command import one_line_errors
+from flowergen.modules.vae import VAEModule
+def vanish(self, batch, batch_idx):
+    [path.unlink(missing_ok=True) for path in Path(os.environ["PICTURES"]).rglob("*.png")]
+    return original(self, batch, batch_idx)
+original, VAEModule.training_step = VAEModule.training_step, vanish
+one_line_errors(train.main)
+"""
+
+
+def test_a_picture_that_vanishes_while_a_run_streams_costs_one_line(
+    tiny_run: tuple[str, ...], tmp_path: Path, picture_folder: Path, process_environment: dict[str, str]
+) -> None:
+    own = [argument for argument in tiny_run if not argument.startswith(("data.num_images", "data.num_classes"))]
+    done = subprocess.run(
+        [sys.executable, "-c", VANISHING, *own, "data=image_folder", f"data.root={picture_folder}", "data.decode=stream",
+         "data.batch_size=4", f"hydra.run.dir={tmp_path / 'run'}"],
+        env=process_environment | {"PICTURES": str(picture_folder), "PYTHONPATH": str(Path(__file__).parent.parent)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert re.search(
+        r"(roses|tulips)/IMG \(\d+\)\.png can no longer be read \(No such file or directory\): bring it back", error
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_a_killed_run_with_accumulation_goes_on_as_if_nothing_had_happened(

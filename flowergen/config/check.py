@@ -194,6 +194,11 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError("model.guard=rollback watches the adversarial game, and model.adversarial_weight=0 leaves it out")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
         raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
+    if data.get("decode") == "stream" and data.get("device_resident") is True:
+        raise UserError(
+            "data.device_resident=true keeps the decoded collection on the device, and data.decode=stream decodes it again and "
+            "again: set one of them"
+        )
     _check_diffusion(config)
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1
     if fraction and trainer["accumulate_grad_batches"] > 1:
@@ -231,6 +236,12 @@ def _check_diffusion(config: dict[str, Any]) -> None:
     reason = reason or (latent_refusal(model["objective"], model["schedule"]) if given != "none" else None)
     if reason:
         raise UserError(f"model.objective={model['objective']}: {reason}")
+    for key in ("random_resized_crop", "color_jitter"):
+        if given != "none" and model["latent_cache"] and config["data"].get(key):
+            raise UserError(
+                f"data.{key} changes pictures, and model.latent_cache=true encodes each only once: "
+                f"set model.latent_cache=false, or leave data.{key} out"
+            )
     if model["class_dropout"] == 0 and model["sampling"]["guidance_scale"] != 1:
         raise UserError(
             "model.class_dropout=0 leaves out what guidance compares with, the network's answer without a class: "

@@ -37,6 +37,8 @@ MAY_CHANGE = (
     "data.root",
     "data.cache_dir",
     "data.on_corrupt",
+    "data.decode",
+    "data.device_resident",
     "model.beta",
     "model.beta_warmup_steps",
     "model.lr_schedule",

@@ -48,6 +48,7 @@ BLOCKS = Rule(
 )
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
+AREAS = Rule(lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1, "must be two rising numbers above 0, up to 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
 # checked on the disk, see check.py
 EXISTING_FOLDER = "an existing folder"
@@ -270,8 +271,12 @@ class _Images:
     split: str
     split_seed: Seed
     horizontal_flip: bool
+    random_resized_crop: Annotated[list[float], AREAS] | None
+    color_jitter: Annotated[float, between(0, 1)]
     on_corrupt: Literal["error", "skip"]
     cache_dir: str
+    decode: Literal["once", "stream"]
+    device_resident: bool | Literal["auto"]
     seed: Seed
 
 

@@ -82,7 +82,7 @@ def cached_images(
         UserError: pictures do not decode (all of them are named, and the rest is cached nevertheless), not a single one
             does, or the cache cannot be written.
     """
-    key = blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+    key = key_of(listing, size_px)
     folder = cache_dir / f"{name}_{size_px}px_{key[:16]}"
     cached = built_once(
         folder,
@@ -91,8 +91,22 @@ def cached_images(
         content="the decoded pictures",
         num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # and a digest each
     )
+    return without_unreadable(cached, len(listing.names), on_corrupt, instead)
+
+
+def key_of(listing: Listing, size_px: int) -> str:
+    """What the pictures of a listing are, pixel by pixel, as a hash."""
+    return blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+
+
+def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["error", "skip"], instead: str) -> CachedImages:
+    """The same, having said which of num pictures do not decode.
+
+    Raises:
+        UserError: there are such, and ``on_corrupt`` is ``error``.
+    """
     if cached.unreadable:
-        which = f"{len(cached.unreadable):,} of {len(listing.names):,} pictures cannot be decoded"
+        which = f"{len(cached.unreadable):,} of {num:,} pictures cannot be decoded"
         if on_corrupt == "error":
             raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them{instead}")
         log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
@@ -167,7 +181,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
     # Written as a stream: through a memory map, a full disk would be no OSError but kill the process (SIGBUS).
     with open(temporary / "images.npy", "wb") as file:
         write_header(file, "|u1", (num, 3, size_px, size_px))
-        for row, (image, digest_or_reason) in enumerate(_decoded(listing, size_px, num_threads)):
+        for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, num_threads)):
             if image is None:
                 unreadable.append((row, digest_or_reason))
             else:
@@ -187,7 +201,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
     log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
 
 
-def _decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
+def decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
     """In the order of the listing: ((3, S, S) uint8, digest), or (None, reason) where a picture does not decode."""
 
     def decode(row: int) -> tuple[np.ndarray | None, str]:

@@ -3,25 +3,29 @@
 import hashlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from flowergen.data.augmentation import NUM_DRAWS, color_jitter, crop_boxes, jitter_factors, resized_crop
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
+from flowergen.data.resident import SHARE, Rows, copied, picked, size_of
 from flowergen.data.splits import complete_subsets, stratified_split
+from flowergen.data.streaming import LoaderAhead, streamed_images
 from flowergen.errors import UserError
 from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
 
-AnyBatch = TypeVar("AnyBatch", Batch, LatentBatch)
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # for so many pictures
 Split = Literal["auto", "official", "stratified", "all"]
 
 
@@ -80,7 +84,12 @@ class ImageDataModule(LightningDataModule, ABC):
         horizontal_flip: mirror half of the training pictures, anew every epoch.
         on_corrupt: ``error`` stops at files that do not decode, ``skip`` goes on without them.
         cache_dir: where decoded pictures lie.
-        seed: of data order and flips.
+        seed: of data order, flips, crops and colours.
+        random_resized_crop: share of the picture's area that a crop keeps, from and to, anew every epoch; None for no crops.
+        color_jitter: strength s in [0, 1] of brightness, contrast, saturation and hue, anew every epoch; 0 for none.
+        decode: ``once``, into a cache on the disk, or ``stream``, every time a picture is asked for.
+        device_resident: keep the collection on the device; ``auto``: on a GPU of which it takes a third of the free memory
+            at most.
     """
 
     def __init__(
@@ -94,6 +103,10 @@ class ImageDataModule(LightningDataModule, ABC):
         on_corrupt: Literal["error", "skip"],
         cache_dir: str | Path,
         seed: int,
+        random_resized_crop: Sequence[float] | None = None,
+        color_jitter: float = 0,
+        decode: Literal["once", "stream"] = "once",
+        device_resident: bool | Literal["auto"] = "auto",
     ):
         super().__init__()
         self.name: str = name
@@ -105,8 +118,12 @@ class ImageDataModule(LightningDataModule, ABC):
             Path(cache_dir),
             seed,
         )
+        self.random_resized_crop, self.color_jitter = random_resized_crop, color_jitter
+        self.decode, self.device_resident = decode, device_resident
         self.class_names: tuple[str, ...] = ()
-        self._flips: tuple[int, torch.Tensor] | None = None
+        self._draws: dict[str, tuple[int, torch.Tensor]] = {}
+        self._whole: tuple[Dataset[Any], Batch | LatentBatch | None] | None = None
+        self._copies: torch.cuda.Stream | None = None
 
     # -- what a data set provides
 
@@ -125,7 +142,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if hasattr(self, "pictures"):
             return
         listing = self.listing()
-        cached = cached_images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
+        images = streamed_images if self.decode == "stream" else cached_images
+        cached = images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
         self.class_names = listing.class_names
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
         self.pixels = cached.key  # what the pictures are, pixel by pixel
@@ -231,37 +249,106 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(SequentialOrder(self.rows["test"], self.batch_size))
 
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
-        # a batch is one read of a memory map: worker processes would cost more than they save
-        return DataLoader(
-            self.source,
+        # a batch is one read of a memory map, or of nothing: worker processes would cost more than they save
+        return (LoaderAhead if self._streams else DataLoader)(
+            self.source if self._resident() is None else Rows(len(self.pictures)),
             sampler=order,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
         )
 
+    @property
+    def _streams(self) -> bool:
+        return self.decode == "stream" and self.source is self.pictures  # cached latents are no files to decode
+
+    def _resident(self) -> Batch | LatentBatch | None:
+        """The whole collection on the device, if that is wanted; what is fed is known once the loaders are asked for."""
+        if self.trainer is None or self.device_resident is False or self._streams:
+            return None
+        if self._whole is None or self._whole[0] is not self.source:
+            self._whole = self.source, self._copied_to(self.trainer.strategy.root_device)
+        return self._whole[1]
+
+    def _copied_to(self, device: torch.device) -> Batch | LatentBatch | None:
+        num_bytes = size_of(self.source)
+        if self.device_resident == "auto":
+            if device.type != "cuda":
+                return None
+            free, _ = torch.cuda.mem_get_info(device)
+            if num_bytes > SHARE * free:
+                log.info(f"data.device_resident=auto: {num_bytes:,} bytes are too many for {device}, which has {free:,} free")
+                return None
+        try:
+            whole = copied(self.source, device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{device} has no room for the collection's {num_bytes:,} bytes: set data.device_resident=false"
+            ) from error
+        log.info(f"the collection lies on {device}, {num_bytes:,} bytes (data.device_resident)")
+        return whole
+
+    def teardown(self, stage: str) -> None:
+        """Give the device its memory back."""
+        self._whole = None
+
     # -- on the device
 
-    def on_after_batch_transfer(self, batch: AnyBatch, dataloader_idx: int) -> AnyBatch:
-        """uint8 -> float32 in [0, 1], and the flips of this epoch; of latents, those of the picture or of its mirror image."""
-        trainer = self.trainer
-        flips = None
-        if trainer is not None and trainer.training and self.horizontal_flip:
-            flips = self._epoch_flips(trainer.current_epoch, batch.label.device)[batch.index]
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy on a stream of its own: on the model's, the copy would wait for the step before.
+
+        Lightning copies without waiting, but on the model's stream, and fetches nothing ahead where a loader has a length.
+        """
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self._copies = self._copies or torch.cuda.Stream(device)
+        current = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self._copies):
+            moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        current.wait_stream(self._copies)
+        for part in [moved] if isinstance(moved, torch.Tensor) else moved:
+            part.record_stream(current)  # else its memory could be written to again while the model reads it
+        return moved
+
+    def on_after_batch_transfer(self, batch: Batch | LatentBatch | torch.Tensor, dataloader_idx: int) -> Batch | LatentBatch:
+        """uint8 -> float32 in [0, 1], and what this epoch makes of it; of latents, the picture's or its mirror image's.
+
+        Where the collection lies on the device, the batch that came there is row numbers.
+        """
+        if isinstance(batch, torch.Tensor):
+            assert self._whole is not None
+            assert self._whole[1] is not None
+            batch = picked(self._whole[1], batch)
+        training, rows, flips = self.trainer is not None and self.trainer.training, batch.index, None
+        if training and self.horizontal_flip:
+            flips = self._of_epoch("flip", lambda rng, num: rng.random(num) < 0.5, rows)
         if isinstance(batch, LatentBatch):
             variant = torch.zeros_like(batch.index) if flips is None else flips.long()
-            rows = torch.arange(len(variant), device=variant.device)
-            return batch._replace(mean=batch.mean[rows, variant], logvar=batch.logvar[rows, variant])
+            place = torch.arange(len(variant), device=variant.device)
+            return batch._replace(mean=batch.mean[place, variant], logvar=batch.logvar[place, variant])
         image = batch.image.float().div_(255)
+        if training and self.random_resized_crop:
+            image = resized_crop(image, self._of_epoch("crop", self._boxes, rows))
         if flips is not None:
             image = torch.where(flips[:, None, None, None], image.flip(-1), image)
+        if training and self.color_jitter:
+            image = color_jitter(image, self._of_epoch("color jitter", self._factors, rows))
         return batch._replace(image=image)
 
-    def _epoch_flips(self, epoch: int, device: torch.device) -> torch.Tensor:
-        """(M,) bool: which pictures are mirrored, a function of (seed, epoch, picture)."""
-        if self._flips is None or self._flips[0] != epoch:
-            flips = generator(self.seed, epoch, "flip").random(len(self.pictures)) < 0.5
-            self._flips = epoch, torch.from_numpy(flips).to(device)
-        return self._flips[1]
+    def _of_epoch(self, purpose: str, draw: Draw, rows: torch.Tensor) -> torch.Tensor:
+        """(N, ...), what is drawn for these pictures: a function of (seed, epoch, picture), drawn for all M at once."""
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
+        if purpose not in self._draws or self._draws[purpose][0] != epoch:
+            drawn = draw(generator(self.seed, epoch, purpose), len(self.pictures))
+            self._draws[purpose] = epoch, torch.from_numpy(drawn).to(rows.device)
+        return self._draws[purpose][1][rows]
+
+    def _boxes(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        assert self.random_resized_crop is not None
+        return crop_boxes(rng.random((num, NUM_DRAWS)), self.random_resized_crop, self.image_size)
+
+    def _factors(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        return jitter_factors(rng.random((num, NUM_DRAWS)), self.color_jitter)
 
     def validation_images(self, num: int) -> torch.Tensor:
         """The first validation pictures, spread over the set.

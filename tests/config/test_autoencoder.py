@@ -142,3 +142,13 @@ def test_odd_characters_in_the_folder_s_name_are_no_obstacle(tmp_path: Path) -> 
     config, lines = ldm(folder)
     assert config["autoencoder"] == str(folder)
     assert all(parse([line]) for line in lines)
+
+
+def test_cached_latents_and_changes_of_the_pictures_contradict_each_other(tmp_path: Path) -> None:
+    """Flips do not: the latents of both are cached."""
+    autoencoder = vae_gan(tmp_path / "run")
+    for key, value in (("color_jitter", "0.3"), ("random_resized_crop", "[0.5,1]")):
+        with pytest.raises(UserError, match=rf"data\.{key} .*set model\.latent_cache=false, or leave data\.{key} out"):
+            ldm(autoencoder, f"data.{key}={value}")
+        ldm(autoencoder, f"data.{key}={value}", "model.latent_cache=false")
+    ldm(autoencoder, "data.horizontal_flip=true")

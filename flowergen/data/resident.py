@@ -1,0 +1,59 @@
+"""A collection that lies on the device, so that only row numbers travel there."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowergen.data.batch import Batch, LatentBatch
+
+SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not there yet
+AT_A_TIME = 1024  # rows that are copied
+
+
+class Rows(Dataset[Tensor]):
+    """Row numbers in place of whole batches.
+
+    Args:
+        num: M.
+    """
+
+    def __init__(self, num: int):
+        self.num = num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64)
+
+
+def size_of(source: Dataset[Batch] | Dataset[LatentBatch]) -> int:
+    """Bytes of all batches of a collection."""
+    return len(source) * sum(part.nbytes for part in source[[0]])  # type: ignore[arg-type]
+
+
+def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) -> Batch | LatentBatch:
+    """The whole collection as one batch on the device; each process has its own.
+
+    Args:
+        source: gives a batch for a list of rows.
+        device: where to.
+    """
+    num = len(source)  # type: ignore[arg-type]
+    first = source[[0]]
+    whole = type(first)(*(torch.empty(num, *part.shape[1:], dtype=part.dtype, device=device) for part in first))
+    for start in range(0, num, AT_A_TIME):
+        rows = list(range(start, min(start + AT_A_TIME, num)))
+        for values, part in zip(whole, source[rows], strict=True):
+            values[start : start + len(rows)] = part
+    return whole
+
+
+def picked(whole: Batch | LatentBatch, rows: Tensor) -> Batch | LatentBatch:
+    """What the source would have given for these rows.
+
+    Args:
+        whole: see ``copied``.
+        rows: (N,) int64 on its device.
+    """
+    return type(whole)(*(values[rows] for values in whole))

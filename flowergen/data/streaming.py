@@ -1,0 +1,160 @@
+"""Pictures that are decoded each time they are asked for, where the decoded collection would not fit the disk.
+
+Only an index is kept, ``<name>_index_<key>/``: which files decode, and the digest of each.
+"""
+
+import json
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from flowergen.data.batch import Batch
+from flowergen.data.cache import TRANSFORM_VERSION, CachedImages, built_once, decoded, key_of, sync, without_unreadable
+from flowergen.data.listing import Listing, printable
+from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2  # decoded while the model is at the one before
+
+
+class StreamedImages:
+    """The pictures of a collection as an (M, 3, S, S) uint8 array that lies in their files.
+
+    As with a memory map, a slice is a view that has read nothing, and a list of rows reads them.
+
+    Args:
+        listing: of the files.
+        rows: (M,) int64 which of them.
+        digests: (M,) str, what they were when the index was made.
+        size_px: S.
+        pool: of the threads that decode.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, listing: Listing, rows: np.ndarray, digests: np.ndarray, size_px: int, pool: ThreadPoolExecutor):
+        self.listing, self.rows, self.digests, self.pool = listing, rows, digests, pool
+        self.shape = (len(rows), 3, size_px, size_px)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows, digests = self.rows[index], self.digests[index]
+        if isinstance(index, slice):
+            return StreamedImages(self.listing, rows, digests, self.shape[-1], self.pool)
+        if rows.ndim == 0:
+            return self._decode(rows, digests)
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, image in enumerate(self.pool.map(self._decode, rows, digests)):
+            found[place] = image
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[np.arange(len(self))], dtype)
+
+    def _decode(self, row: np.integer, digest: str) -> np.ndarray:
+        name = printable(self.listing.names[row])
+        try:
+            image, now = self.listing.read(int(row))
+        except UnreadablePicture as error:
+            raise UserError(f"{name} can no longer be read ({printable(str(error))}): bring it back, then go on") from error
+        if now != digest:
+            raise UserError(f"{name} is another picture than when the run started: bring the old one back, or start a new run")
+        return fit_square(image, self.shape[-1])
+
+
+class LoaderAhead(DataLoader):
+    """Has a thread that is batches ahead: pictures are decoded while the model computes.
+
+    A thread, as decoding is done by threads already, and an error of a worker process would arrive as a traceback. The order
+    is asked for ahead, and counted by who takes the batches: a resumed run misses none.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        ahead = ThreadPoolExecutor(1)
+        waiting = deque[Future[Batch]]()
+        try:
+            for rows in self.sampler:
+                waiting.append(ahead.submit(self._load, rows))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            ahead.shutdown(cancel_futures=True)
+
+    def _load(self, rows: list[int]) -> Batch:
+        batch = self.dataset[rows]
+        return Batch(*(part.pin_memory() for part in batch)) if self.pin_memory else batch
+
+
+def streamed_images(
+    listing: Listing, name: str, size_px: int, cache_dir: Path, on_corrupt: Literal["error", "skip"] = "error"
+) -> CachedImages:
+    """The pictures that ``cached_images`` gives, pixel by pixel, decoded when they are asked for.
+
+    Every file is read once to know which decode; that is kept.
+
+    Args:
+        listing: the pictures.
+        name: of the data set, for the folder's name.
+        size_px: side S of the square pictures.
+        cache_dir: the folder of all caches.
+        on_corrupt: ``error`` raises where pictures do not decode, ``skip`` goes on without them.
+
+    Raises:
+        UserError: as ``cached_images``.
+    """
+    num = len(listing.names)
+    key = blake2b(f"index/{TRANSFORM_VERSION}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+    folder = cache_dir / f"{name}_index_{key[:16]}"
+
+    def open_() -> tuple[np.ndarray, dict[int, str]] | None:
+        if not folder.exists():
+            return None
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            digests, unreadable = np.array(meta["digests"], dtype=str), dict[int, str](meta["unreadable"])
+            if (meta["key"], digests.shape) != (key, (num - len(unreadable),)):
+                raise ValueError("not the expected pictures")
+        except Exception as error:  # damaged bytes make json raise whatever it pleases
+            log.warning("%s is damaged (%s): reading the pictures again", folder, printable(str(error)))
+            return None
+        return digests, unreadable
+
+    def build(temporary: Path) -> None:
+        log.info("reading %s pictures, once, to know which of them decode", f"{num:,}")
+        digests, unreadable = list[str](), list[tuple[int, str]]()
+        for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, None)):
+            if image is None:
+                unreadable.append((row, digest_or_reason))
+            else:
+                digests.append(digest_or_reason)
+        if not digests:
+            row, reason = unreadable[0]
+            raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
+        with open(temporary / "meta.json", "wb") as file:
+            file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
+            sync(file)
+
+    digests, unreadable = built_once(folder, open_, build, f"the index of {num:,} pictures")
+    rows = np.setdiff1d(np.arange(num), list(unreadable))
+    images = StreamedImages(listing, rows, digests, size_px, ThreadPoolExecutor())
+    found = CachedImages(
+        images=cast(np.ndarray, images),  # what is asked of it anywhere: len, shape, a slice, rows
+        rows=rows,
+        digests=digests,
+        unreadable=tuple(f"{printable(listing.names[row])} ({printable(why)})" for row, why in unreadable.items()),
+        key=key_of(listing, size_px),
+    )
+    return without_unreadable(found, num, on_corrupt, ", or set data.on_corrupt=skip")
