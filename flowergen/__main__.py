@@ -12,6 +12,7 @@ COMMANDS = {
     "latents": "maps of a latent space, class figures, posterior collapse: python -m flowergen.latents run=RUN",
     "report": "one page over a sweep: python -m flowergen.report sweep=DIR",
     "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
+    "doctor": "what is there for training, what is missing, and how to get it",
 }
 
 
