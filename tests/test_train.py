@@ -231,9 +231,12 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
 
 
 def test_two_processes_and_four_parts_compute_what_one_does(
-    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
-    """DDP over gloo, and accumulation 4 x 2, equal one process with batches of 8, but for the order of float32 sums."""
+    """DDP over gloo, and accumulation 4 x 2, equal one process with batches of 8, but for the order of float32 sums.
+
+    Two processes that torchrun starts equal two that Lightning starts, to the bit.
+    """
     runs = {
         "one": [],
         "ddp": ["trainer=ddp_cpu"],
@@ -252,6 +255,16 @@ def test_two_processes_and_four_parts_compute_what_one_does(
             assert row.keys() == other.keys()
             for key, value in row.items():
                 assert (value == other[key] == "") or abs(float(value) - float(other[key])) <= 2e-3 * abs(float(value)) + 1e-6
+
+    arguments = [*(a for a in tiny_run if "accelerator" not in a), "trainer=ddp_cpu", "model.beta_warmup_steps=5"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "flowergen.train", *arguments, f"hydra.run.dir={tmp_path / 'torchrun'}"],
+        cwd=tmp_path, env=process_environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_equal_weights(tmp_path / "ddp", tmp_path / "torchrun")
+    assert (tmp_path / "ddp" / "metrics.csv").read_bytes() == (tmp_path / "torchrun" / "metrics.csv").read_bytes()
 
 
 def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
