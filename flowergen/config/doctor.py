@@ -34,7 +34,7 @@ EXTRAS = {  # what the optional packages are for
     "export": "python -m flowergen.export format=onnx",
     "sweep": "hparams_search=beta_optuna",
 }
-DOWNLOADED = {  # without being asked
+DOWNLOADED: dict[type | None, str] = {  # without being asked
     Flowers102: "training downloads it (330 MB), or: ",
     CelebA: "training downloads it (1.4 GB, often over its quota, needs gdown), or: ",
 }
