@@ -13,6 +13,8 @@ import torch
 import yaml
 
 import flowergen
+from flowergen import train
+from flowergen.config.run_folder import RunFolder
 from tests.conftest import Command
 
 pytestmark = pytest.mark.slow
@@ -265,6 +267,22 @@ def test_two_processes_and_four_parts_compute_what_one_does(
     assert done.returncode == 0, done.stdout + done.stderr
     assert_equal_weights(tmp_path / "ddp", tmp_path / "torchrun")
     assert (tmp_path / "ddp" / "metrics.csv").read_bytes() == (tmp_path / "torchrun" / "metrics.csv").read_bytes()
+
+
+def test_every_process_resumes_from_the_checkpoint_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first makes it the last one; torchrun's others do not wait for that, and must not take the old last one."""
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    run.config.touch()
+    last, named = run.checkpoints / "last.ckpt", run.checkpoints / "epoch_0002.ckpt"
+    last.write_bytes(b"last")
+    named.write_bytes(b"named")
+    monkeypatch.setenv("RANK", "1")
+    assert train._checkpoint_to_resume(str(named), run) == named
+    assert last.read_bytes() == b"last"
+    monkeypatch.setenv("RANK", "0")
+    assert train._checkpoint_to_resume(str(named), run) == last
+    assert last.read_bytes() == b"named"
 
 
 def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
