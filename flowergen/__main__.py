@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "a model for programs without torch, as ONNX, or its weights: python -m flowergen.export run=RUN",
     "report": "one page over a sweep: python -m flowergen.report sweep=DIR",
     "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
+    "doctor": "what is there for training, what is missing, and how to get it",
 }
 
 

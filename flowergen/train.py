@@ -164,7 +164,9 @@ def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
         return None
     _, named = find_run(resume, "resume")
     last = run.checkpoints / "last.ckpt"
-    if named and named != last and is_first_process():
+    if named and named != last:
+        if not is_first_process():  # the copy may not be there yet
+            return named
         partial = last.with_name("last.ckpt.partial")
         shutil.copyfile(named, partial)
         partial.replace(last)
@@ -226,6 +228,7 @@ def _quieten() -> None:
         ".*dataloader is not resumable.*",
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",  # the moving average
+        ".*sync_dist=True.*",  # what is logged has been summed over the devices
         ".*treespec.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -14,6 +14,8 @@ import torch
 import yaml
 
 import flowergen
+from flowergen import train
+from flowergen.config.run_folder import RunFolder
 from tests.conftest import Command
 
 pytestmark = pytest.mark.slow
@@ -322,9 +324,12 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
 
 
 def test_two_processes_and_four_parts_compute_what_one_does(
-    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
-    """DDP over gloo, and accumulation 4 x 2, equal one process with batches of 8, but for the order of float32 sums."""
+    """DDP over gloo, and accumulation 4 x 2, equal one process with batches of 8, but for the order of float32 sums.
+
+    Two processes that torchrun starts equal two that Lightning starts, to the bit.
+    """
     runs = {
         "one": [],
         "ddp": ["trainer=ddp_cpu"],
@@ -343,6 +348,32 @@ def test_two_processes_and_four_parts_compute_what_one_does(
             assert row.keys() == other.keys()
             for key, value in row.items():
                 assert (value == other[key] == "") or abs(float(value) - float(other[key])) <= 2e-3 * abs(float(value)) + 1e-6
+
+    arguments = [*(a for a in tiny_run if "accelerator" not in a), "trainer=ddp_cpu", "model.beta_warmup_steps=5"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "flowergen.train", *arguments, f"hydra.run.dir={tmp_path / 'torchrun'}"],
+        cwd=tmp_path, env=process_environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_equal_weights(tmp_path / "ddp", tmp_path / "torchrun")
+    assert (tmp_path / "ddp" / "metrics.csv").read_bytes() == (tmp_path / "torchrun" / "metrics.csv").read_bytes()
+
+
+def test_every_process_resumes_from_the_checkpoint_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first makes it the last one; torchrun's others do not wait for that, and must not take the old last one."""
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    run.config.touch()
+    last, named = run.checkpoints / "last.ckpt", run.checkpoints / "epoch_0002.ckpt"
+    last.write_bytes(b"last")
+    named.write_bytes(b"named")
+    monkeypatch.setenv("RANK", "1")
+    assert train._checkpoint_to_resume(str(named), run) == named
+    assert last.read_bytes() == b"last"
+    monkeypatch.setenv("RANK", "0")
+    assert train._checkpoint_to_resume(str(named), run) == last
+    assert last.read_bytes() == b"named"
 
 
 def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def resolve_device(trainer: dict[str, Any]) -> str:
     """Where this process encodes pictures before the Trainer is there: its GPU, or ``cpu``."""
     if trainer["accelerator"] not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return "cpu"
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return f"cuda:{trainer['devices'][rank] if isinstance(trainer['devices'], list) else rank}"
 
 

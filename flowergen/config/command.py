@@ -143,8 +143,9 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
     """The override that says which folder the run gets, its own from now on."""
     folder = _folder(composed, "run")
     if _value_of("hydra.run.dir", lines) is None:
-        if os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            raise UserError("started by torchrun or SLURM: give every process the same folder with hydra.run.dir=FOLDER")
+        started = os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        if started or composed.trainer.num_nodes > 1:
+            raise UserError("several machines, torchrun or SLURM: give every process the same folder, hydra.run.dir=FOLDER")
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
     if is_first_process() and os.path.exists(RunFolder(folder).config):
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
@@ -260,10 +261,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def is_first_process() -> bool:
     """Whether this is the process of a distributed run that writes files, known before any of it is set up."""
-    for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if variable in os.environ:
-            return int(os.environ[variable]) == 0
-    return True
+    if "RANK" in os.environ:  # of torchrun
+        return int(os.environ["RANK"]) == 0
+    # srun's, and Lightning's own: in a shell that srun has opened, SLURM_PROCID is 0 for all that Lightning starts
+    return all(int(os.environ.get(variable, "0")) == 0 for variable in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 def _refuse(message: str) -> NoReturn:

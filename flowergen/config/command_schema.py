@@ -15,6 +15,7 @@ from flowergen.config.schema import (
     Guidance,
     Interval,
     Natural,
+    Paths,
     Rule,
     SamplerName,
     Seed,
@@ -152,3 +153,10 @@ class Report:
 
     sweep: Annotated[str, PATH, EXISTING_FOLDER]
     out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class Doctor:
+    """conf/doctor.yaml."""
+
+    paths: Paths

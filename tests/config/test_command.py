@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.command import one_line, prepare_train
+from flowergen.config.build import resolve_device
+from flowergen.config.command import is_first_process, one_line, prepare_train
 from flowergen.errors import UserError
 
 
@@ -39,6 +40,49 @@ def test_a_process_of_torchrun_needs_a_folder_that_all_share(monkeypatch: pytest
     with pytest.raises(UserError, match=r"hydra\.run\.dir"):
         prepare_train([f"paths.output_dir={tmp_path}"])
     prepare_train([f"hydra.run.dir={tmp_path}"])
+
+
+def test_several_machines_need_a_folder_that_all_share(tmp_path: Path) -> None:
+    """Started by hand on each, with Lightning's own variables, nothing else tells a process that it is not alone."""
+    several = ["trainer=ddp_cpu", "trainer.num_nodes=2", f"paths.output_dir={tmp_path}"]
+    with pytest.raises(UserError, match=r"hydra\.run\.dir"):
+        prepare_train(several)
+    assert not list(tmp_path.iterdir())
+    prepare_train([*several, f"hydra.run.dir={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}, True),  # torchrun
+        ({"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),
+        ({"RANK": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, True),  # torchrun in a task of srun
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, True),  # srun
+        ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),  # Lightning's child
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # the same, in a shell that srun has opened
+        ({"NODE_RANK": "1"}, False),  # Lightning's parent on a second machine
+        ({"NODE_RANK": "0"}, True),
+    ],
+)
+def test_one_process_of_a_distributed_run_is_the_first(
+    variables: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+def test_each_task_of_srun_encodes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert resolve_device({"accelerator": "gpu", "devices": -1}) == "cuda:3"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun, within one task
+    assert resolve_device({"accelerator": "gpu", "devices": -1}) == "cuda:1"
 
 
 def test_a_config_folder_is_kept_as_an_override(tmp_path: Path) -> None:
