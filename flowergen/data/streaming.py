@@ -147,7 +147,7 @@ def streamed_images(
             file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
             sync(file)
 
-    digests, unreadable = built_once(folder, open_, build, f"the index of {num:,} pictures")
+    digests, unreadable = built_once(folder, open_, build, f"the index of {num:,} pictures", num * 36)
     rows = np.setdiff1d(np.arange(num), list(unreadable))
     images = StreamedImages(listing, rows, digests, size_px, ThreadPoolExecutor())
     found = CachedImages(
