@@ -6,12 +6,10 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
-import warnings
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,17 +18,12 @@ from omegaconf import DictConfig
 from flowergen.config import conf_dir, launcher
 from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
+from flowergen.config.console import essentials, farewell, last_good, quieten
 from flowergen.config.duration import seconds_of
 from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
 from flowergen.errors import Stopped, UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from flowergen.data.image_datamodule import ImageDataModule
-    from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +89,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
     from flowergen.modules.finite_watch import NotFinite
 
-    _quieten()
+    quieten()
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
     resumed = config["resume"] is not None
@@ -119,7 +112,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _store(config, run)
     module.on_nonfinite = config["trainer"]["on_nonfinite"]
     trainer = build_trainer(config, run, checkpoint, started)
-    log.info(_essentials(datamodule, module, trainer, run, budget))
+    log.info(essentials(datamodule, module, trainer, run, budget))
     if resumed:  # only now: what could not be built must not stay behind in the run folder
         for key, (before, now) in changed(run.read_config(), config).items():
             if key != "resume":
@@ -135,7 +128,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error
     except NotFinite as error:
-        raise UserError(f"{one_line(error)}; {_last_good(run)}") from error
+        raise UserError(f"{one_line(error)}; {last_good(run)}") from error
     except SystemExit:  # how Lightning answers Ctrl-C before training has begun
         raise KeyboardInterrupt from None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -145,7 +138,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         store_what_sampling_needs(config, run, module, datamodule)
-        log.info(_farewell(run, budget))
+        log.info(farewell(run, budget))
 
 
 def _store(config: dict[str, Any], run: RunFolder) -> None:
@@ -174,70 +167,6 @@ def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
         return last
     log.info(f"{run.path} was stopped before its first checkpoint: it starts from the beginning")
     return None
-
-
-def _essentials(
-    datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder, budget: str | None
-) -> str:
-    import torch
-
-    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    device = f"{trainer.num_devices * trainer.num_nodes} x {trainer.strategy.root_device.type}"
-    threads = f", {torch.get_num_threads()} threads" if trainer.strategy.root_device.type == "cpu" else ""
-    return "\n".join(
-        [
-            f"data       {datamodule.summary()}",
-            f"model      {type(module).__name__}: {module.summary()}, {parameters:,} parameters",
-            f"training   {budget or f'{trainer.max_epochs} epochs'}, batches of {datamodule.batch_size}",
-            f"device     {device}{threads}, precision {trainer.precision}",
-            f"run folder {run.path}",
-        ]
-    )
-
-
-def _last_good(run: RunFolder) -> str:
-    from flowergen.config.build import read_checkpoint
-
-    last = run.checkpoints / "last.ckpt"
-    if not last.is_file():
-        return "there was no checkpoint yet"
-    step = read_checkpoint(last)["flowergen"]["optimizer_steps"]
-    return f"the last good checkpoint is {last} of step {step:,}: go on from it by resume={run.path}"
-
-
-def _farewell(run: RunFolder, budget: str | None) -> str:
-    lines = ["done"]
-    for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
-        if path.exists():
-            lines.append(f"{what:<12} {path}")
-    if run.tensorboard.exists():
-        lines.append(f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
-    more = "trainer.budget" if budget else "trainer.max_epochs"
-    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} {more}=...")
-    return "\n".join(lines)
-
-
-def _quieten() -> None:
-    """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
-    logging.raiseExceptions = False  # a full disk: train.log may miss lines, the console has them
-    threading.excepthook = _without_disk_trouble
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says in four lines what our error says in one
-    for message in (
-        ".*does not have many workers.*",
-        ".*dataloader is not resumable.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",  # the moving average
-        ".*sync_dist=True.*",  # what is logged has been summed over the devices
-        ".*treespec.*",  # Lightning's own use of torch
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _without_disk_trouble(error: threading.ExceptHookArgs) -> None:
-    """What ends a thread goes to the terminal, but for the full disk of TensorBoard's: its next call says so in a line."""
-    if not isinstance(error.exc_value, OSError):
-        threading.__excepthook__(error)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
