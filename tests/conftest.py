@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchvision.models.vgg import cfgs, make_layers
 
 from flowergen.config.schema import CelebAAttribute
+from tests.warm_process import warm_run
 
 torch.set_num_threads(1)  # there is a test process for each core: threads of their own would only get in each other's way
 
@@ -131,15 +131,7 @@ def run_command(
     name: str, *arguments: str, folder: Path, environment: dict[str, str], timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """``python -m flowergen.NAME ARGUMENTS`` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", f"flowergen.{name}" if name else "flowergen", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    return warm_run(f"flowergen.{name}" if name else "flowergen.__main__", arguments, folder, environment, timeout)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 from flowergen import train
+from flowergen.config.command import one_line_errors
 
 
 def kill_at(owner: Any, name: str, count: int, signum: int = signal.SIGKILL) -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     name, moment, count = os.environ["KILL"].split(":")
     if name == "SIGKILL" or os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first is asked to stop
         kill_at(*moments[moment], int(count), signal.Signals[name])
-    train.main()
+    one_line_errors(train.main)
 
 
 if __name__ == "__main__":

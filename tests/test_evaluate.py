@@ -49,16 +49,7 @@ def evaluated(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def process(name: str, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """``python -m tests.NAME``, which kills itself where it is told to."""
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, "-m", f"tests.{name}", *arguments],
-        cwd=root,
-        env=environment | NO_NETWORK,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return warm_run(f"tests.{name}", arguments, Path(__file__).parents[1], environment | NO_NETWORK, timeout=300)
 
 
 def card_in(folder: Path) -> dict[str, Any]:

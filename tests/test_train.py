@@ -17,6 +17,7 @@ import flowergen
 from flowergen import train
 from flowergen.config.run_folder import RunFolder
 from tests.conftest import Command
+from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
 
@@ -119,11 +120,8 @@ def killed(
     status: int = -signal.SIGKILL,
 ) -> str:
     """Train until a signal comes at that moment."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.killed_train", *arguments, f"hydra.run.dir={run}"],
-        env=environment | {"PYTHONPATH": str(Path(__file__).parent.parent), "KILL": f"{signal_name}:{moment}:{count}"},
-        cwd=run.parent, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    environment = environment | {"PYTHONPATH": str(Path(__file__).parent.parent), "KILL": f"{signal_name}:{moment}:{count}"}
+    done = warm_run("tests.killed_train", [*arguments, f"hydra.run.dir={run}"], run.parent, environment, timeout=300)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stderr
 
