@@ -184,7 +184,7 @@ def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
                 data[at] ^= 1 << draw(st.integers(0, 7))
             case "field":
                 width, order = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from(["little", "big"]))
-                data[at : at + width] = (draw(st.sampled_from(EXTREMES)) % 256**width).to_bytes(width, order)  # type: ignore[arg-type]
+                data[at : at + width] = (draw(st.sampled_from(EXTREMES)) % 256**width).to_bytes(width, order)
             case "cut":
                 del data[at:]
             case "splice":
@@ -360,7 +360,8 @@ def hostile_pickles(bomb_mib: int) -> list[bytes]:
     torch.save({"state_dict": torch.zeros(3)}, plain, _use_new_zipfile_serialization=False)
     whole = b"\x80\x02ccollections\nOrderedDict\n)R}(U\x08__call__cos\nsystem\nub."
     files = [pickle.dumps(Shell()), pickle.dumps(Shell(), 0), shell.getvalue(), legacy.getvalue(), plain.getvalue(), whole]
-    files += [_zipped(pickle.dumps(code, 2)) for code in (Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}})]
+    calls: list[Any] = [Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}}]
+    files += [_zipped(pickle.dumps(code, 2)) for code in calls]
     for body in (
         b"c__builtin__\nexec\n(S'1'\ntR.",
         b"ctorch\nload\n(S'x'\ntR.",
