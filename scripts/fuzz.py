@@ -360,8 +360,8 @@ def hostile_pickles(bomb_mib: int) -> list[bytes]:
     torch.save({"state_dict": torch.zeros(3)}, plain, _use_new_zipfile_serialization=False)
     whole = b"\x80\x02ccollections\nOrderedDict\n)R}(U\x08__call__cos\nsystem\nub."
     files = [pickle.dumps(Shell()), pickle.dumps(Shell(), 0), shell.getvalue(), legacy.getvalue(), plain.getvalue(), whole]
-    codes: list[Any] = [Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}}]
-    files += [_zipped(pickle.dumps(code, 2)) for code in codes]
+    calls: list[Any] = [Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}}]
+    files += [_zipped(pickle.dumps(code, 2)) for code in calls]
     for body in (
         b"c__builtin__\nexec\n(S'1'\ntR.",
         b"ctorch\nload\n(S'x'\ntR.",
