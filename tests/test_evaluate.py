@@ -20,6 +20,7 @@ import flowergen
 from flowergen import evaluate
 from flowergen.errors import UserError
 from flowergen.evaluation import classifier
+from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
 
