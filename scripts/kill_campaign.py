@@ -1,0 +1,167 @@
+"""Random SIGKILLs: a run of each family is killed again and again, resumed, and compared with one that was left alone.
+
+    python scripts/kill_campaign.py                                        twenty kills a family, half an hour on two cores
+    python scripts/kill_campaign.py kills=5 families=vae,latent_ddpm seed=1 out=DIR
+
+Every session is the real command on pictures that the program draws. One kill in five comes while a session starts, the others
+while it trains, at moments drawn from ``seed``. Printed as a Markdown table; the exit status is 1 if any file differs.
+
+Compared to the bit: ``metrics.csv``, ``weights.safetensors``, ``latents.safetensors``, all pictures and ``loss_plot.png``, and of
+the checkpoints everything: weights, optimisers, loops, callbacks, running means, our own counts. Not compared: TensorBoard's
+files and logs, which hold the time of day.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+COMMON = (
+    "data.num_images=240", "data.num_classes=4", "data.batch_size=8", "trainer.accelerator=cpu", "trainer.num_threads=1",
+    "trainer.log_every_n_steps=3", "callbacks.images.every_epochs=2", "callbacks.images.num_samples=16",
+    "callbacks.checkpoints.checkpoint_every_steps=5", "callbacks.checkpoints.keep_every_epochs=9", "model.ema_decay=0.99",
+)  # fmt: skip
+FAMILIES = {
+    "vae": ("model=vae", "data.image_size=32", "model.channels=[8,16]", "model.latent_dim=8", "trainer.max_epochs=90"),
+    "vae_gan": (
+        "model=vae_gan", "data.image_size=32", "model.blocks.channels=[8,16]", "model.blocks.num_blocks=[0,1]",
+        "model.perceptual=discriminator", "model.discriminator.channels=8", "model.adversarial_start_steps=50",
+        "model.adversarial_ramp_steps=50", "model.class_weight=0.1", "model.center_weight=0.1", "trainer.max_epochs=40",
+    ),
+    "latent_ddpm": (
+        "model=latent_ddpm", "model.network.channels=16", "model.network.multipliers=[1,2]", "model.network.num_blocks=1",
+        "model.sampling.steps=4", "trainer.max_epochs=90",
+    ),
+}  # fmt: skip
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A session, in a process group of its own."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flowergen.train", *arguments],
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def finish(arguments: list[str], log: Path) -> None:
+    """A session to its end."""
+    if start(arguments, log).wait():
+        sys.exit(log.read_text()[-3000:])
+
+
+def differing(a: Path, b: Path) -> tuple[int, list[str]]:
+    """How many files were compared, and the names of those that differ."""
+    patterns = (
+        "metrics.csv",
+        "weights.safetensors",
+        "latents.safetensors",
+        "loss_plot.png",
+        "images/*.png",
+        "checkpoints/*.ckpt",
+    )
+    names = sorted({str(path.relative_to(run)) for run in (a, b) for pattern in patterns for path in run.glob(pattern)})
+    return len(names), [name for name in names if not _equal(a / name, b / name)]
+
+
+def _equal(a: Path, b: Path) -> bool:
+    if not (a.is_file() and b.is_file()):
+        return False
+    if a.suffix != ".ckpt":
+        return a.read_bytes() == b.read_bytes()
+    return _same(torch.load(a, weights_only=True), torch.load(b, weights_only=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and a.equal(b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b) or (a != a and b != b)
+
+
+def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra: list[str]) -> bool:
+    """Kill, resume, compare, and print a line of the table."""
+    whole, run, log = out / family / "whole", out / family / "killed", out / f"{family}.log"
+    arguments = [*FAMILIES[family], *COMMON, *extra, f"paths.cache_dir={out / 'cache'}"]
+    began = time.monotonic()
+    process = start([*arguments, f"hydra.run.dir={whole}"], log)
+    while not (whole / "metrics.csv").exists() and process.poll() is None:
+        time.sleep(0.1)
+    startup = time.monotonic() - began
+    if process.wait():
+        sys.exit(log.read_text()[-3000:])
+    training = time.monotonic() - began - startup
+
+    hits = {"starting": 0, "training": 0}
+    steps: set[int] = set()
+    for number in range(kills):
+        resume = [f"resume={run}"] if (run / "config.yaml").exists() else [*arguments, f"hydra.run.dir={run}"]
+        phase = "starting" if number % 5 == 4 else "training"
+        process = start(resume, log)
+        # the sum of all sessions' training stays below that of the whole run
+        delay = startup * rng.random() if phase == "starting" else startup + rng.random() * 1.6 * training / kills
+        try:
+            process.wait(delay)
+            print(f"{family}: session {number + 1} ended by itself", file=sys.stderr)
+            continue
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        hits[phase] += 1
+        last = run / "checkpoints" / "last.ckpt"
+        if last.exists():
+            steps.add(torch.load(last, weights_only=True)["flowergen"]["optimizer_steps"])
+    finish([f"resume={run}"], log)
+    num, different = differing(whole, run)
+    verdict = "**all equal**" if not different else f"**differ: {', '.join(different)}**"
+    print(
+        f"| {family} | {hits['starting']} + {hits['training']} | {len(steps)}, from step {min(steps, default=0):,} to "
+        f"{max(steps, default=0):,} | {num} | {verdict} |",
+        flush=True,
+    )
+    return not different
+
+
+def main() -> None:
+    """Read the arguments, run the families one after the other."""
+    own = {"kills": "20", "seed": "0", "families": ",".join(FAMILIES), "out": ""}
+    own |= {key: value for key, _, value in (argument.partition("=") for argument in sys.argv[1:])}
+    if unknown := own.keys() - {"kills", "seed", "families", "out"}:
+        sys.exit(f"error: {', '.join(unknown)}: this script takes kills=, seed=, families= and out=")
+    families = own["families"].split(",")
+    if not set(families) <= FAMILIES.keys():
+        sys.exit(f"error: families={own['families']}: choose from {', '.join(FAMILIES)}")
+    out = Path(own["out"] or tempfile.mkdtemp()).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(int(own["seed"]))
+    print("| family | kills while starting + training | checkpoints resumed from | files compared | |")
+    print("|---|---|---|---|---|", flush=True)
+    equal = []
+    for family in families:
+        extra = []
+        if family == "latent_ddpm":
+            autoencoder = out / "autoencoder"
+            if not autoencoder.exists():
+                short = [*FAMILIES["vae_gan"], *COMMON, "trainer.max_epochs=3", "callbacks.images.every_epochs=3"]
+                finish([*short, f"paths.cache_dir={out / 'cache'}", f"hydra.run.dir={autoencoder}"], out / "autoencoder.log")
+            extra = [f"autoencoder={autoencoder}"]
+        equal.append(campaign(family, int(own["kills"]), rng, out, extra))
+    sys.exit(not all(equal))
+
+
+if __name__ == "__main__":
+    main()
