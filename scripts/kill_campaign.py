@@ -6,9 +6,9 @@
 Every session is the real command on pictures that the program draws. One kill in five comes while a session starts, the others
 while it trains, at moments drawn from ``seed``. Printed as a Markdown table; the exit status is 1 if any file differs.
 
-Compared to the bit: ``metrics.csv``, ``weights.safetensors``, ``latents.safetensors``, pictures and ``loss_plot.png``, and of the
-checkpoints everything: weights, optimisers, loops, callbacks, running means, our own counts. Not compared: TensorBoard's files
-and logs, which hold the time of day.
+Compared to the bit: ``metrics.csv``, ``weights.safetensors``, ``latents.safetensors``, pictures, ``loss_plot.png``, and of the
+checkpoints everything: weights, optimisers, loops, callbacks, running means, our own counts. Not compared: TensorBoard's
+files and logs, which hold the time of day.
 """
 
 import os
