@@ -73,6 +73,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from flowergen.callbacks.budget import seconds_spent
+    from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.callbacks.stop_signals import StopSignals
     from flowergen.config.batch_size import settle_batch_size
     from flowergen.config.build import (
@@ -134,6 +135,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopSignals) and callback.received:  # in the last step, or after it
             raise Stopped(callback.received)
+        if isinstance(callback, Checkpoints) and callback.is_behind:
+            raise UserError(f"the last checkpoint could not be written: make room, then resume={run.path}")
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)

@@ -4,6 +4,7 @@ The moment is in the environment, which the processes of a distributed run inher
 """
 
 import os
+import resource
 import signal
 from typing import Any
 
@@ -45,6 +46,8 @@ def main() -> None:
         "log": (MetricsCsv, "log_metrics"),
         "publish": (checkpoints, "_publish"),
     }
+    if largest := os.environ.get("LARGEST_FILE"):  # in bytes: for a file that is larger, the disk is full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
     name, moment, count = os.environ["KILL"].split(":")
     if name == "SIGKILL" or os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first is asked to stop
         kill_at(*moments[moment], int(count), signal.Signals[name])

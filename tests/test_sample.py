@@ -57,7 +57,7 @@ def test_the_class_names_of_a_stranger_s_run_do_no_harm(command: Command, diffus
     shutil.copytree(diffusion_run, run)
     for path in (run / "checkpoints").glob("*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
-        checkpoint["ProceduralDataModule"]["class_names"] = ["../../escaped\n\0", "/tmp/\x1b[2Jb\udcff", "", 7]
+        checkpoint["ProceduralDataModule"]["class_names"] = ["../../escaped\n\0", "/tmp/\x1b[2Jb\udcff", "", "7"]
         torch.save(checkpoint, path)
     done = command("sample", f"run={run}", "classes=[0,1,2,3]", "num_per_class=1", f"out={out}")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,11 @@ class Checkpoints(Checkpoint):
         self._between_epochs = False
         self._disk = DiskTrouble("a checkpoint")
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last one could not be written."""
+        return self._disk.failing
+
     # -- when
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -90,10 +95,10 @@ class Checkpoints(Checkpoint):
                 raise
             if trainer.is_global_zero:
                 self._publish(trainer, partial, copies)
-        if self._disk.failing:
+        if self.is_behind:
             for leftover in self.folder.glob("*.partial"):
                 leftover.unlink(missing_ok=True)
-        return not self._disk.failing
+        return not self.is_behind
 
     def _publish(self, trainer: Trainer, partial: Path, copies: Sequence[str]) -> None:
         for logger in trainer.loggers:

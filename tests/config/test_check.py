@@ -189,11 +189,11 @@ def test_the_schema_knows_the_arguments_that_the_class_takes(target: str) -> Non
         parameters = {**own, **parameters}
         if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
             break
-    ours = {"channels_last", "num_threads", "budget", "compile"} if BY_TARGET[target] is Trainer else set()
+    ours = {"channels_last", "num_threads", "on_nonfinite", "budget", "compile"} if BY_TARGET[target] is Trainer else set()
     assert set(described) - ours <= set(parameters)
     if not target.startswith("flowergen."):
         return
-    given_by_build = {"self", "folder", "path", "hyperparameters"}
+    given_by_build = {"self", "folder", "path", "hyperparameters", "save_dir"}
     given_by_build |= {"num_classes", "accumulate_grad_batches", "gradient_clip_val", "autoencoder", "shape"}
     needed = {
         name
