@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ WORTH = 0.02  # of the budget: for less than that no other epoch begins
 REHEARSED_SAMPLES = 8  # on a CPU, where their time grows with their number
 # until they have been seen, on a core of 2 to 3 GHz
 EPOCH_END_SECONDS = 1.0  # checkpoint, curves, logs
-FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # scikit-learn's import and its mixture model of the latents
+FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # scikit-learn's mixture model of the latents
 
 
 class Seconds(NamedTuple):
@@ -274,6 +275,7 @@ class Budget(Callback):
             _wait_for(pl_module)
             self._pictures = (self.clock() - start) * grid.num_samples / num
         if not isinstance(pl_module, LatentDDPMModule):
+            import_module("sklearn.mixture")  # a second or two, busy machines more: better now than after the last step
             rows = data.rows["train"]
             part, num = rows[: batch_of(data.image_size)], min(len(rows), MOST_FITTED)
             start = self.clock()

@@ -98,6 +98,10 @@ class Ageing(Callback):
         self.clock, self.later, self.from_second = clock, later, from_second
         self.rates: list[float] = []
         self.horizons: list[int] = []
+        self.validated: list[int] = []  # epochs
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.validated.append(trainer.current_epoch + 1)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.clock.now += 0.4 * (self.later if self.clock.now > self.from_second else 1)
@@ -175,7 +179,9 @@ def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ..
     assert epochs_done(last) == trainer.current_epoch == trainer.max_epochs
     assert last["flowergen"]["optimizer_steps"] == module.optimizer_steps
     assert seconds_spent(last) == seconds
-    assert (tmp_path / "checkpoints" / "best.ckpt").is_file() == ("trainer.limit_val_batches=0" not in overrides)
+    validates = "trainer.limit_val_batches=0" not in overrides
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file() == validates
+    assert seen.validated[-1:] == [trainer.current_epoch] * validates
 
 
 @pytest.mark.parametrize("later", [0.4, 2.5])
