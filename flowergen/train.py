@@ -74,7 +74,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
-    from flowergen.callbacks.stop_signals import StopSignals
+    from flowergen.callbacks.stop_signals import stop_if_asked
     from flowergen.config.batch_size import settle_batch_size
     from flowergen.config.build import (
         build_datamodule,
@@ -129,14 +129,12 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     except MisconfigurationException as error:
         raise UserError(f"trainer: {one_line(error)}") from error
     except NotFinite as error:
-        raise UserError(f"{one_line(error)}; {last_good(run)}") from error
+        raise NotFinite(f"{one_line(error)}; {last_good(run)}") from error  # no refusal: the run's record says how it ended
     except SystemExit:  # how Lightning answers Ctrl-C before training has begun
         raise KeyboardInterrupt from None
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StopSignals) and callback.received:  # in the last step, or after it
-            raise Stopped(callback.received)
-        if isinstance(callback, Checkpoints) and callback.is_behind:
-            raise UserError(f"the last checkpoint could not be written: make room, then resume={run.path}")
+    stop_if_asked(trainer)  # in the last step, or after it
+    if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise UserError(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)

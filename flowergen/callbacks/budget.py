@@ -134,6 +134,7 @@ class Budget(Callback):
         self.spent_before = 0.0
         self.over = False
         self._planned = False
+        self._total_steps: int | None = None
         self._steps: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._last_step: float | None = None
         self._epoch_ended: float | None = None
@@ -162,10 +163,15 @@ class Budget(Callback):
         now = self.clock()
         if self._began is None:
             self._began, self._first_step = now, pl_module.optimizer_steps
+            if self._total_steps is not None:  # of the session before, for the learning rate until there is a plan
+                pl_module.total_steps = self._total_steps
         if self._epoch_ended is not None:
             taken, self._epoch_ended = now - self._epoch_ended, None
-            if any(trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing):
+            drawn = [trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing]
+            if all(drawn) and drawn:
                 self._pictures = max(0.0, taken - self._epoch_end)
+            elif any(drawn):  # the last epoch has all of them
+                self._pictures = max(self._pictures, taken - self._epoch_end)
             else:
                 self._epoch_end = taken
             self._look_every(trainer, None)
@@ -199,7 +205,7 @@ class Budget(Callback):
             return
         decided: Any = (self._plan(trainer, pl_module, batch_idx), self._next_check) if trainer.is_global_zero else None
         made, self._next_check = trainer.strategy.broadcast(decided)
-        pl_module.total_steps = made.total_steps
+        pl_module.total_steps = self._total_steps = made.total_steps
         trainer.fit_loop.max_epochs = made.num_epochs
         if not self._planned:
             self._planned = True
@@ -227,7 +233,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.parts,
             batches // pl_module.parts,
             self._validates_every,
-            min(self._draws_every, default=0),
+            max(self._draws_every, default=0),  # when all of them draw, as a rule
         )
         validation = self._validation if self._validates_every else 0.0
         seconds = Seconds(mean, validation, self._epoch_end, self._pictures, self._storing)
@@ -286,12 +292,13 @@ class Budget(Callback):
     # -- what outlives the process
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far; all of them once the run's last epoch is over."""
-        return {"spent_seconds": self.seconds if self.over else self.seconds - self.remaining}
+        """Seconds so far, all of them once the run's last epoch is over; and the plan's horizon."""
+        spent = self.seconds if self.over else self.seconds - self.remaining
+        return {"spent_seconds": spent, "total_steps": self._total_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        self.spent_before = state_dict["spent_seconds"]
+        self.spent_before, self._total_steps = state_dict["spent_seconds"], state_dict["total_steps"]
 
 
 def _wait_for(pl_module: ImageModel) -> None:

@@ -97,6 +97,7 @@ class MetricsCsv(Logger):
             self._columns += [name for name in row if name not in self._columns]
 
     def _rewrite(self) -> None:
+        self._in_step_with_file = False  # until it is done: the file has other columns
         partial = self.path.with_name(self.path.name + ".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)

@@ -82,3 +82,17 @@ class StopSignals(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def stop_if_asked(trainer: Trainer) -> None:
+    """After ``fit``: what came in its last step, or after it, ended nothing yet.
+
+    Args:
+        trainer: that has trained.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopSignals) and callback.received:
+            raise Stopped(callback.received)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flowergen.callbacks.stop_signals import stop_if_asked
 from flowergen.config.build import build_trainer, resolve_device
 from flowergen.config.command import is_first_process
 from flowergen.config.machine_limits import available_memory
@@ -23,7 +24,7 @@ from flowergen.modules.image_model import ImageModel
 log = logging.getLogger(__name__)
 
 SMALLEST, LARGEST = 8, 512
-PICTURES_A_BATCH = 16  # at least so many steps an epoch
+FEWEST_STEPS = 16  # of an epoch
 SHARE = 0.8  # of the memory
 STEPS = 2  # the second has the optimiser's moments
 LATE = 10**6  # optimiser step at which all losses are in play
@@ -69,7 +70,7 @@ def candidates(num_train: int, unit: int) -> list[int]:
         num_train: training pictures.
         unit: what a batch is a multiple of: devices x parts of a step.
     """
-    most = min(LARGEST, num_train // PICTURES_A_BATCH)
+    most = min(LARGEST, num_train // FEWEST_STEPS)
     sizes = [size for size in (unit * 2**power for power in range(LARGEST.bit_length())) if size <= most] or [unit]
     return [size for size in sizes if size >= SMALLEST] or sizes[-1:]
 
@@ -159,6 +160,7 @@ def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, si
     with TemporaryDirectory() as folder:
         trainer = build_trainer({**config, **left_out, "trainer": config["trainer"] | trial}, RunFolder(folder), None)
         trainer.fit(copied, datamodule=data)
+    stop_if_asked(trainer)
 
 
 def _num_devices(devices: int | str | list[int], on_gpu: bool) -> int:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from flowergen.callbacks.budget import Budget, seconds_spent
 from flowergen.callbacks.compiled_steps import CompiledSteps
@@ -235,13 +235,13 @@ def build_trainer(
         settings.pop("gradient_clip_algorithm", None)
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = [*_build_callbacks(config, run), StopSignals()]
-    if config["trainer"]["compile"]:
-        callbacks.insert(0, CompiledSteps())
     if config["trainer"]["budget"]:
         budget = Budget(seconds_of(config["trainer"]["budget"]), started)
         callbacks.insert(0, budget)  # its clock then counts what the others do
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
+    if config["trainer"]["compile"]:
+        callbacks.insert(0, CompiledSteps())  # the budget's rehearsal is no training step
     try:
         trainer: Trainer = instantiate(
             settings,
@@ -349,7 +349,8 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 def save_weights(module: ImageModel, path: Path) -> None:
     """The network that samples, the averaged one where there is one, as safetensors."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}, partial)
+    # not by save_file, whose error on a full disk is no OSError
+    partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))
     partial.replace(path)
 
 

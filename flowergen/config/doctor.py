@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from flowergen.config import conf_dir
 from flowergen.config.check import check, schema_of
 from flowergen.config.command import one_line
+from flowergen.config.machine_limits import available_memory, total_memory
 from flowergen.config.schema import CelebA, Flowers102, ImageFolder
 from flowergen.data.listing import Listing, printable
 from flowergen.errors import UserError
@@ -197,12 +198,8 @@ def cpu() -> Iterator[Line]:
 
 
 def memory() -> Iterator[Line]:
-    """RAM."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    rows = dict(line.split(":") for line in meminfo.read_text().splitlines()) if meminfo.is_file() else {}
-    free = f", {_gb(int(rows['MemAvailable'].split()[0]) * 1024)} free" if "MemAvailable" in rows else ""
-    yield Line("ok", "memory", f"{_gb(total)}{free}")
+    """Of the machine, or of the container: by what ``data.batch_size=auto`` and the errors go."""
+    yield Line("ok", "memory", f"{_gb(total_memory())}, about {_gb(available_memory())} free")
 
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from flowergen.data.image_datamodule import ImageDataModule, spread
@@ -71,7 +71,7 @@ def store_latents(
         **(prior.tensors() if prior else {}),
     }
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"owner": owner})
+    partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file's error on a full disk is no OSError
     partial.replace(path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from flowergen.diffusion.schedule import DiscreteSchedule
@@ -156,7 +156,8 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
         For those who rebuild the networks: what from, and, of an autoencoder of ours, the pixels that they see themselves.
     """
     for name, net in networks(model).items():
-        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, folder / f"{name}.safetensors")
+        weights = save({key: value.contiguous() for key, value in net.state_dict().items()})
+        (folder / f"{name}.safetensors").write_bytes(weights)
     autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
     about: dict[str, Any] = {name: {key: node[key] for key in NETWORK_KEYS if key in node} for name, node in nodes.items()}
     if isinstance(autoencoder, VAEModule):

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from flowergen.callbacks import budget as budget_file
 from flowergen.callbacks.budget import Budget, Plan, Position, Seconds, plan, seconds_spent
+from flowergen.callbacks.images import ImageGrids
 from flowergen.config.build import build_datamodule, build_module, build_trainer, epochs_done, read_checkpoint
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
@@ -193,26 +194,45 @@ def test_a_machine_that_changes_its_mind_is_followed(later: float, tmp_path: Pat
     assert (seen.horizons[15] < seen.horizons[-1]) == (later < 1)
 
 
+class AgeingGrids(Ageing, ImageGrids):
+    """And pictures that take 4 s, after every third epoch and the last one."""
+
+    every_epochs, num_samples = 3, 1
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        epoch = trainer.current_epoch + 1
+        self.clock.now += 4.0 if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs else 0.0
+
+
+@pytest.mark.parametrize("seconds", [50.0, 54.0, 58.0, 62.0, 66.0, 70.0])
+def test_the_last_epoch_has_what_is_not_drawn_in_every_one(seconds: float, tmp_path: Path, clock: Clock) -> None:
+    """Grids after every epoch, and slower ones after every third and the last one; late by a grid and a step at most."""
+    train(tmp_path, clock, seconds, "callbacks.images.every_epochs=1", ageing=AgeingGrids(clock))
+    assert 0.93 * seconds <= clock.now + STORING <= seconds + 0.2 + 0.4
+
+
 def test_a_resumed_run_goes_on_with_what_is_left(tmp_path: Path, clock: Clock) -> None:
     """20 s, then 42 of which 20 are spent; a checkpoint within the last epoch knows the seconds so far."""
     first, _, _ = train(tmp_path, clock, 20.0, "callbacks.checkpoints.checkpoint_every_steps=5")
     assert 19 <= clock.now + STORING <= 20.2
     before = clock.now
     last = tmp_path / "checkpoints" / "last.ckpt"
-    second, _, _ = train(tmp_path, clock, 42.0, resume=last)
+    second, _, seen = train(tmp_path, clock, 42.0, resume=last)
     assert 0.95 * 42 <= 20 + clock.now - before + STORING <= 1.01 * 42
     assert second.optimizer_steps > 2 * first.optimizer_steps - 10
+    assert seen.horizons[0] == first.total_steps < seen.horizons[-1], "until there is a plan, the last one's"
     assert seconds_spent({"callbacks": {}}) == 0
 
 
 def test_seconds_within_a_run_are_kept(clock: Clock) -> None:
     own = Budget(100.0, clock=clock)
-    own.load_state_dict({"spent_seconds": 30.0})
+    own.load_state_dict({"spent_seconds": 30.0, "total_steps": 7})
     clock.now = 5.0
     assert own.remaining == 65.0
-    assert own.state_dict() == {"spent_seconds": 35.0}
+    assert own.state_dict() == {"spent_seconds": 35.0, "total_steps": 7}
     own.over = True
-    assert own.state_dict() == {"spent_seconds": 100.0}
+    assert own.state_dict() == {"spent_seconds": 100.0, "total_steps": 7}
 
 
 def test_a_budget_without_a_game_is_refused_once_it_is_known(tmp_path: Path, clock: Clock) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from flowergen.callbacks.budget import Budget
 from flowergen.config.build import build_datamodule, build_module, build_trainer
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN
 
@@ -67,6 +69,26 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
         last = tmp_path / source / "checkpoints" / "last.ckpt"
         resumed = train(tmp_path / f"from_{source}", *options, more, f"trainer.compile={target}", resume=last)
         assert resumed.optimizer_steps > plain.optimizer_steps
+
+
+def test_the_rehearsal_of_a_budget_is_not_compiled(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation, pictures and latents of a model without a moving average, in the middle of training."""
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    config = resolve(checked([*TINY_RUN, "trainer.compile=true", "trainer.budget=1h"])[0])
+    data = build_datamodule(config)
+    data.setup()
+    trainer = build_trainer(config, RunFolder(tmp_path), None)
+    stances = []
+
+    def rehearse(self: Budget, *args: Any) -> None:
+        stances.append(torch._dynamo.eval_frame._stance.stance)
+        raise UserError("seen")
+
+    monkeypatch.setattr(Budget, "_rehearse", rehearse)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile, backend="eager"))
+    with pytest.raises(UserError, match="seen"):
+        trainer.fit(build_module(config, len(data.class_names)), datamodule=data)
+    assert stances == ["force_eager"]
 
 
 def _compile(network: nn.Module, backend: Any) -> None:

@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+import pytest
 
 from flowergen.callbacks.metrics_csv import MetricsCsv
 
@@ -21,6 +24,22 @@ def test_a_resumed_table_is_byte_equal_to_an_unbroken_one(tmp_path: Path) -> Non
     resumed = MetricsCsv(tmp_path / "killed.csv", keep_rows=rows_at_checkpoint)
     write(resumed, 2, 9)
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_disk_that_is_full_when_a_column_comes_up_costs_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file then has fewer columns than the rows to come, which must not be appended to it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole, spoilt = MetricsCsv(tmp_path / "whole.csv"), MetricsCsv(tmp_path / "spoilt.csv")
+    write(whole, 0, 6)
+    write(spoilt, 0, 2)
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", refuse)
+        write(spoilt, 2, 3)  # val/psnr
+    write(spoilt, 3, 6)
+    assert (tmp_path / "spoilt.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def test_wall_clock_stays_out(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """data.batch_size=auto."""
 
 import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked, prepare_train
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
-from flowergen.errors import UserError
+from flowergen.errors import Stopped, UserError
+from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
 
@@ -93,6 +96,26 @@ def test_it_is_tried_with_the_whole_adversarial_game(tmp_path: Path, cache_dir: 
     monkeypatch.setattr(VAEGANModule, "_generator_phase", seen)
     settled(tmp_path, *TINY_VAE_GAN, "model.adversarial_start_steps=1000")
     assert factors == [0.5] * 4  # two steps of 8 pictures, two of 16
+
+
+def test_a_signal_in_the_last_step_of_a_trial_is_not_lost(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the second of two steps: the trial of another size does not begin."""
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    sizes = []
+    original = VAEModule.training_step
+
+    def asked_to_stop(self: VAEModule, batch: Any, batch_idx: int) -> Any:
+        sizes.append(len(batch.label))
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(VAEModule, "training_step", asked_to_stop)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        settled(tmp_path, *TINY_RUN)
+    assert sizes == [8, 8]
 
 
 def test_several_devices_share_a_batch(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

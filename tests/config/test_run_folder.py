@@ -7,6 +7,7 @@ import pytest
 
 from flowergen.config.run_folder import Provenance, RunFolder, claim, find_run
 from flowergen.errors import UserError
+from flowergen.modules.finite_watch import NotFinite
 
 
 def test_two_processes_in_one_second_get_two_folders(tmp_path: Path) -> None:
@@ -50,6 +51,17 @@ def test_provenance_says_how_a_session_ended_and_keeps_the_earlier_ones(tmp_path
     assert record["exit"] == "finished"
     assert record["earlier"][0]["exit"] == "UserError: no pictures"
     assert {"command", "seed", "start", "end", "git", "versions", "hardware"} <= record.keys()
+
+
+def test_a_refusal_leaves_the_record_and_what_became_of_the_training_does_not(tmp_path: Path) -> None:
+    """A finished run that goes on for more epochs and diverges has not finished."""
+    run = RunFolder(tmp_path)
+    with Provenance(run, seed=3):
+        pass
+    for error, exit_ in ((UserError("all epochs are done"), "finished"), (NotFinite("step 7"), "NotFinite: step 7")):
+        with pytest.raises(UserError), Provenance(run, seed=3):
+            raise error
+        assert run.exit() == exit_
 
 
 @pytest.mark.parametrize("content", [": [", "- a list", "\x00"])

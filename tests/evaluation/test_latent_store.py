@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,17 +106,16 @@ def test_a_damaged_file_is_named(damage: Callable[[Path], None], path: Path) -> 
         read_latents(path, "owner")
 
 
-def test_an_old_file_is_replaced_whole(path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_file_is_replaced_whole(path: Path, cache_dir: Path) -> None:
+    """A limit on the size of files stands for a full disk, whose error is the system's, not the library's."""
     data, before = drawn(cache_dir), path.read_bytes()
-
-    def full(tensors: object, file: Path, metadata: object) -> None:
-        file.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(latent_store, "save_file", full)
-        with pytest.raises(OSError, match="No space"):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
             store_latents(path, data, data.rows["train"][:2], torch.zeros(2, 2, 4, 4), "owner", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     store_latents(path, data, data.rows["train"][:2], torch.zeros(2, 2, 4, 4), "owner", None)
     store = read_latents(path, "owner")
