@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and the one that ends a command when the system asks for it."""
+"""The exceptions that users are meant to read, and the one that ends a command when the system asks for it."""
 
 import signal
 
@@ -9,6 +9,10 @@ class UserError(Exception):
     Every command prints the message alone, without a traceback, and exits with status 2. Any other exception is a bug of
     ours and keeps its traceback.
     """
+
+
+class TrainingEnded(UserError):
+    """A ``UserError`` after training has begun: no refusal any more, so that the run's record says how it ended."""
 
 
 class Stopped(BaseException):

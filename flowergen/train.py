@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,11 +24,18 @@ from flowergen.config.duration import seconds_of
 from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
-from flowergen.errors import Stopped, UserError
+from flowergen.errors import Stopped, TrainingEnded, UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from flowergen.data.image_datamodule import ImageDataModule
+    from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_ALLOWED = (errno.EROFS, errno.EACCES)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
@@ -38,8 +46,9 @@ def run_job(composed: DictConfig) -> None:
     if not is_first_process():  # the first one says whatever is to be said
         logging.getLogger().setLevel(logging.CRITICAL)
         try:
-            with limits_of_training(config):
-                train(config, run)
+            train(config, run)
+        except TrainingEnded as error:  # of this process alone, perhaps
+            sys.exit(f"error in process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')}: {one_line(error)}")
         except UserError:
             sys.exit(2)
         except Stopped:  # the first one reports it; another status here would make Lightning end that one too
@@ -58,11 +67,11 @@ def run_job(composed: DictConfig) -> None:
         log.info(f"stopped; go on with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
         raise
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in (*NO_ROOM, *NOT_ALLOWED):
             raise
-        log.error(
-            f"error: {error.filename or run.path} cannot be written ({error.strerror}): make room, then resume={run.path}"
-        )
+        advice = "make room" if error.errno in NO_ROOM else "make it writable"
+        go_on = shlex.quote(f"resume={run.path}")
+        log.error(f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then {go_on}")
         sys.exit(2)
 
 
@@ -70,7 +79,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     """Build everything, fit, and say where it lies."""
     started = time.monotonic()
     import torch
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
@@ -88,7 +96,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         save_weights,
     )
     from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
-    from flowergen.modules.finite_watch import NotFinite
 
     quieten()
     if config["trainer"]["num_threads"]:
@@ -124,22 +131,47 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
 
-    try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_path, weights_only=True)
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {one_line(error)}") from error
-    except NotFinite as error:
-        raise NotFinite(f"{one_line(error)}; {last_good(run)}") from error  # no refusal: the run's record says how it ended
-    except SystemExit:  # how Lightning answers Ctrl-C before training has begun
-        raise KeyboardInterrupt from None
+    if resumed and is_first_process():
+        run.weights.unlink(missing_ok=True)  # they are those of the last session's end until this one has come to its own
+    steps_before = checkpoint["flowergen"]["optimizer_steps"] if checkpoint else 0
+    _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     stop_if_asked(trainer)  # in the last step, or after it
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise UserError(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
+        raise TrainingEnded(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         store_what_sampling_needs(config, run, module, datamodule)
         log.info(farewell(run, budget))
+
+
+def _fit(
+    config: dict[str, Any],
+    run: RunFolder,
+    trainer: "Trainer",
+    module: "ImageModel",
+    datamodule: "ImageDataModule",
+    checkpoint: Path | None,
+    steps_before: int,
+) -> None:
+    """Lightning's part of it; with ``TrainingEnded`` for what goes wrong once an optimiser step has been made."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from flowergen.modules.finite_watch import NotFinite
+
+    try:
+        with limits_of_training(config):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    except NotFinite as error:
+        raise TrainingEnded(f"{one_line(error)}; {last_good(run)}") from error
+    except UserError as error:
+        if module.optimizer_steps <= steps_before:
+            raise
+        raise TrainingEnded(one_line(error)) from error
+    except SystemExit:  # how Lightning answers Ctrl-C before training has begun
+        raise KeyboardInterrupt from None
 
 
 def _store(config: dict[str, Any], run: RunFolder) -> None:

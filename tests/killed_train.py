@@ -3,6 +3,7 @@
 The moment is in the environment, which the processes of a distributed run inherit; their arguments are the first one's.
 """
 
+import math
 import os
 import resource
 import signal
@@ -24,6 +25,19 @@ def kill_at(owner: Any, name: str, count: int, signum: int = signal.SIGKILL) -> 
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
+
+
+def poison(owner: Any, step: int) -> None:
+    """Make the loss of an optimiser step infinite."""
+    objective = owner.objective
+
+    def poisoned(self: Any, *args: Any) -> Any:
+        terms = objective(self, *args)
+        if self.training and self.optimizer_steps + 1 == step:
+            terms |= {"loss": terms["loss"] * math.inf, "loss_kl": terms["loss_kl"] * math.inf}
+        return terms
+
+    owner.objective = poisoned
 
 
 def main() -> None:
@@ -48,6 +62,8 @@ def main() -> None:
     }
     if largest := os.environ.get("LARGEST_FILE"):  # in bytes: for a file that is larger, the disk is full
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
+    if step := os.environ.get("NOT_FINITE"):
+        poison(VAEModule, int(step))
     name, moment, count = os.environ["KILL"].split(":")
     if name == "SIGKILL" or os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first is asked to stop
         kill_at(*moments[moment], int(count), signal.Signals[name])

@@ -296,6 +296,28 @@ def test_a_full_disk_costs_neither_the_run_nor_its_last_checkpoint(
     assert_equal_runs(whole, run)
 
 
+def test_numbers_that_are_not_finite_end_a_run_that_says_where_to_go_on(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    """A finished run that is extended into them is not a finished one any more, and its last checkpoint is from before."""
+    run = tmp_path / "run"
+    assert command("train", *tiny_run, "trainer.max_epochs=1", f"hydra.run.dir={run}").returncode == 0
+    poisoned = process_environment | {"NOT_FINITE": "13"}
+    options = [f"resume={run}", "trainer.max_epochs=2", "callbacks.checkpoints.checkpoint_every_steps=3"]
+    said = killed(run, "training step", 0, options, poisoned, status=2)
+    assert said.splitlines()[-1] == (
+        "error: optimiser step 13: loss_kl is not finite: lower the learning rate, clip with trainer.gradient_clip_val=1, or "
+        f"leave such steps out with trainer.on_nonfinite=skip; the last good checkpoint is {run}/checkpoints/last.ckpt of step 11: "
+        f"go on from it by resume={run}"
+    )
+    assert steps_at_last_checkpoint(run) == 11
+    assert json.loads((run / "provenance.json").read_text())["exit"].startswith("TrainingEnded: optimiser step 13")
+    assert not (run / "weights.safetensors").exists()
+    said = killed(run, "training step", 0, [*options, "trainer.on_nonfinite=skip"], poisoned, status=0)
+    assert "optimiser step 13: loss_kl is not finite: left out" in said
+    assert (run / "weights.safetensors").exists()
+
+
 def test_slurm_requeues_a_job_that_has_saved(
     tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:

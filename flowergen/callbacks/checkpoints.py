@@ -66,6 +66,9 @@ class Checkpoints(Checkpoint):
         self._between_epochs = True
         if not self._save(trainer, pl_module, copies):
             self.best_value = best_before
+            for callback in _callbacks(trainer):
+                if isinstance(callback, PeriodicEvaluation):
+                    callback.take_back_best()
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
@@ -86,7 +89,7 @@ class Checkpoints(Checkpoint):
         """Whether it could be written. Where the disk is full, the last one stays, and the next one is tried when it is due."""
         self.saved_at_step = pl_module.optimizer_steps
         partial = self.folder / "last.ckpt.partial"
-        pl_module.stop_if_not_finite()
+        pl_module.stop_if_not_finite(look_at_weights=True)
         with self._disk:
             try:
                 trainer.save_checkpoint(partial)

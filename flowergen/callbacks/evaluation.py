@@ -50,6 +50,7 @@ class PeriodicEvaluation(Callback):
         self.num_samples, self.extractor, self.metric = num_samples, extractor, metric
         self.history: list[dict[str, Any]] = []
         self.best: float | None = None
+        self._best_before: float | None = None
         self.memorising: int | None = None
         self.checkpoint_names: list[str] = []  # that ``Checkpoints`` keeps of this epoch
         self._disk = DiskTrouble("evaluation.png")
@@ -78,7 +79,7 @@ class PeriodicEvaluation(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Look, log, draw, and say which checkpoints to keep."""
         epoch = trainer.current_epoch + 1
-        self.checkpoint_names = []
+        self.checkpoint_names, self._best_before = [], self.best
         due = self.every_epochs and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs)
         if not due or not trainer.is_global_zero:
             return
@@ -101,6 +102,10 @@ class PeriodicEvaluation(Callback):
                 write_png(self.folder / "images" / f"copies_epoch_{epoch}.png", comparison_grid(samples, nearest, columns=8))
             looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
             plot_looks(looks, self.memorising, self.folder / "evaluation.png")
+
+    def take_back_best(self) -> None:
+        """The checkpoint that this epoch was to name could not be written: another epoch shall have the name."""
+        self.best = self._best_before
 
     def _name(self, metric: str) -> str:
         """In the logs: what is FID's formula in other features than Inception's says whose."""

@@ -56,9 +56,12 @@ class TensorBoard(TensorBoardLogger):
         # for good: the thread that writes dies of its first error, and every other call would wait for it or raise it again
         try:
             yield not self._is_off
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps what comes of a scalar
+            if not isinstance(cause, OSError):
+                raise
             self._is_off = True
             log.warning(
-                f"TensorBoard's file could not be written ({error.strerror or error}): training goes on, with nothing more for "
+                f"TensorBoard's file could not be written ({cause.strerror or cause}): training goes on, with nothing more for "
                 "TensorBoard until it is resumed; make room on the disk"
             )

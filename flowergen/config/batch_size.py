@@ -57,6 +57,7 @@ def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataMod
                 "data.batch_size=auto is found by one process, and torchrun or SLURM started several: give a number"
             )
     config["data"]["batch_size"] = data.batch_size = found
+    data.check_sizes()
     return True
 
 

@@ -169,9 +169,9 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     composed, lines = checked(given, run)
     if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # it has been found
         composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
-    known = flat(stored)
+    known, typed = flat(stored), tuple(f"{override.key_or_group}." for override in parse(overrides))
     for key, (before, now) in changed(stored, resolve(composed)).items():
-        if key not in known and _value_of(key, overrides) is None:  # flowergen did not have it yet: now it has its default
+        if key not in known and not f"{key}.".startswith(typed):  # flowergen did not have it yet: now it has its default
             continue
         may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
         if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):

@@ -43,7 +43,7 @@ def last_good(run: RunFolder) -> str:
     if not last.is_file():
         return "there was no checkpoint yet"
     step = read_checkpoint(last)["flowergen"]["optimizer_steps"]
-    return f"the last good checkpoint is {last} of step {step:,}: go on from it by resume={run.path}"
+    return f"the last good checkpoint is {last} of step {step:,}: go on from it by {shlex.quote(f'resume={run.path}')}"
 
 
 def farewell(run: RunFolder, budget: str | None) -> str:

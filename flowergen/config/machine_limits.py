@@ -20,6 +20,7 @@ OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "out of memory",
 )
+CONTAINER = Path("/sys/fs/cgroup")  # of control groups, version 2
 
 
 @contextmanager
@@ -135,11 +136,17 @@ def available_memory() -> int:
     kilobytes = {
         name: int(rest.split()[0]) for name, _, rest in (row.partition(":") for row in meminfo.read_text().splitlines())
     }
-    return min([1024 * kilobytes["MemAvailable"], *_container_limit()])
+    return min([1024 * kilobytes["MemAvailable"], *(limit - _container_use() for limit in _container_limit())])
+
+
+def _container_use() -> int:
+    """Bytes, without the files that the system would drop."""
+    stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+    return int((CONTAINER / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
 
 
 def _container_limit() -> list[int]:
-    """Of control groups, version 2; empty where there is none."""
-    limit = Path("/sys/fs/cgroup/memory.max")
+    """Bytes; empty where there is none."""
+    limit = CONTAINER / "memory.max"
     text = limit.read_text().strip() if limit.exists() else "max"
     return [] if text == "max" else [int(text)]

@@ -154,7 +154,7 @@ class ImageDataModule(LightningDataModule, ABC):
             identity.update(repr(part.tolist()).encode())
         self.identity = identity.hexdigest()
         self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
-        self._check_sizes()
+        self.check_sizes()
 
     def feed_latents(self, mean: np.ndarray, logvar: np.ndarray) -> None:
         """Yield ``LatentBatch`` from now on.
@@ -188,7 +188,12 @@ class ImageDataModule(LightningDataModule, ABC):
             return listing.subsets[rows]
         return complete_subsets(listing.subsets[rows], labels, digests, self.split_seed)
 
-    def _check_sizes(self) -> None:
+    def check_sizes(self) -> None:
+        """Whether there are pictures enough for a batch, and to validate on.
+
+        Raises:
+            UserError: too few.
+        """
         num_train = len(self.rows["train"])
         if num_train < self.batch_size:
             raise UserError(

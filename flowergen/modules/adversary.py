@@ -124,13 +124,18 @@ class Adversary(nn.Module):
         )  # (2, 3, c, 3, 3)
         self._last_layer_gradients = both if self._last_layer_gradients is None else self._last_layer_gradients + both
 
-    def update_adaptive_weight(self, world_size: int) -> None:
-        """After an optimiser step: the weight for the next one."""
+    def update_adaptive_weight(self, world_size: int, keep: bool = False) -> None:
+        """After an optimiser step: the weight for the next one.
+
+        Args:
+            world_size: devices.
+            keep: the one that there is, as the step was left out.
+        """
         if self._last_layer_gradients is None:
             return
         if world_size > 1:
             all_reduce(self._last_layer_gradients)
         grad_nll, grad_adversarial = self._last_layer_gradients
         weight = adaptive_weight(grad_nll, grad_adversarial, self.adaptive_weight, self.adaptive_weight_max)
-        self.adaptive_weight.copy_(weight)
+        self.adaptive_weight.copy_(self.adaptive_weight if keep else weight)
         self._last_layer_gradients = None

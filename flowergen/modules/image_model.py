@@ -136,12 +136,17 @@ class ImageModel(LightningModule, ABC):
 
     # -- losses and gradients that are not finite
 
-    def stop_if_not_finite(self) -> None:
+    def stop_if_not_finite(self, look_at_weights: bool = False) -> None:
         """Before what has been trained is relied on. Every process must call it.
+
+        Args:
+            look_at_weights: too: they are what a checkpoint holds.
 
         Raises:
             NotFinite: since the last call, a loss term or a gradient was not finite.
         """
+        if look_at_weights:
+            self.finite_watch.look({"weights": get_total_norm([p.detach() for p in self.parameters()])}, self.optimizer_steps)
         found = self.finite_watch.found()
         if found is not None:
             step, names = found
@@ -158,7 +163,8 @@ class ImageModel(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the gradients, unscaled and not yet clipped; then stop, or drop them, which leaves the step out."""
         if self.trainer.precision != "16-mixed":  # whose scaler looks at them, and skips by itself
-            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both players step, or none
+            grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
                 self.finite_watch.look({"gradient": get_total_norm(grads)}, self.optimizer_steps + 1)
         if self.on_nonfinite == "skip":

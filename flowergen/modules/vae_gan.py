@@ -350,7 +350,7 @@ class VAEGANModule(ImageModel):
         values = {"lr": optimizers[0].param_groups[0]["lr"], "beta": self.current_beta}
         if self.adversary is not None:
             values["adversarial_factor"] = self.adversarial_factor
-            self.adversary.update_adaptive_weight(self.trainer.world_size)
+            self.adversary.update_adaptive_weight(self.trainer.world_size, keep=self.skips_step)
         self.count_step(values)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 
+from flowergen.config import machine_limits
 from flowergen.config.machine_limits import (
     available_memory,
     limits_of_training,
@@ -128,3 +130,18 @@ one_line_errors(main)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: out of memory (CPU")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_container_has_used_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its limit less what it uses, but for files that the system would drop."""
+    for name, text in (
+        ("memory.max", "9000000\n"),
+        ("memory.current", "5000000\n"),
+        ("memory.stat", "anon 1\ninactive_file 2000000\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine_limits, "CONTAINER", tmp_path)
+    assert total_memory() == 9_000_000
+    assert available_memory() == 6_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 6_000_000

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowergen.config.run_folder import Provenance, RunFolder, claim, find_run
-from flowergen.errors import UserError
-from flowergen.modules.finite_watch import NotFinite
+from flowergen.errors import TrainingEnded, UserError
 
 
 def test_two_processes_in_one_second_get_two_folders(tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_a_refusal_leaves_the_record_and_what_became_of_the_training_does_not(tm
     run = RunFolder(tmp_path)
     with Provenance(run, seed=3):
         pass
-    for error, exit_ in ((UserError("all epochs are done"), "finished"), (NotFinite("step 7"), "NotFinite: step 7")):
+    for error, exit_ in ((UserError("all epochs are done"), "finished"), (TrainingEnded("step 7"), "TrainingEnded: step 7")):
         with pytest.raises(UserError), Provenance(run, seed=3):
             raise error
         assert run.exit() == exit_

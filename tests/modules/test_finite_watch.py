@@ -138,3 +138,25 @@ def test_what_has_diverged_for_good_ends(cache_dir: Path) -> None:
         train(module, cache_dir)  # steps 2 to 16 are skipped
     with pytest.raises(NotFinite, match="step 21: loss_kl is not finite, the 20th step in a row"):
         train(module, cache_dir)
+
+
+def test_both_players_step_or_none(cache_dir: Path) -> None:
+    """A bad gradient of the discriminator's alone leaves the generator where it was, too."""
+    module = make_game()
+    module.on_nonfinite = "skip"
+    assert module.adversary is not None
+    weight = next(module.adversary.discriminator.parameters())
+    weight.register_hook(lambda grad: grad * INF if module.optimizer_steps == 2 else grad)
+    states = train(module, cache_dir)
+    assert_equal_states(states[2], states[1])
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(cache_dir: Path) -> None:
+    """Losses and gradients may have been finite before the last step."""
+    module = make_vae()
+    module.stop_if_not_finite(look_at_weights=True)
+    with torch.no_grad():
+        next(module.parameters())[0] = NAN
+    module.stop_if_not_finite()
+    with pytest.raises(NotFinite, match="weights is not finite"):
+        module.stop_if_not_finite(look_at_weights=True)
