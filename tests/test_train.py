@@ -307,8 +307,8 @@ def test_numbers_that_are_not_finite_end_a_run_that_says_where_to_go_on(
     said = killed(run, "training step", 0, options, poisoned, status=2)
     assert said.splitlines()[-1] == (
         "error: optimiser step 13: loss_kl is not finite: lower the learning rate, clip with trainer.gradient_clip_val=1, or "
-        f"leave such steps out with trainer.on_nonfinite=skip; the last good checkpoint is {run}/checkpoints/last.ckpt of step 11: "
-        f"go on from it by resume={run}"
+        "leave such steps out with trainer.on_nonfinite=skip; the last good checkpoint is "
+        f"{run}/checkpoints/last.ckpt of step 11: go on from it by resume={run}"
     )
     assert steps_at_last_checkpoint(run) == 11
     assert json.loads((run / "provenance.json").read_text())["exit"].startswith("TrainingEnded: optimiser step 13")

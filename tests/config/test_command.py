@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from flowergen.config.build import resolve_device
-from flowergen.config.command import is_first_process, one_line, prepare_train
+from flowergen.config.command import checked, is_first_process, one_line, prepare_train
+from flowergen.config.overrides import resolve
+from flowergen.config.run_folder import RunFolder
 from flowergen.errors import UserError
 
 
@@ -124,3 +126,15 @@ def test_what_no_disk_can_hold_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         prepare_train(arguments)
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    """But not with another value of it, however that is typed."""
+    config = resolve(checked([f"paths.output_dir={tmp_path}"])[0])
+    del config["data"]["color_jitter"], config["trainer"]["on_nonfinite"]
+    RunFolder(tmp_path).store(config, [])
+    assert prepare_train([f"resume={tmp_path}"])
+    assert prepare_train([f"resume={tmp_path}", "trainer.on_nonfinite=skip"])
+    for typed in ("data.color_jitter=0.5", "data={color_jitter:0.5}", "++data.color_jitter=0.5"):
+        with pytest.raises(UserError, match=r"resume: data\.color_jitter was None and is 0\.5 now"):
+            prepare_train([f"resume={tmp_path}", typed])
