@@ -87,15 +87,14 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.config.build import (
         build_datamodule,
         build_module,
-        build_trainer,
         epochs_done,
         fetch_weights,
         load_autoencoder,
         read_checkpoint,
-        resolve_device,
         save_weights,
     )
     from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
+    from flowergen.config.trainer import build_trainer, resolve_device
 
     quieten()
     if config["trainer"]["num_threads"]:

@@ -33,10 +33,11 @@ from benchmark_data import Stopwatch, hardware, ratio, spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowergen.config.build import build_datamodule, build_module, build_trainer, fetch_weights, load_run
+from flowergen.config.build import build_datamodule, build_module, fetch_weights, load_run
 from flowergen.config.command import checked, one_line_errors
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.evaluation.encoding import cached_posteriors

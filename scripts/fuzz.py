@@ -272,7 +272,7 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     """A run of one optimiser step, with everything that training leaves."""
     from hydra.core.hydra_config import HydraConfig
 
-    from flowergen.config import build, latents
+    from flowergen.config import build, latents, trainer
     from flowergen.config.command import checked
     from flowergen.config.overrides import resolve
     from flowergen.config.run_folder import RunFolder
@@ -291,7 +291,7 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     autoencoder = build.load_autoencoder(config, run)
     module = build.build_module(config, len(data.class_names), autoencoder.module if autoencoder else None)
     latents.prepare_latents(config, run, module, data, autoencoder)
-    build.build_trainer(config, run, None).fit(module, datamodule=data)
+    trainer.build_trainer(config, run, None).fit(module, datamodule=data)
     build.save_weights(module, run.weights)
     latents.store_what_sampling_needs(config, run, module, data)
     return run.path

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from flowergen.callbacks.stop_signals import stop_if_asked
-from flowergen.config.build import build_trainer, resolve_device
 from flowergen.config.command import is_first_process
 from flowergen.config.machine_limits import available_memory
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer, resolve_device
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel

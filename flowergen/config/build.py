@@ -2,7 +2,6 @@
 
 import inspect
 import operator
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,9 @@ from typing import Any
 
 import hydra
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save
 
-from flowergen.callbacks.budget import Budget, seconds_spent
-from flowergen.callbacks.compiled_steps import CompiledSteps
-from flowergen.callbacks.stop_signals import StopSignals
-from flowergen.config.command import flat, one_line
-from flowergen.config.duration import seconds_of
+from flowergen.config.command import one_line
 from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
@@ -33,7 +23,6 @@ from flowergen.randomness import initialisation
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
 PARTS = (torch.nn.Module, torch.optim.Optimizer)  # what a config may call within a model
-MOST_EPOCHS = 10**6  # where a budget decides
 
 
 def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> Any:
@@ -165,7 +154,7 @@ def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageMod
             config["model"],
             "model",
             ImageModel,
-            **_asked_for(config["model"], num_classes=num_classes, autoencoder=autoencoder, **_by_hand(config)),
+            **asked_for(config["model"], num_classes=num_classes, autoencoder=autoencoder, **by_hand(config)),
         )
     try:
         module.configure_optimizers()
@@ -176,7 +165,7 @@ def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageMod
     return module
 
 
-def _asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
+def asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
     """Those of the given arguments that the node's ``_target_`` has parameters for."""
     try:
         names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
@@ -185,132 +174,10 @@ def _asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names}
 
 
-def _by_hand(config: dict[str, Any]) -> dict[str, Any]:
+def by_hand(config: dict[str, Any]) -> dict[str, Any]:
     """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
     keys = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     return {key: config["trainer"][key] for key in keys if key in config["trainer"]}
-
-
-def resolve_device(trainer: dict[str, Any]) -> str:
-    """Where this process encodes pictures before the Trainer is there: its GPU, or ``cpu``."""
-    if trainer["accelerator"] not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return "cpu"
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return f"cuda:{trainer['devices'][rank] if isinstance(trainer['devices'], list) else rank}"
-
-
-def resolve_precision(precision: str, accelerator: str) -> str:
-    """``auto``: bf16 where a GPU computes in it, fp16 on an older one, float32 on anything else.
-
-    CPUs get float32: without AVX512-BF16 or AMX, bf16 is slower there by far.
-    """
-    if precision != "auto":
-        return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return "32-true"
-
-
-def build_trainer(
-    config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None, started: float | None = None
-) -> Trainer:
-    """Lightning's Trainer with our loggers and callbacks, all of them writing into the run folder.
-
-    Args:
-        config: the whole of it.
-        run: where.
-        resumed_from: the checkpoint that training goes on from.
-        started: when the command began, by ``time.monotonic``; None for now.
-
-    Raises:
-        UserError: for hardware that is not there and arguments that Lightning refuses.
-    """
-    ours = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
-    settings = {key: value for key, value in config["trainer"].items() if key not in ours}
-    if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
-        settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
-    manual = bool(_asked_for(config["model"], **_by_hand(config)))
-    if manual:
-        settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
-        settings.pop("gradient_clip_algorithm", None)
-    settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
-    callbacks = [*_build_callbacks(config, run), StopSignals()]
-    if config["trainer"]["budget"]:
-        budget = Budget(seconds_of(config["trainer"]["budget"]), started)
-        callbacks.insert(0, budget)  # its clock then counts what the others do
-        spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
-        settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
-    if config["trainer"]["compile"]:
-        callbacks.insert(0, CompiledSteps())  # the budget's rehearsal is no training step
-    try:
-        trainer: Trainer = instantiate(
-            settings,
-            "trainer",
-            Trainer,
-            callbacks=callbacks,
-            logger=_build_loggers(config, run, resumed_from),
-            default_root_dir=str(run.path),
-            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the injected one always shuffles, validation too
-        )
-    except (hydra.errors.InstantiationException, MisconfigurationException) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"trainer: {one_line(cause)}") from error
-    if manual and isinstance(trainer.strategy, DDPStrategy):  # in each player's backward pass the other one's are unused
-        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
-    return trainer
-
-
-def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
-    ours = (resumed_from or {}).get("flowergen", {})
-    places = {
-        "flowergen.callbacks.tensorboard.TensorBoard": {
-            "save_dir": str(run.tensorboard),
-            "name": "",
-            "version": "",
-            "default_hp_metric": False,
-            # without it TensorBoard shows what a killed run logged after its last checkpoint beside what is logged now
-            "purge_step": ours["optimizer_steps"] + 1 if ours else None,
-        },
-        "flowergen.callbacks.metrics_csv.MetricsCsv": {
-            "path": str(run.metrics),
-            "keep_rows": ours.get("metrics_csv_rows", 0),
-        },
-    }
-    return [
-        instantiate(node, f"logger.{name}", Logger, **places.get(str(node.get("_target_")), {}))
-        for name, node in (config["logger"] or {}).items()
-        if node
-    ]
-
-
-def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
-    places: dict[str, dict[str, Any]] = {
-        "flowergen.callbacks.images.ImageGrids": {"folder": run.images},
-        "flowergen.callbacks.loss_plot.LossPlot": {"folder": run.path},
-        "flowergen.callbacks.checkpoints.Checkpoints": {"folder": run.checkpoints},
-        "flowergen.callbacks.evaluation.PeriodicEvaluation": {"folder": run.path},
-        "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
-    }
-    return [
-        instantiate(node, f"callbacks.{name}", Callback, **places.get(str(node.get("_target_")), {}))
-        for name, node in (config["callbacks"] or {}).items()
-        if node
-    ]
-
-
-def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """What the HPARAMS tab compares: everything but paths, classes and the observers."""
-    chosen = {key: config.get(key) for key in ("seed", "autoencoder", "model", "data", "trainer")}
-    left_out = ("_target_", "_partial_", "root", "cache_dir", "weights_dir")
-    return {
-        key: str(value) if isinstance(value, list) else value
-        for key, value in flat(chosen).items()
-        if value is not None and (not key.endswith(left_out) or key == "model.network._target_")
-    }
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

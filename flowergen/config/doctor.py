@@ -154,7 +154,7 @@ def gpus() -> Iterator[Line]:
     """Those that torch sees, and what precision=auto means on them."""
     import torch
 
-    from flowergen.config.build import resolve_precision
+    from flowergen.config.trainer import resolve_precision
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

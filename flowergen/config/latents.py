@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from flowergen.config.build import LoadedModel, checkpoint_to_load, load_run, read_checkpoint, resolve_device
+from flowergen.config.build import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.config.command import is_first_process
 from flowergen.config.run_folder import RunFolder, find_run
+from flowergen.config.trainer import resolve_device
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
 from flowergen.evaluation.encoding import cached_posteriors, in_parts, latent_scale, posteriors

@@ -12,10 +12,11 @@ from lightning.pytorch import Callback
 from flowergen.callbacks import budget as budget_file
 from flowergen.callbacks.budget import Budget, Plan, Position, Seconds, plan, seconds_spent
 from flowergen.callbacks.images import ImageGrids
-from flowergen.config.build import build_datamodule, build_module, build_trainer, epochs_done, read_checkpoint
+from flowergen.config.build import build_datamodule, build_module, epochs_done, read_checkpoint
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.vae import VAEModule

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from flowergen.callbacks.budget import Budget
-from flowergen.config.build import build_datamodule, build_module, build_trainer
+from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN

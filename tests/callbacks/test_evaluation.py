@@ -10,10 +10,11 @@ import torch
 
 from flowergen.callbacks import evaluation
 from flowergen.callbacks.evaluation import PeriodicEvaluation, held_out_loss
-from flowergen.config.build import build_datamodule, build_module, build_trainer
+from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.pictures import FEWEST, RealPictures, real_pictures_of

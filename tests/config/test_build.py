@@ -15,15 +15,14 @@ from flowergen.config import conf_dir
 from flowergen.config.build import (
     build_datamodule,
     build_module,
-    build_trainer,
     epochs_done,
     load_run,
     read_checkpoint,
-    resolve_precision,
 )
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer, resolve_precision
 from flowergen.errors import UserError
 
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.build import resolve_device
 from flowergen.config.command import checked, is_first_process, one_line, prepare_train
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import resolve_device
 from flowergen.errors import UserError
 
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowergen.config.build import build_datamodule, build_module, build_trainer
+from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.errors import UserError
 from flowergen.modules.fingerprint import fingerprint

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torchvision.models.vgg import cfgs, make_layers
 
-from flowergen.config.build import build_datamodule, build_module, build_trainer
+from flowergen.config.build import build_datamodule, build_module
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
