@@ -92,6 +92,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         load_autoencoder,
         read_checkpoint,
         save_weights,
+        steps_done,
     )
     from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
     from flowergen.config.trainer import build_trainer, resolve_device
@@ -102,6 +103,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     resumed = config["resume"] is not None
     checkpoint_path = _checkpoint_to_resume(config["resume"], run)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
+    steps_before = steps_done(checkpoint) if checkpoint else 0
     budget = config["trainer"]["budget"]
     if checkpoint and budget and seconds_spent(checkpoint) >= seconds_of(budget) and run.is_complete():
         raise UserError(f"the budget of {budget} is spent: give more with trainer.budget=, of all sessions together")
@@ -128,11 +130,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
             log.info(f"the learning rate's cosine now ends with {'the budget' if budget else f'epoch {trainer.max_epochs}'}")
         _store(config, run)
     if checkpoint:
-        log.info(f"resumed from {checkpoint_path} at optimiser step {checkpoint['flowergen']['optimizer_steps']:,}")
+        log.info(f"resumed from {checkpoint_path} at optimiser step {steps_before:,}")
 
     if resumed and is_first_process():
         run.weights.unlink(missing_ok=True)  # they are those of the last session's end until this one has come to its own
-    steps_before = checkpoint["flowergen"]["optimizer_steps"] if checkpoint else 0
     _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     stop_if_asked(trainer)  # in the last step, or after it
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]

@@ -206,11 +206,25 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     Raises:
         UserError: it does not say.
     """
+    return _count(checkpoint, "epochs", "loops", "fit_loop", "epoch_progress", "current", "processed")
+
+
+def steps_done(checkpoint: dict[str, Any]) -> int:
+    """Optimiser steps behind a checkpoint.
+
+    Raises:
+        UserError: it does not say.
+    """
+    return _count(checkpoint, "optimiser steps", "flowergen", "optimizer_steps")
+
+
+def _count(content: Any, what: str, *keys: str) -> int:
     try:
-        done: int = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        return operator.index(done)
-    except (KeyError, TypeError) as error:
-        raise UserError("the checkpoint does not say how many epochs are behind it: use another") from error
+        for key in keys:
+            content = content[key]
+        return operator.index(content)
+    except Exception as error:  # anything may stand there, a tensor too
+        raise UserError(f"the checkpoint does not say how many {what} are behind it: use another") from error
 
 
 def save_weights(module: ImageModel, path: Path) -> None:

@@ -37,12 +37,12 @@ def essentials(
 
 def last_good(run: RunFolder) -> str:
     """Where to go on from after numbers that are not finite."""
-    from flowergen.config.build import read_checkpoint
+    from flowergen.config.build import read_checkpoint, steps_done
 
     last = run.checkpoints / "last.ckpt"
     if not last.is_file():
         return "there was no checkpoint yet"
-    step = read_checkpoint(last)["flowergen"]["optimizer_steps"]
+    step = steps_done(read_checkpoint(last))
     return f"the last good checkpoint is {last} of step {step:,}: go on from it by {shlex.quote(f'resume={run.path}')}"
 
 

@@ -18,6 +18,7 @@ from flowergen.config.build import (
     epochs_done,
     load_run,
     read_checkpoint,
+    steps_done,
 )
 from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
@@ -265,10 +266,14 @@ def test_a_checkpoint_with_other_content_is_refused_in_a_line(run: Path, change:
         load_run(run)
 
 
-@pytest.mark.parametrize("loops", [{}, {"fit_loop": None}, {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}}])
-def test_a_checkpoint_that_counts_no_epochs_is_refused(loops: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "counts", [{}, {"fit_loop": None}, {"fit_loop": {"epoch_progress": {"current": {"processed": "x"}}}}, torch.zeros(3), 7]
+)
+def test_a_checkpoint_that_counts_nothing_is_refused(counts: Any) -> None:
     with pytest.raises(UserError, match="how many epochs"):
-        epochs_done({"loops": loops})
+        epochs_done({"loops": counts})
+    with pytest.raises(UserError, match="how many optimiser steps"):
+        steps_done({"flowergen": counts})
 
 
 @pytest.mark.parametrize(("key", "value"), [("channels", "x"), ("image_size", None), ("weights", 1), ("latent_dim", -1)])
