@@ -208,6 +208,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Check the command line, then let Hydra start the job, or the sweep."""
+    logging.raiseExceptions = False  # a full disk: train.log may miss lines, the console has them
     signal.signal(signal.SIGTERM, _stop)  # while training, see ``callbacks.stop_signals``
     launcher.register()
     sys.argv[1:] = prepare_train(sys.argv[1:])

@@ -522,3 +522,17 @@ def test_face_vae_trains_two_epochs_on_celeba(command: Command, celeba: Path, tm
     done = command("vary", f"run={tmp_path / 'run'}", f"image={picture}", "num=2", f"out={tmp_path / 'varied'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "varied" / "variations.png").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here, which stands for a full disk")
+def test_a_disk_that_is_full_from_the_beginning_is_one_line(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path
+) -> None:
+    """That the line does not reach train.log either is not said in a traceback."""
+    (tmp_path / "run").mkdir()
+    for name in ("train.log", "overrides.yaml.partial"):
+        (tmp_path / "run" / name).symlink_to("/dev/full")
+    done = command("train", *tiny_run, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "make room" in line

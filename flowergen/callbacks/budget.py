@@ -242,10 +242,10 @@ class Budget(Callback):
         self._next_check = steps + max(1, between_looks)
         if not self._planned:
             rate = trainer.datamodule.batch_size / mean  # type: ignore[attr-defined]
-            ends = datetime.now() + timedelta(seconds=self.remaining)
+            left = timedelta(seconds=max(0, round(self.remaining)))  # the start may have taken longer than all of it
             log.info(
                 f"budget of {timedelta(seconds=self.seconds)}: {rate:,.0f} images/s, about {made.total_steps:,} steps "
-                f"in {made.num_epochs} epochs; it ends at {ends:%H:%M:%S}, ETA {timedelta(seconds=round(self.remaining))}"
+                f"in {made.num_epochs} epochs; it ends at {datetime.now() + left:%H:%M:%S}, ETA {left}"
             )
         return made
 

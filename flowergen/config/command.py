@@ -163,6 +163,8 @@ def _folder(composed: DictConfig, kind: str) -> Path:
 def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     """The run's own overrides first, then the new ones, into its own folder."""
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
+    if not os.access(run.path, os.W_OK):  # Hydra opens its log in there before anything else
+        raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to where you may write")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
     given = merged([*paths, *run.read_overrides(), *overrides])

@@ -61,7 +61,6 @@ def farewell(run: RunFolder, budget: str | None) -> str:
 
 def quieten() -> None:
     """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
-    logging.raiseExceptions = False  # a full disk: train.log may miss lines, the console has them
     threading.excepthook = _without_disk_trouble
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says in four lines what our error says in one

@@ -226,6 +226,15 @@ def test_a_resumed_run_goes_on_with_what_is_left(tmp_path: Path, clock: Clock) -
     assert seconds_spent({"callbacks": {}}) == 0
 
 
+def test_a_start_that_took_all_of_the_budget_leaves_no_negative_time(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    train(tmp_path, clock, 0.5)
+    (line,) = (line for line in caplog.messages if line.startswith("budget of"))
+    assert line.endswith("ETA 0:00:00")
+
+
 def test_seconds_within_a_run_are_kept(clock: Clock) -> None:
     own = Budget(100.0, clock=clock)
     own.load_state_dict({"spent_seconds": 30.0, "total_steps": 7})

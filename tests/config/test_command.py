@@ -25,6 +25,15 @@ def test_a_folder_that_cannot_be_made_is_named(key: str, tmp_path: Path) -> None
         prepare_train([f"{key}={tmp_path / 'file'}"])
 
 
+def test_a_run_that_cannot_be_written_is_not_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Said before Hydra fails to open its log there."""
+    RunFolder(tmp_path).store(resolve(checked([])[0]), [])
+    prepare_train([f"resume={tmp_path}"])
+    monkeypatch.setattr("flowergen.config.command.os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match=r"cannot be written to: make it writable, or copy it"):
+        prepare_train([f"resume={tmp_path}"])
+
+
 def test_two_equal_commands_in_one_second_get_a_folder_each(tmp_path: Path) -> None:
     folders = {prepare_train([f"paths.output_dir={tmp_path}"])[-1] for _ in range(4)}
     assert len(folders) == 4
