@@ -40,6 +40,7 @@ FAMILIES = {
         "model.sampling.steps=4", "trainer.max_epochs=90",
     ),
 }  # fmt: skip
+BEGINS = "\nrun folder "  # the last line before a session trains
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -53,6 +54,12 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
             stderr=file,
             start_new_session=True,
         )
+
+
+def wait_for_training(process: subprocess.Popen[bytes], log: Path, before: int) -> None:
+    """Until the session is about to take its first step, or has ended."""
+    while process.poll() is None and log.read_text().count(BEGINS) == before:
+        time.sleep(0.05)
 
 
 def finish(arguments: list[str], log: Path) -> None:
@@ -99,8 +106,7 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
     arguments = [*FAMILIES[family], *COMMON, *extra, f"paths.cache_dir={out / 'cache'}"]
     began = time.monotonic()
     process = start([*arguments, f"hydra.run.dir={whole}"], log)
-    while not (whole / "metrics.csv").exists() and process.poll() is None:
-        time.sleep(0.1)
+    wait_for_training(process, log, 0)
     startup = time.monotonic() - began
     if process.wait():
         sys.exit(log.read_text()[-3000:])
@@ -111,9 +117,12 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
     for number in range(kills):
         resume = [f"resume={run}"] if (run / "config.yaml").exists() else [*arguments, f"hydra.run.dir={run}"]
         phase = "starting" if number % 5 == 4 else "training"
+        before = log.read_text().count(BEGINS)
         process = start(resume, log)
         # the sum of all sessions' training stays below that of the whole run
-        delay = startup * rng.random() if phase == "starting" else startup + rng.random() * 1.6 * training / kills
+        delay = rng.random() * (startup if phase == "starting" else 1.6 * training / kills)
+        if phase == "training":
+            wait_for_training(process, log, before)
         try:
             process.wait(delay)
             print(f"{family}: session {number + 1} ended by itself", file=sys.stderr)
