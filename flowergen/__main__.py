@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 import sys
 
 COMMANDS = {
@@ -25,6 +26,7 @@ def listing() -> str:
 
 def console() -> None:
     """``flowergen X ...`` becomes ``python -m flowergen.X ...``, so that the processes of a distributed run see the same."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have had enough
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         os.execv(sys.executable, [sys.executable, "-m", f"flowergen.{name}", *arguments])

@@ -70,7 +70,7 @@ def run_job(composed: DictConfig) -> None:
         if error.errno not in (*NO_ROOM, *NOT_ALLOWED):
             raise
         advice = "make room" if error.errno in NO_ROOM else "make it writable"
-        go_on = shlex.quote(f"resume={run.path}")
+        go_on = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command again"
         log.error(f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then {go_on}")
         sys.exit(2)
 
@@ -141,7 +141,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)
-        store_what_sampling_needs(config, run, module, datamodule)
+        if any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            store_what_sampling_needs(config, run, module, datamodule)
+        else:
+            log.warning(f"without callbacks.checkpoints nothing is left of this run but {run.weights}")
         log.info(farewell(run, budget))
 
 
@@ -156,6 +159,7 @@ def _fit(
 ) -> None:
     """Lightning's part of it; with ``TrainingEnded`` for what goes wrong once an optimiser step has been made."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from torch.distributed import DistError
 
     from flowergen.modules.finite_watch import NotFinite
 
@@ -170,6 +174,13 @@ def _fit(
         if module.optimizer_steps <= steps_before:
             raise
         raise TrainingEnded(one_line(error)) from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not ("gloo" in str(error) or isinstance(error, DistError)):
+            raise
+        raise TrainingEnded(
+            f"another process of this run has ended or cannot be reached ({one_line(error)[:120]}): see what it said, then "
+            f"{shlex.quote(f'resume={run.path}')}"
+        ) from error
     except SystemExit:  # how Lightning answers Ctrl-C before training has begun
         raise KeyboardInterrupt from None
 

@@ -65,7 +65,9 @@ def main() -> None:
     if step := os.environ.get("NOT_FINITE"):
         poison(VAEModule, int(step))
     name, moment, count = os.environ["KILL"].split(":")
-    if name == "SIGKILL" or os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first is asked to stop
+    name, _, whose = name.partition("@")  # of several processes: SIGKILL all of them or one, the others are for the first
+    whose = whose or ("" if name == "SIGKILL" else "0")
+    if whose in ("", os.environ.get("LOCAL_RANK", "0")):
         kill_at(*moments[moment], int(count), signal.Signals[name])
     one_line_errors(train.main)
 

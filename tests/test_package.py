@@ -1,6 +1,7 @@
 """What is installed: floors, the wheel, the entry points."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,16 @@ def test_the_console_script_is_the_module(process_environment: dict[str, str], t
     )  # fmt: skip
     assert (done.returncode, done.stderr.strip()) == (2, "error: there is no key model.betta: did you mean model.beta?")
     assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize(("command", "status"), [("flowergen.sample --help", 141), ("flowergen", -signal.SIGPIPE)])
+def test_a_reader_who_has_had_enough_is_no_error(command: str, status: int) -> None:
+    """As in ``| head -1``."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, error = process.communicate(timeout=100)
+    assert (process.returncode, error) == (status, b"")

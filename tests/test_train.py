@@ -268,6 +268,9 @@ def test_a_killed_run_of_two_processes_goes_on(
     said = killed(run, "training step", 4, [f"resume={run}"], process_environment, "SIGTERM", 143)
     assert steps_at_last_checkpoint(run) == 25 + 4
     assert "Traceback" not in said
+    said = killed(run, "training step", 5, [f"resume={run}"], process_environment, "SIGKILL@1", 2)
+    assert "error: another process of this run has ended or cannot be reached" in said
+    assert "Traceback" not in said
     done = command("train", f"resume={run}")
     assert done.returncode == 0, done.stderr
     assert_equal_runs(whole, run)
@@ -316,6 +319,15 @@ def test_numbers_that_are_not_finite_end_a_run_that_says_where_to_go_on(
     said = killed(run, "training step", 0, [*options, "trainer.on_nonfinite=skip"], poisoned, status=0)
     assert "optimiser step 13: loss_kl is not finite: left out" in said
     assert (run / "weights.safetensors").exists()
+
+
+def test_a_run_without_callbacks_leaves_its_weights(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+    options = [option for option in tiny_run if not option.startswith("callbacks.")]
+    done = command("train", *options, "callbacks=none", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert f"without callbacks.checkpoints nothing is left of this run but {run}/weights.safetensors" in done.stderr
+    assert (run / "weights.safetensors").is_file()
 
 
 def test_slurm_requeues_a_job_that_has_saved(

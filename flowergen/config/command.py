@@ -59,6 +59,10 @@ def one_line_errors(main: Callable[[], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra cuts the tracebacks of our own bugs short
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

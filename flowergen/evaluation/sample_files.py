@@ -4,7 +4,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -64,6 +64,8 @@ class NpzWriter:
             if kind is None:
                 self.partial.replace(self.path)
         finally:
+            with suppress(OSError):  # again, if the disk was full: left open, it would say so once more at its end
+                self.archive.close()
             self.partial.unlink(missing_ok=True)
 
 
