@@ -29,6 +29,7 @@ class StopSignals(Callback):
 
     def __init__(self) -> None:
         self.received = self.agreed = 0
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -37,8 +38,9 @@ class StopSignals(Callback):
         self._before = {number: signal.signal(number, self._note) for number in signals}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.received == signal.SIGINT:
+        if signum == signal.SIGINT and self._interrupted:
             os._exit(Stopped(signum).status)
+        self._interrupted = self._interrupted or signum == signal.SIGINT
         if not self.received:
             self.received = signum
             again = "; once more ends it at once" if signum == signal.SIGINT else ""

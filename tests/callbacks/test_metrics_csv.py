@@ -1,3 +1,4 @@
+import csv
 import os
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def test_a_disk_that_is_full_when_a_column_comes_up_costs_no_row(tmp_path: Path,
         full.setattr(os, "replace", refuse)
         write(spoilt, 2, 3)  # val/psnr
     write(spoilt, 3, 6)
+    assert (tmp_path / "spoilt.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_half_a_row_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may fill up in the middle of one: whoever reads the table finds whole rows, and the next one brings it."""
+
+    def fill_up(writer: csv.DictWriter, row: dict[str, str]) -> None:
+        writer.writer.writerow(["1", "2", "3."])
+        raise OSError(28, "No space left on device")
+
+    whole, spoilt = MetricsCsv(tmp_path / "whole.csv"), MetricsCsv(tmp_path / "spoilt.csv")
+    write(whole, 0, 6)
+    write(spoilt, 0, 4)
+    before = (tmp_path / "spoilt.csv").read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(csv.DictWriter, "writerow", fill_up)
+        write(spoilt, 4, 5)
+    assert (tmp_path / "spoilt.csv").read_bytes() == before
+    write(spoilt, 5, 6)
     assert (tmp_path / "spoilt.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

@@ -37,12 +37,15 @@ def test_a_step_of_several_parts_is_finished_first(stop_signals: StopSignals, ca
     assert capfd.readouterr().err == "\nSIGTERM: training ends after this step\n"
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once(stop_signals: StopSignals, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And neither the first, nor SIGTERM any number of times."""
+@pytest.mark.parametrize("first", [(), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM)])
+def test_a_second_ctrl_c_ends_the_process_at_once(
+    stop_signals: StopSignals, monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...]
+) -> None:
+    """And neither the first, nor SIGTERM any number of times, before or after it."""
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGTERM)
+    for signum in (*first, signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), signum)
     assert not ended
     os.kill(os.getpid(), signal.SIGINT)
     assert ended == [130]
