@@ -132,8 +132,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {steps_before:,}")
 
-    if resumed and is_first_process():
-        run.weights.unlink(missing_ok=True)  # they are those of the last session's end until this one has come to its own
     _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     stop_if_asked(trainer)  # in the last step, or after it
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]

@@ -489,6 +489,7 @@ def test_a_folder_with_odd_names_trains_and_one_that_moved_resumes(
     done = command("train", f"resume={new_run}", f"data.root={moved}", "trainer.max_epochs=3")
     assert done.returncode != 0
     assert "has other pictures, labels or another split than when the run started" in done.stderr.splitlines()[-1]
+    assert (new_run / "weights.safetensors").is_file(), "a refusal left its traces"
     assert "Traceback" not in done.stderr
 
 

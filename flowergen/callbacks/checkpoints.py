@@ -109,6 +109,7 @@ class Checkpoints(Checkpoint):
                 logger.bring_up_to_date()  # the checkpoint says how many rows it has
         for name in copies:
             shutil.copyfile(partial, self.folder / f"{name}.partial")
+        (self.folder.parent / "weights.safetensors").unlink(missing_ok=True)  # of an earlier end of this run
         # last.ckpt comes last: a run killed before it does all of this again, killed after it has nothing left to do
         for name in copies:
             _publish(self.folder / f"{name}.partial", self.folder / name)
