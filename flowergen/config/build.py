@@ -17,7 +17,7 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.outside_weights import load_vgg16
+from flowergen.modules.outside_weights import load_efficientnet, load_vgg16
 from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
@@ -121,6 +121,10 @@ def fetch_weights(config: dict[str, Any]) -> None:
     model = config["model"]
     if model.get("perceptual") in ("vgg16", "lpips"):
         load_vgg16(model["weights_dir"])
+    if model.get("perceptual") == "efficientnet":
+        load_efficientnet("lite0", "model.perceptual=efficientnet")
+    if model.get("discriminator", {}).get("kind") == "projected":
+        load_efficientnet("lite0", "model.discriminator.kind=projected")
 
 
 def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":

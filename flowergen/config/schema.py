@@ -141,12 +141,14 @@ class Blocks:
     channel_attention: bool
     spatial_attention: bool
     self_attention: bool
+    stem_px: Literal[1, 2, 4, 8]
 
 
 @dataclass
 class Discriminator:
     """model.discriminator of a VAE-GAN."""
 
+    kind: Literal["patch", "projected"]
     channels: Annotated[int, between(1, 4096)]
     num_halvings: Annotated[int, between(1, 6)] | Literal["auto"]
     norm: Literal["group", "spectral"]
@@ -167,7 +169,7 @@ class VAEGAN:
     reconstruction: Literal["l1", "mse"]
     beta: Annotated[float, at_least(0)]
     beta_warmup_steps: Count
-    perceptual: Literal["vgg16", "lpips", "discriminator", "none"]
+    perceptual: Literal["efficientnet", "vgg16", "lpips", "discriminator", "none"]
     perceptual_weight: Annotated[float, at_least(0)]
     perceptual_layers: Annotated[list[VGGLayer], NON_EMPTY]
     weights_dir: str

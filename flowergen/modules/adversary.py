@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.nn.grad import conv2d_weight
@@ -17,7 +18,10 @@ from flowergen.losses.adversarial import (
     ramp,
 )
 from flowergen.losses.diff_augment import diff_augment
+from flowergen.modules.outside_weights import OutsideNet
 from flowergen.nn.discriminator import Judgement, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
+from flowergen.nn.efficientnet import WIDTHS
+from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator, "non_saturating": non_saturating_discriminator}
 GENERATOR_LOSSES = {"hinge": hinge_generator, "non_saturating": non_saturating_generator}
@@ -28,12 +32,15 @@ class Adversary(nn.Module):
 
     Args:
         image_size: side S of the pictures, in px.
-        channels, num_halvings, norm: of the ``PatchDiscriminator``; ``num_halvings=auto`` goes by the image size.
+        channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is read
+            by the former alone, and ``auto`` goes by the image size.
         loss: ``hinge`` or ``non_saturating``.
         weight: of the generator's adversarial loss, times the adaptive weight.
         adaptive_weight_max: the cap of that.
         start_steps, ramp_steps: see ``losses.adversarial.ramp``. The discriminator trains from the beginning.
         augment: show it pictures through ``diff_augment``.
+        features: the frozen EfficientNet-Lite whose features a projected discriminator sees.
+        kind: ``patch`` or ``projected``.
 
     Raises:
         UserError: too many halvings for the picture.
@@ -51,16 +58,24 @@ class Adversary(nn.Module):
         start_steps: int,
         ramp_steps: int,
         augment: bool,
+        features: OutsideNet,
+        kind: Literal["patch", "projected"] = "patch",
     ):
         super().__init__()
-        halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
-        if logits_side(image_size, halvings) < 2:
-            raise UserError(
-                f"model.discriminator.num_halvings={halvings} leaves no map of logits of pictures of {image_size} px: "
-                f"take {num_halvings_for(image_size)}, or auto"
-            )
-        self.patch_px = receptive_field(halvings)
-        self.discriminator = PatchDiscriminator(channels, halvings, norm)
+        self.discriminator: PatchDiscriminator | ProjectedDiscriminator
+        self._features = features if kind == "projected" else None
+        if kind == "projected":
+            self.discriminator = ProjectedDiscriminator(image_size, WIDTHS, channels, norm)
+            self.says = f"judged by {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
+        else:
+            halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
+            if logits_side(image_size, halvings) < 2:
+                raise UserError(
+                    f"model.discriminator.num_halvings={halvings} leaves no map of logits of pictures of {image_size} px: "
+                    f"take {num_halvings_for(image_size)}, or auto"
+                )
+            self.discriminator = PatchDiscriminator(channels, halvings, norm)
+            self.says = f"judged in patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
         self.weight, self.adaptive_weight_max = weight, adaptive_weight_max
         self.start_steps, self.ramp_steps = start_steps, ramp_steps
@@ -80,14 +95,15 @@ class Adversary(nn.Module):
             x: (N, 3, S, S) in [-1, 1].
             u: (N, 7) for ``diff_augment``, None for pictures as they are.
         """
-        return self.discriminator(diff_augment(x, u) if self.augment and u is not None else x)
+        x = diff_augment(x, u) if self.augment and u is not None else x
+        return self.discriminator(x if self._features is None else self._features.on(x.device)((x + 1) / 2))
 
     def game(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """How the game stands.
 
         Args:
-            logits_real: (N, 1, h, w).
-            logits_fake: (N, 1, h, w).
+            logits_real: (N, K, h, w), K = 1 for patches.
+            logits_fake: (N, K, h, w).
 
         Returns:
             By name, each (N,): both players' losses, the discriminator's accuracy on patches and the gap between its logits;
@@ -111,17 +127,18 @@ class Adversary(nn.Module):
         """Add a part of an optimiser step: the gradients by the generator's last layer, from those by its output.
 
         Args:
-            h: (N, c, S, S) what that layer was given.
+            h: (N, c, S / r, S / r) what that layer was given; r is the factor of the pixel shuffle behind it, 1 for none.
             layer: it.
             grad_nll: (N, 3, S, S) of the losses that are no game.
             grad_adversarial: (N, 3, S, S) of the adversarial loss alone, with weight 1.
         """
+        shuffled = grad_nll.shape[-1] // h.shape[-1]
         both = torch.stack(
             [
-                conv2d_weight(h.float(), layer.weight.shape, grad.float(), padding=layer.padding)
+                conv2d_weight(h.float(), layer.weight.shape, F.pixel_unshuffle(grad.float(), shuffled), padding=layer.padding)
                 for grad in (grad_nll, grad_adversarial)
             ]
-        )  # (2, 3, c, 3, 3)
+        )  # (2, 3 r^2, c, 3, 3)
         self._last_layer_gradients = both if self._last_layer_gradients is None else self._last_layer_gradients + both
 
     def update_adaptive_weight(self, world_size: int, keep: bool = False) -> None:

@@ -4,13 +4,14 @@ import hashlib
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import VGG16_Weights
 
@@ -20,6 +21,28 @@ from flowergen.nn.efficientnet import EfficientNetLite
 from flowergen.nn.perceptual import VGG16Features
 
 log = logging.getLogger(__name__)
+
+
+class OutsideNet:
+    """A frozen network that is loaded when it is first needed.
+
+    It is no module of its owner, so that it is in no state dict and no optimiser.
+
+    Args:
+        load: makes it.
+    """
+
+    def __init__(self, load: Callable[[], nn.Module]):
+        self._load = load
+        self._net: nn.Module | None = None
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The network, on a device."""
+        if self._net is None:
+            with torch.inference_mode(False):  # validation may come first, and its tensors could not be part of a graph
+                self._net = self._load()
+        self._net = self._net.to(device)
+        return self._net
 
 
 class MissingWeights(UserError):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -21,7 +22,7 @@ from flowergen.modules.ema import EMA
 from flowergen.modules.guard import MAX_ROLLBACKS, Guard
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.lr_schedule import LrSchedule
-from flowergen.modules.outside_weights import load_lpips, load_vgg16
+from flowergen.modules.outside_weights import OutsideNet, load_efficientnet, load_lpips, load_vgg16
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.nn.discriminator import Judgement, frozen
 from flowergen.nn.perceptual import VGG16Features
@@ -47,8 +48,8 @@ class VAEGANModule(ImageModel):
         reconstruction: ``l1`` or ``mse``.
         beta, beta_warmup_steps: weight of the KL against the reconstruction error, both in sums over the picture, and the
             optimiser steps in which it grows linearly from 0.
-        perceptual: whose features reconstructions are compared in: ``vgg16``, ``lpips``, ``discriminator`` (its own) or
-            ``none``.
+        perceptual: whose features reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
+            ``discriminator`` (its own) or ``none``.
         perceptual_weight, perceptual_layers: of that distance; layers of VGG-16, read by ``vgg16`` alone.
         weights_dir: where VGG-16's weights lie.
         adversarial: ``hinge`` or ``non_saturating``.
@@ -58,7 +59,7 @@ class VAEGANModule(ImageModel):
         adversarial_start_steps, adversarial_ramp_steps: optimiser steps until the generator is told what the discriminator
             says, and from there to the full weight. The discriminator trains from the beginning.
         diff_augment: show both players augmented pictures.
-        discriminator: arguments of ``PatchDiscriminator``; ``num_halvings=auto`` goes by the image size.
+        discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
         center_weight, center_margin: of pull and push of ``losses.center`` on it; distance at which the push ends.
         guard, guard_margin: see ``Guard``.
@@ -85,7 +86,7 @@ class VAEGANModule(ImageModel):
         reconstruction: Literal["l1", "mse"],
         beta: float,
         beta_warmup_steps: int,
-        perceptual: Literal["vgg16", "lpips", "discriminator", "none"],
+        perceptual: Literal["efficientnet", "vgg16", "lpips", "discriminator", "none"],
         perceptual_weight: float,
         perceptual_layers: Sequence[str],
         weights_dir: str,
@@ -130,6 +131,10 @@ class VAEGANModule(ImageModel):
             self.factor = shape.factor_for(image_size)
         except ValueError as error:
             raise UserError(f"model.latent: {error}") from error
+        try:
+            built_from.maps_for(self.factor)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if (class_weight or center_weight) and not num_classes:
             raise UserError(
                 "model.class_weight and model.center_weight need labels, and the data has none: set both to 0, "
@@ -141,6 +146,12 @@ class VAEGANModule(ImageModel):
             self.class_head = nn.Linear(self.latent_shape[0], num_classes)
         if center_weight:  # spread like the prior
             self.centers = nn.Parameter(torch.randn(num_classes, self.latent_shape[0]))
+        efficientnet = OutsideNet(partial(load_efficientnet, "lite0", "model.perceptual or model.discriminator.kind"))
+        self._perceptual_net = {
+            "efficientnet": efficientnet,
+            "vgg16": OutsideNet(lambda: VGG16Features(load_vgg16(weights_dir), perceptual_layers)),
+            "lpips": OutsideNet(lambda: load_lpips(weights_dir)),
+        }.get(perceptual)
         self.adversary: Adversary | None = None
         if adversarial_weight or perceptual == "discriminator":
             self.adversary = Adversary(
@@ -152,9 +163,9 @@ class VAEGANModule(ImageModel):
                 start_steps=adversarial_start_steps,
                 ramp_steps=adversarial_ramp_steps,
                 augment=diff_augment,
+                features=efficientnet,
             )
         self.reconstruction_scores = ReconstructionScores(image_size)
-        self._perceptual_net: list[nn.Module] = []  # out of sight of state_dict: half a gigabyte that anybody can fetch
 
     # -- the autoencoder: pictures in [0, 1], latents (N, C, h, w)
 
@@ -194,7 +205,7 @@ class VAEGANModule(ImageModel):
     def summary(self) -> str:
         """One line: what the network is."""
         latent = " x ".join(map(str, self.latent_shape))
-        judge = f", judged in patches of {self.adversary.patch_px} px" if self.adversary else ""
+        judge = f", {self.adversary.says}" if self.adversary else ""
         return f"{self.image_size} px to latents of {latent}, down {self.factor} times{judge}"
 
     # -- the generator's objective, the same in training and validation
@@ -250,19 +261,12 @@ class VAEGANModule(ImageModel):
         return {"loss": loss, **terms}
 
     def _perceptual_distance(self, x: Tensor, x_hat: Tensor, judgements: tuple[Judgement, Judgement] | None) -> Tensor:
-        """(N,) float32, see ``objective``; a network from outside is loaded when it is first needed."""
+        """(N,) float32, see ``objective``."""
         if judgements is not None:
             real, fake = judgements
             return feature_distance(fake.features, [features.detach() for features in real.features])
-        if not self._perceptual_net:
-            with torch.inference_mode(False):  # validation may come first, and its tensors could not be part of a graph
-                net: nn.Module = (
-                    load_lpips(self.weights_dir)
-                    if self.perceptual == "lpips"
-                    else VGG16Features(load_vgg16(self.weights_dir), self.perceptual_layers)
-                )
-                self._perceptual_net.append(net.to(x.device))
-        net = self._perceptual_net[0]
+        assert self._perceptual_net is not None
+        net = self._perceptual_net.on(x.device)
         if self.perceptual == "lpips":
             return net(x_hat, x).flatten().float()
         with torch.no_grad():
@@ -281,8 +285,8 @@ class VAEGANModule(ImageModel):
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
         z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
-        h = self.net.decoder.features(z)  # (N, c, S, S)
-        x_hat = self.net.decoder.to_picture(h).float()  # (N, 3, S, S)
+        h = self.net.decoder.features(z)  # (N, c, S / stem_px, S / stem_px)
+        x_hat = self.net.decoder.picture(h).float()  # (N, 3, S, S)
         if self.adversary is None:
             terms = self.objective(x, batch.label, posterior, x_hat, None)
             self.manual_backward(terms["loss"].mean() / self.parts)
@@ -470,7 +474,7 @@ class VAEGANModule(ImageModel):
             terms = self._with_game(terms, self.adversary.game(judgements[0].logits, judgements[1].logits))
         x_mean = _to_unit_range(net.decoder(posterior.mean).float())
         scores = self.reconstruction_scores(batch.image, _to_unit_range(x_hat), x_mean, posterior.mean)
-        fixed = self.perceptual in ("vgg16", "lpips")
+        fixed = self.perceptual in ("efficientnet", "vgg16", "lpips")
         distance = self.perceptual_weight * terms["loss_perceptual"] if fixed else 1 - scores["ssim"]
         return terms | scores | {"l1_perceptual": absolute_error(x_hat, x) / self.num_values + distance}
 

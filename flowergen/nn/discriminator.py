@@ -61,7 +61,35 @@ def receptive_field(num_halvings: int) -> int:
     return field
 
 
-class PatchDiscriminator(nn.Module):
+class PowerIterations(nn.Module):
+    """Spectral norms whose power iterations happen when they are asked for.
+
+    At every forward pass, the result would depend on how often a step calls the network: with accumulation, in validation, for
+    the other player.
+    """
+
+    @torch.no_grad()
+    def update_spectral_norms(self) -> None:
+        """One power iteration for each weight that is spectrally normalised; call it once for each optimiser step."""
+        self._set_power_iterations(True)
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                module.weight  # noqa: B018  computing it is what iterates
+        self._set_power_iterations(False)
+
+    def train(self, mode: bool = True) -> "PowerIterations":
+        """Nothing in it behaves differently in training."""
+        super().train(mode)
+        self._set_power_iterations(False)
+        return self
+
+    def _set_power_iterations(self, on: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, parametrize.ParametrizationList):
+                module.train(on)
+
+
+class PatchDiscriminator(PowerIterations):
     """Isola et al. 2017 (arXiv:1611.07004, section 3.2.2 and appendix 6.1.2), without BatchNorm, which looks across pictures.
 
     Args:
@@ -96,29 +124,6 @@ class PatchDiscriminator(nn.Module):
             h = layer(h)
             features.append(h)
         return Judgement(self.to_logits(h).float(), features)
-
-    # Power iterations at every forward would make the result depend on how often a step calls the network: with
-    # accumulation, in validation, for the other player. So they happen when asked for.
-
-    @torch.no_grad()
-    def update_spectral_norms(self) -> None:
-        """One power iteration for each weight that is spectrally normalised; call it once for each optimiser step."""
-        self._set_power_iterations(True)
-        for module in self.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                module.weight  # noqa: B018  computing it is what iterates
-        self._set_power_iterations(False)
-
-    def train(self, mode: bool = True) -> "PatchDiscriminator":
-        """Nothing in it behaves differently in training."""
-        super().train(mode)
-        self._set_power_iterations(False)
-        return self
-
-    def _set_power_iterations(self, on: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, parametrize.ParametrizationList):
-                module.train(on)
 
 
 @contextmanager

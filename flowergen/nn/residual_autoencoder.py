@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowergen.nn.attention import SelfAttention
@@ -70,14 +71,17 @@ class Blocks:
     """What the encoder and the decoder are built from.
 
     Attributes:
-        channels: of the feature maps, one entry for each resolution from the picture inwards; cut, or the last repeated, to as
-            many as there are.
+        channels: of the feature maps, one entry for each resolution from the outermost map inwards; cut, or the last repeated,
+            to as many as there are.
         num_blocks: residual blocks on the map of each resolution, likewise.
         norm: key of ``blocks.NORMS``.
         activation: key of ``blocks.ACTIVATIONS``.
         channel_attention: squeeze-and-excitation in every residual block.
         spatial_attention: CBAM's mask in every residual block.
         self_attention: over the positions of the smallest map.
+        stem_px: side of the squares of pixels that are the channels of one position of the outermost map, in px (pixel shuffle,
+            Shi et al. 2016, arXiv:1609.05158): with 2, no convolution runs at full resolution. A power of two, at most the
+            latent's factor.
     """
 
     channels: Sequence[int]
@@ -87,12 +91,24 @@ class Blocks:
     channel_attention: bool
     spatial_attention: bool
     self_attention: bool
+    stem_px: int = 1
 
-    def on_maps(self, num_maps: int) -> list[tuple[int, int]]:
-        """Channels and number of residual blocks of each resolution, the picture's first."""
+    def maps_for(self, factor: int) -> list[tuple[int, int]]:
+        """Channels and number of residual blocks of each resolution, the outermost first.
+
+        Args:
+            factor: image size over the side of the smallest map.
+
+        Raises:
+            ValueError: the stem is no power of two, or larger than the factor.
+        """
+        if self.stem_px not in {2**i for i in range(factor.bit_length())}:
+            raise ValueError(
+                f"model.blocks.stem_px={self.stem_px} must be a power of two of at most the latent's factor, {factor}"
+            )
         return [
             (self.channels[min(i, len(self.channels) - 1)], self.num_blocks[min(i, len(self.num_blocks) - 1)])
-            for i in range(num_maps)
+            for i in range((factor // self.stem_px).bit_length())  # factor 4 without a stem: the picture's size, 1/2, 1/4
         ]
 
     def residual(self, channels: int) -> ResidualBlock:
@@ -121,8 +137,9 @@ class ResidualEncoder(nn.Module):
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
         super().__init__()
         factor = latent.factor_for(image_size)
-        maps = blocks.on_maps(factor.bit_length())  # factor 4: the picture's size, a half, a quarter
-        layers: list[nn.Module] = [nn.Conv2d(3, maps[0][0], 3, padding=1)]
+        maps = blocks.maps_for(factor)
+        layers: list[nn.Module] = [nn.PixelUnshuffle(blocks.stem_px)] if blocks.stem_px > 1 else []
+        layers.append(nn.Conv2d(3 * blocks.stem_px**2, maps[0][0], 3, padding=1))
         for (c, num), (c_next, _) in pairwise(maps):
             layers += [*(blocks.residual(c) for _ in range(num)), nn.Conv2d(c, c_next, 3, stride=2, padding=1)]
         c, num = maps[-1]
@@ -158,7 +175,7 @@ class ResidualDecoder(nn.Module):
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
         super().__init__()
         factor = latent.factor_for(image_size)
-        maps = blocks.on_maps(factor.bit_length())[::-1]
+        maps = blocks.maps_for(factor)[::-1]
         c, num = maps[0]
         layers: list[nn.Module]
         if latent.kind == "flat":
@@ -173,11 +190,16 @@ class ResidualDecoder(nn.Module):
             layers += [blocks.residual(c_next) for _ in range(num)]
         c = maps[-1][0]
         self.layers = nn.Sequential(*layers, *blocks.end(c))
-        self.to_picture = nn.Conv2d(c, 3, 3, padding=1)
+        self.stem_px = blocks.stem_px
+        self.to_picture = nn.Conv2d(c, 3 * blocks.stem_px**2, 3, padding=1)
 
     def features(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, c, S, S): what the last layer, ``to_picture``, makes a picture of."""
+        """(N, C, h, w) -> (N, c, S / stem_px, S / stem_px): what the last layer, ``to_picture``, makes a picture of."""
         return self.layers(z)
+
+    def picture(self, h: Tensor) -> Tensor:
+        """(N, c, S / stem_px, S / stem_px) -> x_hat, (N, 3, S, S): the last layer, and the pixel shuffle if there is one."""
+        return F.pixel_shuffle(self.to_picture(h), self.stem_px)
 
     def forward(self, z: Tensor) -> Tensor:
         """Decode.
@@ -188,7 +210,7 @@ class ResidualDecoder(nn.Module):
         Returns:
             x_hat, (N, 3, S, S), not bounded.
         """
-        return self.to_picture(self.features(z))
+        return self.picture(self.features(z))
 
 
 class ResidualAutoencoder(nn.Module):

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.adversary import Adversary
+from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
 from flowergen.nn.discriminator import receptive_field
 from flowergen.randomness import initialisation
 
@@ -23,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "start_steps": 10,
     "ramp_steps": 5,
     "augment": True,
+    "features": OutsideNet(partial(load_efficientnet, "lite0", "the test")),
 }
 
 
@@ -41,11 +44,12 @@ def noise(num: int, seed: int, size: int = 32) -> torch.Tensor:
     return 2 * torch.rand(num, 3, size, size, generator=torch.Generator().manual_seed(seed)) - 1
 
 
+@pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("norm", ["group", "spectral"])
 @pytest.mark.parametrize("loss", ["hinge", "non_saturating"])
-def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, norm: Any) -> None:
+def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, norm: Any, kind: Any) -> None:
     """After 40 steps on augmented ones: more than nine of ten patches of others, unseen and not augmented."""
-    adversary = make(loss=loss, norm=norm, channels=8)
+    adversary = make(loss=loss, norm=norm, channels=8, kind=kind)
     optimizer = torch.optim.Adam(adversary.parameters(), lr=4e-3, betas=(0.5, 0.9))
 
     def accuracy() -> float:
@@ -64,9 +68,10 @@ def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, nor
     assert accuracy() > 0.9
 
 
-def test_pictures_are_judged_through_their_augmentation_where_there_is_one() -> None:
+@pytest.mark.parametrize("kind", ["patch", "projected"])
+def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind: Any) -> None:
     x, u = pictures(3, 0), torch.rand(3, NUM_DRAWS, generator=torch.Generator().manual_seed(0))
-    adversary, plain = make(), make(augment=False)
+    adversary, plain = make(kind=kind), make(augment=False, kind=kind)
     torch.testing.assert_close(adversary.judge(x, u).logits, plain.judge(diff_augment(x, u)).logits)
     assert not torch.allclose(adversary.judge(x, u).logits, plain.judge(x, u).logits)
     assert torch.equal(plain.judge(x, u).logits, plain.judge(x).logits)
@@ -80,9 +85,9 @@ def test_the_generator_is_told_nothing_before_the_start_then_more_and_more() -> 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])
 def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: int) -> None:
-    assert make(image_size=size).patch_px == patch
+    assert make(image_size=size).says == f"judged in patches of {patch} px"
     given = make(image_size=size, num_halvings=2)
-    assert given.patch_px == receptive_field(2)
+    assert given.says == f"judged in patches of {receptive_field(2)} px"
     assert len(given.discriminator.hidden) == 3
 
 

@@ -20,14 +20,17 @@ from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.guard import Guard
-from flowergen.modules.outside_weights import VGG16_FILE
+from flowergen.modules.outside_weights import VGG16_FILE, load_efficientnet
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.discriminator import Judgement
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
+from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.randomness import initialisation, normal, uniform
 
 SIZE = 16
+PATCH: dict[str, Any] = {"kind": "patch", "channels": 4, "num_halvings": 1, "norm": "group"}
+PROJECTED = PATCH | {"kind": "projected"}
 DEFAULTS: dict[str, Any] = {
     "image_size": SIZE,
     "seed": 0,
@@ -55,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "adversarial_start_steps": 10,
     "adversarial_ramp_steps": 4,
     "diff_augment": True,
-    "discriminator": {"channels": 4, "num_halvings": 1, "norm": "group"},
+    "discriminator": PATCH,
     "class_weight": 0.0,
     "center_weight": 0.0,
     "center_margin": 2.0,
@@ -126,7 +129,7 @@ def turn(module: VAEGANModule) -> Turn:
     u = torch.rand(3, NUM_DRAWS, generator=g)
     assert module.adversary is not None
     real = module.adversary.judge(x, u)
-    return Turn(x, torch.arange(3), posterior, h, module.net.decoder.to_picture(h), real, u)
+    return Turn(x, torch.arange(3), posterior, h, module.net.decoder.picture(h), real, u)
 
 
 def gradients(module: nn.Module) -> list[Tensor | None]:
@@ -146,12 +149,15 @@ def none_set(module: nn.Module) -> bool:
 # -- who owns which gradients
 
 
+@pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("norm", ["group", "spectral"])
 @pytest.mark.parametrize("step", [0, IN_PLAY])
-@pytest.mark.parametrize("perceptual", ["none", "discriminator"])
-def test_each_phase_brings_gradients_to_its_own_player_and_none_to_the_other(perceptual: str, step: int, norm: str) -> None:
-    """Before the game and in it; the discriminator's features are no back door."""
-    module = make(step, perceptual=perceptual, discriminator={"channels": 4, "num_halvings": 1, "norm": norm})
+@pytest.mark.parametrize("perceptual", ["none", "discriminator", "efficientnet"])
+def test_each_phase_brings_gradients_to_its_own_player_and_none_to_the_other(
+    perceptual: str, step: int, norm: str, kind: str
+) -> None:
+    """Before the adversarial start and after it; neither network's features let gradients through to the other player."""
+    module = make(step, perceptual=perceptual, discriminator=PATCH | {"norm": norm, "kind": kind})
     given = turn(module)
     assert module.adversary is not None
     module._generator_phase(module.adversary, *given)
@@ -185,20 +191,30 @@ def augmentation_of(module: VAEGANModule, num: int) -> Tensor:
     return uniform((num, NUM_DRAWS), seed=0, step=module.optimizer_steps, purpose="augmentation")
 
 
+def judging(module: VAEGANModule) -> Callable[[Tensor], Judgement]:
+    """What judges pictures in [-1, 1], without their augmentation."""
+    assert module.adversary is not None
+    net: Any = module.adversary.discriminator
+    if isinstance(net, ProjectedDiscriminator):
+        return lambda x: net(load_efficientnet("lite0", "the test")((x + 1) / 2))
+    return lambda x: net(x)
+
+
+@pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("adversarial", ["hinge", "non_saturating"])
 @pytest.mark.parametrize("perceptual", ["none", "discriminator"])
-def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptual: str, adversarial: str) -> None:
+def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptual: str, adversarial: str, kind: str) -> None:
     """The objectives written out anew and differentiated by autograd, each by its player alone; half of it, in two parts.
 
     The reconstruction is detached for the discriminator, whose gradient would else be in the generator's.
     """
-    module = make(IN_PLAY, perceptual=perceptual, adversarial=adversarial)
+    module = make(IN_PLAY, perceptual=perceptual, adversarial=adversarial, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
     module.adversary.adaptive_weight.fill_(3.0)
     data = batch()
     training_step(module, data)
 
-    x, judge = 2 * data.image - 1, module.adversary.discriminator
+    x, judge = 2 * data.image - 1, judging(module)
     posterior, x_hat = reconstruction_of(module, x)
     u = augmentation_of(module, 3)
     real, fake = judge(diff_augment(x, u)), judge(diff_augment(x_hat, u))
@@ -213,24 +229,31 @@ def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptu
         against = (1 - real.logits).relu() + (1 + fake.logits).relu()
     else:
         against = F.softplus(-real.logits) + F.softplus(fake.logits)
-    for player, own_loss in ((module.net, generator_loss), (judge, against.mean() / 2 / 2)):
+    players: list[tuple[nn.Module, Tensor]] = [
+        (module.net, generator_loss),
+        (module.adversary.discriminator, against.mean() / 2 / 2),
+    ]
+    atol = 1e-5 if kind == "projected" else 1e-6  # sixty layers more in float32
+    for player, own_loss in players:
         expected = torch.autograd.grad(own_loss, list(player.parameters()), retain_graph=True)
         for (name, parameter), gradient in zip(player.named_parameters(), expected, strict=True):
             assert parameter.grad is not None, name
             torch.testing.assert_close(
-                parameter.grad, gradient, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+                parameter.grad, gradient, rtol=1e-3, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
+@pytest.mark.parametrize("kind", ["patch", "projected"])
+@pytest.mark.parametrize("stem_px", [1, 2])
 @pytest.mark.parametrize("factor", [1.0, 5.0])
-def test_the_adaptive_weight_is_measured_at_the_decoder_s_last_layer(factor: float) -> None:
+def test_the_adaptive_weight_is_measured_at_the_decoder_s_last_layer(factor: float, stem_px: int, kind: str) -> None:
     """By autograd of both losses by ``to_picture.weight``, whatever the weight was when it was measured."""
-    module = make(IN_PLAY)
+    module = make(IN_PLAY, blocks=DEFAULTS["blocks"] | {"stem_px": stem_px}, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
     module.adversary.adaptive_weight.fill_(factor)
     data = batch()
     training_step(module, data)
-    x, judge, last = 2 * data.image - 1, module.adversary.discriminator, module.net.decoder.to_picture.weight
+    x, judge, last = 2 * data.image - 1, judging(module), module.net.decoder.to_picture.weight
     posterior, x_hat = reconstruction_of(module, x)
     nll = module.objective(x, data.label, posterior, x_hat, None)["loss"].mean()
     opinion = -judge(diff_augment(x_hat, augmentation_of(module, 3))).logits.mean()
@@ -255,7 +278,7 @@ def test_before_the_game_the_adaptive_weight_is_not_measured_and_the_generator_n
 
 
 @pytest.mark.parametrize("reconstruction", ["l1", "mse"])
-@pytest.mark.parametrize("perceptual", ["none", "discriminator", "vgg16"])
+@pytest.mark.parametrize("perceptual", ["none", "discriminator", "vgg16", "efficientnet"])
 def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, reconstruction: str, weights_dir: Path) -> None:
     """(reconstruction + beta KL) / D + w_p perceptual + w_c cross-entropy + w_centre (pull + push), in float64 from scratch."""
     module = make(
@@ -284,6 +307,10 @@ def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, recon
         vgg = VGG16Features(torch.load(weights_dir / VGG16_FILE, weights_only=True), ["relu1_2", "relu2_2"])
         layers = zip(vgg((given.x_hat + 1) / 2), vgg((given.x + 1) / 2), strict=True)
         expected = expected + 0.7 * sum(2 - 2 * F.cosine_similarity(a, b).mean((1, 2)) for a, b in layers) / 2
+    if perceptual == "efficientnet":
+        net = load_efficientnet("lite0", "the test")
+        layers = zip(net((given.x_hat + 1) / 2), net((given.x + 1) / 2), strict=True)
+        expected = expected + 0.7 * sum(2 - 2 * F.cosine_similarity(a, b).mean((1, 2)) for a, b in layers) / 5
     pooled = mean.flatten(2).mean(2)
     head, centers = module.class_head.double(), module.centers.double()
     expected = expected + 0.3 * F.cross_entropy(head(pooled), given.label, reduction="none")
@@ -366,6 +393,12 @@ def test_a_factor_that_does_not_divide_is_refused() -> None:
         make(image_size=20, latent={"kind": "spatial", "factor": 8, "channels": 2, "dim": 6})
 
 
+@pytest.mark.parametrize("stem_px", [3, 8])
+def test_a_stem_that_does_not_fit_the_factor_is_refused(stem_px: int) -> None:
+    with pytest.raises(UserError, match=rf"model\.blocks\.stem_px={stem_px} must be a power of two .* factor, 4"):
+        make(blocks=DEFAULTS["blocks"] | {"stem_px": stem_px})
+
+
 # -- networks from outside
 
 
@@ -375,18 +408,32 @@ def test_vgg_s_weights_are_neither_saved_nor_trained_nor_averaged(weights_dir: P
     assert module.scores(batch())["loss_perceptual"].min() > 0
     assert set(module.state_dict()) == before
     assert not any("features.0" in name or "perceptual" in name for name in before)
-    assert len(module._perceptual_net) == 1
+    assert module._perceptual_net is not None
+    net = module._perceptual_net.on(torch.device("cpu"))
     optimised = {
         id(p) for optimizer in module.configure_optimizers() for group in optimizer.param_groups for p in group["params"]
     }
-    assert optimised.isdisjoint(id(p) for p in module._perceptual_net[0].parameters())
+    assert optimised.isdisjoint(id(p) for p in net.parameters())
     training_step(module, batch())
-    assert len(module._perceptual_net) == 1, "loaded once"
+    assert module._perceptual_net.on(torch.device("cpu")) is net, "loaded once"
 
 
-def test_a_validation_that_comes_first_leaves_a_perceptual_net_that_training_can_use(weights_dir: Path) -> None:
+def test_efficientnet_s_weights_are_neither_saved_nor_trained() -> None:
+    module = make(IN_PLAY, perceptual="efficientnet", discriminator=PROJECTED)
+    before = set(module.state_dict())
+    training_step(module, batch())
+    assert set(module.state_dict()) == before
+    assert not any("stages" in name or "stem" in name for name in before)
+    assert "adversary.discriminator.across_channels_0" in before, "the random convolutions are kept"
+    assert not any("across" in name for name, _ in module.named_parameters())
+
+
+@pytest.mark.parametrize("perceptual", ["vgg16", "efficientnet"])
+def test_a_validation_that_comes_first_leaves_a_perceptual_net_that_training_can_use(
+    weights_dir: Path, perceptual: str
+) -> None:
     """Lightning validates in inference mode, whose tensors cannot be part of a graph."""
-    module = make(perceptual="vgg16", weights_dir=str(weights_dir))
+    module = make(perceptual=perceptual, weights_dir=str(weights_dir), discriminator=PROJECTED)
     with torch.inference_mode():
         module.scores(batch())
     training_step(module, batch())
@@ -398,7 +445,7 @@ def test_without_a_network_from_outside_nothing_is_loaded() -> None:
         module = make(perceptual=perceptual)
         module.scores(batch())
         training_step(module, batch())
-        assert module._perceptual_net == []
+        assert module._perceptual_net is None
 
 
 def test_a_discriminator_is_there_for_the_game_or_its_features() -> None:
@@ -520,13 +567,13 @@ def test_a_picture_s_scores_depend_on_it_and_its_number_alone() -> None:
     assert other_noise["psnr"] == alone["psnr"], "decoded from the mean"
 
 
-@pytest.mark.parametrize("perceptual", ["none", "discriminator", "vgg16"])
+@pytest.mark.parametrize("perceptual", ["none", "discriminator", "vgg16", "efficientnet"])
 def test_what_chooses_the_best_epoch_does_not_move_with_the_discriminator(perceptual: str, weights_dir: Path) -> None:
-    """L1 in [-1, 1] plus the weighted distance in VGG-16, or else 1 - SSIM."""
+    """L1 in [-1, 1] plus the weighted distance in VGG-16 or EfficientNet-Lite0, or else 1 - SSIM."""
     module = make(IN_PLAY, perceptual=perceptual, weights_dir=str(weights_dir))
     assert module.adversary is not None
     scores = module.scores(batch())
-    distance = 0.7 * scores["loss_perceptual"] if perceptual == "vgg16" else 1 - scores["ssim"]
+    distance = 0.7 * scores["loss_perceptual"] if perceptual in ("vgg16", "efficientnet") else 1 - scores["ssim"]
     torch.testing.assert_close(scores["l1_perceptual"], scores["loss_reconstruction"] + distance)
     with torch.no_grad():
         for parameter in module.adversary.parameters():
