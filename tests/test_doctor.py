@@ -49,7 +49,7 @@ def test_the_command_says_a_line_each_and_touches_nothing(command: Command, tmp_
         r"ok       precision .* is 32-true here",
         r"(ok     |warning)  output_dir .*/a/b/c, will be made",
         r"ok       caches +1 in .*caches take 0\.2 GB",
-        r"missing  VGG-16 .*model\.perceptual=discriminator",
+        r"missing  VGG-16 .*model\.perceptual=efficientnet",
         r"missing  Inception .*extractor=classifier",
         r"missing  data=dogs .*is not a folder: unpack http://vision\.stanford\.edu",
         r"missing  data=landscapes .*is no folder that exists: unpack",

@@ -120,7 +120,7 @@ def test_the_guard_goes_back_three_times_and_its_state_survives_a_kill(
 @pytest.mark.parametrize(
     ("changes", "words"),
     {
-        ("model.perceptual=vgg16",): ("vgg16-397923af.pth", "paths.weights_dir", "model.perceptual=discriminator"),
+        ("model.perceptual=vgg16",): ("vgg16-397923af.pth", "paths.weights_dir", "model.perceptual=efficientnet"),
         ("model.adversarial_start_steps=24",): ("model.adversarial_start_steps=24 is never reached", "24 optimiser steps"),
         ("data=image_folder", "data.root=flat"): ("model.class_weight", "need labels"),
     }.items(),

@@ -257,7 +257,7 @@ def weights(weights_dir: Path) -> Iterator[Line]:
 
     perceptual = "model.perceptual=vgg16, and lpips with what torchmetrics brings"
     for what, use, url, size, instead in (
-        ("VGG-16", perceptual, VGG16_URL, "528 MB", "model.perceptual=discriminator"),
+        ("VGG-16", perceptual, VGG16_URL, "528 MB", "model.perceptual=efficientnet"),
         ("Inception", "extractor=inception", INCEPTION_URL, "91 MB", INSTEAD),
     ):
         path = weights_dir / url.rpartition("/")[2]

@@ -20,7 +20,7 @@ from flowergen.losses.adversarial import (
 from flowergen.losses.diff_augment import diff_augment
 from flowergen.modules.outside_weights import OutsideNet
 from flowergen.nn.discriminator import Judgement, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
-from flowergen.nn.efficientnet import WIDTHS
+from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator, "non_saturating": non_saturating_discriminator}
@@ -65,7 +65,7 @@ class Adversary(nn.Module):
         self.discriminator: PatchDiscriminator | ProjectedDiscriminator
         self._features = features if kind == "projected" else None
         if kind == "projected":
-            self.discriminator = ProjectedDiscriminator(image_size, WIDTHS, channels, norm)
+            self.discriminator = ProjectedDiscriminator(image_size, WIDTHS[: num_maps_for(image_size)], channels, norm)
             self.says = f"judged by {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
         else:
             halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings

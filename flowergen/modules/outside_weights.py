@@ -131,7 +131,7 @@ def fetch_vgg16(weights_dir: str | Path) -> Path:
     Raises:
         UserError: it is not there and cannot be had.
     """
-    return fetch(VGG16_URL, weights_dir, "VGG-16's weights (528 MB)", "model.perceptual=discriminator")
+    return fetch(VGG16_URL, weights_dir, "VGG-16's weights (528 MB)", "model.perceptual=efficientnet")
 
 
 def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class VAEGANModule(ImageModel):
         beta, beta_warmup_steps: weight of the KL against the reconstruction error, both in sums over the picture, and the
             optimiser steps in which it grows linearly from 0.
         perceptual: whose features reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
-            ``discriminator`` (its own) or ``none``.
+            ``discriminator`` (its own) or ``none``. A projected discriminator sees Lite0's features as well; ``efficientnet``
+            then compares those that it has seen, of augmented pictures, in training (Kettunen et al. 2019, arXiv:1906.03973).
         perceptual_weight, perceptual_layers: of that distance; layers of VGG-16, read by ``vgg16`` alone.
         weights_dir: where VGG-16's weights lie.
         adversarial: ``hinge`` or ``non_saturating``.
@@ -117,8 +118,7 @@ class VAEGANModule(ImageModel):
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
         self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
-        self.perceptual, self.perceptual_weight, self.perceptual_layers = perceptual, perceptual_weight, perceptual_layers
-        self.weights_dir = weights_dir
+        self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.adversarial_weight, self.adversarial_start_steps = adversarial_weight, adversarial_start_steps
         self.adversarial_end_of_ramp = adversarial_start_steps + adversarial_ramp_steps
         self.class_weight, self.center_weight, self.center_margin = class_weight, center_weight, center_margin
@@ -147,8 +147,10 @@ class VAEGANModule(ImageModel):
         if center_weight:  # spread like the prior
             self.centers = nn.Parameter(torch.randn(num_classes, self.latent_shape[0]))
         efficientnet = OutsideNet(partial(load_efficientnet, "lite0", "model.perceptual or model.discriminator.kind"))
+        shared = adversarial_weight > 0 and discriminator.get("kind") == "projected"
+        self.compares_judged_features = perceptual == "discriminator" or (perceptual == "efficientnet" and shared)
         self._perceptual_net = {
-            "efficientnet": efficientnet,
+            "efficientnet": None if shared else efficientnet,
             "vgg16": OutsideNet(lambda: VGG16Features(load_vgg16(weights_dir), perceptual_layers)),
             "lpips": OutsideNet(lambda: load_lpips(weights_dir)),
         }.get(perceptual)
@@ -235,7 +237,7 @@ class VAEGANModule(ImageModel):
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
             x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            judgements: of x and x_hat, where the discriminator's features are what pictures are compared in.
+            judgements: of x and x_hat, where the features that the discriminator sees or makes are what pictures are compared in.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
@@ -264,7 +266,8 @@ class VAEGANModule(ImageModel):
         """(N,) float32, see ``objective``."""
         if judgements is not None:
             real, fake = judgements
-            return feature_distance(fake.features, [features.detach() for features in real.features])
+            distance = feature_distance if self.perceptual == "discriminator" else normalised_feature_distance
+            return distance(fake.features, [features.detach() for features in real.features])
         assert self._perceptual_net is not None
         net = self._perceptual_net.on(x.device)
         if self.perceptual == "lpips":
@@ -317,7 +320,7 @@ class VAEGANModule(ImageModel):
         x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
         factor = self.adversarial_factor
         with frozen(adversary.discriminator):
-            judgements = (real, adversary.judge(x_nll, u)) if self.perceptual == "discriminator" else None
+            judgements = (real, adversary.judge(x_nll, u)) if self.compares_judged_features else None
             terms = self.objective(x, label, posterior, x_nll, judgements)
             if not factor:
                 self.manual_backward(terms["loss"].mean() / self.parts)
@@ -469,7 +472,7 @@ class VAEGANModule(ImageModel):
         eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
         x_hat = net.decoder(posterior.sample(eps)).float()
         judgements = None if self.adversary is None else (self.adversary.judge(x), self.adversary.judge(x_hat))
-        terms = self.objective(x, batch.label, posterior, x_hat, judgements if self.perceptual == "discriminator" else None)
+        terms = self.objective(x, batch.label, posterior, x_hat, judgements if self.compares_judged_features else None)
         if self.adversary is not None and judgements is not None:
             terms = self._with_game(terms, self.adversary.game(judgements[0].logits, judgements[1].logits))
         x_mean = _to_unit_range(net.decoder(posterior.mean).float())

@@ -11,6 +11,7 @@ MEAN, STD = 127 / 255, 128 / 255  # of TensorFlow's preprocessing for Lite, to [
 EPS = 1e-3  # of BatchNorm
 NUM_FEATURES, NUM_CLASSES = 1280, 1000
 WIDTHS = (16, 24, 40, 112, 320)  # channels of the stage outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's side
+SMALLEST_MAP = 4  # positions a side of the smallest map that is a feature: what is smaller tells little of a picture's parts
 DEPTH = {"lite0": 1.0, "lite1": 1.1}  # multiplies the number of blocks of a stage
 
 
@@ -33,6 +34,18 @@ STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
+
+
+def num_maps_for(image_size: int) -> int:
+    """How many stage outputs are features of a picture: those of at least ``SMALLEST_MAP`` positions a side, and the first.
+
+    Args:
+        image_size: S in px.
+
+    >>> [num_maps_for(size) for size in (16, 64, 128)]
+    [2, 4, 5]
+    """
+    return max(1, sum(-(-image_size // 2**halvings) >= SMALLEST_MAP for halvings in range(1, len(WIDTHS) + 1)))
 
 
 class FoldedConv(nn.Conv2d):
@@ -120,21 +133,15 @@ class EfficientNetLite(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the stages, before the next one halves the map.
+        """Outputs of the stages, before the next one halves the map. What is not returned is not computed.
 
         Args:
-            x: (N, 3, H, W), pictures in [0, 1].
+            x: (N, 3, S, S), pictures in [0, 1].
 
         Returns:
-            (N, C, h, w) with C of ``WIDTHS``, from 1/2 to 1/32 of the picture's side.
+            (N, C, h, w) with C of ``WIDTHS``, at 1/2, 1/4, ... of the picture's side, ``num_maps_for(S)`` of them.
         """
-        h = self.stem(((x - MEAN) / STD).contiguous(memory_format=torch.channels_last))
-        outputs = []
-        for i, stage in enumerate(self.stages):
-            h = stage(h)
-            if i == len(STAGES) - 1 or STAGES[i + 1].stride == 2:
-                outputs.append(h)
-        return outputs
+        return self._maps(x, num_maps_for(min(x.shape[-2:])))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled last features, and ImageNet's classes.
@@ -145,8 +152,19 @@ class EfficientNetLite(nn.Module):
         Returns:
             (N, 1280) not negative, (N, 1000) logits.
         """
-        features = self.head(self(x)[-1]).mean((2, 3))
+        features = self.head(self._maps(x, len(WIDTHS))[-1]).mean((2, 3))
         return features, self.to_logits(features)
+
+    def _maps(self, x: Tensor, num_maps: int) -> list[Tensor]:
+        h = self.stem(((x - MEAN) / STD).contiguous(memory_format=torch.channels_last))
+        maps: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            h = stage(h)
+            if i == len(STAGES) - 1 or STAGES[i + 1].stride == 2:
+                maps.append(h)
+            if len(maps) == num_maps:
+                break
+        return maps
 
     def train(self, mode: bool = True) -> "EfficientNetLite":
         """It stays as it is."""

