@@ -237,7 +237,7 @@ class VAEGANModule(ImageModel):
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
             x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            judgements: of x and x_hat, where the features that the discriminator sees or makes are what pictures are compared in.
+            judgements: of x and x_hat, where pictures are compared in the features that the discriminator sees or makes.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
