@@ -19,12 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import flowergen
 from flowergen import evaluate
 from flowergen.errors import UserError
-from flowergen.evaluation import classifier
 from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("extractor=classifier", "num_samples=16", "repeats=2")
+SMALL = ("extractor=efficientnet", "num_samples=16", "repeats=2")
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9"}
 
 Evaluate = Callable[..., None]
@@ -32,10 +31,8 @@ Evaluate = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def evaluated(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluate]:
-    """``evaluated("run=RUN")`` is the command without a process of its own: a classifier of two epochs, no network."""
+    """``evaluated("run=RUN")`` is the command without a process of its own: no network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "MOST_EPOCHS", 2)
-        patch.setattr(classifier, "FEWEST_EPOCHS", 2)
         patch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
         patch.setenv("https_proxy", NO_NETWORK["https_proxy"])
         patch.chdir(tmp_path_factory.mktemp("evaluated"))
@@ -103,7 +100,7 @@ def test_a_card_holds_every_figure_beside_its_floor(runs: tuple[Path, Path]) -> 
         assert card["counts"]["reference"] == card["protocol"]["num_reference"] == 8
         assert [line[:5] for line in card["missing"]] == ["LPIPS"]
         text = (folder / "card.md").read_text()
-        assert "Fréchet distance (classifier)" in text
+        assert "Fréchet distance (efficientnet)" in text
         assert "FID" not in text
         assert {path.name for path in folder.iterdir()} - {".lock"} == {
             "card.json", "card.md", "copies_features.png", "copies_pixels.png", "evaluation.json"}  # fmt: skip
@@ -132,7 +129,7 @@ def test_cards_of_one_protocol_stand_in_one_table(
     assert head.index("autoencoder") < head.index("diffusion")
     for run in runs:
         fid = card_in(only_card(run))["results"]["fid"]["samples"]["mean"]
-        (line,) = [line for line in out.splitlines() if line.startswith("| Fréchet distance (classifier)  ")]
+        (line,) = [line for line in out.splitlines() if line.startswith("| Fréchet distance (efficientnet)  ")]
         assert f"{fid:.2f}" in line
     other = tmp_path / "other seed"
     evaluated(f"run={runs[1]}", *SMALL[:2], "repeats=1", "seed=1", f"out={other}")
@@ -143,10 +140,10 @@ def test_cards_of_one_protocol_stand_in_one_table(
 def test_a_killed_evaluation_goes_on_to_the_same_card(
     runs: tuple[Path, Path], evaluated: Evaluate, process_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGKILL in the classifier's training, then among the samples; nothing that was cached before."""
+    """SIGKILL before the fit of the linear probe, then among the samples; nothing that was cached before."""
     out, cache = tmp_path / "out", tmp_path / "cache"
     arguments = (f"run={runs[1]}", *SMALL, "batch_size=8", f"out={out}", f"paths.cache_dir={cache}")
-    for moment in (("classifier", "2"), ("rows", "4")):  # the first two are of the real pictures
+    for moment in (("probe", "1"), ("rows", "2")):  # features of real pictures are cached by then
         killed = process("killed_evaluate", *moment, *arguments, environment=process_environment)
         assert killed.returncode == -9, killed.stderr
         assert not (out / "card.json").exists()
@@ -214,10 +211,10 @@ WRONG = {
     (): "give one of run=RUN",
     ("run=RUN", "generated=RUN"): "not run and generated together",
     ("generated=RUN",): "give reference=DIR too",
-    ("generated=RUN", "reference=RUN", "extractor=classifier"): "give train=DIR",
+    ("run=RUN", "extractor=classifier"): "extractor=classifier is no longer there: use extractor=efficientnet",
     ("compare=[RUN]",): "two cards or more",
     ("compare=[RUN,nowhere]",): "nowhere does not exist",
-    ("run=RUN", "extractor=inceptoin"): "must be inception, classifier",
+    ("run=RUN", "extractor=inceptoin"): "must be auto, inception, efficientnet",
     ("run=RUN", "num_samples=3"): "from 4",
     ("run=RUN", "repeats=0"): "from 1",
     ("run=RUN", "colour=red"): "there is no key colour",
@@ -278,11 +275,11 @@ def test_an_evaluation_during_training_changes_nothing_and_outlives_a_kill(
     assert [entry["epoch"] for entry in looks[0]["history"]] == [1, 2]
 
     with (whole / "metrics.csv").open() as file:
-        logged = [float(value) for row in csv.DictReader(file) if (value := row["eval/fid_classifier"])]
-    assert logged == [entry["values"]["eval/fid_classifier"] for entry in looks[0]["history"]]
+        logged = [float(value) for row in csv.DictReader(file) if (value := row["eval/fid_efficientnet"])]
+    assert logged == [entry["values"]["eval/fid_efficientnet"] for entry in looks[0]["history"]]
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
-    assert [scalar.value for scalar in events.Scalars("eval/fid_classifier")] == pytest.approx(logged)
+    assert [scalar.value for scalar in events.Scalars("eval/fid_efficientnet")] == pytest.approx(logged)
     assert {"best_fid.ckpt", "before_memorising.ckpt"} <= set(os.listdir(whole / "checkpoints"))
     best = flowergen.load(whole / "checkpoints" / "best_fid.ckpt")
     assert best.module.optimizer_steps == 8 * (1 + int(np.argmin(logged)))  # type: ignore[attr-defined]
