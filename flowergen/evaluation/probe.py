@@ -21,8 +21,8 @@ from flowergen.evaluation.pictures import PictureSet, RealPictures
 log = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1  # raise it when the fit changes
-WEIGHT_DECAY = 0.1  # lambda of the objective
-MOST_ITERATIONS, TOLERANCE = 200, 1e-6  # of L-BFGS; of the largest derivative at its end
+WEIGHT_DECAY = 0.01  # lambda of the objective: the best of 1, 0.1, 0.01 and 0.003 on validation pictures of Oxford 102 Flowers
+MOST_ITERATIONS, TOLERANCE = 300, 1e-4  # of L-BFGS, and of the largest derivative at its end, as scikit-learn has it
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.
     Returns:
         (K, D) and (K,) float64.
     """
-    scaler = StandardScaler().fit(features.astype(np.float64))
-    x, y = torch.from_numpy(scaler.transform(features.astype(np.float64))), torch.from_numpy(target)
+    scaler = StandardScaler(copy=False)  # in place: large collections take gigabytes
+    x, y = torch.from_numpy(scaler.fit_transform(features.astype(np.float64))), torch.from_numpy(target)
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -143,6 +143,6 @@ def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     scaled = weight.detach().numpy() / scaler.scale_
     return scaled, bias.detach().numpy() - scaled @ scaler.mean_
