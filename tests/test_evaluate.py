@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import flowergen
 from flowergen import evaluate
 from flowergen.errors import UserError
+from flowergen.modules.vae_gan import VAEGANModule
 from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,7 @@ def test_a_card_holds_every_figure_beside_its_floor(runs: tuple[Path, Path]) -> 
             "card.json", "card.md", "copies_features.png", "copies_pixels.png", "evaluation.json"}  # fmt: skip
         events = EventAccumulator(str(run / "tensorboard" / "evaluation" / folder.name))
         events.Reload()
-        (scalar,) = events.Scalars("evaluation/fid_samples")
+        (scalar,) = events.Scalars("evaluation/fid_efficientnet_samples")
         assert scalar.value == pytest.approx(results["fid"]["samples"]["mean"])
 
 
@@ -156,6 +157,15 @@ def test_a_killed_evaluation_goes_on_to_the_same_card(
     assert not (out / "work").exists()
     evaluated(*usual, f"out={whole}")
     assert card_in(out) == card_in(whole)
+
+
+def test_the_card_says_whose_features_have_trained_the_model(
+    runs: tuple[Path, Path], evaluated: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a diffusion model those of its autoencoder."""
+    monkeypatch.setattr(VAEGANModule, "features_trained_with", "EfficientNet-Lite0")
+    evaluated(f"run={runs[1]}", *SMALL[:2], "repeats=1", f"out={tmp_path / 'out'}")
+    assert "trained with EfficientNet-Lite0's features, judged by EfficientNet-Lite1's" in card_in(tmp_path / "out")["notes"]
 
 
 class MeanColours(torch.nn.Module):

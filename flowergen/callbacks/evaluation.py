@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.errors import UserError
-from flowergen.evaluation.card import FIGURES, INCEPTION_NAMES
+from flowergen.evaluation.card import FIGURES, key_in_logs
 from flowergen.evaluation.extractors import chosen
 from flowergen.evaluation.judges import load_judges
 from flowergen.evaluation.measure import measure_samples
@@ -111,10 +111,7 @@ class PeriodicEvaluation(Callback):
         self.best = self._best_before
 
     def _name(self, metric: str) -> str:
-        """In the logs: what is FID's formula in other features than Inception's says whose."""
-        whose = self.extractor.rpartition(":")[2]
-        other = metric in INCEPTION_NAMES and self.extractor != "inception"
-        return f"{self.prefix}/{metric}_{Path(whose).stem}" if other else f"{self.prefix}/{metric}"
+        return f"{self.prefix}/{key_in_logs(metric, self.extractor)}"
 
     def _measure(self, pl_module: ImageModel) -> Measured:
         was_training = pl_module.training

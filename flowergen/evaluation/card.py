@@ -191,6 +191,13 @@ def label_of(metric: str, extractor: str) -> str:
     return f"{formula} ({Path(extractor).name})"
 
 
+def key_in_logs(metric: str, extractor: str) -> str:
+    """Its key in logs; what is FID's formula in other features than Inception's says whose: ``fid_efficientnet``."""
+    if metric not in INCEPTION_NAMES or extractor == "inception":
+        return metric
+    return f"{metric}_{Path(extractor.rpartition(':')[2]).stem}"
+
+
 def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
     """Mean ± standard deviation, in the metric's own format; empty for nothing."""
     if entry is None:
