@@ -67,8 +67,6 @@ def _one_of(config: dict[str, Any]) -> str:
         )
     if given[0] == "generated" and config["reference"] is None:
         raise UserError("generated=DIR is held against real pictures: give reference=DIR too")
-    if given[0] == "generated" and config["extractor"] == "classifier" and config["train"] is None:
-        raise UserError("extractor=classifier learns from labelled training pictures: give train=DIR too, or take inception")
     return given[0]
 
 
@@ -107,7 +105,7 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
     card = {
         "subject": subject.described,
         "counts": subject.counts,
-        "classifier": subject.classifier,
+        "probe": subject.probe,
         "results": summarised(measured.results),
         "missing": measured.missing,
         "notes": measured.notes,

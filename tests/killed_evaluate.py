@@ -1,4 +1,4 @@
-"""``python -m flowergen.evaluate`` with a classifier of two epochs, which SIGKILLs itself where it is told to:
+"""``python -m flowergen.evaluate``, which SIGKILLs itself where it is told to:
 python -m tests.killed_evaluate MOMENT COUNT ARGUMENTS...; COUNT 0 is never."""
 
 import sys
@@ -10,11 +10,10 @@ from tests.killed_train import kill_at
 
 def main() -> None:
     """Set the trap, then evaluate."""
-    from flowergen.evaluation import card, classifier, measure, rows
+    from flowergen.evaluation import card, measure, probe, rows
 
-    classifier.FEWEST_EPOCHS = classifier.MOST_EPOCHS = 2
     moments = {
-        "classifier": (classifier, "augment"),
+        "probe": (probe, "fit"),
         "rows": (rows.Rows, "append"),
         "copies": (measure.copies, "neighbours"),
         "card": (card, "markdown"),

@@ -44,12 +44,10 @@ def main() -> None:
     """Set the trap, then train."""
     from flowergen.callbacks import checkpoints, evaluation
     from flowergen.callbacks.metrics_csv import MetricsCsv
-    from flowergen.evaluation import classifier
     from flowergen.modules.latent_ddpm import LatentDDPMModule
     from flowergen.modules.vae import VAEModule
     from flowergen.modules.vae_gan import VAEGANModule
 
-    classifier.FEWEST_EPOCHS = classifier.MOST_EPOCHS = 2  # its recipe takes longer than a test may
     moments = {
         "evaluation": (evaluation, "measure_samples"),
         "training step": (VAEModule, "training_step"),

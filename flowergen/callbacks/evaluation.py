@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.errors import UserError
-from flowergen.evaluation.card import FIGURES, INCEPTION_NAMES
+from flowergen.evaluation.card import FIGURES, key_in_logs
+from flowergen.evaluation.extractors import chosen
 from flowergen.evaluation.judges import load_judges
 from flowergen.evaluation.measure import measure_samples
 from flowergen.evaluation.measured import Measured
@@ -47,7 +48,8 @@ class PeriodicEvaluation(Callback):
 
     def __init__(self, folder: str | Path, every_epochs: int, num_samples: int, extractor: str, weights_dir: str, metric: str):
         self.folder, self.weights_dir, self.every_epochs = Path(folder), weights_dir, every_epochs
-        self.num_samples, self.extractor, self.metric = num_samples, extractor, metric
+        self.num_samples, self.metric = num_samples, metric
+        self.asked, self.extractor = extractor, chosen(extractor, weights_dir)
         self.history: list[dict[str, Any]] = []
         self.best: float | None = None
         self._best_before: float | None = None
@@ -61,10 +63,11 @@ class PeriodicEvaluation(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         real = real_pictures_of(data, self.num_samples, "val")
-        judges = load_judges(self.extractor, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
+        judges = load_judges(self.asked, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
         if not trainer.is_global_zero:
             return
-        notes = [real.note] if real.note else []
+        notes = [*judges.notes, *judges.note_on_training(pl_module.features_trained_with)]
+        notes += [real.note] if real.note else []
         self.side = RealSide(real, judges, notes)
         self.prefix = "eval" if data.held_out else "trainset_eval"
         validated_every = trainer.check_val_every_n_epoch or 1
@@ -108,10 +111,7 @@ class PeriodicEvaluation(Callback):
         self.best = self._best_before
 
     def _name(self, metric: str) -> str:
-        """In the logs: what is FID's formula in other features than Inception's says whose."""
-        whose = self.extractor.rpartition(":")[2]
-        other = metric in INCEPTION_NAMES and self.extractor != "inception"
-        return f"{self.prefix}/{metric}_{Path(whose).stem}" if other else f"{self.prefix}/{metric}"
+        return f"{self.prefix}/{key_in_logs(metric, self.extractor)}"
 
     def _measure(self, pl_module: ImageModel) -> Measured:
         was_training = pl_module.training

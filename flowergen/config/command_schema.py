@@ -8,6 +8,7 @@ from flowergen.config.schema import (
     EXISTING_FOLDER,
     EXISTING_PATH,
     EXTRACTOR,
+    NO_CLASSIFIER,
     NON_EMPTY,
     PATH,
     TEXT,
@@ -118,7 +119,7 @@ class Evaluate(Sampling):
     train: Annotated[str, PATH, EXISTING_FOLDER] | None
     image_size: Annotated[int, between(16, 1024)] | None
     compare: Annotated[str, TEXT, NON_EMPTY] | None
-    extractor: Annotated[str, TEXT, EXTRACTOR]
+    extractor: Annotated[str, TEXT, NO_CLASSIFIER, EXTRACTOR]
     num_samples: Annotated[int, between(4, 10_000_000)] | None
     repeats: Annotated[int, between(1, 100)]
     data: DataOfRun

@@ -253,8 +253,16 @@ def weights(weights_dir: Path) -> Iterator[Line]:
         weights_dir: where they lie, or go.
     """
     from flowergen.evaluation.extractors import INCEPTION_URL, INSTEAD
-    from flowergen.modules.outside_weights import VGG16_URL
+    from flowergen.modules.outside_weights import VGG16_URL, MissingWeights, load_efficientnet
 
+    try:
+        load_efficientnet("lite0", "model.perceptual=efficientnet")
+        load_efficientnet("lite1", "extractor=efficientnet, and class consistency,")
+        yield Line(
+            "ok", "EfficientNet-Lite", "Lite0 for model.perceptual=efficientnet, Lite1 for extractor=efficientnet and classes"
+        )
+    except MissingWeights as error:
+        yield Line("missing", "EfficientNet-Lite", str(error))
     perceptual = "model.perceptual=vgg16, and lpips with what torchmetrics brings"
     for what, use, url, size, instead in (
         ("VGG-16", perceptual, VGG16_URL, "528 MB", "model.perceptual=efficientnet"),

@@ -86,10 +86,10 @@ class Subject:
         return {"protocol": self.protocol, "subject": self.described, "lpips": with_lpips}
 
     @property
-    def classifier(self) -> dict[str, Any] | None:
+    def probe(self) -> dict[str, Any] | None:
         """What judges classes, and its accuracy on held-out pictures."""
-        judge = self.judges.classifier
-        return {"weights": judge.weights, "accuracy": self.judges.accuracy} if judge else None
+        probe = self.judges.probe
+        return {"weights": probe.fingerprint, "accuracy": probe.accuracy} if probe else None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -183,8 +183,12 @@ def measure(subject: Subject, work: Path) -> Measured:
         UserError: the disk is full.
     """
     measured, model, real = Measured(missing=list(subject.judges.missing)), subject.model, subject.real
-    if real.note:
-        measured.notes.append(real.note)
+    trained_with = model.features_trained_with if model else None
+    measured.notes += [
+        *([real.note] if real.note else []),
+        *subject.judges.notes,
+        *subject.judges.note_on_training(trained_with),
+    ]
     autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
     if autoencoder is not None:
         for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir, subject.seed).items():

@@ -395,10 +395,14 @@ class ImageGrids:
 
 EXTRACTOR = Rule(
     lambda name: (
-        name in ("inception", "classifier") or name.startswith("torchvision:") or os.path.isfile(os.path.expanduser(name))
+        name in ("auto", "inception", "efficientnet")
+        or name.startswith("torchvision:")
+        or os.path.isfile(os.path.expanduser(name))
     ),
-    "must be inception, classifier, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that exists",
+    "must be auto, inception, efficientnet, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that "
+    "exists",
 )
+NO_CLASSIFIER = Rule(lambda name: name != "classifier", "is no longer there: use extractor=efficientnet")
 
 
 @dataclass
@@ -408,7 +412,7 @@ class PeriodicEvaluation:
     _target_: str
     every_epochs: Count
     num_samples: Annotated[int, between(4, 1_000_000)]
-    extractor: Annotated[str, EXTRACTOR]
+    extractor: Annotated[str, NO_CLASSIFIER, EXTRACTOR]
     weights_dir: str
     metric: Literal["fid", "kid", "precision", "recall", "class_accuracy"]
 

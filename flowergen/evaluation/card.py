@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flowergen.errors import UserError
 
-VERSION = 1  # of the protocol: raise it when the same words would give other figures
+VERSION = 2  # of the protocol: raise it when the same words would give other figures
 
 
 class Figure(NamedTuple):
@@ -35,7 +35,7 @@ FIGURES = {
     "precision": Figure("precision", ".3f", "higher"),
     "recall": Figure("recall", ".3f", "higher"),
     "inception_score": Figure("Inception Score", ".2f", "higher"),
-    "class_accuracy": Figure("of their class, by the classifier", ".1%", "higher", "copies"),
+    "class_accuracy": Figure("of their class, by the linear probe", ".1%", "higher", "copies"),
     "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower", "copies"),
     "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower", "copies"),
     "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower", "copies"),
@@ -142,9 +142,9 @@ def markdown(card: Mapping[str, Any]) -> str:
         if columns:
             heads = DENOISING_OF if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
-        if part == "copies" and card["classifier"] and card["classifier"]["accuracy"] is not None:
-            right = format(card["classifier"]["accuracy"], ".1%")
-            lines += ["", f"The classifier is right about {right} of the validation pictures, which it was not trained on."]
+        if part == "copies" and card["probe"] and card["probe"]["accuracy"] is not None:
+            right = format(card["probe"]["accuracy"], ".1%")
+            lines += ["", f"The linear probe is right about {right} of the validation pictures, which it was not fitted to."]
     for heading, entries in (("Not measured", card["missing"]), ("Notes", card["notes"])):
         if entries:
             lines += ["", f"## {heading}", "", *(f"- {entry}" for entry in entries)]
@@ -191,6 +191,13 @@ def label_of(metric: str, extractor: str) -> str:
     return f"{formula} ({Path(extractor).name})"
 
 
+def key_in_logs(metric: str, extractor: str) -> str:
+    """Its key in logs; what is FID's formula in other features than Inception's says whose: ``fid_efficientnet``."""
+    if metric not in INCEPTION_NAMES or extractor == "inception":
+        return metric
+    return f"{metric}_{Path(extractor.rpartition(':')[2]).stem}"
+
+
 def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
     """Mean ± standard deviation, in the metric's own format; empty for nothing."""
     if entry is None:
@@ -222,9 +229,9 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
             )
     extractor, left_out, notes = first["protocol"]["extractor"], set[str](), list[str]()
-    if any(card["classifier"] != first["classifier"] for card in cards):
+    if any(card.get("probe") != first.get("probe") for card in cards):
         left_out.add("class_accuracy")
-        notes.append("class consistency is left out: the cards have other classifiers")
+        notes.append("class consistency is left out: the cards have other linear probes")
     tasks = {card["subject"].get("denoising") for card in cards} - {None}
     if len(tasks) > 1:
         left_out |= {name for name, figure in FIGURES.items() if figure.part == "denoising"}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from flowergen.evaluation.card import key_in_logs
 from flowergen.evaluation.measured import Pairs
 from flowergen.viz.grids import comparison_grid, write_png
 
@@ -29,4 +30,5 @@ def write_scalars(folder: Path, card: Mapping[str, Any], step: int) -> None:
     with SummaryWriter(str(folder)) as writer:
         for metric, columns in card["results"].items():
             for of, entry in columns.items():
-                writer.add_scalar(f"evaluation/{metric}_{of}", entry["mean"], step)
+                key = key_in_logs(metric, card["protocol"]["extractor"])
+                writer.add_scalar(f"evaluation/{key}_{of}", entry["mean"], step)

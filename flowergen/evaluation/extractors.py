@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowergen.errors import UserError
-from flowergen.evaluation.classifier import TrainedClassifier
-from flowergen.modules.outside_weights import fetch
+from flowergen.modules.outside_weights import EFFICIENTNET_SHA256, fetch, load_efficientnet
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-INSTEAD = "extractor=classifier, which is trained on your own pictures"
+INSTEAD = "extractor=efficientnet, whose weights are installed with flowergen"
+SMALLEST_PX, LARGEST_PX = 96, 224  # that EfficientNet-Lite1 sees
 
 
 class Extractor(NamedTuple):
@@ -39,34 +39,69 @@ class Extractor(NamedTuple):
     features: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
-    """Any but ``classifier``.
+def chosen(name: str, weights_dir: str | Path) -> str:
+    """The extractor that ``auto`` stands for: Inception if its weights are there, else EfficientNet-Lite1, so that nothing is
+    downloaded; every other name as it is.
 
     Args:
-        name: ``inception``, ``torchvision:NAME``, or a file.
+        name: as it was asked for.
+        weights_dir: where weights lie.
+    """
+    if name != "auto":
+        return name
+    return "inception" if inception_path(weights_dir).is_file() else "efficientnet"
+
+
+def inception_path(weights_dir: str | Path) -> Path:
+    """Where Inception's weights lie, or go."""
+    return Path(weights_dir).expanduser() / INCEPTION_URL.rpartition("/")[2]
+
+
+def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
+    """The network with its weights.
+
+    Args:
+        name: ``inception``, ``efficientnet``, ``torchvision:NAME``, or a file.
         weights_dir: where weights lie, or go.
         device: to compute on.
 
     Raises:
-        UserError: the weights are not there and cannot be had, or are damaged.
+        MissingWeights: the weights are not there and cannot be had.
+        UserError: they are damaged, or there is no such network.
     """
     if name == "inception":
         return _inception(weights_dir, device)
+    if name == "efficientnet":
+        return efficientnet_extractor("extractor=efficientnet", device)
     if name.startswith("torchvision:"):
         return _torchvision(name, weights_dir, device)
     return _file(Path(name).expanduser(), device)
 
 
-def classifier_extractor(classifier: TrainedClassifier, device: torch.device) -> Extractor:
-    """The network that judges classes, by its last features.
+def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
+    """EfficientNet-Lite1 trained on ImageNet, by its pooled last features (N, 1280) and its 1000 classes.
 
     Args:
-        classifier: trained on the real pictures.
+        what_for: the option that needs it, for the message.
         device: to compute on.
+
+    Raises:
+        MissingWeights: its package is not installed, or damaged.
     """
-    net = classifier.net.to(device).eval()
-    resize = "none up to 64 px; above, bilinear with antialiasing to 64 px (torch)"
-    return _of_network("classifier", classifier.fingerprint, resize, net, lambda x: x.float() / 255, device)
+    net = load_efficientnet("lite1", what_for).to(device)
+
+    def prepare(x: Tensor) -> Tensor:
+        return _resized(x.float() / 255, min(max(x.shape[-1], SMALLEST_PX), LARGEST_PX))
+
+    resize = f"bilinear with antialiasing to {SMALLEST_PX} px if smaller, to {LARGEST_PX} px if larger (torch)"
+    return _of_network("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    """(N, 3, S, S) -> (N, 3, size, size)."""
+    if x.shape[-1] == size:
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
@@ -143,10 +178,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
         ) from error
 
     def prepare(x: Tensor) -> Tensor:
-        x = x.float() / 255
-        if x.shape[-1] == size:
-            return x
-        return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return _resized(x.float() / 255, size)
 
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
@@ -180,7 +212,12 @@ def _exported(path: Path) -> tuple[nn.Module, int]:
 
 
 def _of_network(
-    name: str, weights: str, resize: str, net: nn.Module, prepare: Callable[[Tensor], Tensor], device: torch.device
+    name: str,
+    weights: str,
+    resize: str,
+    net: Callable[[Tensor], Any],
+    prepare: Callable[[Tensor], Tensor],
+    device: torch.device,
 ) -> Extractor:
     @torch.inference_mode()
     def features(x: Tensor) -> tuple[Tensor, Tensor]:

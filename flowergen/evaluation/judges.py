@@ -1,17 +1,16 @@
 """The networks that pictures are judged by."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from flowergen.errors import UserError
-from flowergen.evaluation.classifier import cached_classifier
-from flowergen.evaluation.extractors import Extractor, classifier_extractor, load_extractor
+from flowergen.evaluation.extractors import Extractor, chosen, efficientnet_extractor, inception_path, load_extractor
 from flowergen.evaluation.pictures import RealPictures
+from flowergen.evaluation.probe import LinearProbe, cached_probe
 from flowergen.modules.outside_weights import MissingWeights
+
+NETWORKS = {"efficientnet": "EfficientNet-Lite1", "inception": "Inception-v3", "torchvision:vgg16": "VGG-16"}
 
 
 @dataclass(frozen=True)
@@ -19,61 +18,78 @@ class Judges:
     """What they are, and where their work on real pictures is kept.
 
     Attributes:
-        name: of the extractor, as it was asked for.
+        name: of the extractor; what ``auto`` stood for.
         extractor: of the features in which sets are compared; None where its weights are missing.
-        classifier: of classes, trained on the real pictures; None without labels.
-        accuracy: of the classifier on held-out pictures that it did not see; None where there are none.
+        probe: of classes, fitted to the real pictures; None without labels, or where its weights are missing.
         cache_dir: for the features of real pictures.
         missing: what cannot be judged, and why.
+        notes: what a reader must know of them.
     """
 
     name: str
     extractor: Extractor | None
-    classifier: Extractor | None
-    accuracy: float | None
+    probe: LinearProbe | None
     cache_dir: Path
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note_on_training(self, trained_with: str | None) -> list[str]:
+        """Whether the networks that judge a model have trained it.
+
+        Args:
+            trained_with: see ``ImageModel.features_trained_with``.
+
+        Returns:
+            A line for the card; none where no network from outside has trained the model, or none judges it.
+        """
+        extractors = [self.extractor, self.probe.extractor if self.probe else None]
+        names = list(dict.fromkeys(NETWORKS.get(one.name, one.name) for one in extractors if one is not None))
+        if trained_with is None or not names:
+            return []
+        same = [name for name in names if name in trained_with]
+        if same:
+            return [
+                f"warning: the model was trained with {trained_with}'s features and is judged by {' and '.join(same)}'s, "
+                "so that the results are better than the pictures are: choose another extractor="
+            ]
+        return [f"trained with {trained_with}'s features, judged by {' and '.join(names)}'s"]
 
 
 def load_judges(
     name: str, real: RealPictures, data_name: str, cache_dir: Path, weights_dir: str, device: torch.device
 ) -> Judges:
-    """The extractor, which may have to be downloaded, and the classifier, which may have to be trained.
+    """The extractor, which may have to be downloaded, and the linear probe, which may have to be fitted.
 
     Args:
-        name: of the extractor: ``inception``, ``torchvision:NAME``, ``classifier`` or a file.
-        real: the pictures that the classifier learns from.
+        name: of the extractor: ``auto``, ``inception``, ``efficientnet``, ``torchvision:NAME`` or a file.
+        real: the pictures that the probe learns from.
         data_name: of them, for a folder's name and messages.
-        cache_dir: of the classifier, and of features.
+        cache_dir: of the probe, and of features.
         weights_dir: of networks from outside.
         device: to compute on.
 
     Raises:
-        UserError: the extractor does not exist or is damaged, or is the classifier and there are no labels.
+        UserError: the extractor does not exist or is damaged, or the disk is full.
     """
-    missing, extractor = list[str](), None
-    if name != "classifier":
-        try:
-            extractor = load_extractor(name, weights_dir, device)
-        except MissingWeights as error:
-            missing.append(f"FID, KID, Inception Score, precision, recall, rFID and copies in features: {error}")
-    classifier, accuracy = _classifier(real, data_name, cache_dir, device)
-    if name == "classifier":
-        if classifier is None:
-            raise UserError("extractor=classifier learns from labelled training pictures, and there are none: use inception")
-        extractor = classifier
-    if classifier is None:
-        missing.append("class consistency: the training pictures have no classes, or nobody said which they are")
-    return Judges(name, extractor, classifier, accuracy, cache_dir, missing)
-
-
-def _classifier(
-    real: RealPictures, data_name: str, cache_dir: Path, device: torch.device
-) -> tuple[Extractor | None, float | None]:
-    train = real.train
+    missing, notes, extractor = list[str](), list[str](), None
+    if name == "auto":
+        name, path = chosen(name, weights_dir), inception_path(weights_dir)
+        notes.append(
+            f"extractor=auto: inception, as {path} is there"
+            if name == "inception"
+            else f"extractor=auto: efficientnet, as {path} is not there; extractor=inception fetches it"
+        )
+    try:
+        extractor = load_extractor(name, weights_dir, device)
+    except MissingWeights as error:
+        missing.append(f"distances, scores, precision, recall and copies in features: {error}")
+    probe, train = None, real.train
     if train is None or not len(real.class_names) or not (train.labels[train.rows] >= 0).any():
-        return None, None
-    rows = real.validation.rows if real.validation else np.zeros(0, dtype=np.int64)
-    collection, num_classes = (train.images, train.labels, train.rows, rows), len(real.class_names)
-    trained = cached_classifier(data_name, *collection, num_classes, f"{real.identity}/{real.pixels}", cache_dir, device)
-    return classifier_extractor(trained, device), None if math.isnan(trained.accuracy) else trained.accuracy
+        missing.append("class consistency: the training pictures have no classes, or nobody said which they are")
+    else:
+        try:
+            own = extractor if name == "efficientnet" and extractor else efficientnet_extractor("it", device)
+            probe = cached_probe(data_name, real, train, own, cache_dir)
+        except MissingWeights as error:
+            missing.append(f"class consistency: {error}")
+    return Judges(name, extractor, probe, cache_dir, missing, notes)

@@ -12,10 +12,11 @@ from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import in_batches
+from flowergen.evaluation.features import AT_A_TIME, collection_features, with_bar
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured, Pairs
 from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures, repeated
-from flowergen.evaluation.real_side import AT_A_TIME, CopySpace, RealSide, collection_features, with_bar
+from flowergen.evaluation.real_side import CopySpace, RealSide
 from flowergen.evaluation.reconstruction import reconstructions
 from flowergen.evaluation.rows import Rows
 from flowergen.modules.image_model import ImageModel
@@ -59,21 +60,21 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
                 side.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
         for subset in floors:
             side.distances.add(measured, "train", *side.distances.of(subset))
-    if judges.classifier is not None:
+    if judges.probe is not None:
         for part in parts if (labels >= 0).all() else ():
             measured.add("class_accuracy", "samples", (classes[part] == labels[part]).mean())
         reference = real.reference
-        _, real_logits = collection_features(judges.classifier, reference, judges.cache_dir)
+        real_features, _ = collection_features(judges.probe.extractor, reference, judges.cache_dir)
         known = reference.rows[reference.labels[reference.rows] >= 0]
         if len(known):
-            right = real_logits[known].argmax(1) == reference.labels[known]
+            right = judges.probe.classes(real_features[known]) == reference.labels[known]
             measured.add("class_accuracy", "held_out" if real.calibration else "train", right.mean())
     _add_copies(generated, side, rows, parts, measured)
 
 
 def _judged(generated: Generated, judges: Judges, work: Path) -> Rows:
     """Every generated picture once through every judge; pixels are kept for the search for copies."""
-    extractor, classifier = judges.extractor, judges.classifier
+    extractor, probe = judges.extractor, judges.probe
     total, size = len(generated.labels), min(generated.image_size, copies.LARGEST_PX)
     rows = Rows(
         work / "samples",
@@ -90,11 +91,11 @@ def _judged(generated: Generated, judges: Judges, work: Path) -> Rows:
             images = torch.from_numpy(x)
             empty = torch.empty(len(x), 0)
             features, logits = extractor.features(images) if extractor else (empty, empty)
-            if classifier is None:
+            if probe is None:
                 classes = np.full(len(x), -1)
             else:
-                own = logits if extractor is classifier else classifier.features(images)[1]
-                classes = own.argmax(1).numpy()
+                own = features if extractor is probe.extractor else probe.extractor.features(images)[0]
+                classes = probe.classes(own.numpy())
             pixels = copies.pixel_vectors(x)
             rows.append(pixels=pixels, features=features.numpy(), logits=logits.numpy(), **{"class": classes})
     except OSError as error:

@@ -62,7 +62,7 @@ class RealPictures:
         mirrored: whether mirror images may have been trained on too.
         class_names: by label.
         note: what a reader must know about them; empty for nothing.
-        validation: held-out pictures of the same collection as ``train``, for the classifier's accuracy; None likewise.
+        validation: held-out pictures of the same collection as ``train``, for the linear probe's accuracy; None likewise.
     """
 
     identity: str

@@ -1,25 +1,18 @@
 """The real pictures, prepared once for any number of generators."""
 
 import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress
 
-from flowergen.errors import UserError
 from flowergen.evaluation import copies
-from flowergen.evaluation.extractors import Extractor, in_batches
+from flowergen.evaluation.extractors import Extractor
+from flowergen.evaluation.features import collection_features
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import PictureSet, RealPictures
-from flowergen.evaluation.rows import Rows
 from flowergen.metrics.set_distances import (
     Gaussian,
     frechet_distance,
@@ -30,8 +23,6 @@ from flowergen.metrics.set_distances import (
 )
 
 log = logging.getLogger(__name__)
-
-AT_A_TIME = 64  # real pictures through a network
 
 
 class SetDistances:
@@ -138,50 +129,3 @@ class RealSide:
     def variants(self, space: str, vectors: np.ndarray) -> list[np.ndarray]:
         """With mirror images, in pixels, if training has shown those."""
         return copies.with_mirror_images(vectors, self.real.mirrored and space == "pixels")
-
-
-def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of all pictures of a collection, computed once for every command and run.
-
-    Args:
-        extractor: of them.
-        pictures: some of the collection.
-        cache_dir: the folder of all caches; a killed process's work is gone on with.
-
-    Returns:
-        (M, D) and (M, K) float32, read-only memory maps.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    images = pictures.images
-    identity = f"{extractor.weights}/{extractor.resize}/{pictures.key}"
-    folder = cache_dir / f"features_{blake2b(identity.encode(), digest_size=8).hexdigest()}"
-    fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
-    rows = Rows(folder, fields)
-    if rows.num < len(images):
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_name(f"{folder.name}.lock")):
-                rows = Rows(folder, fields)  # another process may have computed them meanwhile
-                if rows.num < len(images):
-                    log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
-                rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
-                for features, logits in with_bar("features", rest, rows.num, len(images)):
-                    rows.append(features=features, logits=logits)
-                rows.sync()
-        except OSError as error:
-            raise UserError(
-                f"the features of {len(images):,} pictures cannot be written to {cache_dir} ({error.strerror}): "
-                "make room there or choose another folder with paths.cache_dir="
-            ) from error
-    return rows.array("features"), rows.array("logits")
-
-
-def with_bar(what: str, batches: Iterator[Any], done: int, total: int) -> Iterator[Any]:
-    """Batches, or pairs of them, with a bar on a terminal."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(what, total=total, completed=done)
-        for batch in batches:
-            yield batch
-            progress.advance(task, len(batch[0]) if isinstance(batch, tuple) else len(batch))

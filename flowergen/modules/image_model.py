@@ -82,6 +82,13 @@ class ImageModel(LightningModule, ABC):
         """What a training step calls, for ``trainer.compile``; empty for a model that has nothing to compile."""
         return []
 
+    @property
+    def features_trained_with(self) -> str | None:
+        """The network from outside whose features were in the training losses, ``EfficientNet-Lite0`` or ``VGG-16``, or both
+        joined by "and": such a network judges the model too well. None where there is none.
+        """
+        return None
+
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of a set's mean scores."""
         return means

@@ -157,6 +157,11 @@ class LatentDDPMModule(ImageModel):
         """The frozen autoencoder, on this module's device; None on pixels."""
         return self._autoencoder[0].to(self.device) if self._autoencoder else None
 
+    @property
+    def features_trained_with(self) -> str | None:
+        """Of the autoencoder: denoising itself is trained by no network from outside."""
+        return self._autoencoder[0].features_trained_with if self._autoencoder else None
+
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels a point."""
         if self.autoencoder:

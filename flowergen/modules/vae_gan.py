@@ -27,6 +27,7 @@ from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.nn.discriminator import Judgement, frozen
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
+from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
 from flowergen.randomness import normal, normal_per_sample, uniform
 
@@ -181,6 +182,14 @@ class VAEGANModule(ImageModel):
         """Encoder, the decoder but for its last layer, which the adaptive weight takes apart, and the discriminator."""
         judging = [self.adversary.discriminator] if self.adversary else []
         return [self.net.encoder, self.net.decoder.layers, *judging]
+
+    @property
+    def features_trained_with(self) -> str | None:
+        """See ``ImageModel``."""
+        projected = self.adversary is not None and isinstance(self.adversary.discriminator, ProjectedDiscriminator)
+        found = ["EfficientNet-Lite0"] if projected or self.perceptual == "efficientnet" else []
+        found += ["VGG-16"] if self.perceptual in ("vgg16", "lpips") else []
+        return " and ".join(found) or None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -65,7 +65,7 @@ MODULE: Any = SimpleNamespace(
 def test_what_could_not_be_saved_was_not_the_best(tmp_path: Path) -> None:
     """The files before stay, nothing half lies about, and a worse epoch that can be saved is the best until a better one is."""
     checkpoints = Checkpoints(tmp_path, checkpoint_every_steps=0, keep_every_epochs=0)
-    evaluation = PeriodicEvaluation(tmp_path, 1, 4, "classifier", "", "fid")
+    evaluation = PeriodicEvaluation(tmp_path, 1, 4, "efficientnet", "", "fid")
     evaluation.best, evaluation._best_before, evaluation.checkpoint_names = 3.0, 7.0, ["best_fid.ckpt"]
     trainer: Any = Disk(evaluation)
     for epoch, elbo, full in ((0, 1.0, False), (1, 3.0, True), (2, 2.0, False), (3, math.nan, False)):

@@ -24,7 +24,7 @@ from tests.tiny_models import drawn
 NUM = 100
 
 
-def callback(tmp_path: Path, metric: str = "fid", extractor: str = "classifier", num: int = NUM) -> PeriodicEvaluation:
+def callback(tmp_path: Path, metric: str = "fid", extractor: str = "efficientnet", num: int = NUM) -> PeriodicEvaluation:
     made = PeriodicEvaluation(tmp_path, 1, num, extractor, "", metric)
     made.side = SimpleNamespace(real=SimpleNamespace(reference=range(NUM)))  # type: ignore[assignment]
     made.prefix = "eval"
@@ -137,7 +137,7 @@ def test_the_best_by_another_metric_is_forgotten_and_the_history_is_not(tmp_path
     ("extractor", "name"),
     [
         ("inception", "eval/fid"),
-        ("classifier", "eval/fid_classifier"),
+        ("efficientnet", "eval/fid_efficientnet"),
         ("torchvision:resnet50", "eval/fid_resnet50"),
         ("/some/where/my net.pt2", "eval/fid_my net"),
     ],

@@ -13,6 +13,7 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.pictures import PictureSet, RealPictures, real_pictures_of
+from flowergen.evaluation.probe import LinearProbe
 from flowergen.evaluation.real_side import RealSide
 
 
@@ -34,15 +35,20 @@ def extractor(counting: Counting | None = None, name: str = "fake") -> Extractor
     return Extractor(name, "weights", "none", 48, 3, counting or Counting())
 
 
-def judges(cache_dir: Path, features: Extractor | None = None, classifier: Extractor | None = None) -> Judges:
+def probe(of: Extractor) -> LinearProbe:
+    """Takes a picture for the class of its brightest channel, by the features of ``Counting``."""
+    return LinearProbe(of, np.kron(np.eye(3), np.ones(16)), np.zeros(3), np.arange(3))
+
+
+def judges(cache_dir: Path, features: Extractor | None = None, probe: LinearProbe | None = None) -> Judges:
     """With or without."""
-    return Judges("fake", features, classifier, None, cache_dir)
+    return Judges("fake", features, probe, cache_dir)
 
 
-def side_of(data: ImageDataModule, cache_dir: Path, classifier: Extractor | None = None, mirrored: bool = False) -> RealSide:
+def side_of(data: ImageDataModule, cache_dir: Path, probe: LinearProbe | None = None, mirrored: bool = False) -> RealSide:
     """The pictures of a data set."""
     real = replace(real_pictures_of(data, None), mirrored=mirrored)
-    return RealSide(real, judges(cache_dir, extractor(), classifier), [])
+    return RealSide(real, judges(cache_dir, extractor(), probe), [])
 
 
 def a_set(images: np.ndarray, labels: np.ndarray | None = None, name: str = "some", key: str = "key") -> PictureSet:

@@ -34,7 +34,7 @@ def card(what: str = "one", **changes: Any) -> dict[str, Any]:
     made = {
         "subject": {"what": what, "sampled by": "4 steps"},
         "counts": {"samples": 819, "train": 819},
-        "classifier": {"weights": "hash", "accuracy": 0.875},
+        "probe": {"weights": "hash", "accuracy": 0.875},
         "results": summarised({"fid": {"samples": [10.0, 12.0], "train": [3.0]}, "psnr": {"reference": [20.0]}}),
         "missing": [],
         "notes": [],
@@ -144,10 +144,10 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
     for key, value in PROTOCOL.items():
         assert f"- {key}: {value}" in lines
     assert text.endswith("## Made\n\n- date: today\n")
-    assert "The classifier is right about 87.5% of the validation pictures" in text
-    without = markdown(card(classifier=None))
-    assert "The classifier" not in without
-    assert "The classifier" not in markdown(card(classifier={"weights": "hash", "accuracy": None})), "nothing was held out"
+    assert "The linear probe is right about 87.5% of the validation pictures" in text
+    without = markdown(card(probe=None))
+    assert "The linear probe" not in without
+    assert "The linear probe" not in markdown(card(probe={"weights": "hash", "accuracy": None})), "nothing was held out"
     assert "Not measured" not in without
     assert "Notes" not in without
     assert "Denoising" not in without, "tables without a row are left out"
@@ -156,10 +156,10 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
 @pytest.mark.parametrize("metric", FIGURES)
 def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
     results = summarised({metric: {of: [0.25] for of in OF}})
-    lines = markdown(card(results=results, protocol_extractor="classifier")).splitlines()
+    lines = markdown(card(results=results, protocol_extractor="efficientnet")).splitlines()
     arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[metric].better]
     value = shown(metric, results[metric]["samples"])
-    assert rows_of(lines)[label_of(metric, "classifier") + arrow] == [value] * len(OF)
+    assert rows_of(lines)[label_of(metric, "efficientnet") + arrow] == [value] * len(OF)
 
 
 def test_the_losses_columns_say_of_what_they_are_whatever_a_floor_is_of() -> None:
@@ -207,23 +207,23 @@ def test_cards_of_one_protocol_are_compared_in_a_column_each_floors_last() -> No
 
 
 def test_a_comparison_in_other_features_does_not_speak_of_fid() -> None:
-    rows = rows_of(comparison([card(protocol_extractor="classifier")] * 2))
-    assert "Fréchet distance (classifier)" in rows
+    rows = rows_of(comparison([card(protocol_extractor="efficientnet")] * 2))
+    assert "Fréchet distance (efficientnet)" in rows
     assert "FID" not in rows
 
 
-def test_class_consistency_by_other_classifiers_is_not_compared_and_it_is_said() -> None:
+def test_class_consistency_by_other_probes_is_not_compared_and_it_is_said() -> None:
     """Nor where one card has none; the rest is."""
     results = summarised({"fid": {"samples": [1.0]}, "class_accuracy": {"samples": [0.5], "held_out": [0.75]}})
     one = card(results=results)
     rows = rows_of(comparison([one, card("two", results=results)]))
-    assert rows["of their class, by the classifier"] == ["50.0%", "50.0%"]
-    for classifier in ({"weights": "other", "accuracy": 0.875}, {"weights": "hash", "accuracy": 0.9}, None):
-        other = card("two", results=results, classifier=classifier)
+    assert rows["of their class, by the linear probe"] == ["50.0%", "50.0%"]
+    for probe in ({"weights": "other", "accuracy": 0.875}, {"weights": "hash", "accuracy": 0.9}, None):
+        other = card("two", results=results, probe=probe)
         for cards in ([one, other], [other, one], [one, one, other]):
             lines = comparison(cards)
             assert "of their class" not in "\n".join(lines)
-            assert lines[-1] == "class consistency is left out: the cards have other classifiers"
+            assert lines[-1] == "class consistency is left out: the cards have other linear probes"
             assert rows_of(lines)["FID"] == ["1.00"] * len(cards)
 
 
@@ -255,7 +255,7 @@ def test_a_comparison_tells_two_checkpoints_of_a_run_apart() -> None:
 
 
 def test_cards_of_different_protocols_are_refused_and_every_difference_is_named() -> None:
-    other = card("two", protocol_repeats=1, protocol_extractor="classifier", protocol_new="thing")
+    other = card("two", protocol_repeats=1, protocol_extractor="efficientnet", protocol_new="thing")
     for cards in ([card(), other], [other, card()], [card(), card(), other]):
         with pytest.raises(UserError) as error:
             comparison(cards)
@@ -264,7 +264,7 @@ def test_cards_of_different_protocols_are_refused_and_every_difference_is_named(
         assert "one" in text
         assert "two" in text
         forwards = cards[0] is not other
-        for key, first, second in (("repeats", 3, 1), ("extractor", "inception", "classifier"), ("new", None, "thing")):
+        for key, first, second in (("repeats", 3, 1), ("extractor", "inception", "efficientnet"), ("new", None, "thing")):
             assert f"{key}: {first if forwards else second} and {second if forwards else first}" in text
         for key in ("num_reference", "reference:", "num:"):
             assert key not in text, "these are the same"

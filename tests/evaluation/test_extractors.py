@@ -18,15 +18,14 @@ from torchvision import models
 from torchvision.transforms import functional as transforms
 
 from flowergen.errors import UserError
-from flowergen.evaluation.classifier import TrainedClassifier
-from flowergen.evaluation.extractors import INCEPTION_URL, Extractor, _named, classifier_extractor, in_batches, load_extractor
-from flowergen.modules.outside_weights import MissingWeights
-from flowergen.nn.classifier import Classifier
+from flowergen.evaluation.extractors import INCEPTION_URL, Extractor, _named, chosen, in_batches, load_extractor
+from flowergen.modules.outside_weights import EFFICIENTNET_SHA256, MissingWeights, load_efficientnet
 from flowergen.randomness import initialisation
 
 CPU = torch.device("cpu")
 INCEPTION = INCEPTION_URL.rpartition("/")[2]
 RESNET = "resnet18-f37072fd.pth"
+SMALLEST = 96  # px that EfficientNet-Lite1 sees
 
 
 def uint8(num: int, size: int, seed: int = 0) -> Tensor:
@@ -114,7 +113,7 @@ def test_missing_weights_are_an_error_that_says_where_from_where_to_and_what_els
     assert re.search(rf"https://\S+/{re.escape(file)} ", text)
     assert str(tmp_path / "weights") in text
     assert "paths.weights_dir" in text
-    assert "extractor=classifier" in text
+    assert "extractor=efficientnet" in text
 
 
 @pytest.mark.parametrize(("name", "file"), [("inception", INCEPTION), ("torchvision:resnet18", RESNET)])
@@ -350,21 +349,37 @@ def test_a_file_of_something_else_is_one_line(content: str, name: str, tmp_path:
     assert not mark.exists()
 
 
-# -- the classifier, and many pictures
+# -- EfficientNet-Lite1
 
 
-@pytest.mark.parametrize("size", [32, 96])
-def test_the_classifier_judges_by_its_last_features(size: int) -> None:
-    with initialisation(0):
-        net = Classifier(7).eval()
-    extractor = classifier_extractor(TrainedClassifier(net, 0.5, 2, "its fingerprint"), CPU)
-    x = uint8(3, size)
+@pytest.mark.parametrize(("size", "seen"), [(40, SMALLEST), (SMALLEST + 4, SMALLEST + 4), (300, 224)])
+def test_efficientnet_is_lite1_on_pictures_that_are_enlarged_and_shrunk_within_bounds(size: int, seen: int) -> None:
+    """Resized independently, by torchvision; its pooled features and ImageNet's classes, of the released file of weights."""
+    extractor = load_extractor("efficientnet", "nowhere", CPU)
+    x = uint8(2, size)
     with torch.no_grad():
-        expected = net(x.float() / 255)
+        expected = load_efficientnet("lite1", "a test").classify(
+            transforms.resize(x.float() / 255, [seen, seen], antialias=True)
+        )
     for found, wanted in zip(extractor.features(x), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
-    assert extractor[:2] == ("classifier", "its fingerprint")
-    assert (extractor.num_features, extractor.num_logits) == (256, 7)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert expected[0].std(0).max() > 1e-2, "the picture matters"
+    assert extractor[:2] == ("efficientnet", EFFICIENTNET_SHA256["lite1"])
+    assert (extractor.num_features, extractor.num_logits) == (1280, 1000)
+    assert f"to {SMALLEST} px" in extractor.resize
+
+
+def test_auto_is_inception_where_its_file_is_and_efficientnet_elsewhere(tmp_path: Path) -> None:
+    """Nothing is downloaded for it; other names are what they are."""
+    assert chosen("auto", tmp_path) == "efficientnet"
+    for name in ("inception", "efficientnet", "torchvision:resnet18"):
+        assert chosen(name, tmp_path) == name
+    (tmp_path / INCEPTION).touch()
+    assert chosen("auto", tmp_path) == "inception"
+    assert chosen("efficientnet", tmp_path) == "efficientnet"
+
+
+# -- many pictures
 
 
 def test_batches_are_all_pictures_in_their_order(tmp_path: Path) -> None:

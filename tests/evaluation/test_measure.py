@@ -12,7 +12,6 @@ from flowergen.data.batch import Batch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
-from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.measure import (
     WORST_PAIRS,
     floor_subsets,
@@ -26,7 +25,7 @@ from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
 from tests.conftest import save_grey
-from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, judges, real_of, side_of
+from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, judges, probe, real_of, side_of
 from tests.tiny_models import diffusion, drawn
 
 COPIES = [f"copies_{space}_{bound}" for space in ("pixels", "features") for bound in ("third", "calibrated")]
@@ -51,11 +50,6 @@ def measured_of(generated: Any, side: RealSide, num: int, repeats: int, work: Pa
     measured = Measured()
     measure_samples(generated, side, num, repeats, work, measured)
     return measured
-
-
-def classifier() -> Extractor:
-    """Takes a picture for the class of its brightest channel."""
-    return extractor(Counting(), "classifier")
 
 
 def brightest(images: np.ndarray) -> np.ndarray:
@@ -140,7 +134,7 @@ def test_the_floor_is_measured_on_as_many_training_pictures(side: RealSide, data
 
 def test_class_accuracy_is_a_count(data: ProceduralDataModule, tmp_path: Path) -> None:
     """Of each repeat, and of the held-out pictures as they are labelled."""
-    side = side_of(data, tmp_path / "features", classifier())
+    side = side_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
     images, labels = of(data, "train")[:30], np.arange(30) // 4 % 3
     results = measured_of(Pictures(images, labels), side, 15, 2, tmp_path / "work").results["class_accuracy"]
     right = brightest(images) == labels
@@ -151,7 +145,7 @@ def test_class_accuracy_is_a_count(data: ProceduralDataModule, tmp_path: Path) -
 
 
 def test_samples_of_no_class_and_unlabelled_pictures_are_not_counted(data: ProceduralDataModule, tmp_path: Path) -> None:
-    side = side_of(data, tmp_path / "features", classifier())
+    side = side_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
     labels = np.array([0] * 9 + [-1])
     images = of(data, "train")[:10]
     assert "samples" not in measured_of(Pictures(images, labels), side, 10, 1, tmp_path / "one").results["class_accuracy"]
@@ -164,11 +158,11 @@ def test_samples_of_no_class_and_unlabelled_pictures_are_not_counted(data: Proce
     assert found == {"held_out": [pytest.approx(expected)]}
 
 
-def test_a_classifier_that_is_the_extractor_too_sees_each_picture_once(data: ProceduralDataModule, tmp_path: Path) -> None:
+def test_a_probe_of_the_extractors_features_sees_each_picture_once(data: ProceduralDataModule, tmp_path: Path) -> None:
     counting = Counting()
     both = extractor(counting)
     real = real_pictures_of(data, None)
-    side = RealSide(real, judges(tmp_path / "features", both, both), [])
+    side = RealSide(real, judges(tmp_path / "features", both, probe(both)), [])
     before = counting.seen
     images = of(data, "train")[:10]
     results = measured_of(Pictures(images, brightest(images)), side, 10, 1, tmp_path / "work").results
@@ -176,9 +170,7 @@ def test_a_classifier_that_is_the_extractor_too_sees_each_picture_once(data: Pro
     assert results["class_accuracy"]["samples"] == [1]
 
 
-def test_without_an_extractor_and_a_classifier_copies_are_looked_for_in_pixels(
-    data: ProceduralDataModule, tmp_path: Path
-) -> None:
+def test_without_an_extractor_and_a_probe_copies_are_looked_for_in_pixels(data: ProceduralDataModule, tmp_path: Path) -> None:
     side = RealSide(real_pictures_of(data, None), judges(tmp_path), [])
     results = measured_of(Pictures(of(data, "train")[:10]), side, 10, 1, tmp_path / "work").results
     assert set(results) == {"copies_pixels_third", "copies_pixels_calibrated", "copy_bound_pixels"}
@@ -187,7 +179,9 @@ def test_without_an_extractor_and_a_classifier_copies_are_looked_for_in_pixels(
 
 def test_where_nothing_is_held_out_there_is_the_usual_bound_alone(tmp_path: Path, cache_dir: Path) -> None:
     data = drawn(cache_dir, split="all")
-    side = RealSide(real_pictures_of(data, None), judges(tmp_path, extractor(), classifier()), [])
+    side = RealSide(
+        real_pictures_of(data, None), judges(tmp_path, extractor(), probe(extractor(Counting(), "of the probe"))), []
+    )
     images = np.asarray(data.pictures.images[:8])
     results = measured_of(Pictures(images, brightest(images)), side, 8, 1, tmp_path / "work").results
     assert set(results["class_accuracy"]) == {"samples", "train"}
@@ -208,7 +202,9 @@ def test_an_interrupted_measurement_goes_on_at_that_picture_and_ends_bit_equal(
     real = real_pictures_of(data, None)
 
     def side(counting: Counting) -> RealSide:
-        return RealSide(real, judges(tmp_path / "features", extractor(counting), classifier()), [])
+        return RealSide(
+            real, judges(tmp_path / "features", extractor(counting), probe(extractor(Counting(), "of the probe"))), []
+        )
 
     whole = measured_of(Pictures(images, labels), side(Counting()), 25, 2, tmp_path / "whole")
     first = Pictures(images, labels, stops_after=28 if stopped_by == "the generator" else None)

@@ -105,7 +105,7 @@ def test_fewer_than_four_reference_pictures_are_refused(num: int, subset: str, c
 
 
 def test_in_training_half_of_the_validation_pictures_are_the_reference_and_the_others_calibrate(cache_dir: Path) -> None:
-    """Test pictures are not touched; both halves tell the classifier's accuracy."""
+    """Test pictures are not touched; both halves tell the linear probe's accuracy."""
     data = drawn(cache_dir, num_images=120)
     real = real_pictures_of(data, None, "val")
     np.testing.assert_array_equal(real.reference.rows, data.rows["val"][::2])

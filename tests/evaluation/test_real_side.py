@@ -11,12 +11,13 @@ from torch import Tensor
 
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
-from flowergen.evaluation import copies, real_side
+from flowergen.evaluation import copies, features
 from flowergen.evaluation.copies import COPY_RATIO
 from flowergen.evaluation.extractors import Extractor
+from flowergen.evaluation.features import collection_features, with_bar
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import PictureSet, real_pictures_of
-from flowergen.evaluation.real_side import RealSide, SetDistances, collection_features, with_bar
+from flowergen.evaluation.real_side import RealSide, SetDistances
 from flowergen.evaluation.rows import Rows
 from flowergen.metrics.set_distances import frechet_distance, gaussian, inception_score, kernel_distance, precision_recall
 from tests.evaluation.fakes import Counting, a_set, extractor, judges, real_of
@@ -260,4 +261,4 @@ def test_copies_are_not_looked_for_where_nobody_says_what_was_learnt_from(collec
 def test_a_bar_changes_nothing() -> None:
     parts: list[Any] = [np.zeros(3), (np.ones(2), np.ones(2))]
     assert list(with_bar("what", iter(parts), 0, 5)) == parts
-    assert real_side.AT_A_TIME * 2 == 128  # what the test of a killed process counts on
+    assert features.AT_A_TIME * 2 == 128  # what the test of a killed process counts on

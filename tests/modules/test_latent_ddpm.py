@@ -217,6 +217,15 @@ def test_a_flat_latent_is_diffused_too() -> None:
     assert module.sample(2, seed=0).shape == (2, 3, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("network", [None, "EfficientNet-Lite0"])
+def test_whose_features_have_trained_it_is_told_by_the_autoencoder(
+    network: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TinyAutoencoder, "features_trained_with", network)
+    assert diffusion().features_trained_with == network
+    assert diffusion(on_pixels=True).features_trained_with is None
+
+
 def test_the_autoencoder_is_frozen_and_no_part_of_the_module() -> None:
     """Not in its state, in eval mode whatever the module is in, and without a gradient."""
     module = drawing(diffusion())

@@ -1,0 +1,69 @@
+"""Features of real pictures, computed once and kept in the cache."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import Progress
+
+from flowergen.errors import UserError
+from flowergen.evaluation.extractors import Extractor, in_batches
+from flowergen.evaluation.pictures import PictureSet
+from flowergen.evaluation.rows import Rows
+
+log = logging.getLogger(__name__)
+
+AT_A_TIME = 64  # real pictures through a network
+
+
+def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Features and logits of all pictures of a collection, computed once for every command and run.
+
+    Args:
+        extractor: of them.
+        pictures: some of the collection.
+        cache_dir: the folder of all caches; a killed process's work is gone on with.
+
+    Returns:
+        (M, D) and (M, K) float32, read-only memory maps.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    images = pictures.images
+    identity = f"{extractor.weights}/{extractor.resize}/{pictures.key}"
+    folder = cache_dir / f"features_{blake2b(identity.encode(), digest_size=8).hexdigest()}"
+    fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
+    rows = Rows(folder, fields)
+    if rows.num < len(images):
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f"{folder.name}.lock")):
+                rows = Rows(folder, fields)  # another process may have computed them meanwhile
+                if rows.num < len(images):
+                    log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
+                rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
+                for features, logits in with_bar("features", rest, rows.num, len(images)):
+                    rows.append(features=features, logits=logits)
+                rows.sync()
+        except OSError as error:
+            raise UserError(
+                f"the features of {len(images):,} pictures cannot be written to {cache_dir} ({error.strerror}): "
+                "make room there or choose another folder with paths.cache_dir="
+            ) from error
+    return rows.array("features"), rows.array("logits")
+
+
+def with_bar(what: str, batches: Iterator[Any], done: int, total: int) -> Iterator[Any]:
+    """Batches, or pairs of them, with a bar on a terminal."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total, completed=done)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch[0]) if isinstance(batch, tuple) else len(batch))
