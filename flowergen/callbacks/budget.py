@@ -142,6 +142,7 @@ class Budget(Callback):
         self._next_check = 0
         self._validation = self._pictures = self._storing = 0.0
         self._epoch_end = EPOCH_END_SECONDS
+        self._with_pictures: float | None = None  # the end of an epoch that drew all of them
 
     @property
     def remaining(self) -> float:
@@ -170,11 +171,13 @@ class Budget(Callback):
             taken, self._epoch_ended = now - self._epoch_ended, None
             drawn = [trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing]
             if all(drawn) and drawn:
-                self._pictures = max(0.0, taken - self._epoch_end)
+                self._with_pictures = taken
             elif any(drawn):  # the last epoch has all of them
                 self._pictures = max(self._pictures, taken - self._epoch_end)
             else:
                 self._epoch_end = taken
+            if self._with_pictures is not None:  # again, as what is taken off was a guess until it was seen
+                self._pictures = max(0.0, self._with_pictures - self._epoch_end)
             self._look_every(trainer, None)
             self._last_step = now
             self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to

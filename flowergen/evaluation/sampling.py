@@ -91,7 +91,8 @@ def autoencoder_sampler(
         return normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior")
 
     fitted = f"fitted to {fitted_to}"
-    says = "N(0, I)" if mixture is None else f"a mixture of {len(mixture.weights)} Gaussians {fitted}"
+    num = len(mixture.weights) if mixture else 0
+    says = ("a Gaussian" if num == 1 else f"a mixture of {num} Gaussians") + f" {fitted}" if num else "N(0, I)"
     says = f"a Gaussian for each class, {fitted}" if by_class else says
     return Sampler(model, draw, f"latents from {says}")
 
