@@ -38,7 +38,7 @@ def main() -> None:
     import flowergen
 
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
-    store = stored_latents(run, model)
+    store = stored_latents(model)
     labels = _labels(config, model, store)
     with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)

@@ -513,7 +513,6 @@ PICKLES: list[bytes] = []  # a bomb takes a while to make
 def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
     """It loads and samples, or says why not."""
     from flowergen.config.build import epochs_done, load_run, read_checkpoint
-    from flowergen.config.run_folder import RunFolder
     from flowergen.config.sampling import stored_latents
 
     source, name, content = example
@@ -525,7 +524,7 @@ def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
     if name == "checkpoints/last.ckpt":
         epochs_done(read_checkpoint(run / name))
     model = load_run(run)
-    store = stored_latents(RunFolder(run), model)
+    store = stored_latents(model)
     if store and store.prior:
         store.prior.sample([0, 1], 0)
 

@@ -17,6 +17,7 @@ import flowergen
 from flowergen import export
 from flowergen.config.build import LoadedModel
 from flowergen.config.command import one_line_errors
+from flowergen.config.run_folder import RunFolder
 from flowergen.evaluation import portable
 from flowergen.modules import latent_ddpm
 from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -158,7 +159,7 @@ def test_mistakes_are_one_line_and_leave_no_folder(
         patch.setattr(export, "find_spec", lambda name: None if name != "onnx" else "there")
         refused("format=onnx needs onnxruntime and onnxscript: pip install 'flowergen[export]'", run)
     with monkeypatch.context() as patch:
-        patch.setattr(flowergen, "load", lambda run: LoadedModel(Pixels(), {}, "", []))
+        patch.setattr(flowergen, "load", lambda run: LoadedModel(Pixels(), {}, "", [], RunFolder(run)))
         refused("Pixels has no known parts to export", run, f"out={out}")
     with monkeypatch.context() as patch:
         patch.setattr(portable, "deviation", lambda graph, path: (1.1e-4, 1.0))

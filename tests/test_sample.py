@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import Command
+import flowergen
+from tests.conftest import TINY_RUN, Command, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +112,46 @@ def test_an_autoencoder_samples_from_prior_mixture_and_classes(command: Command,
     assert "steps= has no effect here" in done.stderr
     done = command("sample", f"run={run / 'checkpoints' / 'last.ckpt'}", "num=1")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def vae_run(tmp_path_factory: pytest.TempPathFactory, process_environment: dict[str, str]) -> Path:
+    """A finished run of a plain VAE."""
+    run = tmp_path_factory.mktemp("vae") / "run"
+    done = run_command("train", *TINY_RUN, f"hydra.run.dir={run}", folder=run.parent, environment=process_environment)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.mark.parametrize("kind", ["vae_run", "autoencoder_run", "diffusion_run"])
+def test_a_loaded_run_gives_the_pictures_that_the_command_writes(
+    kind: str, command: Command, tmp_path: Path, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the bit, for the same seed; from the mixture, and from N(0, I) where there is none, which both say."""
+    run, place = tmp_path / "run", tmp_path / "pictures"
+    shutil.copytree(request.getfixturevalue(kind), run)
+
+    def written(*arguments: str) -> tuple[np.ndarray, str]:
+        shutil.rmtree(place, ignore_errors=True)
+        done = command("sample", f"run={run}", "num=5", "seed=3", "denoising=false", f"out={place}", *arguments)
+        assert done.returncode == 0, done.stderr
+        found = pixels(place)
+        return np.stack([found[name] for name in sorted(found, key=lambda name: name[-9:])]), done.stdout  # by number
+
+    def loaded() -> np.ndarray:
+        return flowergen.load(run).sample(5, seed=3).mul(255).round().permute(0, 2, 3, 1).numpy().astype(int)
+
+    fitted, _ = written()
+    np.testing.assert_array_equal(loaded(), fitted)
+    assert not caplog.messages
+    (run / "latents.safetensors").unlink()
+    without, said = written()
+    np.testing.assert_array_equal(loaded(), without)
+    assert (without == fitted).all() == (kind == "diffusion_run")
+    if kind != "diffusion_run":
+        assert "latents from N(0, I)" in said
+        assert caplog.messages == [f"{run} has no mixture model of these weights: samples are decoded from N(0, I)"]
+        np.testing.assert_array_equal(written("source=prior")[0], without)
 
 
 WRONG = {

@@ -12,7 +12,7 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.unet import UNet
-from flowergen.randomness import initialisation, normal_per_sample
+from flowergen.randomness import initialisation
 
 SIZE = 16
 CHANNELS = 2  # of a spatial latent
@@ -72,9 +72,6 @@ class TinyAutoencoder(ImageModel):
 
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(z.reshape(-1, CHANNELS, SIZE // 4, SIZE // 4)).sigmoid()
-
-    def sample(self, num: int, seed: int) -> Tensor:
-        return self.decode(normal_per_sample(range(num), self.latent_shape, seed=seed, purpose="prior"))
 
     def summary(self) -> str:
         return "tiny"

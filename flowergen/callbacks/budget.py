@@ -15,6 +15,7 @@ from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.images import ImageGrids
 from flowergen.evaluation.encoding import batch_of, posteriors
 from flowergen.evaluation.latent_store import MOST_FITTED
+from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, diffusion_sampler, first_samples
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 
@@ -141,6 +142,7 @@ class Budget(Callback):
         self._next_check = 0
         self._validation = self._pictures = self._storing = 0.0
         self._epoch_end = EPOCH_END_SECONDS
+        self._with_pictures: float | None = None  # the end of an epoch that drew all of them
 
     @property
     def remaining(self) -> float:
@@ -169,11 +171,13 @@ class Budget(Callback):
             taken, self._epoch_ended = now - self._epoch_ended, None
             drawn = [trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing]
             if all(drawn) and drawn:
-                self._pictures = max(0.0, taken - self._epoch_end)
+                self._with_pictures = taken
             elif any(drawn):  # the last epoch has all of them
                 self._pictures = max(self._pictures, taken - self._epoch_end)
             else:
                 self._epoch_end = taken
+            if self._with_pictures is not None:  # again, as what is taken off was a guess until it was seen
+                self._pictures = max(0.0, self._with_pictures - self._epoch_end)
             self._look_every(trainer, None)
             self._last_step = now
             self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to
@@ -274,19 +278,25 @@ class Budget(Callback):
             limit = trainer.limit_val_batches
             num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
             self._validation = taken * num
+        fitting = 0.0
+        if isinstance(pl_module, LatentDDPMModule):
+            sampler = diffusion_sampler(pl_module, pl_module.sampling, pl_module.seed)
+        else:
+            sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # as slow as a mixture once fitted
+            import_module("sklearn.mixture")  # a second or two, busy machines more: better now than after the last step
+            rows = data.rows["train"]
+            part = rows[: batch_of(data.image_size)]
+            start = self.clock()
+            list(posteriors(pl_module, data, part, flips=False))
+            a_picture = (self.clock() - start) / len(part) + FIT_SECONDS_A_PICTURE
+            fitting = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED_IN_TRAINING)
+            self._storing = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED)
         for grid in (callback for callback in self._drawing if isinstance(callback, ImageGrids)):
             num = min(grid.num_samples, REHEARSED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
             start = self.clock()
-            pl_module.sample(num, seed=pl_module.seed)
+            first_samples(sampler, num)
             _wait_for(pl_module)
-            self._pictures = (self.clock() - start) * grid.num_samples / num
-        if not isinstance(pl_module, LatentDDPMModule):
-            import_module("sklearn.mixture")  # a second or two, busy machines more: better now than after the last step
-            rows = data.rows["train"]
-            part, num = rows[: batch_of(data.image_size)], min(len(rows), MOST_FITTED)
-            start = self.clock()
-            list(posteriors(pl_module, data, part, flips=False))
-            self._storing = (self.clock() - start) * num / len(part) + FIT_SECONDS + FIT_SECONDS_A_PICTURE * num
+            self._pictures = fitting + (self.clock() - start) * grid.num_samples / num
         pl_module.train()
 
     # -- what outlives the process

@@ -7,12 +7,15 @@ from lightning.pytorch import Callback, Trainer
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.tensorboard import TensorBoard
+from flowergen.evaluation.sampling import first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
-from flowergen.viz.grids import comparison_grid, image_grid, write_png
+from flowergen.viz.grids import captioned, comparison_grid, image_grid, write_png
 
 
 class ImageGrids(Callback):
     """Reconstructions of fixed validation pictures and samples from fixed noise, as PNG and in TensorBoard.
+
+    A caption says how the samples are drawn, see ``sampler_in_training``.
 
     Args:
         folder: for the PNG files.
@@ -37,14 +40,16 @@ class ImageGrids(Callback):
         """Write ``reconstruction_epoch_X.png`` and ``generated_epoch_X.png``."""
         was_training = pl_module.training
         pl_module.eval()
-        x = trainer.datamodule.validation_images(self.num_reconstructions).to(pl_module.device)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        x = data.validation_images(self.num_reconstructions).to(pl_module.device)
         x_hat = pl_module.decode(pl_module.encode(x).mean)
-        samples = pl_module.sample(self.num_samples, seed=pl_module.seed)
+        sampler = sampler_in_training(pl_module, data)
+        samples = first_samples(sampler, self.num_samples)
         pl_module.train(was_training)
         columns = max(1, round(self.num_samples**0.5))
         for name, grid in (
             ("reconstruction", comparison_grid(x, x_hat, columns=len(x))),
-            ("generated", image_grid(samples, columns=columns)),
+            ("generated", captioned(image_grid(samples, columns=columns), sampler.says)),
         ):
             with self._disk:
                 write_png(self.folder / f"{name}_epoch_{epoch}.png", grid)

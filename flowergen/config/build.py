@@ -247,10 +247,11 @@ class LoadedModel:
         config: the run's config, plain data.
         pictures: the hash of what it was trained on, see ``ImageDataModule.state_dict``.
         class_names: of its classes, by label; empty without labels.
+        run: its folder.
     """
 
-    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str]):
-        self.module, self.config, self.pictures, self.class_names = module, config, pictures, class_names
+    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str], run: RunFolder):
+        self.module, self.config, self.pictures, self.class_names, self.run = module, config, pictures, class_names, run
 
     @torch.inference_mode()
     def encode(self, x: torch.Tensor) -> Posterior:
@@ -262,10 +263,25 @@ class LoadedModel:
         """(N, C, h, w) -> (N, 3, S, S) pictures in [0, 1]."""
         return self.module.decode(z.to(self.module.device))
 
-    @torch.inference_mode()
     def sample(self, num: int, seed: int = 0) -> torch.Tensor:
-        """(num, 3, S, S) new pictures in [0, 1]; picture i depends on (seed, i) alone."""
-        return self.module.sample(num, seed)
+        """New pictures, those of ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
+
+        An autoencoder draws its latents from the mixture that the end of training has fitted. A checkpoint that has none draws
+        from N(0, I), and a warning is logged.
+
+        Args:
+            num: at least 1.
+            seed: of the draws; picture i depends on (seed, i) alone.
+
+        Returns:
+            (num, 3, S, S) in [0, 1].
+
+        Raises:
+            UserError: latents.safetensors is damaged.
+        """
+        from flowergen.config.sampling import samples_of  # whose imports take a while
+
+        return samples_of(self, num, seed)
 
 
 def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
@@ -288,7 +304,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         raise
     except Exception as error:  # files that somebody has changed raise whatever they please
         raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
-    return LoadedModel(module.eval().to(device), config, pictures, class_names)
+    return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:

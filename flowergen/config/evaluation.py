@@ -129,7 +129,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     by_class = isinstance(module, LatentDDPMModule) and len(model.class_names) > 0
     classes = repeated(reference_labels, num) if by_class else np.full(num, NO_CLASS)
     labels = torch.from_numpy(np.tile(classes, repeats).astype(np.int64))
-    sampler = sampler_of(config, model, stored_latents(run, model), False)
+    sampler = sampler_of(config, model, stored_latents(model), False)
     batch_size, auto = batch_size_of(config, device.type == "cuda")
     generated = Sampled(sampler, labels, batch_size, auto)
     described = {

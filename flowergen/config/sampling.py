@@ -1,19 +1,23 @@
 """What ``sample`` and ``evaluate`` have in common: how a run is to be sampled."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flowergen.config.run_folder import RunFolder
 from flowergen.diffusion.combinations import sampler_refusal
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from flowergen.config.build import LoadedModel
     from flowergen.evaluation.latent_store import LatentStore
     from flowergen.evaluation.sampling import Sampler
     from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+
+log = logging.getLogger(__name__)
 
 OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
 
@@ -52,7 +56,7 @@ def check_sampling(
             print(f"{key}= has no effect here: it is for {reader}", file=sys.stderr)
 
 
-def stored_latents(run: RunFolder, model: "LoadedModel") -> "LatentStore | None":
+def stored_latents(model: "LoadedModel") -> "LatentStore | None":
     """What the run has stored of its latents, if it is of these weights."""
     from flowergen.evaluation.latent_store import read_latents
     from flowergen.modules.fingerprint import fingerprint
@@ -60,7 +64,7 @@ def stored_latents(run: RunFolder, model: "LoadedModel") -> "LatentStore | None"
 
     module = model.module
     owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
-    return read_latents(run.latents, owner)
+    return read_latents(model.run.latents, owner)
 
 
 def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampling":
@@ -86,10 +90,25 @@ def sampler_of(config: Mapping[str, Any], model: "LoadedModel", store: "LatentSt
     module = model.module
     if isinstance(module, LatentDDPMModule):
         return diffusion_sampler(module, sampling_of(config, module), config["seed"])
-    return autoencoder_sampler(module, store, config["source"], by_class, config["seed"])
+    return autoencoder_sampler(module, store.prior if store else None, config["source"], by_class, config["seed"])
 
 
 def batch_size_of(config: Mapping[str, Any], on_gpu: bool) -> tuple[int, bool]:
     """Pictures at a time, and whether to halve them where memory does not suffice."""
     auto = config["batch_size"] == "auto"
     return (256 if on_gpu else 64) if auto else config["batch_size"], auto
+
+
+def samples_of(model: "LoadedModel", num: int, seed: int) -> "Tensor":
+    """What ``flowergen.sample`` draws where its command line says nothing but num and seed, see ``LoadedModel.sample``."""
+    from flowergen.evaluation.sampling import first_samples
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+    store, module = None, model.module
+    if not isinstance(module, LatentDDPMModule):
+        store = stored_latents(model)
+        if store is None or store.prior is None:
+            log.warning(f"{model.run.path} has no mixture model of these weights: samples are decoded from N(0, I)")
+    config = dict.fromkeys(OF_DIFFUSION) | {"source": "auto", "batch_size": "auto", "seed": seed}
+    batch_size, halve = batch_size_of(config, module.device.type == "cuda")
+    return first_samples(sampler_of(config, model, store, False), num, batch_size, halve).to(module.device)

@@ -82,7 +82,7 @@ class LatentPrior:
 
 
 def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
-    """Principal directions by a randomised SVD, the mixture by expectation-maximisation, both scikit-learn's, seed 0.
+    """Principal directions by an SVD, the mixture by expectation-maximisation, both scikit-learn's, seed 0.
 
     The covariance of a class is shrunk towards that within all classes, with the weight of K pictures (regularised
     discriminant analysis, Friedman 1989, 10.1080/01621459.1989.10478752, equation 16), as a class often has fewer pictures than
@@ -97,7 +97,8 @@ def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
     from sklearn.mixture import GaussianMixture
 
     num, dims = z.shape
-    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver="randomized", random_state=0)
+    solver = "full" if num <= 2 * MOST_PRINCIPAL else "randomized"  # of so few pictures, the exact one is the faster
+    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver=solver, random_state=0)
     coordinates = pca.fit_transform(z.numpy()).astype(np.float64)  # (N, R)
     std = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))  # (R,)
     k = max(1, min(MOST_CORRELATED, len(std), num // 4))

@@ -75,6 +75,25 @@ def store_latents(
     partial.replace(path)
 
 
+def fit_to_pictures(model: ImageModel, data: ImageDataModule, rows: np.ndarray) -> tuple[Tensor, LatentPrior | None]:
+    """Encode pictures as they are, without augmentation, and fit the prior to a draw z ~ q(z|x) for each of them.
+
+    Args:
+        model: an autoencoder in eval mode.
+        data: set up.
+        rows: (L,) of training pictures.
+
+    Returns:
+        (L, C, h, w) posterior means, and the prior; None for it where there is one picture, or latents are not finite.
+    """
+    mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
+    eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
+    z = Posterior(mean, logvar).sample(eps).flatten(1)
+    if len(rows) == 1 or not z.isfinite().all():
+        return mean, None
+    return mean, fit_latent_prior(z, torch.from_numpy(data.pictures.labels[rows]), len(data.class_names))
+
+
 def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModule) -> None:
     """Encode the training split, fit the prior, and write both.
 
@@ -83,16 +102,10 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
         model: an autoencoder in eval mode.
         data: set up.
     """
-    rows = data.rows["train"]
-    rows = spread(rows, MOST_FITTED)
+    rows = spread(data.rows["train"], MOST_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
-    mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
-    eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
-    z = Posterior(mean, logvar).sample(eps).flatten(1)
-    prior = None
-    if len(rows) > 1 and z.isfinite().all():
-        prior = fit_latent_prior(z, torch.from_numpy(data.pictures.labels[rows]), len(data.class_names))
-    else:
+    mean, prior = fit_to_pictures(model, data, rows)
+    if prior is None:
         log.warning("no mixture model of the latents: %s", "there is one picture" if len(rows) == 1 else "they are not finite")
     kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))
     store_latents(path, data, rows[kept], mean[torch.from_numpy(kept)], fingerprint(model.inference_net), prior)

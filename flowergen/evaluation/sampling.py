@@ -7,14 +7,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
-from flowergen.evaluation.latent_store import LatentStore
+from flowergen.evaluation.latent_prior import LatentPrior
+from flowergen.evaluation.latent_store import fit_to_pictures
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.randomness import generator, normal_per_sample
 
 NO_CLASS = -1
 MOST_STATES = 51  # of a trajectory
+MOST_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to while the model trains: a second or two
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,27 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) ->
     return Sampler(model, draw, says)
 
 
-def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: str, by_class: bool, seed: int) -> Sampler:
+def autoencoder_sampler(
+    model: ImageModel,
+    prior: LatentPrior | None,
+    source: str,
+    by_class: bool,
+    seed: int,
+    fitted_to: str = "the training latents",
+) -> Sampler:
     """From the prior, the mixture that was fitted to the latents, or its Gaussian for each class.
 
     Args:
         model: a VAE or VAE-GAN in eval mode.
-        store: what its run has stored.
+        prior: what was fitted to the latents, if anything was.
         source: ``auto``, ``prior`` or ``mixture``.
         by_class: whether the samples are of given classes.
         seed: of the draws.
+        fitted_to: what the prior was fitted to, for the user.
 
     Raises:
         UserError: the mixture or a class is asked for, and nothing was fitted.
     """
-    prior = store.prior if store else None
     if prior is None and (by_class or source == "mixture"):
         what, instead = ("classes=", "leave them out") if by_class else ("source=mixture", "use source=prior")
         raise UserError(f"{what}: the run has no mixture model of these weights, which the end of training fits: {instead}")
@@ -80,10 +90,46 @@ def autoencoder_sampler(model: ImageModel, store: LatentStore | None, source: st
             return mixture.sample(index, seed).view(-1, *model.latent_shape)
         return normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior")
 
-    fitted = "fitted to the training latents"
-    says = "N(0, I)" if mixture is None else f"a mixture of {len(mixture.weights)} Gaussians {fitted}"
+    fitted = f"fitted to {fitted_to}"
+    num = len(mixture.weights) if mixture else 0
+    says = ("a Gaussian" if num == 1 else f"a mixture of {num} Gaussians") + f" {fitted}" if num else "N(0, I)"
     says = f"a Gaussian for each class, {fitted}" if by_class else says
     return Sampler(model, draw, f"latents from {says}")
+
+
+def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
+    """The model's own sampler as it will be once training has ended: denoising, or a mixture, fitted to the present latents.
+
+    Nothing that training reads is changed.
+
+    Args:
+        model: in eval mode.
+        data: set up.
+
+    Returns:
+        A sampler of an autoencoder that draws from N(0, I) where no mixture can be fitted, and says so.
+    """
+    if isinstance(model, LatentDDPMModule):
+        return diffusion_sampler(model, model.sampling, model.seed)
+    rows = spread(data.rows["train"], MOST_FITTED_IN_TRAINING)
+    _, prior = fit_to_pictures(model, data, rows)
+    return autoencoder_sampler(model, prior, "auto", False, model.seed, f"{len(rows):,} training latents")
+
+
+def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool = True) -> Tensor:
+    """Samples 0 to num - 1; of a diffusion model with K classes, sample i is of class i mod K.
+
+    Args:
+        sampler: draws the latents.
+        num: at least 1.
+        batch_size, halve: see ``pictures``.
+
+    Returns:
+        (num, 3, S, S) in [0, 1] on the CPU.
+    """
+    num_classes = sampler.model.num_classes if isinstance(sampler.model, LatentDDPMModule) else 0
+    labels = labels_by_frequency(num, num_classes, None, 0)
+    return torch.cat([x for _, x in pictures(sampler, labels, batch_size, halve)])
 
 
 def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0) -> Iterator[tuple[int, Tensor]]:

@@ -70,10 +70,6 @@ class ImageModel(LightningModule, ABC):
         """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
 
     @abstractmethod
-    def sample(self, num: int, seed: int) -> Tensor:
-        """(num, 3, S, S) new pictures in [0, 1]; picture i depends on (seed, i) alone."""
-
-    @abstractmethod
     def summary(self) -> str:
         """One line: what the network is."""
 

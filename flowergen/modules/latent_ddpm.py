@@ -300,16 +300,6 @@ class LatentDDPMModule(ImageModel):
 
     # -- sampling
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """New pictures with the run's own sampler, class i mod K. Picture i depends on (seed, i) alone.
-
-        Returns:
-            (num, 3, S, S) in [0, 1].
-        """
-        index = torch.arange(num)
-        label = index % self.num_classes if self.num_classes else index.new_zeros(num)
-        return self.decode(self.denoised(index.tolist(), label, seed, self.sampling))
-
     def denoised(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Tensor:
         """The end of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
         x = torch.empty(0)

@@ -112,15 +112,6 @@ class VAEModule(ImageModel):
         """(N, D, 1, 1) -> (N, 3, S, S) in [0, 1]."""
         return self._to_unit_range(self._activate(self._decode(self.inference_net, z)))
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Decode z ~ N(0, I). Picture i depends on (seed, i) alone.
-
-        Returns:
-            (num, 3, S, S) in [0, 1].
-        """
-        z = normal_per_sample(range(num), self.latent_shape, seed=seed, purpose="prior")
-        return self.decode(z.to(self.device))
-
     def _encode(self, net: nn.Module, x: Tensor) -> Posterior:
         return net["encoder"](self.pixel_min + x * (self.pixel_max - self.pixel_min))  # type: ignore[index]
 

@@ -204,15 +204,6 @@ class VAEGANModule(ImageModel):
         """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
         return _to_unit_range(self.inference_net.decoder(z).float())
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Decode z ~ N(0, I). Picture i depends on (seed, i) alone.
-
-        Returns:
-            (num, 3, S, S) in [0, 1].
-        """
-        z = normal_per_sample(range(num), self.latent_shape, seed=seed, purpose="prior")
-        return self.decode(z.to(self.device))
-
     def summary(self) -> str:
         """One line: what the network is."""
         latent = " x ".join(map(str, self.latent_shape))

@@ -74,6 +74,34 @@ def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArra
     return np.asarray(canvas)
 
 
+def captioned(grid: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """A grid with a caption below it.
+
+    Args:
+        grid: uint8 (H, W, 3).
+        caption: broken into lines between words; a word wider than the grid makes the picture wider.
+
+    Returns:
+        uint8 (H', W', 3), H' > H and W' >= W, the grid in its upper left corner.
+    """
+    font = ImageFont.load_default(size=12)
+    lines = [""]
+    for word in caption.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > grid.shape[1] - 4:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    line_px = sum(font.getmetrics()) + 2  # type: ignore[union-attr]
+    width = max(grid.shape[1], 4 + max(int(font.getlength(line)) + 1 for line in lines))
+    canvas = Image.new("RGB", (width, grid.shape[0] + 4 + line_px * len(lines)), "white")
+    canvas.paste(Image.fromarray(grid), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        draw.text((2, grid.shape[0] + 2 + row * line_px), line, fill="black", font=font)
+    return np.asarray(canvas)
+
+
 def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
     """Write a PNG file that is either whole or not there, and make its folder.
 

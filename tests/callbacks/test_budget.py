@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from flowergen.callbacks import budget as budget_file
+from flowergen.callbacks import images
 from flowergen.callbacks.budget import Budget, Plan, Position, Seconds, plan, seconds_spent
 from flowergen.callbacks.images import ImageGrids
 from flowergen.config.build import build_datamodule, build_module, epochs_done, read_checkpoint
@@ -18,10 +19,12 @@ from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
 from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
+from flowergen.evaluation import latent_store
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.vae import VAEModule
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
 
+ENCODING = 0.002  # seconds a picture
 SECONDS = Seconds(step=0.1, validation=2.0, epoch_end=0.5, pictures=1.0, storing=3.0)
 
 
@@ -119,21 +122,24 @@ class Ageing(Callback):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Clock:
-    """Validation takes 0.5 s a batch, pictures 0.05 s each, encoding 0.02 s each, besides."""
+    """Validation takes 0.5 s a batch, samples 0.05 s each, encoding 0.002 s each, a fit what the file's constants say."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     turned = Clock()
 
     def slowed(owner: Any, name: str, seconds: Any) -> None:
         original = getattr(owner, name)
 
-        def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             turned.now += seconds(*args)
-            return original(self, *args, **kwargs)
+            return original(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, timed)
 
     slowed(VAEModule, "validation_step", lambda *args: 0.5)
-    slowed(VAEModule, "sample", lambda num, *args: 0.05 * num)
+    slowed(VAEModule, "encode", lambda module, x: ENCODING * len(x))
+    slowed(latent_store, "fit_latent_prior", lambda z, *args: 1.0 + 3e-4 * len(z))
+    for owner in (budget_file, images):
+        slowed(owner, "first_samples", lambda sampler, num: 0.05 * num)
     return turned
 
 
@@ -155,13 +161,13 @@ def train(
     return module, trainer, seen
 
 
-STORING = 1.0 + 64 * 3e-4  # of 64 pictures that take no time to encode, by the constants of the file
+STORING = 1.0 + 64 * (3e-4 + ENCODING)  # of 64 pictures, by the constants of the file
 
 
 @pytest.mark.parametrize(
     ("seconds", "overrides"),
     [
-        (25.0, ("data.num_images=1600",)),  # 160 steps an epoch: a part of one
+        (40.0, ("data.num_images=1600",)),  # 160 steps an epoch: a part of one
         (30.0, ()),  # 8 steps an epoch: many, each with a validation
         (30.0, ("trainer.check_val_every_n_epoch=7",)),
         (30.0, ("trainer.accumulate_grad_batches=2",)),
@@ -172,7 +178,7 @@ def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ..
     """With the whole end of a run: cosine at its end, validation, pictures, a checkpoint between two epochs."""
     module, trainer, seen = train(tmp_path, clock, seconds, *overrides)
     num = 1280 if "data.num_images=1600" in overrides else 64
-    end = clock.now + 1.0 + num * 3e-4
+    end = clock.now + 1.0 + num * (3e-4 + ENCODING)
     assert 0.95 * seconds <= end <= 1.01 * seconds
     assert module.total_steps == module.optimizer_steps
     assert seen.rates[-1] < 0.01 * seen.rates[0]
@@ -190,7 +196,7 @@ def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ..
 def test_a_machine_that_changes_its_mind_is_followed(later: float, tmp_path: Path, clock: Clock) -> None:
     """Faster or slower from the middle on: the horizon moves, the end does not."""
     _, _, seen = train(tmp_path, clock, 40.0, "data.num_images=1600", ageing=Ageing(clock, later, from_second=20.0))
-    end = clock.now + 1.0 + 1280 * 3e-4
+    end = clock.now + 1.0 + 1280 * (3e-4 + ENCODING)
     assert 0.95 * 40 <= end <= 1.01 * 40
     assert (seen.horizons[15] < seen.horizons[-1]) == (later < 1)
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.evaluation import sampling
-from flowergen.evaluation.latent_prior import fit_latent_prior
-from flowergen.evaluation.latent_store import LatentStore
+from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
 from flowergen.evaluation.sampling import (
     MOST_STATES,
     NO_CLASS,
@@ -16,6 +15,7 @@ from flowergen.evaluation.sampling import (
     autoencoder_sampler,
     diffusion_sampler,
     first_of_each,
+    first_samples,
     labels_by_frequency,
     labels_of_classes,
     pictures,
@@ -38,14 +38,13 @@ def all_of(sampler: Sampler, labels: Tensor, batch_size: int) -> Tensor:
     return torch.cat(parts)
 
 
-def store(classes: int = 3, missing: int | None = None) -> LatentStore:
+def prior(classes: int = 3, missing: int | None = None) -> LatentPrior:
     """Of 30 training pictures; the latents of class c lie around 5 c."""
     label = torch.arange(30) % classes
     if missing is not None:
         label = torch.where(label == missing, -1, label)
     latents = torch.randn(30, 2, 4, 4, generator=torch.Generator().manual_seed(0)) + 5 * label[:, None, None, None]
-    prior = fit_latent_prior(latents.flatten(1), label, classes)
-    return LatentStore(latents, label, torch.bincount(label[label >= 0], minlength=classes), prior)
+    return fit_latent_prior(latents.flatten(1), label, classes)
 
 
 # -- pictures
@@ -69,7 +68,7 @@ def test_the_batch_size_changes_no_picture_of_a_diffusion_model(kind: str) -> No
 def test_the_batch_size_changes_no_picture_of_an_autoencoder(source: str) -> None:
     labels = torch.arange(7) % 3 if source == "classes" else NONE
     sampler = autoencoder_sampler(
-        TinyAutoencoder().eval(), store(), "auto" if source == "classes" else source, source == "classes", seed=5
+        TinyAutoencoder().eval(), prior(), "auto" if source == "classes" else source, source == "classes", seed=5
     )
     whole = all_of(sampler, labels, 64)
     assert whole.shape == (7, 3, SIZE, SIZE)
@@ -77,16 +76,17 @@ def test_the_batch_size_changes_no_picture_of_an_autoencoder(source: str) -> Non
         torch.testing.assert_close(all_of(sampler, labels, batch_size), whole, rtol=0, atol=1e-4)
 
 
-def test_pictures_of_a_diffusion_model_are_those_of_its_own_sample() -> None:
+def test_pictures_of_a_diffusion_model_are_its_decoded_latents() -> None:
     """In the autoencoder's units, of the class that is asked for; without one, of none."""
     model = diffusion()
     model.set_latent_scale(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5]))
     sampler = diffusion_sampler(model, model.sampling, seed=5)
     with torch.inference_mode():
-        expected = model.sample(7, seed=5)
+        expected = model.decode(model.denoised(range(7), torch.arange(7) % 3, 5, model.sampling))
         (*_, (unconditional, _)) = model.denoise(range(7), torch.full((7,), 3), 5, model.sampling)
         expected_none = model.decode(model.unscaled(unconditional))
     torch.testing.assert_close(all_of(sampler, torch.arange(7) % 3, 4), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(first_samples(sampler, 7), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(all_of(sampler, NONE, 4), expected_none, rtol=0, atol=1e-4)
     assert (expected_none - expected).abs().max() > 1e-2
 
@@ -96,26 +96,34 @@ def test_it_says_how_it_samples() -> None:
     assert diffusion_sampler(model, model.sampling, 0).says == "4 steps of dpmpp_2m, guidance 2"
     part = replace(model.sampling, guidance_interval=[0.2, 0.8], guidance_scale=1.5)
     assert diffusion_sampler(model, part, 0).says == "4 steps of dpmpp_2m, guidance 1.5 within [0.2, 0.8]"
-    assert "N(0, I)" in autoencoder_sampler(TinyAutoencoder(), None, "auto", False, 0).says
-    assert "mixture of 1 Gaussians" in autoencoder_sampler(TinyAutoencoder(), store(), "auto", False, 0).says
-    assert "a Gaussian for each class" in autoencoder_sampler(TinyAutoencoder(), store(), "auto", True, 0).says
+    fitted = prior()
+    two = replace(fitted, weights=fitted.weights.repeat(2) / 2)
+    for given, source, by_class, says in (
+        (None, "auto", False, "N(0, I)"),
+        (two, "prior", False, "N(0, I)"),
+        (fitted, "auto", False, "a Gaussian fitted to the training latents"),
+        (two, "auto", False, "a mixture of 2 Gaussians fitted to the training latents"),
+        (two, "auto", True, "a Gaussian for each class, fitted to the training latents"),
+    ):
+        assert autoencoder_sampler(TinyAutoencoder(), given, source, by_class, 0).says == f"latents from {says}"
+    assert autoencoder_sampler(TinyAutoencoder(), two, "auto", False, 0, "9 of them").says.endswith(
+        "2 Gaussians fitted to 9 of them"
+    )
 
 
 # -- autoencoders
 
 
 def test_an_autoencoder_draws_from_its_mixture_where_there_is_one_and_from_the_prior_where_asked_to() -> None:
-    model, stored = TinyAutoencoder().eval(), store()
-    assert stored.prior is not None
-    mixture = stored.prior.sample(range(7), 5).view(7, 2, 4, 4)
+    model, fitted = TinyAutoencoder().eval(), prior()
+    mixture = fitted.sample(range(7), 5).view(7, 2, 4, 4)
     standard = normal_per_sample(range(7), (2, 4, 4), seed=5, purpose="prior")
     for source, kept, expected in (
-        ("auto", stored, mixture),
-        ("mixture", stored, mixture),
-        ("prior", stored, standard),
+        ("auto", fitted, mixture),
+        ("mixture", fitted, mixture),
+        ("prior", fitted, standard),
         ("auto", None, standard),
         ("prior", None, standard),
-        ("auto", replace(stored, prior=None), standard),
     ):
         z = autoencoder_sampler(model, kept, source, False, 5).draw(range(7), NONE)
         torch.testing.assert_close(z, expected, rtol=0, atol=0)
@@ -123,7 +131,7 @@ def test_an_autoencoder_draws_from_its_mixture_where_there_is_one_and_from_the_p
 
 def test_classes_are_drawn_from_their_own_gaussians() -> None:
     labels = torch.tensor([2, 0, 1, 0])
-    z = autoencoder_sampler(TinyAutoencoder().eval(), store(), "auto", True, 0).draw(range(4), labels)
+    z = autoencoder_sampler(TinyAutoencoder().eval(), prior(), "auto", True, 0).draw(range(4), labels)
     assert z.shape == (4, 2, 4, 4)
     torch.testing.assert_close(z.mean((1, 2, 3)), 5.0 * labels, rtol=0, atol=1.5)
 
@@ -132,13 +140,12 @@ def test_what_the_run_has_not_stored_is_said() -> None:
     model = TinyAutoencoder().eval()
     with pytest.raises(UserError, match=r"source=mixture: .*no mixture model.*source=prior"):
         autoencoder_sampler(model, None, "mixture", False, 0)
-    for kept in (None, replace(store(), prior=None)):
-        with pytest.raises(UserError, match=r"classes=: .*no mixture model"):
-            autoencoder_sampler(model, kept, "auto", True, 0)
+    with pytest.raises(UserError, match=r"classes=: .*no mixture model"):
+        autoencoder_sampler(model, None, "auto", True, 0)
 
 
 def test_a_class_without_a_gaussian_is_named() -> None:
-    sampler = autoencoder_sampler(TinyAutoencoder().eval(), store(missing=1), "auto", True, 0)
+    sampler = autoencoder_sampler(TinyAutoencoder().eval(), prior(missing=1), "auto", True, 0)
     sampler.draw([0, 1], torch.tensor([0, 2]))
     with pytest.raises(UserError, match="class 1 has no training picture"):
         sampler.draw([0, 1, 2], torch.tensor([0, 2, 1]))

@@ -39,9 +39,6 @@ class Pixels(ImageModel):
     def decode(self, z: Tensor) -> Tensor:
         return torch.full_like(z, 0.5) if self.blind else z
 
-    def sample(self, num: int, seed: int) -> Tensor:
-        raise NotImplementedError
-
     def summary(self) -> str:
         return "pixels"
 

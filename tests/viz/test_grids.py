@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowergen.viz.grids import comparison_grid, image_grid, labelled_grid, write_png
+from flowergen.viz.grids import captioned, comparison_grid, image_grid, labelled_grid, write_png
 
 
 def to_uint8(image):
@@ -99,3 +99,19 @@ def test_labels_of_any_script_and_of_none_fit():
     only = torch.rand(2, 3, 8, 8)
     bare = labelled_grid([("", only)])
     np.testing.assert_array_equal(bare[:, -18:], image_grid(only, 2))
+
+
+@pytest.mark.parametrize(("width", "num_lines"), [(700, 1), (300, 2), (30, 12)])
+def test_a_caption_stands_below_the_grid_in_as_many_lines_as_its_width_asks_for(width, num_lines):
+    """The grid is as it was; a word wider than it makes the picture wider, and no letter is cut off."""
+    grid = np.full((20, width, 3), 77, dtype=np.uint8)
+    words = "latents from a mixture of 16 Gaussians fitted to 1,024 training latents"
+    picture = captioned(grid, words)
+    np.testing.assert_array_equal(picture[:20, :width], grid)
+    assert (picture[:20, width:] == 255).all()
+    assert (picture.shape[1] == width) == (num_lines < 3)
+    dark = (picture[20:] < 128).all(axis=-1)  # (H, W)
+    assert not dark[:, [0, -1]].any()
+    assert not dark[[0, -1]].any()
+    rows = dark.any(axis=1)
+    assert np.count_nonzero(rows[1:] & ~rows[:-1]) == num_lines, "lines with white between them"
