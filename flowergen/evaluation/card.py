@@ -35,7 +35,7 @@ FIGURES = {
     "precision": Figure("precision", ".3f", "higher"),
     "recall": Figure("recall", ".3f", "higher"),
     "inception_score": Figure("Inception Score", ".2f", "higher"),
-    "class_accuracy": Figure("of their class, by the linear probe", ".1%", "higher", "copies"),
+    "class_accuracy": Figure("of their class", ".1%", "higher", "copies"),
     "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower", "copies"),
     "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower", "copies"),
     "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower", "copies"),
@@ -229,7 +229,8 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
             )
     extractor, left_out, notes = first["protocol"]["extractor"], set[str](), list[str]()
-    if any(card.get("probe") != first.get("probe") for card in cards):
+    probes = [card.get("probe", card.get("classifier")) for card in cards]  # the latter: of protocol version 1
+    if any(probe != probes[0] for probe in probes):
         left_out.add("class_accuracy")
         notes.append("class consistency is left out: the cards have other linear probes")
     tasks = {card["subject"].get("denoising") for card in cards} - {None}

@@ -88,7 +88,7 @@ def load_judges(
         missing.append("class consistency: the training pictures have no classes, or nobody said which they are")
     else:
         try:
-            own = extractor if name == "efficientnet" and extractor else efficientnet_extractor("it", device)
+            own = extractor if name == "efficientnet" and extractor else efficientnet_extractor("the linear probe", device)
             probe = cached_probe(data_name, real, train, own, cache_dir)
         except MissingWeights as error:
             missing.append(f"class consistency: {error}")

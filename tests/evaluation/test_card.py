@@ -217,7 +217,7 @@ def test_class_consistency_by_other_probes_is_not_compared_and_it_is_said() -> N
     results = summarised({"fid": {"samples": [1.0]}, "class_accuracy": {"samples": [0.5], "held_out": [0.75]}})
     one = card(results=results)
     rows = rows_of(comparison([one, card("two", results=results)]))
-    assert rows["of their class, by the linear probe"] == ["50.0%", "50.0%"]
+    assert rows["of their class"] == ["50.0%", "50.0%"]
     for probe in ({"weights": "other", "accuracy": 0.875}, {"weights": "hash", "accuracy": 0.9}, None):
         other = card("two", results=results, probe=probe)
         for cards in ([one, other], [other, one], [one, one, other]):

