@@ -120,7 +120,7 @@ class BareStep:
         x = 2 * batch.image - 1
         posterior = module.net.encoder(x)
         h = module.net.decoder.features(posterior.sample(torch.randn_like(posterior.mean)))
-        x_hat = module.net.decoder.to_picture(h).float()
+        x_hat = module.net.decoder.picture(h).float()
         self._lap("autoencoder, forward")
         if module.adversary is None:
             loss = module.objective(x, batch.label, posterior, x_hat, None)["loss"].mean()
