@@ -130,9 +130,7 @@ def test_drawing_changes_neither_the_model_nor_any_generator(tmp_path: Path, cac
     assert random.getstate() == states[2]
 
 
-@pytest.mark.parametrize(
-    "run", [(*TINY_RUN, "model.norm=batch", "model.ema_decay=0.9"), (*TINY_VAE_GAN, "trainer.max_epochs=2")]
-)
+@pytest.mark.parametrize("run", [(*TINY_RUN, "model.norm=batch"), (*TINY_VAE_GAN, "trainer.max_epochs=2")])
 def test_training_is_bit_equal_with_and_without_pictures(
     run: tuple[str, ...], tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
