@@ -16,8 +16,9 @@ class Judgement(NamedTuple):
     """What a discriminator says about pictures.
 
     Attributes:
-        logits: (N, 1, h, w) float32, positive where a patch is taken for real.
-        features: of each hidden layer, (N, C, h', w').
+        logits: (N, K, h, w) float32, positive where a patch is taken for real; K = 1 for patches, the number of heads for a
+            projected discriminator.
+        features: (N, C, h', w') of each hidden layer of a patch discriminator, or the frozen ones that a projected one sees.
     """
 
     logits: Tensor
