@@ -79,14 +79,14 @@ def test_two_processes_and_parts_play_the_same_game(
         "parts": ["trainer.accumulate_grad_batches=2"],
     }
     for name, extra in runs.items():
-        # through sixty layers more, rounding grows faster: from 1e-8 to 1e-4 in eight steps, as a learning rate that differs by
-        # 5e-7 does; after sixteen, the adaptive weight differs by 1% in either case
+        # Frozen features amplify rounding: losses of one process and of parts agree to 1e-8 after a step and to 1e-4 after
+        # eight; in the second epoch the adaptive weight differs by percents, as it does if the learning rate is changed by 5e-7.
         epochs = 1 if features else 2
         done = command("train", *tiny_vae_gan, *features, *extra, f"trainer.max_epochs={epochs}",
                        f"hydra.run.dir={tmp_path / name}")  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     for name in ("ddp", "parts"):
-        assert_equal_weights(tmp_path / "one", tmp_path / name, tolerance=5e-4 if features else 2e-4)
+        assert_equal_weights(tmp_path / "one", tmp_path / name, tolerance=2e-4)
         for row, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / name), strict=True):
             for key, value in row.items():
                 assert (value == other[key] == "") or float(value) == pytest.approx(float(other[key]), rel=5e-3, abs=1e-4), key

@@ -141,7 +141,7 @@ class Blocks:
     channel_attention: bool
     spatial_attention: bool
     self_attention: bool
-    stem_px: Literal[1, 2, 4, 8]
+    stem_px: Literal[1, 2]
 
 
 @dataclass

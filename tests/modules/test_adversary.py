@@ -114,10 +114,11 @@ def test_what_is_logged_of_the_adaptive_weight_does_not_change_with_it() -> None
     assert logged.item() == 1
 
 
+@pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_adaptive_weight_is_measured_from_whole_optimiser_steps(parts: int) -> None:
+def test_the_adaptive_weight_is_measured_from_whole_optimiser_steps(parts: int, kind: Any) -> None:
     """From the gradients by the output: the last layer's, by autograd on the whole batch; for the next step, then anew."""
-    adversary = make(adaptive_weight_max=1e4)
+    adversary = make(adaptive_weight_max=1e4, kind=kind)
     torch.manual_seed(0)
     layer, h, target = nn.Conv2d(5, 3, 3, padding=1), torch.randn(4, 5, 32, 32), torch.randn(4, 3, 32, 32)
 
