@@ -80,7 +80,7 @@ def test_two_processes_and_parts_play_the_same_game(
     }
     for name, extra in runs.items():
         # Frozen features amplify rounding: losses of one process and of parts agree to 1e-8 after a step and to 1e-4 after
-        # eight; in the second epoch the adaptive weight differs by percents, as it does if the learning rate is changed by 5e-7.
+        # eight; in the second epoch the adaptive weight differs by percents, as with a learning rate that differs by 5e-7.
         epochs = 1 if features else 2
         done = command("train", *tiny_vae_gan, *features, *extra, f"trainer.max_epochs={epochs}",
                        f"hydra.run.dir={tmp_path / name}")  # fmt: skip

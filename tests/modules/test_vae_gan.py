@@ -325,6 +325,19 @@ def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, recon
     assert all(terms[name].shape == (3,) for name in terms if name != "loss_center_push")
 
 
+def test_features_that_a_projected_discriminator_has_seen_are_compared_by_their_directions() -> None:
+    """Of augmented pictures, in EfficientNet-Lite0's features, written out by cosines."""
+    module = make(perceptual="efficientnet", discriminator=PROJECTED)
+    given = turn(module)
+    assert module.adversary is not None
+    fake = module.adversary.judge(given.x_hat, given.u)
+    terms = module.objective(given.x, given.label, given.posterior, given.x_hat, (given.real, fake))
+    net = load_efficientnet("lite0", "the test")
+    layers = zip(*(net((diff_augment(x, given.u) + 1) / 2) for x in (given.x_hat, given.x)), strict=True)
+    expected = sum(2 - 2 * F.cosine_similarity(a, b).mean((1, 2)) for a, b in layers) / 2
+    torch.testing.assert_close(terms["loss_perceptual"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_logged_as_loss_has_the_adversarial_term_in_it() -> None:
     module = make(IN_PLAY)
     assert module.adversary is not None
