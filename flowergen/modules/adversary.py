@@ -88,6 +88,19 @@ class Adversary(nn.Module):
         """What the generator's adversarial loss is multiplied with at an optimiser step, but for the adaptive weight."""
         return self.weight * ramp(step, self.start_steps, self.ramp_steps)
 
+    def seen(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
+        """What the discriminator is given of pictures: the augmented pictures, or frozen features of them.
+
+        Args:
+            x: (N, 3, S, S) in [-1, 1].
+            u: (N, 7) for ``diff_augment``, None for pictures as they are.
+
+        Returns:
+            (N, 3, S, S) alone, or (N, C, h, w) for each of the frozen maps.
+        """
+        x = diff_augment(x, u) if self.augment and u is not None else x
+        return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
+
     def judge(self, x: Tensor, u: Tensor | None = None) -> Judgement:
         """The discriminator's opinion.
 
@@ -95,8 +108,33 @@ class Adversary(nn.Module):
             x: (N, 3, S, S) in [-1, 1].
             u: (N, 7) for ``diff_augment``, None for pictures as they are.
         """
-        x = diff_augment(x, u) if self.augment and u is not None else x
-        return self.discriminator(x if self._features is None else self._features.on(x.device)((x + 1) / 2))
+        return self.judge_seen(self.seen(x, u))
+
+    def judge_seen(self, seen: list[Tensor]) -> Judgement:
+        """The discriminator's opinion.
+
+        Args:
+            seen: what ``seen`` returned.
+        """
+        return self.discriminator(seen[0] if self._features is None else seen)
+
+    def generator_gradient(self, fake: Judgement, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
+        """The gradient of the generator's adversarial loss by its pictures; no parameter gets one.
+
+        In between, a gradient is of the size of 1 for each logit, which float16 can hold.
+
+        Args:
+            fake: the judgement of ``cut``.
+            cut: ``seen``, detached, so that the discriminator is a graph of its own.
+            seen: of ``x_hat``.
+            x_hat: (N, 3, S, S) in [-1, 1].
+
+        Returns:
+            (N, 3, S, S): of the loss's sum over the pictures.
+        """
+        num = fake.logits[0].numel()
+        grads = torch.autograd.grad(num * self.generator_loss(fake.logits).sum(), cut, retain_graph=True)
+        return torch.autograd.grad(seen, x_hat, grads, retain_graph=True)[0] / num
 
     def game(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """How the game stands.

@@ -24,7 +24,7 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.outside_weights import OutsideNet, load_efficientnet, load_lpips, load_vgg16
 from flowergen.modules.reconstruction_scores import ReconstructionScores
-from flowergen.nn.discriminator import Judgement, frozen
+from flowergen.nn.discriminator import frozen
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
@@ -225,7 +225,7 @@ class VAEGANModule(ImageModel):
         return 0.0 if self.adversary is None else self.guard.factor * self.adversary.factor(self.optimizer_steps)
 
     def objective(
-        self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, judgements: tuple[Judgement, Judgement] | None
+        self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, judged: tuple[list[Tensor], list[Tensor]] | None
     ) -> dict[str, Tensor]:
         """Everything in the generator's loss but the discriminator's opinion.
 
@@ -237,7 +237,7 @@ class VAEGANModule(ImageModel):
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
             x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            judgements: of x and x_hat, where pictures are compared in the features that the discriminator sees or makes.
+            judged: features of x and of x_hat that the discriminator sees or makes, where pictures are compared in those.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
@@ -250,7 +250,7 @@ class VAEGANModule(ImageModel):
         }
         loss = terms["loss_reconstruction"] + self.current_beta * terms["loss_kl"] / self.num_values
         if self.perceptual != "none":
-            terms["loss_perceptual"] = self._perceptual_distance(x, x_hat, judgements)
+            terms["loss_perceptual"] = self._perceptual_distance(x, x_hat, judged)
             loss = loss + self.perceptual_weight * terms["loss_perceptual"]
         pooled = posterior.mean.mean((2, 3))  # (N, C)
         if self.class_weight:
@@ -262,12 +262,11 @@ class VAEGANModule(ImageModel):
             loss = loss + self.center_weight * (terms["loss_center"] + terms["loss_center_push"])
         return {"loss": loss, **terms}
 
-    def _perceptual_distance(self, x: Tensor, x_hat: Tensor, judgements: tuple[Judgement, Judgement] | None) -> Tensor:
+    def _perceptual_distance(self, x: Tensor, x_hat: Tensor, judged: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
         """(N,) float32, see ``objective``."""
-        if judgements is not None:
-            real, fake = judgements
+        if judged is not None:
             distance = feature_distance if self.perceptual == "discriminator" else normalised_feature_distance
-            return distance(fake.features, [features.detach() for features in real.features])
+            return distance(judged[1], [features.detach() for features in judged[0]])
         assert self._perceptual_net is not None
         net = self._perceptual_net.on(x.device)
         if self.perceptual == "lpips":
@@ -297,48 +296,42 @@ class VAEGANModule(ImageModel):
             if batch_idx % self.parts == 0:
                 self.adversary.discriminator.update_spectral_norms()
             u = self.step_draw(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
-            real = self.adversary.judge(x, u)
-            terms = self._generator_phase(self.adversary, x, batch.label, posterior, h, x_hat, real, u)
-            terms = self._with_game(terms, self._discriminator_phase(self.adversary, real, x_hat.detach(), u))
+            terms = self._both_players(self.adversary, x, batch.label, posterior, h, x_hat, u)
         self.record(terms)
         if (batch_idx + 1) % self.parts == 0:
             self._step()
 
-    def _generator_phase(
-        self,
-        adversary: Adversary,
-        x: Tensor,
-        label: Tensor,
-        posterior: Posterior,
-        h: Tensor,
-        x_hat: Tensor,
-        real: Judgement,
-        u: Tensor,
+    def _both_players(
+        self, adversary: Adversary, x: Tensor, label: Tensor, posterior: Posterior, h: Tensor, x_hat: Tensor, u: Tensor
     ) -> dict[str, Tensor]:
-        """The generator's gradients, and what the next adaptive weight is measured from."""
+        """Both players' gradients from one judgement of each picture, and what the next adaptive weight is measured from."""
         # two names for one picture: each collects the gradient of its own losses
         x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
         factor = self.adversarial_factor
-        with frozen(adversary.discriminator):
-            judgements = (real, adversary.judge(x_nll, u)) if self.compares_judged_features else None
-            terms = self.objective(x, label, posterior, x_nll, judgements)
-            if not factor:
-                self.manual_backward(terms["loss"].mean() / self.parts)
-                return terms
-            weight = factor * adversary.adaptive_weight
-            loss_adversarial = adversary.generator_loss(adversary.judge(x_adversarial, u).logits)  # (N,)
-            x_nll.retain_grad()
-            x_adversarial.retain_grad()
-            self.manual_backward((terms["loss"] + weight * loss_adversarial).mean() / self.parts)
-        grad_nll, grad_adversarial = cast(Tensor, x_nll.grad), cast(Tensor, x_adversarial.grad)
-        adversary.add_last_layer_gradients(h.detach(), self.net.decoder.to_picture, grad_nll, grad_adversarial / weight)
-        return terms
+        seen_real, seen = adversary.seen(x, u), adversary.seen(x_nll, u)
+        cut = [features.detach().requires_grad_(factor > 0) for features in seen]  # here the discriminator's graph begins
+        real, fake = adversary.judge_seen(seen_real), adversary.judge_seen(cut)
+        grad = adversary.generator_gradient(fake, cut, seen, x_nll) if factor else None
+        loss_discriminator = adversary.discriminator_loss(real.logits, fake.logits).mean() / self.parts
+        self.manual_backward(loss_discriminator, inputs=list(adversary.parameters()))
 
-    def _discriminator_phase(self, adversary: Adversary, real: Judgement, x_hat: Tensor, u: Tensor) -> dict[str, Tensor]:
-        """The discriminator's gradients, and how the game stands."""
-        fake = adversary.judge(x_hat, u)
-        self.manual_backward(adversary.discriminator_loss(real.logits, fake.logits).mean() / self.parts)
-        return adversary.game(real.logits.detach(), fake.logits.detach())
+        with frozen(adversary.discriminator):
+            judged = (seen_real, seen)
+            if self.perceptual == "discriminator":
+                judged = (real.features, adversary.judge_seen(seen).features)
+            terms = self.objective(x, label, posterior, x_nll, judged if self.compares_judged_features else None)
+            loss = terms["loss"].mean()
+            if grad is None:
+                self.manual_backward(loss / self.parts)
+            else:
+                weight = factor * adversary.adaptive_weight
+                loss_adversarial = (grad * x_adversarial).sum() / len(x)  # not the loss, but it has its gradient
+                x_nll.retain_grad()
+                x_adversarial.retain_grad()
+                self.manual_backward((loss + weight * loss_adversarial) / self.parts)
+                grad_nll, grad_adversarial = cast(Tensor, x_nll.grad), cast(Tensor, x_adversarial.grad)
+                adversary.add_last_layer_gradients(h.detach(), self.net.decoder.to_picture, grad_nll, grad_adversarial / weight)
+        return self._with_game(terms, adversary.game(real.logits.detach(), fake.logits.detach()))
 
     def _with_game(self, terms: dict[str, Tensor], game: dict[str, Tensor]) -> dict[str, Tensor]:
         """All that is logged, ``loss`` with the adversarial term in it."""
@@ -472,7 +465,8 @@ class VAEGANModule(ImageModel):
         eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
         x_hat = net.decoder(posterior.sample(eps)).float()
         judgements = None if self.adversary is None else (self.adversary.judge(x), self.adversary.judge(x_hat))
-        terms = self.objective(x, batch.label, posterior, x_hat, judgements if self.compares_judged_features else None)
+        judged = (judgements[0].features, judgements[1].features) if judgements and self.compares_judged_features else None
+        terms = self.objective(x, batch.label, posterior, x_hat, judged)
         if self.adversary is not None and judgements is not None:
             terms = self._with_game(terms, self.adversary.game(judgements[0].logits, judgements[1].logits))
         x_mean = _to_unit_range(net.decoder(posterior.mean).float())

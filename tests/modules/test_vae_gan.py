@@ -83,7 +83,7 @@ def make(step: int = 0, **changes: Any) -> VAEGANModule:
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1)
     module.optimizer_steps = step
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
+    module.manual_backward = lambda loss, **options: loss.backward(**options)  # type: ignore[method-assign, assignment]
     return module
 
 
@@ -110,14 +110,13 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Turn(NamedTuple):
-    """What both phases are given."""
+    """What both players are given."""
 
     x: Tensor
     label: Tensor
     posterior: Posterior
     h: Tensor
     x_hat: Tensor
-    real: Judgement
     u: Tensor
 
 
@@ -127,9 +126,7 @@ def turn(module: VAEGANModule) -> Turn:
     posterior = module.net.encoder(x)
     h = module.net.decoder.features(posterior.sample(torch.randn(posterior.mean.shape, generator=g)))
     u = torch.rand(3, NUM_DRAWS, generator=g)
-    assert module.adversary is not None
-    real = module.adversary.judge(x, u)
-    return Turn(x, torch.arange(3), posterior, h, module.net.decoder.picture(h), real, u)
+    return Turn(x, torch.arange(3), posterior, h, module.net.decoder.picture(h), u)
 
 
 def gradients(module: nn.Module) -> list[Tensor | None]:
@@ -153,20 +150,23 @@ def none_set(module: nn.Module) -> bool:
 @pytest.mark.parametrize("norm", ["group", "spectral"])
 @pytest.mark.parametrize("step", [0, IN_PLAY])
 @pytest.mark.parametrize("perceptual", ["none", "discriminator", "efficientnet"])
-def test_each_phase_brings_gradients_to_its_own_player_and_none_to_the_other(
+def test_each_backward_pass_brings_gradients_to_its_own_player_and_none_to_the_other(
     perceptual: str, step: int, norm: str, kind: str
 ) -> None:
     """Before the adversarial start and after it; neither network's features let gradients through to the other player."""
     module = make(step, perceptual=perceptual, discriminator=PATCH | {"norm": norm, "kind": kind})
-    given = turn(module)
     assert module.adversary is not None
-    module._generator_phase(module.adversary, *given)
-    assert none_set(module.adversary)
-    assert all_set(module.net)
-    module.zero_grad(set_to_none=True)
-    module._discriminator_phase(module.adversary, given.real, given.x_hat.detach(), given.u)
-    assert all_set(module.adversary)
-    assert none_set(module.net)
+    adversary: nn.Module = module.adversary
+    who: list[tuple[bool, bool, bool, bool]] = []
+
+    def backward(loss: Tensor, **options: Any) -> None:
+        loss.backward(**options)
+        who.append((all_set(adversary), none_set(adversary), all_set(module.net), none_set(module.net)))
+        module.zero_grad(set_to_none=True)
+
+    module.manual_backward = backward  # type: ignore[method-assign, assignment]
+    module._both_players(module.adversary, *turn(module))
+    assert who == [(True, False, False, True), (False, True, True, False)]
 
 
 def training_step(module: VAEGANModule, data: Batch) -> None:
@@ -202,7 +202,7 @@ def judging(module: VAEGANModule) -> Callable[[Tensor], Judgement]:
 
 @pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("adversarial", ["hinge", "non_saturating"])
-@pytest.mark.parametrize("perceptual", ["none", "discriminator"])
+@pytest.mark.parametrize("perceptual", ["none", "discriminator", "efficientnet"])
 def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptual: str, adversarial: str, kind: str) -> None:
     """The objectives written out anew and differentiated by autograd, each by its player alone; half of it, in two parts.
 
@@ -223,6 +223,11 @@ def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptu
     if perceptual == "discriminator":
         distances = [(a - b).square().mean((1, 2, 3)) for a, b in zip(fake.features, real.features, strict=True)]
         loss = loss + 0.7 * sum(distances) / len(distances)
+    if perceptual == "efficientnet":
+        net = load_efficientnet("lite0", "the test")
+        a, b = (diff_augment(x, u), diff_augment(x_hat, u)) if kind == "projected" else (x, x_hat)
+        pairs = zip(net((a + 1) / 2), net((b + 1) / 2), strict=True)
+        loss = loss + 0.7 * sum(2 - 2 * F.cosine_similarity(*pair).mean((1, 2)) for pair in pairs) / 2
     opinion = -fake.logits if adversarial == "hinge" else F.softplus(-fake.logits)
     generator_loss = (loss + 0.5 * 0.75 * 3.0 * opinion.mean((1, 2, 3))).mean() / 2
     if adversarial == "hinge":
@@ -291,9 +296,9 @@ def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, recon
     )
     given = turn(module)
     assert module.adversary is not None
-    fake = module.adversary.judge(given.x_hat, given.u)
+    real, fake = (module.adversary.judge(pictures, given.u).features for pictures in (given.x, given.x_hat))
     terms = module.objective(
-        given.x, given.label, given.posterior, given.x_hat, (given.real, fake) if perceptual == "discriminator" else None
+        given.x, given.label, given.posterior, given.x_hat, (real, fake) if perceptual == "discriminator" else None
     )
     x, x_hat = given.x.double(), given.x_hat.double()
     mean, logvar = (moment.double() for moment in given.posterior)
@@ -301,7 +306,7 @@ def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, recon
     kl = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum((1, 2, 3))
     expected = (error.sum((1, 2, 3)) + 0.5 * kl) / (3 * SIZE**2)
     if perceptual == "discriminator":
-        layers = zip(fake.features, given.real.features, strict=True)
+        layers = zip(fake, real, strict=True)
         expected = expected + 0.7 * sum(F.mse_loss(a, b, reduction="none").mean((1, 2, 3)) for a, b in layers) / 2
     if perceptual == "vgg16":
         vgg = VGG16Features(torch.load(weights_dir / VGG16_FILE, weights_only=True), ["relu1_2", "relu2_2"])
@@ -330,8 +335,8 @@ def test_features_that_a_projected_discriminator_has_seen_are_compared_by_their_
     module = make(perceptual="efficientnet", discriminator=PROJECTED)
     given = turn(module)
     assert module.adversary is not None
-    fake = module.adversary.judge(given.x_hat, given.u)
-    terms = module.objective(given.x, given.label, given.posterior, given.x_hat, (given.real, fake))
+    real, fake = (module.adversary.seen(pictures, given.u) for pictures in (given.x, given.x_hat))
+    terms = module.objective(given.x, given.label, given.posterior, given.x_hat, (real, fake))
     net = load_efficientnet("lite0", "the test")
     layers = zip(*(net((diff_augment(x, given.u) + 1) / 2) for x in (given.x_hat, given.x)), strict=True)
     expected = sum(2 - 2 * F.cosine_similarity(a, b).mean((1, 2)) for a, b in layers) / 2
