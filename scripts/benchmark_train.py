@@ -82,7 +82,8 @@ class BareStep:
 
     def __call__(self) -> None:
         """The whole of it."""
-        self.phase, self.started = "", time.perf_counter()
+        self.phases: list[tuple[str, str]] = []  # before each backward pass, and its own name
+        self.started = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.module, VAEGANModule):
                 self._two_players(self.module, cast(Batch, self.batch))
@@ -129,21 +130,17 @@ class BareStep:
             return
         module.adversary.discriminator.update_spectral_norms()
         u = torch.rand(len(x), NUM_DRAWS, device=x.device)
-        real = module.adversary.judge(x, u)
-        self._lap("discriminator on pictures, forward")
-        self.phase = "generator, losses"
-        module._generator_phase(module.adversary, x, batch.label, posterior, h, x_hat, real, u)
-        self._lap("adaptive weight")
-        self.phase = "discriminator on reconstructions, forward"
-        module._discriminator_phase(module.adversary, real, x_hat.detach(), u)
+        self.phases = [("judgement", "discriminator, backward"), ("generator, losses", "backward")]
+        module._both_players(module.adversary, x, batch.label, posterior, h, x_hat, u)
         module.adversary.update_adaptive_weight(world_size=1)
         self._lap("adaptive weight")
 
-    def _backward(self, loss: Tensor) -> None:
-        if self.phase:
-            self._lap(self.phase)
-        loss.backward()
-        self._lap("discriminator, backward" if self.phase.startswith("discriminator") else "backward")
+    def _backward(self, loss: Tensor, **options: Any) -> None:
+        before, name = self.phases.pop(0) if self.phases else ("", "backward")
+        if before:
+            self._lap(before)
+        loss.backward(**options)
+        self._lap(name)
 
     def _lap(self, name: str) -> None:
         if self.device.type == "cuda":
