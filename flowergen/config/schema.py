@@ -128,6 +128,7 @@ class Latent:
     factor: Literal["auto", 1, 2, 4, 8, 16, 32]
     channels: Annotated[int, between(1, 1024)]
     dim: Annotated[int, between(1, 65536)]
+    patch_size: Literal[1, 2]
 
 
 @dataclass

@@ -129,11 +129,11 @@ class VAEGANModule(ImageModel):
         shape, built_from = LatentShape(**latent), Blocks(**blocks)
         try:
             self._latent_shape = shape.shape_for(image_size)
-            self.factor = shape.factor_for(image_size)
+            self.factor, network_factor = shape.factor_for(image_size), shape.network_factor_for(image_size)
         except ValueError as error:
             raise UserError(f"model.latent: {error}") from error
         try:
-            built_from.maps_for(self.factor)
+            built_from.maps_for(network_factor)
         except ValueError as error:
             raise UserError(str(error)) from error
         if (class_weight or center_weight) and not num_classes:

@@ -22,12 +22,15 @@ class LatentShape:
         factor: image size over the side of the smallest map, a power of two; ``auto``: see ``factor_for``.
         channels: C of a spatial latent.
         dim: D of a flat one.
+        patch_size: of a spatial latent; with 2, the networks go down to ``factor`` / 2 only, and squares of 2 x 2 positions are
+            the channels of one position of the latent.
     """
 
     kind: Literal["spatial", "flat"]
     factor: int | Literal["auto"]
     channels: int
     dim: int
+    patch_size: int = 1
 
     def factor_for(self, image_size: int) -> int:
         """The factor, chosen if it is ``auto``.
@@ -65,6 +68,25 @@ class LatentShape:
         side = image_size // self.factor_for(image_size)
         return self.channels, side, side
 
+    def network_factor_for(self, image_size: int) -> int:
+        """Image size over the side of the smallest map of encoder and decoder.
+
+        Args:
+            image_size: S in px.
+
+        Raises:
+            ValueError: the patches divide neither the channels of the latent nor its factor.
+        """
+        factor, num = self.factor_for(image_size), self.patch_size**2
+        if self.kind == "flat" or self.patch_size == 1:
+            return factor
+        if factor % self.patch_size or self.channels % num:
+            raise ValueError(
+                f"patch_size={self.patch_size} wants a factor that is a multiple of {self.patch_size} and channels that are one of "
+                f"{num}, not factor={factor} and channels={self.channels}"
+            )
+        return factor // self.patch_size
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -100,7 +122,7 @@ class Blocks:
             factor: image size over the side of the smallest map.
 
         Raises:
-            ValueError: the stem is no power of two, or larger than the factor.
+            ValueError: the stem is no power of two, or larger than that factor.
         """
         if self.stem_px not in {2**i for i in range(factor.bit_length())}:
             raise ValueError(
@@ -136,7 +158,7 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
         super().__init__()
-        factor = latent.factor_for(image_size)
+        factor = latent.network_factor_for(image_size)
         maps = blocks.maps_for(factor)
         layers: list[nn.Module] = [nn.PixelUnshuffle(blocks.stem_px)] if blocks.stem_px > 1 else []
         layers.append(nn.Conv2d(3 * blocks.stem_px**2, maps[0][0], 3, padding=1))
@@ -148,7 +170,9 @@ class ResidualEncoder(nn.Module):
             to_moments = nn.Linear(c * (image_size // factor) ** 2, 2 * latent.dim)
             layers += [nn.Flatten(), to_moments, nn.Unflatten(1, (2 * latent.dim, 1, 1))]
         else:
-            layers.append(nn.Conv2d(c, 2 * latent.channels, 3, padding=1))
+            layers.append(nn.Conv2d(c, 2 * latent.channels // latent.patch_size**2, 3, padding=1))
+            # mean and logvar stay apart: the channels of a square follow each other
+            layers += [nn.PixelUnshuffle(latent.patch_size)] if latent.patch_size > 1 else []
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Posterior:
@@ -174,7 +198,7 @@ class ResidualDecoder(nn.Module):
 
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
         super().__init__()
-        factor = latent.factor_for(image_size)
+        factor = latent.network_factor_for(image_size)
         maps = blocks.maps_for(factor)[::-1]
         c, num = maps[0]
         layers: list[nn.Module]
@@ -182,7 +206,8 @@ class ResidualDecoder(nn.Module):
             side = image_size // factor
             layers = [nn.Flatten(), nn.Linear(latent.dim, c * side**2), nn.Unflatten(1, (c, side, side))]
         else:
-            layers = [nn.Conv2d(latent.channels, c, 3, padding=1)]
+            layers = [nn.PixelShuffle(latent.patch_size)] if latent.patch_size > 1 else []
+            layers.append(nn.Conv2d(latent.channels // latent.patch_size**2, c, 3, padding=1))
         layers += [*blocks.middle(c), *(blocks.residual(c) for _ in range(num))]
         for (c, _), (c_next, num) in pairwise(maps):
             # nearest upsampling and a convolution paint no checkerboard (Odena et al. 2016, 10.23915/distill.00003)

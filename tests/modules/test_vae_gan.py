@@ -411,6 +411,14 @@ def test_a_factor_that_does_not_divide_is_refused() -> None:
         make(image_size=20, latent={"kind": "spatial", "factor": 8, "channels": 2, "dim": 6})
 
 
+def test_patches_that_do_not_fit_are_refused_and_others_named_by_what_the_latent_is() -> None:
+    latent = {"kind": "spatial", "factor": 4, "channels": 8, "dim": 6, "patch_size": 2}
+    with pytest.raises(UserError, match=r"model\.latent: patch_size=2 wants"):
+        make(latent=latent | {"channels": 2})
+    assert make(latent=latent).summary().startswith("16 px to latents of 8 x 4 x 4, down 4 times")
+    assert make(latent=latent | {"kind": "flat"}).latent_shape == (6, 1, 1)
+
+
 @pytest.mark.parametrize("stem_px", [3, 8])
 def test_a_stem_that_does_not_fit_the_factor_is_refused(stem_px: int) -> None:
     with pytest.raises(UserError, match=rf"model\.blocks\.stem_px={stem_px} must be a power of two .* factor, 4"):

@@ -99,6 +99,29 @@ def test_a_factor_that_does_not_divide_is_refused(size: int, factor: int):
         build(size, LatentShape("spatial", factor, 3, 5))
 
 
+def test_patches_are_squares_of_positions_as_channels_and_change_nothing_else():
+    """The weights of a network without them give its latents, each square of 2 x 2 at one position, and its pictures."""
+    plain = build(32, LatentShape("spatial", 4, channels=2, dim=5))
+    patched = build(32, LatentShape("spatial", 8, channels=8, dim=5, patch_size=2))
+    randomised(plain)
+    for parameter, other in zip(patched.parameters(), plain.parameters(), strict=True):
+        parameter.data.copy_(other)
+    x = torch.randn(2, 3, 32, 32)
+    expected, posterior = plain.encoder(x), patched.encoder(x)
+    for moment, without in zip(posterior, expected, strict=True):
+        assert moment.shape == (2, 8, 4, 4)
+        for channel in range(8):
+            c, square = divmod(channel, 4)
+            assert torch.equal(moment[:, channel], without[:, c, square // 2 :: 2, square % 2 :: 2])
+    assert torch.equal(patched.decoder(posterior.mean), plain.decoder(expected.mean))
+
+
+@pytest.mark.parametrize(("factor", "channels"), [(8, 6), (1, 8)])
+def test_patches_that_do_not_fit_the_latent_are_refused(factor: int, channels: int):
+    with pytest.raises(ValueError, match=f"patch_size=2 wants .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"):
+        LatentShape("spatial", factor, channels, dim=5, patch_size=2).network_factor_for(32)
+
+
 @pytest.mark.parametrize("kind", ["spatial", "flat"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", NORMS)
