@@ -82,8 +82,8 @@ class LatentShape:
             return factor
         if factor % self.patch_size or self.channels % num:
             raise ValueError(
-                f"patch_size={self.patch_size} wants a factor that is a multiple of {self.patch_size} and channels that are one of "
-                f"{num}, not factor={factor} and channels={self.channels}"
+                f"patch_size={self.patch_size} wants a factor that is a multiple of {self.patch_size} and channels that are "
+                f"one of {num}, not factor={factor} and channels={self.channels}"
             )
         return factor // self.patch_size
 

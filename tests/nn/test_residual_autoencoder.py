@@ -118,7 +118,9 @@ def test_patches_are_squares_of_positions_as_channels_and_change_nothing_else():
 
 @pytest.mark.parametrize(("factor", "channels"), [(8, 6), (1, 8)])
 def test_patches_that_do_not_fit_the_latent_are_refused(factor: int, channels: int):
-    with pytest.raises(ValueError, match=f"patch_size=2 wants .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"):
+    with pytest.raises(
+        ValueError, match=f"patch_size=2 wants .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"
+    ):
         LatentShape("spatial", factor, channels, dim=5, patch_size=2).network_factor_for(32)
 
 
