@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation.card import FIGURES, key_in_logs
 from flowergen.evaluation.extractors import chosen
@@ -20,7 +21,7 @@ from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.memorising import Look, is_best_without_copying, memorising_from
 from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
-from flowergen.evaluation.sampling import NO_CLASS, autoencoder_sampler, diffusion_sampler
+from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.viz.curves import plot_looks
@@ -32,7 +33,8 @@ BATCH_SIZE = 64
 
 
 class PeriodicEvaluation(Callback):
-    """Samples from fixed noise against validation pictures: every second one is the reference, the others calibrate.
+    """Samples, drawn as the pictures are while training, against validation pictures: every second one is the reference, the
+    others calibrate.
 
     Logs ``eval/*`` (``trainset_eval/*`` where nothing is held out), draws ``evaluation.png`` and the worst pairs, and names
     checkpoints to keep: ``best_METRIC.ckpt``, and ``before_memorising.ckpt`` at the lowest held-out loss without copies
@@ -87,7 +89,7 @@ class PeriodicEvaluation(Callback):
         if not due or not trainer.is_global_zero:
             return
         try:
-            measured = self._measure(pl_module)
+            measured = self._measure(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         except (UserError, OSError) as error:  # a full disk: no reason to end the training
             log.warning(f"no evaluation of epoch {epoch}: {error}")
             return
@@ -113,16 +115,14 @@ class PeriodicEvaluation(Callback):
     def _name(self, metric: str) -> str:
         return f"{self.prefix}/{key_in_logs(metric, self.extractor)}"
 
-    def _measure(self, pl_module: ImageModel) -> Measured:
+    def _measure(self, pl_module: ImageModel, data: ImageDataModule) -> Measured:
         was_training = pl_module.training
         pl_module.eval()
         real, measured = self.side.real, Measured()
+        sampler = sampler_in_training(pl_module, data)
+        classes = np.full(self.num_samples, NO_CLASS)
         if isinstance(pl_module, LatentDDPMModule):
-            sampler = diffusion_sampler(pl_module, pl_module.sampling, pl_module.seed)
             classes = repeated(real.reference.labels[real.reference.rows], self.num_samples)
-        else:
-            sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)
-            classes = np.full(self.num_samples, NO_CLASS)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
         steps = logging.getLogger("flowergen.evaluation")  # says every step, for those who wait for a card
         level = steps.level

@@ -231,6 +231,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
     measure, modes, calls = evaluation.measure_samples, list[bool](), list[int]()
 
     def failing(generated: Any, *arguments: Any) -> None:
+        assert "fitted to 64 training latents" in generated.sampler.says, "as the pictures are while training"
         calls.append(len(calls))
         modes.append(generated.sampler.model.training)
         measure(generated, *arguments)
