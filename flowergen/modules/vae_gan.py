@@ -179,9 +179,11 @@ class VAEGANModule(ImageModel):
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:
-        """Encoder, the decoder but for its last layer, which the adaptive weight takes apart, and the discriminator."""
-        judging = [self.adversary.discriminator] if self.adversary else []
-        return [self.net.encoder, self.net.decoder.layers, *judging]
+        """Encoder, and the decoder but for its last layer, which the adaptive weight takes apart.
+
+        Not the discriminator: a step goes back through it twice, for each player, which a compiled network refuses.
+        """
+        return [self.net.encoder, self.net.decoder.layers]
 
     @property
     def features_trained_with(self) -> str | None:
