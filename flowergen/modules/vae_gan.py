@@ -181,7 +181,8 @@ class VAEGANModule(ImageModel):
     def networks_to_compile(self) -> list[nn.Module]:
         """Encoder, and the decoder but for its last layer, which the adaptive weight takes apart.
 
-        Not the discriminator: a step goes back through it twice, for each player, which a compiled network refuses.
+        Not the discriminator: a step goes back through it once for each player, and a compiled network may refuse a second
+        backward pass (``donated_buffer`` in torch's functorch).
         """
         return [self.net.encoder, self.net.decoder.layers]
 
