@@ -121,20 +121,22 @@ class Adversary(nn.Module):
     def generator_gradient(self, fake: Judgement, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
         """The gradient of the generator's adversarial loss by its pictures; no parameter gets one.
 
-        In between, a gradient is of the size of 1 for each logit, which float16 can hold.
+        It is computed from the sum over pictures and logits, and divided afterwards: divided first, it may be too small for
+        float16.
 
         Args:
             fake: the judgement of ``cut``.
-            cut: ``seen``, detached, so that the discriminator is a graph of its own.
-            seen: of ``x_hat``.
+            cut: ``seen``, detached leaves with ``requires_grad``, whose ``grad`` is set.
+            seen: of ``x_hat``, (N, C, h, w) each.
             x_hat: (N, 3, S, S) in [-1, 1].
 
         Returns:
             (N, 3, S, S): of the loss's sum over the pictures.
         """
         num = fake.logits[0].numel()
-        grads = torch.autograd.grad(num * self.generator_loss(fake.logits).sum(), cut, retain_graph=True)
-        return torch.autograd.grad(seen, x_hat, grads, retain_graph=True)[0] / num
+        # not autograd.grad: with the hooks of torch's FLOP counter it refuses leaves such as these
+        torch.autograd.backward(num * self.generator_loss(fake.logits).sum(), inputs=cut, retain_graph=True)
+        return torch.autograd.grad(seen, x_hat, [features.grad for features in cut], retain_graph=True)[0] / num
 
     def game(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """How the game stands.

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.vgg import cfgs, make_layers
 
 from flowergen.config.build import build_datamodule, build_module
@@ -167,6 +168,17 @@ def test_each_backward_pass_brings_gradients_to_its_own_player_and_none_to_the_o
     module.manual_backward = backward  # type: ignore[method-assign, assignment]
     module._both_players(module.adversary, *turn(module))
     assert who == [(True, False, False, True), (False, True, True, False)]
+
+
+@pytest.mark.parametrize("kind", ["patch", "projected"])
+def test_the_flops_of_both_players_can_be_counted(kind: str) -> None:
+    """By torch's counter, as scripts/benchmark_train.py does; its hooks refuse some ways to a gradient."""
+    module = make(IN_PLAY, discriminator=PATCH | {"kind": kind})
+    assert module.adversary is not None
+    given = turn(module)
+    with FlopCounterMode(display=False) as counter:
+        module._both_players(module.adversary, *given)
+    assert counter.get_total_flops() > 0
 
 
 def training_step(module: VAEGANModule, data: Batch) -> None:
