@@ -42,6 +42,9 @@ def sinusoidal_2d(height: int, width: int, dim: int) -> Tensor:
 class TimeAndClass(nn.Module):
     """The vector that conditions every block: an MLP of the time's sinusoids plus an embedding of the class.
 
+    Embeddings of classes start from N(0, 1), as in ADM (arXiv:2105.05233), so that classes differ from the first step. From
+    N(0, 0.02^2), as in DiT (arXiv:2212.09748), short runs hardly learn them (docs/results.md).
+
     Args:
         dim: D of the vector.
         num_classes: K; one more embedding stands for "no class", which guidance needs.
@@ -52,7 +55,6 @@ class TimeAndClass(nn.Module):
         self.frequencies = 256  # as in DiT (arXiv:2212.09748)
         self.time = nn.Sequential(nn.Linear(self.frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim)
-        nn.init.normal_(self.label.weight, std=0.02)
 
     def forward(self, t: Tensor, label: Tensor) -> Tensor:
         """(N,) times and (N,) labels, K for no class -> (N, D)."""

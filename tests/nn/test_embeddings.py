@@ -66,6 +66,15 @@ def test_time_and_class_add_up():
     assert torch.pdist(times).min() > 0.01
 
 
+def test_classes_start_far_apart():
+    """Embeddings are drawn from N(0, 1), so that 102 of 64 dimensions lie sqrt(2 * 64) apart, give or take."""
+    torch.manual_seed(0)
+    embed = TimeAndClass(64, 102)
+    distances = torch.pdist(embed.label.weight)
+    assert distances.mean().item() == pytest.approx(128**0.5, rel=0.05)
+    assert distances.min() > 6
+
+
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_there_is_one_label_more_than_classes(num_classes: int):
     """K is "no class", and beyond it there is none."""
