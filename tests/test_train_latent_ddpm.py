@@ -31,7 +31,7 @@ def test_a_killed_diffusion_goes_on_without_the_first_stage_as_if_nothing_had_ha
     shutil.copytree(autoencoder_run, stage1)
     cache = tmp_path / "cache"
     arguments = [*tiny_latent_ddpm, f"autoencoder={stage1}", "trainer.accumulate_grad_batches=2", f"paths.cache_dir={cache}",
-                 "callbacks.checkpoints.checkpoint_every_steps=3"]  # fmt: skip
+                 "callbacks.checkpoints.checkpoint_every_steps=3", "model.alignment_weight=0.5"]  # fmt: skip
     whole, run = tmp_path / "whole", tmp_path / "killed"
     done = command("train", *arguments, f"hydra.run.dir={whole}")
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_a_killed_diffusion_goes_on_without_the_first_stage_as_if_nothing_had_ha
     killed(run, "diffusion training step", 2 * 5 + 2, arguments, process_environment)
     assert steps_at_last_checkpoint(run) == 3
     shutil.rmtree(stage1)
-    for latents in cache.glob("*latents*"):
+    for latents in (*cache.glob("*latents*"), *cache.glob("*_features_*")):
         shutil.rmtree(latents) if latents.is_dir() else latents.unlink()
     killed(run, "diffusion validation step", 3, [f"resume={run}"], process_environment)
     killed(run, "publish", 1, [f"resume={run}"], process_environment)
@@ -70,7 +70,10 @@ def test_a_killed_diffusion_goes_on_without_the_first_stage_as_if_nothing_had_ha
     assert model.decode(model.encode(x).mean).shape == model.sample(2).shape == x.shape
     checkpoint = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)
     names = checkpoint["state_dict"].keys()
-    assert {name.partition(".")[0] for name in names} == {"net", "ema", "latent_mean", "latent_std"}
+    assert {name.partition(".")[0] for name in names} == {
+        *("net", "ema", "latent_mean", "latent_std"),
+        *("feature_head", "feature_mean", "feature_std"),
+    }
     assert any(not torch.equal(checkpoint["state_dict"][name], checkpoint["state_dict"][f"ema.{name}"])
                for name in names if name.startswith("net."))  # fmt: skip
 
@@ -80,18 +83,20 @@ def test_two_processes_and_parts_train_the_same_diffusion(
 ) -> None:
     """DDP over gloo in two parts, accumulation, and encoding at every step equal one process with batches of 8 and cached
     latents, but for the order of float32 sums."""
+    aligned = "model.alignment_weight=0.5"
     runs = {
-        "one": [],
-        "ddp": ["trainer.devices=2", "trainer.accumulate_grad_batches=2"],
-        "parts": ["trainer.accumulate_grad_batches=4"],
+        "one": [aligned],
+        "ddp": [aligned, "trainer.devices=2", "trainer.accumulate_grad_batches=2"],
+        "parts": [aligned, "trainer.accumulate_grad_batches=4"],
+        "cache": [],
         "no_cache": ["model.latent_cache=false"],
     }
     for name, extra in runs.items():
         done = command("train", *tiny_latent_ddpm, f"autoencoder={autoencoder_run}", *extra, f"hydra.run.dir={tmp_path / name}")
         assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("ddp", "parts", "no_cache"):
-        assert_equal_weights(tmp_path / "one", tmp_path / name, tolerance=2e-4)
-        for row, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / name), strict=True):
+    for one, name in (("one", "ddp"), ("one", "parts"), ("cache", "no_cache")):
+        assert_equal_weights(tmp_path / one, tmp_path / name, tolerance=2e-4)
+        for row, other in zip(rows_of(tmp_path / one), rows_of(tmp_path / name), strict=True):
             for key, value in row.items():
                 assert (value == other[key] == "") or float(value) == pytest.approx(float(other[key]), rel=1e-3), key
 

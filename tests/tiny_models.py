@@ -36,6 +36,7 @@ DIFFUSION: dict[str, Any] = {
     "weighting": "none",
     "min_snr_gamma": 5.0,
     "class_dropout": 0.1,
+    "alignment_weight": 0.0,
     "latent_cache": True,
     "sampling": SAMPLING,
     "optimizer": partial(torch.optim.Adam, lr=2e-3),

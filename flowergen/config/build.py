@@ -125,6 +125,8 @@ def fetch_weights(config: dict[str, Any]) -> None:
         load_efficientnet("lite0", "model.perceptual=efficientnet")
     if model.get("discriminator", {}).get("kind") == "projected":
         load_efficientnet("lite0", "model.discriminator.kind=projected")
+    if model.get("alignment_weight"):
+        load_efficientnet("lite0", "model.alignment_weight")
 
 
 def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":

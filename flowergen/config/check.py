@@ -242,6 +242,11 @@ def _check_diffusion(config: dict[str, Any]) -> None:
                 f"data.{key} changes pictures, and model.latent_cache=true encodes each only once: "
                 f"set model.latent_cache=false, or leave data.{key} out"
             )
+    if model["alignment_weight"] and (given == "none" or not model["latent_cache"]):
+        raise UserError(
+            f"model.alignment_weight={model['alignment_weight']:g} compares with features that are cached beside latents: "
+            "it needs autoencoder=RUN and model.latent_cache=true"
+        )
     if model["class_dropout"] == 0 and model["sampling"]["guidance_scale"] != 1:
         raise UserError(
             "model.class_dropout=0 leaves out what guidance compares with, the network's answer without a class: "

@@ -12,10 +12,11 @@ from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.config.trainer import resolve_device
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
-from flowergen.evaluation.encoding import cached_posteriors, in_parts, latent_scale, posteriors
+from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
 from flowergen.evaluation.latent_store import num_stored, store_autoencoder_latents, store_latents
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.outside_weights import load_efficientnet
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def prepare_latents(
     """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling.
 
     Raises:
-        UserError: the autoencoder was trained on pictures that this run holds out.
+        UserError: the autoencoder was trained on pictures that this run holds out, or the alignment's network is missing.
     """
     if not isinstance(module, LatentDDPMModule):
         return
@@ -58,7 +59,12 @@ def prepare_latents(
         model = autoencoder.module
         if module.latent_cache:
             moments = cached_posteriors(model, data, data.cache_dir)
-            data.feed_latents(*moments)
+            features = None
+            if module.alignment_weight:
+                net = load_efficientnet("lite0", "model.alignment_weight")
+                features = cached_features(net, data, model.device, data.cache_dir)
+                module.set_feature_scale(*feature_scale(features, rows))
+            data.feed_latents(*moments, features)
             parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
         else:
             log.info(f"measuring the scale of the latents of {len(rows):,} pictures")

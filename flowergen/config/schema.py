@@ -257,6 +257,7 @@ class LatentDDPM:
     weighting: Literal["none", "min_snr"]
     min_snr_gamma: Annotated[float, above(0)]
     class_dropout: Annotated[float, between(0, 1)]
+    alignment_weight: Annotated[float, at_least(0)]
     latent_cache: bool
     sampling: Sampling
     optimizer: Optimizer

@@ -28,9 +28,12 @@ class LatentBatch(NamedTuple):
         logvar: likewise.
         label: (N,) int64 class, -1 where unlabelled.
         index: (N,) int64 row of the picture in the cached array of the whole collection.
+        features: (N, F, K, h', w') float16 as loaded, of a frozen network, for ``model.alignment_weight``; K = 0 without it. On
+            the device (N, K, h', w').
     """
 
     mean: Tensor
     logvar: Tensor
     label: Tensor
     index: Tensor  # type: ignore[assignment]
+    features: Tensor

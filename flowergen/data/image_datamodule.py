@@ -55,18 +55,20 @@ class CachedLatents(Dataset[LatentBatch]):
         mean: (M, F, C, h, w) float32, see ``LatentBatch``.
         logvar: likewise.
         labels: (M,) int64.
+        features: (M, F, K, h', w') float16; None for none.
     """
 
-    def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray):
+    def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None):
         self.mean, self.logvar, self.labels = mean, logvar, labels
+        self.features = np.empty((*mean.shape[:2], 0, 1, 1), dtype=np.float16) if features is None else features
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: list[int]) -> LatentBatch:
         index = np.asarray(rows, dtype=np.int64)
-        mean, logvar = (torch.from_numpy(moment[index]) for moment in (self.mean, self.logvar))
-        return LatentBatch(mean, logvar, torch.from_numpy(self.labels[index]), torch.from_numpy(index))
+        mean, logvar, features = (torch.from_numpy(array[index]) for array in (self.mean, self.logvar, self.features))
+        return LatentBatch(mean, logvar, torch.from_numpy(self.labels[index]), torch.from_numpy(index), features)
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -156,14 +158,15 @@ class ImageDataModule(LightningDataModule, ABC):
         self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
         self.check_sizes()
 
-    def feed_latents(self, mean: np.ndarray, logvar: np.ndarray) -> None:
+    def feed_latents(self, mean: np.ndarray, logvar: np.ndarray, features: np.ndarray | None = None) -> None:
         """Yield ``LatentBatch`` from now on.
 
         Args:
             mean: (M, F, C, h, w), of all pictures, see ``LatentBatch``; F = 2 if they are flipped.
             logvar: likewise.
+            features: (M, F, K, h', w'), of all pictures; None for none.
         """
-        self.source = CachedLatents(mean, logvar, self.pictures.labels)
+        self.source = CachedLatents(mean, logvar, self.pictures.labels, features)
 
     @property
     def held_out(self) -> bool:
@@ -329,7 +332,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if isinstance(batch, LatentBatch):
             variant = torch.zeros_like(batch.index) if flips is None else flips.long()
             place = torch.arange(len(variant), device=variant.device)
-            return batch._replace(mean=batch.mean[place, variant], logvar=batch.logvar[place, variant])
+            chosen = {name: getattr(batch, name)[place, variant] for name in ("mean", "logvar", "features")}
+            return batch._replace(**chosen)
         image = batch.image.float().div_(255)
         if training and self.random_resized_crop:
             image = resized_crop(image, self._of_epoch("crop", self._boxes, rows))

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
+from flowergen.nn.efficientnet import EfficientNetLite, feature_shape_for
 
 log = logging.getLogger(__name__)
 
 BATCH_VALUES = 64 * 64**2  # pixels of the pictures that are encoded at a time
 Moments = tuple[np.ndarray, np.ndarray]  # mean and logvar, each (M, F, C, h, w) float32
+Encode = Callable[[Tensor], Iterable[Tensor]]  # (N, 3, S, S) in [0, 1] -> parts, each (N, ...)
 
 
 def batch_of(image_size: int) -> int:
@@ -27,8 +30,7 @@ def batch_of(image_size: int) -> int:
     return max(1, BATCH_VALUES // image_size**2)
 
 
-@torch.inference_mode()
-def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, ...]]:
     """q(z|x) of pictures, a batch at a time.
 
     Args:
@@ -40,12 +42,7 @@ def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
-    batch_size = batch_of(data.image_size)
-    for first in range(0, len(rows), batch_size):
-        x = data.pictures[rows[first : first + batch_size].tolist()].image.to(model.device).float().div_(255)
-        variants = [model.encode(x), model.encode(x.flip(-1))] if flips else [model.encode(x)]
-        mean, logvar = (torch.stack(moments, dim=1).float().cpu() for moments in zip(*variants, strict=True))
-        yield mean, logvar
+    yield from _of_pictures(model.encode, data, rows, flips, model.device)
 
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:
@@ -62,53 +59,106 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    num, flips = len(data.pictures), data.horizontal_flip
-    shape = (num, 1 + flips, *model.latent_shape)
-    identity = f"{fingerprint(model.inference_net)}/{data.pixels}/{flips}"
-    key = blake2b(identity.encode(), digest_size=16).hexdigest()
-    folder = cache_dir / f"{data.name}_latents_{key[:16]}"
+    identity, names = fingerprint(model.inference_net), ("mean", "logvar")
+    mean, logvar = _cached("latents", identity, names, model.latent_shape, "<f4", model.encode, data, model.device, cache_dir)
+    return mean, logvar
 
-    def open_() -> Moments | None:
+
+def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.device, cache_dir: Path) -> np.ndarray:
+    """The last stage output of a frozen network, computed once like ``cached_posteriors``.
+
+    Args:
+        net: whose.
+        data: set up.
+        device: to compute on.
+        cache_dir: the folder of all caches.
+
+    Returns:
+        A read-only memory map (M, F, K, h, w) float16.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    net.to(device)
+    shape = feature_shape_for(data.image_size)
+    (features,) = _cached(
+        "features", fingerprint(net), ("features",), shape, "<f2", lambda x: [net(x)[-1]], data, device, cache_dir
+    )
+    return features
+
+
+@torch.inference_mode()
+def _of_pictures(
+    encode: Encode, data: ImageDataModule, rows: np.ndarray, flips: bool, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """What ``encode`` gives for pictures and mirror images, each (N, F, ...) float32 on the CPU."""
+    batch_size = batch_of(data.image_size)
+    for first in range(0, len(rows), batch_size):
+        x = data.pictures[rows[first : first + batch_size].tolist()].image.to(device).float().div_(255)
+        variants = [encode(x), encode(x.flip(-1))] if flips else [encode(x)]
+        yield tuple(torch.stack(parts, dim=1).float().cpu() for parts in zip(*variants, strict=True))
+
+
+def _cached(
+    what: str,
+    identity: str,
+    names: Sequence[str],
+    shape: Sequence[int],
+    dtype: str,
+    encode: Encode,
+    data: ImageDataModule,
+    device: torch.device,
+    cache_dir: Path,
+) -> list[np.ndarray]:
+    """One array (M, F, *shape) for each name, of whatever ``encode`` gives, in a folder of the cache."""
+    num, flips = len(data.pictures), data.horizontal_flip
+    whole = (num, 1 + flips, *shape)
+    key = blake2b(f"{identity}/{data.pixels}/{flips}".encode(), digest_size=16).hexdigest()
+    folder = cache_dir / f"{data.name}_{what}_{key[:16]}"
+
+    def open_() -> list[np.ndarray] | None:
         if not folder.exists():
             return None
         try:
-            mean, logvar = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("mean.npy", "logvar.npy"))
-            found = (json.loads((folder / "meta.json").read_text())["key"], mean.shape, logvar.shape, mean.dtype, logvar.dtype)
-            if found != (key, shape, shape, np.float32, np.float32):
-                raise ValueError(f"not the expected latents: {found}")
+            arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+            found = (json.loads((folder / "meta.json").read_text())["key"], [(a.shape, a.dtype) for a in arrays])
+            if found != (key, [(whole, np.dtype(dtype))] * len(names)):
+                raise ValueError(f"not the expected {what}: {found}")
         except Exception as error:  # damaged bytes make json and numpy raise whatever they please
             log.warning("%s is damaged (%s): encoding again", folder, error)
             return None
-        return mean, logvar
+        return arrays
 
     def build(temporary: Path) -> None:
-        log.info("encoding %s pictures to latents of %s, once", f"{num:,}", " x ".join(map(str, model.latent_shape)))
+        log.info("encoding %s pictures to %s of %s, once", f"{num:,}", what, " x ".join(map(str, shape)))
         start = time.perf_counter()
-        with open(temporary / "mean.npy", "wb") as means, open(temporary / "logvar.npy", "wb") as logvars:
-            for file in (means, logvars):
-                write_header(file, "<f4", shape)
-            for moments in posteriors(model, data, np.arange(num), flips):
-                for file, moment in zip((means, logvars), moments, strict=True):
-                    file.write(moment.numpy().tobytes())
-            sync(means)
-            sync(logvars)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open(temporary / f"{name}.npy", "wb")) for name in names]
+            for file in files:
+                write_header(file, dtype, whole)
+            for parts in _of_pictures(encode, data, np.arange(num), flips, device):
+                for file, part in zip(files, parts, strict=True):
+                    file.write(part.numpy().astype(dtype, copy=False).tobytes())
+            for file in files:
+                sync(file)
         with open(temporary / "meta.json", "wb") as file:
             file.write(json.dumps({"key": key}).encode())
             sync(file)
         seconds = time.perf_counter() - start
         log.info("encoded them in %.1f s, %.0f pictures/s, into %s", seconds, num * (1 + flips) / seconds, folder)
 
-    return built_once(folder, open_, build, f"the latents of {num:,} pictures", num_bytes=2 * 4 * int(np.prod(shape)))
+    num_bytes = len(names) * np.dtype(dtype).itemsize * int(np.prod(whole))
+    return built_once(folder, open_, build, f"the {what} of {num:,} pictures", num_bytes=num_bytes)
 
 
-def in_parts(moments: Moments, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+def in_parts(moments: Moments, rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
     """Cached posteriors as ``posteriors`` yields them."""
     for first in range(0, len(rows), 1024):
         mean, logvar = (torch.from_numpy(moment[rows[first : first + 1024]]) for moment in moments)
         yield mean, logvar
 
 
-def latent_scale(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of z ~ q(z|x) for each channel, over pictures, mirror images and positions.
 
     var z = var mu + mean sigma^2, the law of total variance.
@@ -119,10 +169,29 @@ def latent_scale(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     Returns:
         (C,) each, float32.
     """
+    return _mean_and_std((mean, logvar.double().exp()) for mean, logvar in parts)
+
+
+def feature_scale(features: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, over pictures, mirror images and positions.
+
+    Args:
+        features: (M, F, K, h, w).
+        rows: of the training split.
+
+    Returns:
+        (K,) each, float32.
+    """
+    parts = (torch.from_numpy(features[rows[first : first + 1024]]) for first in range(0, len(rows), 1024))
+    return _mean_and_std((part, torch.zeros(1)) for part in parts)
+
+
+def _mean_and_std(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of (N, F, C, h, w) values that each have a variance of their own, for each C."""
     dims, total, square, count = (0, 1, 3, 4), torch.zeros(1), torch.zeros(1), 0
-    for mean, logvar in parts:
-        total = total + mean.double().sum(dims)  # (C,)
-        square = square + (mean.double().square() + logvar.double().exp()).sum(dims)  # (C,)
-        count += mean.numel() // mean.shape[2]
+    for values, variance in parts:
+        total = total + values.double().sum(dims)  # (C,)
+        square = square + (values.double().square() + variance).sum(dims)  # (C,)
+        count += values.numel() // values.shape[2]
     mu = total / count
     return mu.float(), (square / count - mu.square()).sqrt().clamp_min(1e-6).float()

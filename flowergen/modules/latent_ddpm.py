@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
-from flowergen.diffusion.guidance import answer
+from flowergen.diffusion.guidance import Network, answer
 from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
 from flowergen.diffusion.samplers import SAMPLERS, ddim
 from flowergen.diffusion.schedule import (
@@ -23,14 +23,18 @@ from flowergen.diffusion.schedule import (
     zero_terminal_snr,
 )
 from flowergen.errors import UserError
+from flowergen.losses.alignment import alignment_loss
 from flowergen.modules.ema import EMA
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.running_means import RunningMeans
+from flowergen.nn.efficientnet import feature_shape_for
+from flowergen.nn.feature_head import FeatureHead
 from flowergen.nn.posterior import LOGVAR_MIN, Posterior
 from flowergen.randomness import generator, normal, normal_per_sample, uniform
 
+ALIGNED_WITH = "EfficientNet-Lite0"
 NUM_LEVELS = 4  # quarters of the time axis that validation looks at apart
 
 
@@ -73,6 +77,8 @@ class LatentDDPMModule(ImageModel):
         weighting: of the loss over noise levels, see ``min_snr_weight``.
         min_snr_gamma: read by ``min_snr``.
         class_dropout: probability that a training picture is shown without its class, for guidance.
+        alignment_weight: of the distance between the denoiser's hidden features and EfficientNet-Lite0's of the picture, see
+            ``alignment_loss``; 0 for none. Needs cached latents, and a network that gives its hidden features.
         latent_cache: encode all pictures once, instead of each batch at each step.
         sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``Sampling``.
         optimizer: makes the optimiser from the parameters.
@@ -102,6 +108,7 @@ class LatentDDPMModule(ImageModel):
         weighting: Literal["none", "min_snr"],
         min_snr_gamma: float,
         class_dropout: float,
+        alignment_weight: float,
         latent_cache: bool,
         sampling: dict[str, Any],
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
@@ -129,6 +136,18 @@ class LatentDDPMModule(ImageModel):
         except ValueError as error:
             raise UserError(f"model.network: {error}") from error
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
+        self.alignment_weight = alignment_weight
+        if alignment_weight:
+            channels, hidden_channels = feature_shape_for(image_size)[0], getattr(self.net, "hidden_channels", None)
+            if not isinstance(hidden_channels, int):
+                raise UserError(
+                    "model.alignment_weight needs a network that gives its hidden features, as UNet and DiT do: set 0"
+                )
+            self.feature_head = FeatureHead(hidden_channels, channels)
+            self.register_buffer("feature_mean", torch.zeros(channels, 1, 1))
+            self.register_buffer("feature_std", torch.ones(channels, 1, 1))
+            self.feature_mean: Tensor
+            self.feature_std: Tensor
         self.register_buffer("latent_mean", torch.zeros(shape[0], 1, 1))
         self.register_buffer("latent_std", torch.ones(shape[0], 1, 1))
         self.latent_mean: Tensor
@@ -159,8 +178,11 @@ class LatentDDPMModule(ImageModel):
 
     @property
     def features_trained_with(self) -> str | None:
-        """Of the autoencoder: denoising itself is trained by no network from outside."""
-        return self._autoencoder[0].features_trained_with if self._autoencoder else None
+        """Of the autoencoder, and of the alignment."""
+        of_autoencoder = self._autoencoder[0].features_trained_with if self._autoencoder else None
+        if not self.alignment_weight or ALIGNED_WITH in (of_autoencoder or ""):
+            return of_autoencoder
+        return f"{ALIGNED_WITH} and {of_autoencoder}" if of_autoencoder else ALIGNED_WITH
 
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels a point."""
@@ -181,6 +203,16 @@ class LatentDDPMModule(ImageModel):
         """
         self.latent_mean.copy_(mean.view(-1, 1, 1))
         self.latent_std.copy_(std.view(-1, 1, 1))
+
+    def set_feature_scale(self, mean: Tensor, std: Tensor) -> None:
+        """What features are scaled by before the denoiser's are compared with them.
+
+        Args:
+            mean: (K,) over the whole training split.
+            std: (K,) likewise.
+        """
+        self.feature_mean.copy_(mean.view(-1, 1, 1))
+        self.feature_std.copy_(std.view(-1, 1, 1))
 
     def scaled(self, z: Tensor) -> Tensor:
         """The autoencoder's latents -> x_0, mean 0 and standard deviation 1 for each channel."""
@@ -206,7 +238,7 @@ class LatentDDPMModule(ImageModel):
 
     # -- the objective, the same in training and validation
 
-    def losses(self, net: nn.Module, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def losses(self, net: Network, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent.
 
         Source: arXiv:2006.11239, equation 14, with the target of ``diffusion.objective``.
@@ -240,20 +272,35 @@ class LatentDDPMModule(ImageModel):
     # -- training
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> Tensor:
-        """Mean over the batch of the loss, at times, noise and latents drawn anew."""
+        """Mean over the batch of the loss, at times, noise and latents drawn anew, and of the alignment where there is one."""
         num, shape = len(batch.label), self.latent_shape
         x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
         t = self.schedule.times(self.step_draw(uniform, num, (), batch_idx, "time"))
         eps = self.step_draw(normal, num, shape, batch_idx, "diffusion")
         dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
         label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))
-        terms = {"loss": self.losses(self.net, x0, eps, t, label)}
-        self.record(terms)
-        return terms["loss"].mean()
+        if not self.alignment_weight:
+            terms = {"loss": self.losses(self.net, x0, eps, t, label)}
+            self.record(terms)
+            return terms["loss"].mean()
+        assert isinstance(batch, LatentBatch)
+        hidden = torch.empty(0)
+
+        def denoiser(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            nonlocal hidden
+            output, hidden = self.net(x, t, label, with_hidden=True)
+            return output
+
+        loss = self.losses(denoiser, x0, eps, t, label)
+        features = (batch.features - self.feature_mean) / self.feature_std  # (N, K, h', w') float32
+        alignment = alignment_loss(self.feature_head(hidden, features.shape[-2:]), features)
+        self.record({"loss": loss, "alignment": alignment})
+        return (loss + self.alignment_weight * alignment).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
-        return self.make_optimizer(self.net.parameters())
+        heads = self.feature_head.parameters() if self.alignment_weight else ()
+        return self.make_optimizer([*self.net.parameters(), *heads])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the scheduled learning rate, then the moving average."""

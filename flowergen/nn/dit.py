@@ -63,6 +63,7 @@ class DiT(nn.Module):
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 and of num_heads={num_heads}")
         self.patch_size = patch_size
+        self.hidden_channels = hidden_size
         self.embed = TimeAndClass(hidden_size, num_classes)
         self.to_tokens = nn.Conv2d(channels, hidden_size, patch_size, stride=patch_size)
         positions = sinusoidal_2d(height // patch_size, width // patch_size, hidden_size)
@@ -76,16 +77,23 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """(N, C, h, w), (N,) times and (N,) labels -> (N, C, h, w)."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, with_hidden: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, C, h, w), (N,) times and (N,) labels -> (N, C, h, w).
+
+        ``with_hidden``: and the tokens after half of the blocks, as a map (N, D, h / p, w / p).
+        """
         c = self.embed(t, label)  # (N, D)
         h = self.to_tokens(self.flat.fold(x) if self.flat else x)  # (N, D, h / p, w / p)
         rows, columns = h.shape[-2:]
         h = h.flatten(2).transpose(1, 2) + self.positions  # (N, T, D)
-        for block in self.blocks:
+        hidden = h
+        for number, block in enumerate(self.blocks, start=1):
             h = block(h, c)
+            if number <= max(1, len(self.blocks) // 2):
+                hidden = h
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # (N, 1, D) each
         h = self.to_patches((1 + scale) * self.norm(h) + shift)  # (N, T, C p^2)
         p = self.patch_size
         out = h.view(h.shape[0], rows, columns, -1, p, p).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).float()
-        return self.flat.unfold(out) if self.flat else out
+        out = self.flat.unfold(out) if self.flat else out
+        return (out, hidden.transpose(1, 2).unflatten(2, (rows, columns))) if with_hidden else out

@@ -48,6 +48,20 @@ def num_maps_for(image_size: int) -> int:
     return max(1, sum(-(-image_size // 2**halvings) >= SMALLEST_MAP for halvings in range(1, len(WIDTHS) + 1)))
 
 
+def feature_shape_for(image_size: int) -> tuple[int, int, int]:
+    """(C, h, w) of the last of these stage outputs.
+
+    Args:
+        image_size: S in px.
+
+    >>> [feature_shape_for(size) for size in (16, 64, 128)]
+    [(24, 4, 4), (112, 4, 4), (320, 4, 4)]
+    """
+    num = num_maps_for(image_size)
+    side = -(-image_size // 2**num)
+    return WIDTHS[num - 1], side, side
+
+
 class FoldedConv(nn.Conv2d):
     """A convolution with its frozen BatchNorm folded into weight and bias, padded as TensorFlow's ``SAME`` is.
 

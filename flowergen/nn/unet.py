@@ -115,6 +115,7 @@ class UNet(nn.Module):
             self.down.append(nn.ModuleList(stage(c if i == 0 else width, width, level) for i in range(num_blocks)))
             skips[level] += [width] * num_blocks
             c = width
+        self.hidden_channels = c
         self.middle = nn.ModuleList([Stage(c, c, dim, head_channels), Stage(c, c, dim, None)])
         self.up, self.doubling = nn.ModuleList(), nn.ModuleList()  # outermost level first, like down
         for level, width in reversed(list(enumerate(widths))):
@@ -126,8 +127,8 @@ class UNet(nn.Module):
                 self.doubling.insert(0, nn.Conv2d(c, c, 3, padding=1))
         self.last = nn.Sequential(group_norm(c), nn.SiLU(), zero(nn.Conv2d(c, in_channels, 3, padding=1)))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """(N, C, h, w), (N,) times and (N,) labels -> (N, C, h, w)."""
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, with_hidden: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """(N, C, h, w), (N,) times and (N,) labels -> (N, C, h, w); ``with_hidden``: and the smallest map, (N, D, h', w')."""
         c = self.embed(t, label)  # (N, D)
         h = self.first(self.flat.fold(x) if self.flat else x)
         skips = [h]
@@ -140,10 +141,12 @@ class UNet(nn.Module):
                 skips.append(h)
         for stage in self.middle:
             h = stage(h, c)
+        hidden = h
         for level in reversed(range(len(self.up))):
             for stage in self.up[level]:  # type: ignore[attr-defined]
                 h = stage(torch.cat((h, skips.pop()), dim=1), c)
             if level:
                 h = self.doubling[level - 1](F.interpolate(h, size=skips[-1].shape[-2:]))  # an odd side too
         out = self.last(h).float()
-        return self.flat.unfold(out) if self.flat else out
+        out = self.flat.unfold(out) if self.flat else out
+        return (out, hidden) if with_hidden else out

@@ -152,3 +152,11 @@ def test_cached_latents_and_changes_of_the_pictures_contradict_each_other(tmp_pa
             ldm(autoencoder, f"data.{key}={value}")
         ldm(autoencoder, f"data.{key}={value}", "model.latent_cache=false")
     ldm(autoencoder, "data.horizontal_flip=true")
+
+
+@pytest.mark.parametrize("without", ["model.latent_cache=false", "autoencoder=none"])
+def test_alignment_needs_cached_latents(without: str, tmp_path: Path) -> None:
+    autoencoder = vae_gan(tmp_path / "run")
+    with pytest.raises(UserError, match=r"model\.alignment_weight=0\.5 .*autoencoder=RUN and model\.latent_cache=true"):
+        ldm(autoencoder, "model.alignment_weight=0.5", without)
+    ldm(autoencoder, "model.alignment_weight=0.5")

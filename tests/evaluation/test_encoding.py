@@ -14,8 +14,10 @@ from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import encoding
-from flowergen.evaluation.encoding import cached_posteriors, in_parts, latent_scale, posteriors
-from tests.tiny_models import TinyAutoencoder, drawn
+from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
+from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.nn.efficientnet import feature_shape_for
+from tests.tiny_models import SIZE, TinyAutoencoder, drawn
 
 
 @pytest.fixture
@@ -227,6 +229,26 @@ def test_the_cache_in_parts_is_what_is_encoded_batch_by_batch(data: ProceduralDa
     assert first[0].shape == (3, 1, 2, 4, 4)
 
 
+def test_cached_features_are_the_last_stage_output_of_pictures_and_mirror_images(
+    data: ProceduralDataModule, tmp_path: Path
+) -> None:
+    """In float16, in a folder of their own; their scale is that of the rows that were asked for."""
+    net = load_efficientnet("lite0", "a test")
+    features = cached_features(net, data, torch.device("cpu"), tmp_path)
+    assert (features.shape, features.dtype) == ((40, 2, *feature_shape_for(SIZE)), np.float16)
+    x = torch.from_numpy(np.array(data.pictures.images)).float() / 255
+    for variant, pictures in enumerate((x, x.flip(-1))):
+        expected = net(pictures)[-1].numpy()
+        np.testing.assert_allclose(features[:, variant], expected, rtol=2e-3, atol=2e-3)
+    (folder,) = folders(tmp_path)
+    assert folder.name.startswith("tiny_features_")
+    rows = data.rows["train"]
+    mean, std = feature_scale(features, rows)
+    channels = features[rows].astype(np.float64).transpose(2, 0, 1, 3, 4).reshape(features.shape[2], -1)
+    np.testing.assert_allclose(mean, channels.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, channels.std(1), rtol=1e-5)
+
+
 # -- batches of latents
 
 
@@ -241,7 +263,8 @@ def test_a_latent_is_the_mirror_image_s_exactly_where_the_pixel_path_mirrors_the
 ) -> None:
     """In every epoch, whatever the batch; and never in validation."""
     model, of_latents = TinyAutoencoder().eval(), drawn(cache_dir)
-    of_latents.feed_latents(*cached_posteriors(model, of_latents, tmp_path))
+    moments = cached_posteriors(model, of_latents, tmp_path)
+    of_latents.feed_latents(*moments, features=moments[0].astype(np.float16))  # any numbers will do
     rows = [5, 0, 17, 39, 8, 21, 30, 2]
     trainer: Any = Training()
     data.trainer = of_latents.trainer = trainer
@@ -255,6 +278,7 @@ def test_a_latent_is_the_mirror_image_s_exactly_where_the_pixel_path_mirrors_the
         with torch.no_grad():
             expected = model.encode(x.image)
         torch.testing.assert_close((z.mean, z.logvar), tuple(expected), rtol=0, atol=1e-5)
+        torch.testing.assert_close(z.features, z.mean.half())
         assert (z.label.tolist(), z.index.tolist()) == (x.label.tolist(), rows)
         plain = torch.from_numpy(data.pictures.images[rows]).float() / 255
         seen.append((x.image != plain).flatten(1).any(1).tolist())

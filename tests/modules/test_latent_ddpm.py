@@ -21,8 +21,10 @@ from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.errors import UserError
 from flowergen.evaluation.sampling import diffusion_sampler, first_samples
+from flowergen.losses.alignment import alignment_loss
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.latent_ddpm import NUM_LEVELS, LatentDDPMModule
+from flowergen.nn.dit import DiT
 from flowergen.nn.unet import UNet
 from flowergen.randomness import normal, uniform
 from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
@@ -135,9 +137,59 @@ def test_a_training_step_is_the_mean_loss_at_the_draws_of_this_optimiser_step(ob
 def test_cached_latents_give_the_loss_of_their_pictures() -> None:
     module, data = drawing(diffusion()), batch()
     assert module.autoencoder is not None
-    latents = LatentBatch(*module.autoencoder.encode(data.image), data.label, data.index)
+    latents = LatentBatch(*module.autoencoder.encode(data.image), data.label, data.index, torch.empty(4, 0, 1, 1))
     torch.testing.assert_close(module.training_step(latents, 0), module.training_step(data, 0))
     torch.testing.assert_close(module.scores(latents), module.scores(data))
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+def test_the_alignment_is_that_of_the_head_s_prediction_with_the_standardised_features(network: str) -> None:
+    """Weighed and added to the loss of the same draws; recorded apart, and in no way part of the scores."""
+    if network == "dit":
+        changes: dict[str, Any] = {"network": partial(DiT, patch_size=2, hidden_size=8, depth=2, num_heads=2)}
+    else:
+        changes = {}
+    plain = drawing(diffusion(**changes))
+    module = drawing(diffusion(alignment_weight=0.5, **changes))
+    assert plain.autoencoder is not None
+    data, features = batch(), torch.rand(4, 24, 4, 4).half()
+    latents = LatentBatch(*plain.autoencoder.encode(data.image), data.label, data.index, features)
+    mean, std = torch.rand(24), torch.rand(24) + 0.5
+    module.set_feature_scale(mean, std)
+
+    seen: list[Tensor] = []
+    module.feature_head.register_forward_hook(lambda head, inputs, output: seen.append(output))
+    total, loss = module.training_step(latents, 0), plain.training_step(latents, 0)
+    expected = alignment_loss(seen[0], (features.float() - mean[:, None, None]) / std[:, None, None]).mean()
+    torch.testing.assert_close(total, loss + 0.5 * expected)
+    recorded = module.epoch_means.compute()
+    torch.testing.assert_close(recorded["loss"], loss.item())
+    torch.testing.assert_close(recorded["alignment"], expected.item())
+    torch.testing.assert_close(module.scores(latents), plain.scores(latents))
+
+
+def test_the_alignment_trains_the_head_and_the_denoiser_up_to_its_hidden_features() -> None:
+    """And what comes after them not: of the loss of alignment alone."""
+    module = drawing(diffusion(alignment_weight=1e6))
+    optimised = {id(parameter) for group in module.configure_optimizers().param_groups for parameter in group["params"]}
+    assert optimised == {id(parameter) for net in (module.net, module.feature_head) for parameter in net.parameters()}
+    data = batch()
+    assert module.autoencoder is not None
+    latents = LatentBatch(*module.autoencoder.encode(data.image), data.label, data.index, torch.rand(4, 24, 4, 4))
+    module.training_step(latents, 0).backward()
+    largest = {name: parameter.grad.abs().max() for name, parameter in module.named_parameters() if parameter.grad is not None}
+    assert all(largest[f"feature_head.{name}"] > 100 for name, _ in module.feature_head.named_parameters())
+    assert largest["net.first.weight"] > 100
+    assert largest["net.last.2.weight"] < 100
+
+
+def test_a_network_without_hidden_features_cannot_be_aligned() -> None:
+    class Plain(nn.Module):
+        def __init__(self, shape: tuple[int, int, int], num_classes: int):
+            super().__init__()
+
+    with pytest.raises(UserError, match=r"model\.alignment_weight needs a network that gives its hidden features"):
+        diffusion(awake=False, network=Plain, alignment_weight=0.5)
 
 
 def test_pictures_without_a_label_are_of_no_class() -> None:
@@ -224,6 +276,8 @@ def test_whose_features_have_trained_it_is_told_by_the_autoencoder(
 ) -> None:
     monkeypatch.setattr(TinyAutoencoder, "features_trained_with", network)
     assert diffusion().features_trained_with == network
+    aligned = {None: "EfficientNet-Lite0", "VGG-16": "EfficientNet-Lite0 and VGG-16"}
+    assert diffusion(alignment_weight=0.5).features_trained_with == aligned.get(network, network)
     assert diffusion(on_pixels=True).features_trained_with is None
 
 

@@ -199,3 +199,18 @@ def test_the_answer_is_float32_under_autocast():
     assert out.dtype == torch.float32
     exact = net(x, t, label)
     assert (out - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_hidden_features_are_the_tokens_after_half_of_the_blocks(depth: int):
+    """As a map in reading order; what is asked for beside it changes no answer."""
+    net, (x, t, label) = randomised(dit((3, 4, 6), depth=depth)), batch((3, 4, 6))
+    out, hidden = net(x, t, label, with_hidden=True)
+    torch.testing.assert_close(out, net(x, t, label), rtol=0, atol=0)
+    assert hidden.shape == (len(x), net.hidden_channels, 2, 3)
+    h = net.to_tokens(x).flatten(2).transpose(1, 2) + net.positions
+    for block in net.blocks[: {1: 1, 2: 1, 5: 2}[depth]]:
+        h = block(h, net.embed(t, label))
+    for row in range(2):
+        for column in range(3):
+            torch.testing.assert_close(hidden[:, :, row, column], h[:, 3 * row + column])

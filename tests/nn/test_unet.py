@@ -188,3 +188,15 @@ def test_the_answer_is_float32_under_autocast():
     assert out.dtype == torch.float32
     exact = net(x, t, label)
     assert (out - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (37, 1, 1)], ids=str)
+def test_hidden_features_are_the_smallest_map(shape: tuple[int, int, int]):
+    """All that the way up gets beside the skips; what is asked for beside it changes no answer."""
+    net, (x, t, label) = randomised(unet(shape)), batch(shape)
+    seen: list[Tensor] = []
+    net.middle[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    out, hidden = net(x, t, label, with_hidden=True)
+    torch.testing.assert_close(out, net(x, t, label), rtol=0, atol=0)
+    assert hidden is seen[0]
+    assert hidden.shape == (4, net.hidden_channels, 4, 4)
