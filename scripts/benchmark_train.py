@@ -198,11 +198,15 @@ def main() -> None:
     game = ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
     quick = [
         "trainer.max_epochs=1",
+        "trainer.budget=null",
         f"trainer.limit_train_batches={steps}",
         "trainer.limit_val_batches=0",
         "callbacks.images=null",
     ]
     config = resolve(checked([*quick, *overrides])[0])
+    if config["model"].get("alignment_weight"):
+        print("model.alignment_weight=0: the step is timed without the alignment")
+        config["model"]["alignment_weight"] = 0.0
     if "adversarial_start_steps" in config["model"]:
         config = resolve(checked([*game, *quick, *overrides])[0])
 

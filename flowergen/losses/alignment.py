@@ -7,7 +7,7 @@ from torch import Tensor
 def alignment_loss(predicted: Tensor, features: Tensor) -> Tensor:
     """1 - the cosine of the angle between both at each position, averaged over the positions.
 
-    Source: REPA (Yu et al. 2024, arXiv:2410.06940, equation 8), but for the constant.
+    Source: REPA (Yu et al. 2024, arXiv:2410.06940), its loss L_REPA but for the constant.
 
     Args:
         predicted: from the hidden features of a noisy latent, (N, K, h, w).

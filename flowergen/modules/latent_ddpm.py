@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -77,13 +78,14 @@ class LatentDDPMModule(ImageModel):
         weighting: of the loss over noise levels, see ``min_snr_weight``.
         min_snr_gamma: read by ``min_snr``.
         class_dropout: probability that a training picture is shown without its class, for guidance.
-        alignment_weight: of the distance between the denoiser's hidden features and EfficientNet-Lite0's of the picture, see
-            ``alignment_loss``; 0 for none. Needs cached latents, and a network that gives its hidden features.
         latent_cache: encode all pictures once, instead of each batch at each step.
         sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``Sampling``.
         optimizer: makes the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
         ema_decay: average the denoiser's weights, and use the average for everything but training.
+        alignment_weight: of the distance between the denoiser's hidden features and EfficientNet-Lite0's of the picture, see
+            ``alignment_loss``; 0 for none. Needs cached latents with positions, and a network with ``hidden_channels`` whose
+            ``forward`` takes ``with_hidden``, as UNet and DiT have them.
 
     Raises:
         UserError: for a combination that makes no sense.
@@ -108,13 +110,13 @@ class LatentDDPMModule(ImageModel):
         weighting: Literal["none", "min_snr"],
         min_snr_gamma: float,
         class_dropout: float,
-        alignment_weight: float,
         latent_cache: bool,
         sampling: dict[str, Any],
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         lr_schedule: LrSchedule,
         lr_warmup_steps: int,
         ema_decay: float | None,
+        alignment_weight: float = 0.0,
     ):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
         reason = refusal(objective, zero_terminal_snr, time_sampling, weighting)
@@ -138,12 +140,14 @@ class LatentDDPMModule(ImageModel):
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
         self.alignment_weight = alignment_weight
         if alignment_weight:
-            channels, hidden_channels = feature_shape_for(image_size)[0], getattr(self.net, "hidden_channels", None)
-            if not isinstance(hidden_channels, int):
+            if shape[1:] == (1, 1):
+                raise UserError("model.alignment_weight needs latents with positions, and these are flat: set it to 0")
+            if "with_hidden" not in signature(self.net.forward).parameters:
                 raise UserError(
-                    "model.alignment_weight needs a network that gives its hidden features, as UNet and DiT do: set 0"
+                    "model.alignment_weight needs a network that gives its hidden features, as UNet and DiT do: set it to 0"
                 )
-            self.feature_head = FeatureHead(hidden_channels, channels)
+            channels = feature_shape_for(image_size)[0]
+            self.feature_head = FeatureHead(self.net.hidden_channels, channels)  # type: ignore[arg-type]
             self.register_buffer("feature_mean", torch.zeros(channels, 1, 1))
             self.register_buffer("feature_std", torch.ones(channels, 1, 1))
             self.feature_mean: Tensor
@@ -294,7 +298,7 @@ class LatentDDPMModule(ImageModel):
         loss = self.losses(denoiser, x0, eps, t, label)
         features = (batch.features - self.feature_mean) / self.feature_std  # (N, K, h', w') float32
         alignment = alignment_loss(self.feature_head(hidden, features.shape[-2:]), features)
-        self.record({"loss": loss, "alignment": alignment})
+        self.record({"loss": loss, "loss_alignment": alignment})
         return (loss + self.alignment_weight * alignment).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

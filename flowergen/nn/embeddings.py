@@ -42,8 +42,7 @@ def sinusoidal_2d(height: int, width: int, dim: int) -> Tensor:
 class TimeAndClass(nn.Module):
     """The vector that conditions every block: an MLP of the time's sinusoids plus an embedding of the class.
 
-    Embeddings of classes start from N(0, 1), as in ADM (arXiv:2105.05233), so that classes differ from the first step. From
-    N(0, 0.02^2), as in DiT (arXiv:2212.09748), short runs hardly learn them (docs/results.md).
+    Embeddings of classes start from N(0, 1), as in ADM (arXiv:2105.05233), so that classes differ from the first step.
 
     Args:
         dim: D of the vector.

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class FeatureHead(nn.Module):
-    """An MLP at each position, after averaging over the positions that fall together: h_phi of REPA (arXiv:2410.06940,
-    section 3.2). It serves training alone.
+    """An MLP at each position, after averaging over the positions that fall together: h_phi of REPA (Yu et al.
+    2024, arXiv:2410.06940). It serves training alone.
 
     Args:
         in_channels: D of the hidden map.
@@ -24,5 +25,11 @@ class FeatureHead(nn.Module):
 
     def forward(self, hidden: Tensor, size: Sequence[int]) -> Tensor:
         """(N, D, h, w) and the height and width of the features' map -> (N, K, height, width)."""
-        out: Tensor = self.layers(F.adaptive_avg_pool2d(hidden, (size[0], size[1])))
+        rows, columns = (_averaging(*sides, hidden) for sides in zip(hidden.shape[-2:], size, strict=True))
+        out: Tensor = self.layers(torch.einsum("ndij,iy,jx->ndyx", hidden, rows, columns))
         return out
+
+
+def _averaging(side: int, target: int, like: Tensor) -> Tensor:
+    """(side, target), adaptive average pooling of a side as a matrix: torch's own has no deterministic gradient on a GPU."""
+    return F.adaptive_avg_pool1d(torch.eye(side, dtype=like.dtype, device=like.device)[None], target)[0]

@@ -160,3 +160,5 @@ def test_alignment_needs_cached_latents(without: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.alignment_weight=0\.5 .*autoencoder=RUN and model\.latent_cache=true"):
         ldm(autoencoder, "model.alignment_weight=0.5", without)
     ldm(autoencoder, "model.alignment_weight=0.5")
+    config, _ = ldm(vae_gan(tmp_path / "own"), "experiment=flowers_laptop_ldm", f"data.root={tmp_path}")
+    assert config["model"]["alignment_weight"] > 0

@@ -25,6 +25,7 @@ from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
 from flowergen.config.trainer import build_trainer, resolve_precision
 from flowergen.errors import UserError
+from flowergen.modules.latent_ddpm import LatentDDPMModule
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +41,15 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
 
 
-DIFFUSION = ("latent_ddpm", "flowers_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny")
+DIFFUSION = (
+    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny"
+)  # fmt: skip
 
 
 def on_pixels(choice: str) -> list[str]:
     """Diffusion needs no other run there; one sample of one step, as the network of a recipe is a large one."""
     few = ["autoencoder=none", "data.image_size=32", "model.sampling.steps=1", "callbacks.images.num_samples=1"]
+    few.append("model.alignment_weight=0")  # which needs cached latents
     return few if choice in DIFFUSION else []
 
 
@@ -283,6 +287,16 @@ def test_a_config_that_builds_no_model_is_refused_in_a_line(run: Path, key: str,
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError):
         load_run(run)
+
+
+def test_a_diffusion_run_from_before_alignment_is_built_without_it() -> None:
+    """Its stored config has no such key."""
+    small = ("model.network.channels=8", "model.network.multipliers=[1,1]", "model.network.num_blocks=1")
+    config = composed("model=latent_ddpm", "data=procedural", "autoencoder=none", "data.image_size=16", *small)
+    del config["model"]["alignment_weight"]
+    module = build_module(config, num_classes=3)
+    assert isinstance(module, LatentDDPMModule)
+    assert module.alignment_weight == 0
 
 
 def test_a_run_that_is_its_own_autoencoder_is_refused(run: Path) -> None:

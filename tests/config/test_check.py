@@ -146,13 +146,15 @@ def test_options_that_are_right_together_pass(overrides: tuple[str, ...]) -> Non
     checked(overrides)
 
 
-DIFFUSION = ("latent_ddpm", "flowers_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny")
+DIFFUSION = (
+    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny"
+)  # fmt: skip
 PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny")  # recipes
 
 
 def autoencoder_of(choice: str) -> list[str]:
     """What a model or a recipe needs to compose by itself."""
-    return ["autoencoder=none"] if choice in DIFFUSION else []
+    return ["autoencoder=none", "model.alignment_weight=0"] if choice in DIFFUSION else []
 
 
 def options(group: str) -> list[str]:

@@ -164,7 +164,7 @@ def test_the_alignment_is_that_of_the_head_s_prediction_with_the_standardised_fe
     torch.testing.assert_close(total, loss + 0.5 * expected)
     recorded = module.epoch_means.compute()
     torch.testing.assert_close(recorded["loss"], loss.item())
-    torch.testing.assert_close(recorded["alignment"], expected.item())
+    torch.testing.assert_close(recorded["loss_alignment"], expected.item())
     torch.testing.assert_close(module.scores(latents), plain.scores(latents))
 
 
@@ -185,11 +185,21 @@ def test_the_alignment_trains_the_head_and_the_denoiser_up_to_its_hidden_feature
 
 def test_a_network_without_hidden_features_cannot_be_aligned() -> None:
     class Plain(nn.Module):
+        hidden_channels = 8
+
         def __init__(self, shape: tuple[int, int, int], num_classes: int):
             super().__init__()
 
+        def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            return x
+
     with pytest.raises(UserError, match=r"model\.alignment_weight needs a network that gives its hidden features"):
         diffusion(awake=False, network=Plain, alignment_weight=0.5)
+
+
+def test_flat_latents_have_no_positions_to_align() -> None:
+    with pytest.raises(UserError, match=r"model\.alignment_weight .*flat"):
+        diffusion(autoencoder=TinyAutoencoder(flat=True), alignment_weight=0.5)
 
 
 def test_pictures_without_a_label_are_of_no_class() -> None:
@@ -270,8 +280,8 @@ def test_a_flat_latent_is_diffused_too() -> None:
     assert samples(module, 2, seed=0).shape == (2, 3, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("network", [None, "EfficientNet-Lite0"])
-def test_whose_features_have_trained_it_is_told_by_the_autoencoder(
+@pytest.mark.parametrize("network", [None, "EfficientNet-Lite0", "VGG-16"])
+def test_whose_features_have_trained_it_is_told_by_the_autoencoder_and_the_alignment(
     network: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TinyAutoencoder, "features_trained_with", network)
