@@ -1,10 +1,10 @@
-# make setup | quickstart | test | lint: each works alone on a machine that has Python >= 3.11 and a package index.
+# make setup | quickstart | flowers | test | lint: each works alone on a machine that has Python >= 3.11 and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := outputs/quickstart/$(shell date +%Y-%m-%d_%H-%M-%S)
 
-.PHONY: help setup quickstart test lint
+.PHONY: help setup quickstart flowers test lint
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -25,6 +25,10 @@ quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures
 	$(BIN)/python -m flowergen.train experiment=vae_gan_tiny trainer.max_epochs=6 hydra.run.dir=$(QUICKSTART)/autoencoder
 	$(BIN)/python -m flowergen.train experiment=ldm_tiny autoencoder=$(QUICKSTART)/autoencoder hydra.run.dir=$(QUICKSTART)/diffusion
 	$(BIN)/python -m flowergen.sample run=$(QUICKSTART)/diffusion out=$(QUICKSTART)/samples
+
+FLOWERS := minutes data.root paths.cache_dir seed out
+flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, in an hour
+	$(BIN)/python scripts/reproduce.py $(foreach key,$(FLOWERS),$(if $($(key)),$(key)='$($(key))'))
 
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest

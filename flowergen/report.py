@@ -1,4 +1,4 @@
-"""``python -m flowergen.report``: one page over a sweep, running or finished."""
+"""``python -m flowergen.report``: one page over a run or a sweep, running or finished."""
 
 import csv
 import re
@@ -13,7 +13,8 @@ import yaml
 from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Report
 from flowergen.config.plain_command import read_command_line
-from flowergen.config.run_folder import RunFolder, make_folder, write_atomically
+from flowergen.config.run_folder import RunFolder, find_run, make_folder, write_atomically
+from flowergen.config.run_page import rewrite_page
 from flowergen.errors import UserError
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 
@@ -25,12 +26,17 @@ def main() -> None:
     config = read_command_line("report", Report, sys.argv[1:])
     if config is None:
         return
+    if (config["run"] is None) == (config["sweep"] is None):
+        raise UserError("give one of run=RUN and sweep=DIR; --help says more")
+    if config["run"] is not None:
+        _run_page(config)
+        return
     sweep = Path(config["sweep"])
     jobs = read_sweep(sweep)
     folder = Path(config["out"] or sweep)
     make_folder(folder)
     page, table = folder / "report.html", folder / "report.csv"
-    content = html_page(jobs, f"Sweep {sweep.parent.name}/{sweep.name}, {time.strftime('%Y-%m-%d %H:%M')}")
+    content = html_page(jobs, f"Sweep {sweep.parent.name}/{sweep.name}, {time.strftime('%Y-%m-%d %H:%M')}", folder)
     try:
         write_atomically(page, content)
         write_atomically(table, csv_table(jobs))
@@ -42,6 +48,16 @@ def main() -> None:
         elbo = f"  ELBO {job.metric('elbo'):,.1f}" if job.metric("elbo") is not None else ""
         print(f"{job.name:<4} {title_of(job, keys)}  {job.status}{elbo}{f'  {job.reason}' if job.reason else ''}")
     print(f"page:  {page}\ntable: {table}")
+
+
+def _run_page(config: dict[str, Any]) -> None:
+    if config["out"] is not None:
+        raise UserError("out= is for sweep=: a run's page shows the files of its folder and lies beside them")
+    run, _ = find_run(config["run"])
+    lines = rewrite_page(run)
+    if not lines:
+        raise UserError(f"{run.page} cannot be written: make its folder writable, or copy the run to where you may write")
+    print(*lines, sep="\n")
 
 
 def read_sweep(sweep: Path) -> list[Job]:
@@ -73,6 +89,7 @@ def _read_job(folder: Path, started: dict[str, Any]) -> Job:
         reason=reason,
         overrides={key: value for key, _, value in pairs if not key.startswith(OWN_SETTINGS)},
         epochs=_epochs(run.metrics),
+        page=run.page if run.page.is_file() else None,
         pictures={kind: newest for kind in ("reconstruction", "generated") if (newest := _newest(run.images, kind))},
     )
 

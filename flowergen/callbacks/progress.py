@@ -72,7 +72,7 @@ class Progress(ProgressBar):
         self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
         if self._bar is not None:
-            epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+            epoch = self._of_epochs(trainer, trainer.current_epoch + 1)
             done, total = pl_module.optimizer_steps, pl_module.total_steps
             eta = self._eta(trainer, pl_module)
             self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
@@ -95,19 +95,21 @@ class Progress(ProgressBar):
         shown = ("train_epoch/loss", "val/loss", "val/psnr", "val/elbo", "trainset/psnr", "trainset/elbo")
         metrics = trainer.callback_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
-        epochs = trainer.max_epochs or 1
         eta = self._eta(trainer, pl_module)
         if self._bar is not None:  # it would stand in the line's way
             self._bar.stop()
-        log.info(f"epoch {epochs_done}/{epochs}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
+        log.info(f"epoch {self._of_epochs(trainer, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
         if self._bar is not None:
             self._bar.start()
 
+    def _of_epochs(self, trainer: Trainer, number: int) -> str:
+        """``3/10``; with a budget ``3``, as how many fit is known at the end only."""
+        return str(number) if _budget_of(trainer) else f"{number}/{trainer.max_epochs}"
+
     def _eta(self, trainer: Trainer, pl_module: ImageModel) -> timedelta:
         """To the end of training; with a budget, to the end of the command."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Budget):
-                return timedelta(seconds=max(0, round(callback.remaining)))
+        if budget := _budget_of(trainer):
+            return timedelta(seconds=max(0, round(budget.remaining)))
         seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.parts
         return timedelta(seconds=round(seconds_per_step * (pl_module.total_steps - pl_module.optimizer_steps)))
 
@@ -115,3 +117,8 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _budget_of(trainer: Trainer) -> Budget | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Budget)), None)

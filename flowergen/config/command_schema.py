@@ -152,7 +152,8 @@ class Export:
 class Report:
     """conf/report.yaml."""
 
-    sweep: Annotated[str, PATH, EXISTING_FOLDER]
+    sweep: Annotated[str, PATH, EXISTING_FOLDER] | None
+    run: Annotated[str, PATH, NON_EMPTY] | None
     out: Annotated[str, PATH, NON_EMPTY] | None
 
 

@@ -49,7 +49,12 @@ def last_good(run: RunFolder) -> str:
 def farewell(run: RunFolder, budget: str | None) -> str:
     """Where everything lies, and how to go on."""
     lines = ["done"]
-    for what, path in (("pictures", run.images), ("checkpoints", run.checkpoints), ("numbers", run.metrics)):
+    for what, path in (
+        ("page", run.page),
+        ("pictures", run.images),
+        ("checkpoints", run.checkpoints),
+        ("numbers", run.metrics),
+    ):
         if path.exists():
             lines.append(f"{what:<12} {path}")
     if run.tensorboard.exists():

@@ -40,6 +40,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
+        self.page = self.path / "index.html"
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write what the run was started with."""

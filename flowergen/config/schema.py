@@ -67,6 +67,13 @@ class Folder:
 
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, at_least(0)]
+StepsOrShare = Annotated[
+    int | float,
+    Rule(
+        lambda value: value >= 0 and (isinstance(value, int) or value < 1),
+        "must be a number of steps, or a share of them below 1",
+    ),
+]
 Seed = Annotated[int, between(0, 2**63 - 1)]
 Batches = Annotated[int | float, at_least(0)]
 
@@ -113,10 +120,10 @@ class VAE:
     reconstruction_reduction: Literal["sum", "mean"]
     divergence: Literal["kl", "mmd"]
     beta: Annotated[float, at_least(0)]
-    beta_warmup_steps: Count
+    beta_warmup_steps: StepsOrShare
     optimizer: Optimizer
     lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: Count
+    lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
 
 
@@ -169,7 +176,7 @@ class VAEGAN:
     blocks: Blocks
     reconstruction: Literal["l1", "mse"]
     beta: Annotated[float, at_least(0)]
-    beta_warmup_steps: Count
+    beta_warmup_steps: StepsOrShare
     perceptual: Literal["efficientnet", "vgg16", "lpips", "discriminator", "none"]
     perceptual_weight: Annotated[float, at_least(0)]
     perceptual_layers: Annotated[list[VGGLayer], NON_EMPTY]
@@ -177,8 +184,8 @@ class VAEGAN:
     adversarial: Literal["hinge", "non_saturating"]
     adversarial_weight: Annotated[float, at_least(0)]
     adaptive_weight_max: Annotated[float, above(0)]
-    adversarial_start_steps: Count
-    adversarial_ramp_steps: Count
+    adversarial_start_steps: StepsOrShare
+    adversarial_ramp_steps: StepsOrShare
     diff_augment: bool
     discriminator: Discriminator
     class_weight: Annotated[float, at_least(0)]
@@ -189,7 +196,7 @@ class VAEGAN:
     optimizer: Optimizer
     discriminator_optimizer: Optimizer
     lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: Count
+    lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
 
 
@@ -262,7 +269,7 @@ class LatentDDPM:
     sampling: Sampling
     optimizer: Optimizer
     lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: Count
+    lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
 
 
@@ -492,6 +499,7 @@ BY_TARGET: dict[str, type] = {
     "flowergen.callbacks.metrics_csv.MetricsCsv": Target,
     "flowergen.callbacks.images.ImageGrids": ImageGrids,
     "flowergen.callbacks.loss_plot.LossPlot": Target,
+    "flowergen.callbacks.run_page.RunPage": Target,
     "flowergen.callbacks.progress.Progress": Target,
     "flowergen.callbacks.evaluation.PeriodicEvaluation": PeriodicEvaluation,
     "flowergen.callbacks.hparams.FinalMetrics": Target,

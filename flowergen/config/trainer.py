@@ -123,6 +123,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
     places: dict[str, dict[str, Any]] = {
         "flowergen.callbacks.images.ImageGrids": {"folder": run.images},
         "flowergen.callbacks.loss_plot.LossPlot": {"folder": run.path},
+        "flowergen.callbacks.run_page.RunPage": {"folder": run.path},
         "flowergen.callbacks.checkpoints.Checkpoints": {"folder": run.checkpoints},
         "flowergen.callbacks.evaluation.PeriodicEvaluation": {"folder": run.path},
         "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},

@@ -15,7 +15,6 @@ from flowergen.losses.adversarial import (
     hinge_generator,
     non_saturating_discriminator,
     non_saturating_generator,
-    ramp,
 )
 from flowergen.losses.diff_augment import diff_augment
 from flowergen.modules.outside_weights import OutsideNet
@@ -35,9 +34,7 @@ class Adversary(nn.Module):
         channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is read
             by the former alone, and ``auto`` goes by the image size.
         loss: ``hinge`` or ``non_saturating``.
-        weight: of the generator's adversarial loss, times the adaptive weight.
         adaptive_weight_max: the cap of that.
-        start_steps, ramp_steps: see ``losses.adversarial.ramp``. The discriminator trains from the beginning.
         augment: show it pictures through ``diff_augment``.
         features: the frozen EfficientNet-Lite whose features a projected discriminator sees.
         kind: ``patch`` or ``projected``.
@@ -53,10 +50,7 @@ class Adversary(nn.Module):
         num_halvings: int | Literal["auto"],
         norm: Literal["group", "spectral"],
         loss: Literal["hinge", "non_saturating"],
-        weight: float,
         adaptive_weight_max: float,
-        start_steps: int,
-        ramp_steps: int,
         augment: bool,
         features: OutsideNet,
         kind: Literal["patch", "projected"] = "patch",
@@ -77,16 +71,11 @@ class Adversary(nn.Module):
             self.discriminator = PatchDiscriminator(channels, halvings, norm)
             self.says = f"judged in patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
-        self.weight, self.adaptive_weight_max = weight, adaptive_weight_max
-        self.start_steps, self.ramp_steps = start_steps, ramp_steps
+        self.adaptive_weight_max = adaptive_weight_max
         self.augment = augment
         self.adaptive_weight: Tensor
         self.register_buffer("adaptive_weight", torch.ones(()))
         self._last_layer_gradients: Tensor | None = None
-
-    def factor(self, step: int) -> float:
-        """What the generator's adversarial loss is multiplied with at an optimiser step, but for the adaptive weight."""
-        return self.weight * ramp(step, self.start_steps, self.ramp_steps)
 
     def seen(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
         """What the discriminator is given of pictures: the augmented pictures, or frozen features of them.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
-from flowergen.modules.lr_schedule import LrSchedule, lr_factor
+from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
 from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.posterior import Posterior
 
@@ -30,18 +30,20 @@ class ImageModel(LightningModule, ABC):
     Args:
         image_size: side S of the pictures, in px.
         seed: of its noise.
-        lr_schedule, lr_warmup_steps: see ``lr_factor``; of all optimisers.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``; of all optimisers. As all numbers of steps of a model,
+            ``lr_warmup_steps`` may be a share below 1 of the run's steps.
     """
 
     best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
-    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: int = 0):
+    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: float = 0):
         super().__init__()
         self.image_size, self.seed = image_size, seed
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
+        self.total_steps = 0  # of the run; 0 where nothing trains, and a share of it is over at once
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
         self.finite_watch = FiniteWatch()
@@ -131,9 +133,13 @@ class ImageModel(LightningModule, ABC):
             UserError: they are not.
         """
 
+    def in_steps(self, steps: float) -> int:
+        """Optimiser steps, of a number of them or, below 1, a share of the run's."""
+        return num_steps(steps, self.total_steps)
+
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """The scheduled one of this optimiser step."""
-        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.lr_warmup_steps, self.total_steps)
+        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.in_steps(self.lr_warmup_steps), self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 

@@ -114,7 +114,7 @@ class LatentDDPMModule(ImageModel):
         sampling: dict[str, Any],
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         lr_schedule: LrSchedule,
-        lr_warmup_steps: int,
+        lr_warmup_steps: float,
         ema_decay: float | None,
         alignment_weight: float = 0.0,
     ):

@@ -6,6 +6,22 @@ from typing import Literal
 LrSchedule = Literal["constant", "cosine"]
 
 
+def num_steps(steps: float, total_steps: int) -> int:
+    """A number of optimiser steps that may be given as a share of a run's.
+
+    Args:
+        steps: a whole number of steps, or below 1 a share of ``total_steps``.
+        total_steps: of the run.
+
+    Returns:
+        Whole steps; fewer than ``total_steps`` for a share, unless both are 0.
+
+    >>> num_steps(300, 1000), num_steps(0.25, 1000), num_steps(0.99, 10)
+    (300, 250, 9)
+    """
+    return int(steps * total_steps if steps < 1 else steps)
+
+
 def lr_factor(schedule: LrSchedule, step: int, warmup_steps: int, total_steps: int) -> float:
     """What the base learning rate is multiplied with at optimiser step ``step``.
 

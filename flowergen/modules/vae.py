@@ -42,7 +42,7 @@ class VAEModule(ImageModel):
         reconstruction_reduction: ``sum`` over pixels, the ELBO, or ``mean`` over them.
         divergence: what beta weighs: ``kl`` of each posterior to the prior, or ``mmd`` of the batch's latents to it.
         beta: weight of the divergence: 1 is the ELBO for ``kl``; for ``mmd``, which is at most 14, it is that paper's lambda.
-        beta_warmup_steps: optimiser steps in which it grows linearly from 0.
+        beta_warmup_steps: optimiser steps, or the share of them, in which it grows linearly from 0.
         optimizer: makes the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
         ema_decay: average the network's weights (not a learned sigma), and use the average for everything but training.
@@ -66,10 +66,10 @@ class VAEModule(ImageModel):
         reconstruction_reduction: Literal["sum", "mean"],
         divergence: Literal["kl", "mmd"],
         beta: float,
-        beta_warmup_steps: int,
+        beta_warmup_steps: float,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         lr_schedule: LrSchedule,
-        lr_warmup_steps: int,
+        lr_warmup_steps: float,
         ema_decay: float | None,
     ):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
@@ -134,8 +134,9 @@ class VAEModule(ImageModel):
     @property
     def current_beta(self) -> float:
         """Beta at this optimiser step."""
-        if self.optimizer_steps < self.beta_warmup_steps:
-            return self.beta * self.optimizer_steps / self.beta_warmup_steps
+        warmup = self.in_steps(self.beta_warmup_steps)
+        if self.optimizer_steps < warmup:
+            return self.beta * self.optimizer_steps / warmup
         return self.beta
 
     def objective(self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor) -> dict[str, Tensor]:

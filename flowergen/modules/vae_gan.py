@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
+from flowergen.losses.adversarial import ramp
 from flowergen.losses.center import center_pull, center_push, class_cross_entropy
 from flowergen.losses.diff_augment import NUM_DRAWS
 from flowergen.losses.kl import kl_standard_normal
@@ -48,7 +49,7 @@ class VAEGANModule(ImageModel):
         latent, blocks: fields of ``LatentShape`` and ``Blocks``.
         reconstruction: ``l1`` or ``mse``.
         beta, beta_warmup_steps: weight of the KL against the reconstruction error, both in sums over the picture, and the
-            optimiser steps in which it grows linearly from 0.
+            optimiser steps, or the share of them, in which it grows linearly from 0.
         perceptual: whose features reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
             ``discriminator`` (its own) or ``none``. A projected discriminator sees Lite0's features as well; ``efficientnet``
             then compares those that it has seen, of augmented pictures, in training (Kettunen et al. 2019, arXiv:1906.03973).
@@ -58,8 +59,8 @@ class VAEGANModule(ImageModel):
         adversarial_weight: of the generator's adversarial loss, times the adaptive weight; 0 for no discriminator (but for its
             features).
         adaptive_weight_max: cap of the adaptive weight.
-        adversarial_start_steps, adversarial_ramp_steps: optimiser steps until the generator is told what the discriminator
-            says, and from there to the full weight. The discriminator trains from the beginning.
+        adversarial_start_steps, adversarial_ramp_steps: optimiser steps, or shares of them, until the generator is told what
+            the discriminator says, and from there to the full weight. The discriminator trains from the beginning.
         diff_augment: show both players augmented pictures.
         discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
@@ -87,7 +88,7 @@ class VAEGANModule(ImageModel):
         blocks: dict[str, Any],
         reconstruction: Literal["l1", "mse"],
         beta: float,
-        beta_warmup_steps: int,
+        beta_warmup_steps: float,
         perceptual: Literal["efficientnet", "vgg16", "lpips", "discriminator", "none"],
         perceptual_weight: float,
         perceptual_layers: Sequence[str],
@@ -95,8 +96,8 @@ class VAEGANModule(ImageModel):
         adversarial: Literal["hinge", "non_saturating"],
         adversarial_weight: float,
         adaptive_weight_max: float,
-        adversarial_start_steps: int,
-        adversarial_ramp_steps: int,
+        adversarial_start_steps: float,
+        adversarial_ramp_steps: float,
         diff_augment: bool,
         discriminator: dict[str, Any],
         class_weight: float,
@@ -107,7 +108,7 @@ class VAEGANModule(ImageModel):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         lr_schedule: LrSchedule,
-        lr_warmup_steps: int,
+        lr_warmup_steps: float,
         ema_decay: float | None,
         accumulate_grad_batches: int,
         gradient_clip_val: float | None,
@@ -120,8 +121,8 @@ class VAEGANModule(ImageModel):
         self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
         self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
-        self.adversarial_weight, self.adversarial_start_steps = adversarial_weight, adversarial_start_steps
-        self.adversarial_end_of_ramp = adversarial_start_steps + adversarial_ramp_steps
+        self.adversarial_weight = adversarial_weight
+        self.adversarial_start_steps, self.adversarial_ramp_steps = adversarial_start_steps, adversarial_ramp_steps
         self.class_weight, self.center_weight, self.center_margin = class_weight, center_weight, center_margin
         self.guard = Guard(guard, guard_margin)
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
@@ -161,10 +162,7 @@ class VAEGANModule(ImageModel):
                 image_size,
                 **discriminator,
                 loss=adversarial,
-                weight=adversarial_weight,
                 adaptive_weight_max=adaptive_weight_max,
-                start_steps=adversarial_start_steps,
-                ramp_steps=adversarial_ramp_steps,
                 augment=diff_augment,
                 features=efficientnet,
             )
@@ -218,14 +216,16 @@ class VAEGANModule(ImageModel):
     @property
     def current_beta(self) -> float:
         """Beta at this optimiser step."""
-        if self.optimizer_steps < self.beta_warmup_steps:
-            return self.beta * self.optimizer_steps / self.beta_warmup_steps
+        warmup = self.in_steps(self.beta_warmup_steps)
+        if self.optimizer_steps < warmup:
+            return self.beta * self.optimizer_steps / warmup
         return self.beta
 
     @property
     def adversarial_factor(self) -> float:
         """What the adversarial loss is multiplied with at this step, but for the adaptive weight: 0 before its start."""
-        return 0.0 if self.adversary is None else self.guard.factor * self.adversary.factor(self.optimizer_steps)
+        start, ramp_steps = self.in_steps(self.adversarial_start_steps), self.in_steps(self.adversarial_ramp_steps)
+        return self.guard.factor * self.adversarial_weight * ramp(self.optimizer_steps, start, ramp_steps)
 
     def objective(
         self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, judged: tuple[list[Tensor], list[Tensor]] | None
@@ -388,7 +388,7 @@ class VAEGANModule(ImageModel):
         Raises:
             UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
         """
-        start, limit = self.adversarial_start_steps, self.trainer.limit_train_batches
+        start, limit = self.in_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
         if self.adversarial_weight and start >= self.total_steps and whole_epochs:
             raise UserError(
@@ -403,7 +403,8 @@ class VAEGANModule(ImageModel):
         """Only weights that met the whole adversarial loss, and are not among those that the guard objects to."""
         if not self.adversarial_weight:
             return True
-        at_full_weight = min(self.adversarial_end_of_ramp, self.total_steps)
+        end_of_ramp = self.in_steps(self.adversarial_start_steps) + self.in_steps(self.adversarial_ramp_steps)
+        at_full_weight = min(end_of_ramp, self.total_steps)
         return self.optimizer_steps >= at_full_weight and not self.guard.failed
 
     def on_validation_epoch_end(self) -> None:
@@ -411,7 +412,7 @@ class VAEGANModule(ImageModel):
         super().on_validation_epoch_end()
         if self.adversarial_weight:
             (psnr,) = (value for name, value in self.val_metrics.items() if name.endswith("/psnr"))
-            self.guard.look(psnr, in_play=self.optimizer_steps > self.adversarial_start_steps)
+            self.guard.look(psnr, in_play=self.optimizer_steps > self.in_steps(self.adversarial_start_steps))
 
     def on_train_epoch_end(self) -> None:
         """Log; then keep this epoch as a good one, or warn, or go back."""

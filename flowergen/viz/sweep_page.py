@@ -1,8 +1,6 @@
 """A sweep as one HTML page that opens without a network, and as a table for a spreadsheet."""
 
-import base64
 import csv
-import html
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from flowergen.viz.html import embedded, figure, linked, page, text
+from flowergen.viz.html import table as html_table
+
 BETA = "model.beta"
 MOST_LABELS = 12  # in a chart
-WIDEST_PX = 800  # of a picture in the page
+WIDEST_PX = 1100  # of a picture in the page
+MOST_METRICS = 6  # beside what was swept; the table of all of them is folded
 LABELS = {"active_units": "active latent units", "elbo": "ELBO (nats per picture)"}
-STYLE = """
-body { font-family: sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } .failed { color: #b00 } .best { font-weight: bold }
-figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top } figcaption { font-size: smaller; color: #555 }
-img { max-width: 100% }
-"""
 
 
 @dataclass
@@ -39,6 +34,7 @@ class Job:
         overrides: what was asked for, by key.
         epochs: rows of metrics.csv with a validation, in order: column -> number.
         pictures: kind ("reconstruction", "generated") -> the newest PNG file of it.
+        page: of the run; None where it has none.
     """
 
     name: str
@@ -47,6 +43,7 @@ class Job:
     overrides: dict[str, str] = field(default_factory=dict)
     epochs: list[dict[str, float]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)
+    page: Path | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -76,9 +73,11 @@ def title_of(job: Job, keys: Sequence[str]) -> str:
 
 
 def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
-    """Column names, and a row of cells for each job: swept overrides, then the metrics of the last validated epoch."""
+    """Column names, and a row of cells for each job: swept overrides, then the metrics of the last validated epoch, the ELBO
+    first."""
     keys = swept_keys(jobs)
-    metrics = list(dict.fromkeys(name for job in jobs for name in job.metrics))
+    found = dict.fromkeys(name for job in jobs for name in job.metrics)
+    metrics = sorted(found, key=lambda name: not name.endswith("/elbo"))
     header = ["job", "status", *keys, *metrics]
     rows = [
         [
@@ -102,36 +101,48 @@ def csv_table(jobs: Sequence[Job]) -> str:
     return out.getvalue()
 
 
-def html_page(jobs: Sequence[Job], title: str) -> str:
-    """Table, curves, failed jobs and grids side by side, everything embedded."""
+def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
+    """Table, curves, failed jobs and grids side by side, everything embedded but for the links to the runs' own pages.
+
+    Args:
+        jobs: in order.
+        title: of the page.
+        folder: where it will lie.
+    """
     keys = swept_keys(jobs)
     best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
     header, rows = table(jobs)
-    lines = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in header) + "</tr>"]
-    for job, row in zip(jobs, rows, strict=True):
-        style = "failed" if job.status == "failed" else "best" if best is not None and job.metric("elbo") == best else ""
-        lines.append(f'<tr class="{style}">' + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>")
-    parts = [f"<h1>{_text(title)}</h1>", "<table>", *lines, "</table>"]
+    cells = [[text(cell) for cell in row] for row in (header, *rows)]
+    for job, row in zip(jobs, cells[1:], strict=True):
+        if job.page is not None:
+            row[0] = f'<a href="{linked(job.page, folder)}">{row[0]}</a>'
+    styles = [
+        "failed" if job.status == "failed" else "best" if best is not None and job.metric("elbo") == best else ""
+        for job in jobs
+    ]
+    shown = 2 + len(keys) + MOST_METRICS
+    parts = [html_table([row[:shown] for row in cells], styles)]
     if best is not None:
         parts.append("<p>Metrics of the last validated epoch; the highest ELBO is bold.</p>")
+    if len(header) > shown:
+        parts.append(
+            f"<details><summary>All {len(header) - 2 - len(keys)} metrics</summary>{html_table(cells, styles)}</details>"
+        )
     noted = [job for job in jobs if job.reason]
     if noted:
         parts += ["<h2>Jobs that have not finished</h2>", "<ul>"]
-        parts += [
-            f"<li>{_text(job.name)} ({_text(title_of(job, keys))}), {job.status}: {_text(job.reason)}</li>" for job in noted
-        ]
+        parts += [f"<li>{text(job.name)} ({text(title_of(job, keys))}), {job.status}: {text(job.reason)}</li>" for job in noted]
         parts.append("</ul>")
-    charts = [_figure(svg, "image/svg+xml", caption) for svg, caption in _charts(jobs, keys)]
+    charts = [figure(embedded(svg, "image/svg+xml"), caption) for svg, caption in _charts(jobs, keys)]
     parts += ["<h2>Curves</h2>", *charts] if charts else []
     for kind, heading in (("reconstruction", "Reconstructions (real above reconstructed)"), ("generated", "Samples")):
         figures = [
-            _figure(content, "image/jpeg", f"{title_of(job, keys)}, {job.pictures[kind].stem}")
+            figure(embedded(content, "image/jpeg"), f"{title_of(job, keys)}, {job.pictures[kind].stem}")
             for job in jobs
-            if kind in job.pictures and (content := _smaller(job.pictures[kind]))
+            if kind in job.pictures and (content := _as_jpeg(job.pictures[kind]))
         ]
         parts += [f"<h2>{heading}</h2>", *figures] if figures else []
-    head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
-    return "\n".join(["<!DOCTYPE html>", f"<html><head>{head}</head><body>", *parts, "</body></html>", ""])
+    return page(title, parts)
 
 
 def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]:
@@ -200,13 +211,15 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
     return out.getvalue()
 
 
-def _smaller(png: Path) -> bytes:
-    """A grid as JPEG, scaled down: fifty jobs are to make a page that opens. Empty where it is damaged."""
+def _as_jpeg(png: Path) -> bytes:
+    """A grid as JPEG, at most ``WIDEST_PX`` wide and small ones doubled: fifty jobs are to make a page that opens. Empty where
+    the file is damaged."""
     out = io.BytesIO()
     try:
         with Image.open(png) as image:
-            image.thumbnail((WIDEST_PX, 100 * WIDEST_PX))
-            image.convert("RGB").save(out, format="JPEG", quality=90)
+            factor = 2 if 2 * image.width <= WIDEST_PX else min(1.0, WIDEST_PX / image.width)
+            size = max(1, round(factor * image.width)), max(1, round(factor * image.height))
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=90)
     except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged PNG files
         return b""
     return out.getvalue()
@@ -217,15 +230,6 @@ def _short(text: str) -> str:
         return f"{float(text):.4g}"
     except ValueError:
         return text
-
-
-def _figure(content: bytes, kind: str, caption: str) -> str:
-    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-    return f'<figure><img src="{source}" alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
-
-
-def _text(text: str) -> str:
-    return html.escape(text)
 
 
 def _is_number(text: str) -> bool:

@@ -263,6 +263,30 @@ def test_a_budget_without_a_game_is_refused_once_it_is_known(tmp_path: Path, clo
         trainer.fit(build_module(config, len(data.class_names)), datamodule=data)
 
 
+def test_a_share_of_the_steps_is_of_those_that_fit(tmp_path: Path, clock: Clock) -> None:
+    """A warm-up over half of the run: the learning rate has risen to its full value in the middle, whatever the budget."""
+    options = ("data.num_images=1600", "model.lr_schedule=constant", "model.lr_warmup_steps=0.5")
+    for seconds in (40.0, 60.0):
+        module, _, seen = train(tmp_path / str(seconds), clock, seconds, *options)
+        full, half = seen.rates[-1], module.total_steps / 2
+        assert len(seen.rates) == module.total_steps > 20
+        assert 0.9 * half <= next(step for step, rate in enumerate(seen.rates, 1) if rate == full) <= 1.1 * half
+        assert seen.rates[round(half / 2) - 1] == pytest.approx(full / 2, rel=0.2)
+
+
+def test_a_game_that_starts_at_a_share_of_the_run_fits_every_budget(tmp_path: Path, clock: Clock) -> None:
+    shares = ("model.adversarial_start_steps=0.9", "model.adversarial_ramp_steps=0.05")
+    config = resolve(checked([*TINY_VAE_GAN, "trainer.budget=1h", *shares])[0])
+    data = build_datamodule(config)
+    data.setup()
+    trainer, module = build_trainer(config, RunFolder(tmp_path), None), build_module(config, len(data.class_names))
+    (own,) = (callback for callback in trainer.callbacks if isinstance(callback, Budget))
+    own.seconds, own.clock, own.started = 30.0, clock, clock()
+    trainer.callbacks.append(Ageing(clock))
+    trainer.fit(module, datamodule=data)
+    assert module.adversarial_factor == module.adversarial_weight
+
+
 def test_the_rehearsal_leaves_no_trace(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps with and without it: the same weights and the same validation, to the bit."""
     options = ("data.num_images=1600", "model.lr_schedule=constant", "model.norm=batch")

@@ -20,10 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "num_halvings": "auto",
     "norm": "group",
     "loss": "hinge",
-    "weight": 0.5,
     "adaptive_weight_max": 10.0,
-    "start_steps": 10,
-    "ramp_steps": 5,
     "augment": True,
     "features": OutsideNet(partial(load_efficientnet, "lite0", "the test")),
 }
@@ -76,11 +73,6 @@ def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind:
     assert not torch.allclose(adversary.judge(x, u).logits, plain.judge(x, u).logits)
     assert torch.equal(plain.judge(x, u).logits, plain.judge(x).logits)
     assert torch.equal(adversary.judge(x).logits, plain.judge(x).logits), "validation sees pictures as they are"
-
-
-def test_the_generator_is_told_nothing_before_the_start_then_more_and_more() -> None:
-    factors = [make().factor(step) for step in (0, 9, 10, 12, 14, 15, 1000)]
-    assert factors == pytest.approx([0, 0, 0.1, 0.3, 0.5, 0.5, 0.5])
 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])

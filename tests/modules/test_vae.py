@@ -133,9 +133,11 @@ def test_residual_blocks_start_as_the_identity_and_learn() -> None:
     assert len(blocks) == 2 * 2 * stages
 
 
-def test_beta_grows_in_our_own_steps() -> None:
-    module = make(beta=4.0, beta_warmup_steps=10)
-    seen = []
+@pytest.mark.parametrize("warmup", [10, 0.05])
+def test_beta_grows_in_our_own_steps(warmup: float) -> None:
+    """Steps, or a share of the run's 200."""
+    module = make(beta=4.0, beta_warmup_steps=warmup)
+    module.total_steps, seen = 200, []
     for step in (0, 5, 10, 99):
         module.optimizer_steps = step
         seen.append(module.current_beta)

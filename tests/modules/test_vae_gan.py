@@ -366,6 +366,18 @@ def test_what_is_logged_as_loss_has_the_adversarial_term_in_it() -> None:
     torch.testing.assert_close(module.scores(batch())["loss"], plain)
 
 
+@pytest.mark.parametrize(("start", "ramp_steps"), [(10, 5), (0.1, 0.05)])
+def test_the_generator_is_told_nothing_before_the_start_then_more_and_more(start: float, ramp_steps: float) -> None:
+    """Steps, or shares of the run's 100."""
+    module = make(adversarial_start_steps=start, adversarial_ramp_steps=ramp_steps)
+    module.total_steps = 100
+    factors = []
+    for step in (0, 9, 10, 12, 14, 15, 1000):
+        module.optimizer_steps = step
+        factors.append(module.adversarial_factor)
+    assert factors == pytest.approx([0, 0, 0.1, 0.3, 0.5, 0.5, 0.5])
+
+
 def test_the_guard_s_rollbacks_halve_the_adversarial_weight() -> None:
     module = make(1000)
     assert module.adversarial_factor == 0.5
@@ -373,9 +385,11 @@ def test_the_guard_s_rollbacks_halve_the_adversarial_weight() -> None:
     assert module.adversarial_factor == 0.125
 
 
-def test_beta_grows_in_our_own_steps() -> None:
-    module = make(beta=4.0, beta_warmup_steps=10)
-    seen = []
+@pytest.mark.parametrize("warmup", [10, 0.05])
+def test_beta_grows_in_our_own_steps(warmup: float) -> None:
+    """Steps, or a share of the run's 200."""
+    module = make(beta=4.0, beta_warmup_steps=warmup)
+    module.total_steps, seen = 200, []
     for step in (0, 5, 10, 99):
         module.optimizer_steps = step
         seen.append(module.current_beta)

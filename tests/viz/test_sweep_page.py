@@ -29,7 +29,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     write_png(tmp_path / "generated_epoch_2.png", np.zeros((4, 4, 3), dtype=np.uint8))
     failed = Job("2", "failed", "UserError: no <GPU>", {"model.beta": "9", "seed": "0"})
     jobs = [job(0, "0.5", 90, 700), job(1, "2", 60, 720, pictures={"generated": tmp_path / "generated_epoch_2.png"}), failed]
-    page = html_page(jobs, "a & b")
+    page = html_page(jobs, "a & b", tmp_path)
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("data:image/svg+xml;base64,") == 4
     assert page.count("data:image/jpeg;base64,") == 1
@@ -42,20 +42,20 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
 def test_damaged_pictures_and_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "generated_epoch_2.png").write_text("no picture")
     jobs = [job(0, "0.5", 90, float("nan")), job(1, "2", 60, 720, pictures={"generated": tmp_path / "generated_epoch_2.png"})]
-    page = html_page(jobs, "sweep")
+    page = html_page(jobs, "sweep", Path())
     assert "data:image/jpeg" not in page
     assert page.index('class="best"') < page.index("<td>1</td>"), "NaN is not the best"
     assert page.count('class="best"') == 1
 
 
 def test_a_sweep_without_numbers_yet_has_a_page_too() -> None:
-    assert "running, or killed" in html_page([Job("0", "running, or killed", "last wrote 3 s ago")], "sweep")
+    assert "running, or killed" in html_page([Job("0", "running, or killed", "last wrote 3 s ago")], "sweep", Path())
 
 
 def test_training_set_metrics_stay_labelled_as_such() -> None:
     runs = [Job(str(b), "finished", overrides={"model.beta": str(b)},
                 epochs=[{"epoch": 1.0, "trainset/elbo": 5.0 + b, "trainset/loss_kl": 2.0}]) for b in (0, 1)]  # fmt: skip
-    page = html_page(runs, "sweep")
+    page = html_page(runs, "sweep", Path())
     assert "<th>trainset/elbo</th>" in page
     assert "val/" not in page
     assert page.count("data:image/svg+xml;base64,") == 3, "rate-distortion, ELBO against beta (0 among them), over epochs"

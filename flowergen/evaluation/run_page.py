@@ -1,0 +1,211 @@
+"""``index.html`` of a run folder: its pictures, curves, metric card and the commands to go on, without a network."""
+
+import csv
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowergen.errors import UserError
+from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, newest_card, shown
+from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
+
+MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
+MOST_DENOISED = 8
+MOST_EARLIER = 40
+OF_MODEL = {  # whose values are the model's, by part of the card
+    "samples": ("samples",),
+    "copies": ("samples",),
+    "reconstructions": ("reference",),
+    "denoising": ("held_out",),
+}
+MEANINGS = {
+    "fid": "How far the statistics of generated pictures are from those of photographs; the floor is what as many real "
+    "pictures score. Lower is better.",
+    "class_accuracy": "How often a classifier of photographs recognises the class that was asked for.",
+    "precision": "The share of generated pictures that lie among the photographs.",
+    "recall": "The share of photographs that lie among the generated pictures: low where samples vary little.",
+    "copies_pixels_calibrated": "The share of generated pictures that are suspiciously close to a training picture, pixel by "
+    "pixel. Held-out photographs show what is usual.",
+    "copies_features_calibrated": "The same in the features of the network above.",
+    "rfid": "The distance of reconstructions to the photographs that they are of.",
+    "psnr": "Of reconstructions: 20 dB is blurred, 30 dB is close.",
+    "ssim": "Of reconstructions: 1 is equal.",
+    "denoising_loss": "On held-out pictures, beside training pictures: far apart means memorising.",
+}
+
+
+def write_run_page(folder: Path, training: bool = False) -> Path:
+    """Write the page of what lies in a run folder now.
+
+    Args:
+        folder: of the run.
+        training: whether the page reloads itself.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    config = _config(folder)
+    image_size = _image_size(config)
+    parts = [f"<p>{text(_status(folder, config, training))}</p>"]
+    for heading, figures in (
+        ("Samples", _samples(folder, image_size)),
+        ("Reconstructions", _newest(folder, "reconstruction", "Photographs above, their reconstructions below", image_size)),
+        ("From noise (left) to what the network takes the picture to be (right)", _denoising(folder, image_size)),
+        (
+            "Curves",
+            [figure("loss_plot.png", "loss_plot.png, from metrics.csv")] if (folder / "loss_plot.png").is_file() else [],
+        ),
+        ("Metric card", _card(folder, image_size)),
+        ("Go on", [_commands(folder, config)]),
+        ("", _earlier(folder, image_size)),
+    ):
+        if figures:
+            parts += [f"<h2>{heading}</h2>" if heading else "", *figures]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    partial = path.with_name("index.html.partial")
+    try:
+        partial.write_text(page(f"{folder.parent.name}/{folder.name}", parts, training), encoding="utf-8", errors="replace")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = config.get(name)
+    return group if isinstance(group, dict) else {}
+
+
+def _image_size(config: Mapping[str, Any]) -> int:
+    size = _group(config, "data").get("image_size")
+    return size if isinstance(size, int) and size > 0 else 64
+
+
+def _is_diffusion(config: Mapping[str, Any]) -> bool:
+    return "sampling" in _group(config, "model")
+
+
+def _status(folder: Path, config: Mapping[str, Any], training: bool) -> str:
+    model = str(_group(config, "model").get("_target_", "")).rpartition(".")[2].removesuffix("Module")
+    what = f"{model} on {_group(config, 'data').get('name')} at {_image_size(config)} px"
+    try:
+        rows = list(csv.DictReader((folder / "metrics.csv").read_text(errors="replace").splitlines()))
+        done = f", {int(rows[-1]['step']):,} optimiser steps, epoch {rows[-1]['epoch']}"
+    except (OSError, IndexError, KeyError, TypeError, ValueError, csv.Error):
+        done = ""
+    state = "training; this page reloads itself" if training else "written"
+    return f"{what}{done}. {state.capitalize()}, {time.strftime('%Y-%m-%d %H:%M:%S')}."
+
+
+def _numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
+    """Epoch and file, in order."""
+    found = (folder / "images").glob(f"{kind}_epoch_*.png")
+    return sorted((int(match[1]), path) for path in found if (match := re.search(r"_(\d+)\.png$", path.name)))
+
+
+def _newest(folder: Path, kind: str, caption: str, image_size: int) -> list[str]:
+    return [enlarged(path, folder, f"{caption}, epoch {epoch}", image_size) for epoch, path in _numbered(folder, kind)[-1:]]
+
+
+def _sampled(folder: Path) -> Path | None:
+    """The folder that ``flowergen.sample`` wrote last."""
+    grids = list(folder.glob("samples/*/grid.png"))
+    return max(grids, key=lambda path: path.stat().st_mtime).parent if grids else None
+
+
+def _samples(folder: Path, image_size: int) -> list[str]:
+    sampled = _sampled(folder)
+    if sampled is None:
+        return _newest(folder, "generated", "Generated", image_size)
+    by_class: dict[str, list[Path]] = {}
+    for path in sorted(sampled.glob("pictures/*.png")):
+        by_class.setdefault(_class_of(path), []).append(path)
+    if not 2 <= len(by_class) <= MOST_CLASSES:
+        caption = f"{sampled.relative_to(folder)}, by flowergen.sample; the pictures themselves lie there"
+        return [enlarged(sampled / "grid.png", folder, caption, image_size)]
+    return [
+        f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, image_size)}</div>'
+        for name, paths in by_class.items()
+    ]
+
+
+def _class_of(path: Path) -> str:
+    """Of the name of a sample's file, see ``sample_files.file_name``: "53 sunflower" of seed0_class053_sunflower_00008.png."""
+    match = re.fullmatch(r"seed\d+_class(\d+)_(\w*)_\d+", path.stem)
+    return f"{int(match[1])} {match[2].replace('_', ' ')}" if match else ""
+
+
+def _denoising(folder: Path, image_size: int) -> list[str]:
+    sampled = _sampled(folder)
+    found = sorted(sampled.glob("denoising/*.gif"))[:MOST_DENOISED] if sampled else []
+    return [enlarged(path, folder, _class_of(path), image_size) for path in found]
+
+
+def _card(folder: Path, image_size: int) -> list[str]:
+    try:
+        own, card = newest_card(folder)
+        rows = [["", "this model", "beside it", "what it says"], *_rows_of(card)]
+        against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}; the whole card: "
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # none, or somebody else's
+        return []
+    parts = [table(rows), f'<p>{text(against)}<a href="{linked(own / "card.md", folder)}">card.md</a></p>']
+    for space in ("pixels", "features"):
+        if (own / f"copies_{space}.png").is_file():
+            caption = f"The most suspicious pairs in {space}: samples, and below each the nearest training picture"
+            parts.append(enlarged(own / f"copies_{space}.png", folder, caption, image_size))
+    return parts
+
+
+def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
+    """Of the metrics that ``MEANINGS`` explains: name, the model's value, floors, meaning."""
+    rows = []
+    for metric in (name for name in MEANINGS if name in card["results"]):
+        found, words = card["results"][metric], DENOISING_OF if FIGURES[metric].part == "denoising" else OF
+        of = next((of for of in OF_MODEL[FIGURES[metric].part] if of in found), None)
+        if of is None:  # the photographs' value alone
+            continue
+        values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != of]
+        label = label_of(metric, card["protocol"]["extractor"])
+        rows.append([text(label), text(shown(metric, found[of])), text("; ".join(values)), text(MEANINGS[metric])])
+    return rows
+
+
+def _commands(folder: Path, config: Mapping[str, Any]) -> str:
+    def command(name: str, *arguments: str) -> str:
+        return " ".join(["python -m", f"flowergen.{name}", *map(shlex.quote, arguments)])
+
+    run = f"run={folder}"
+    lines = [command("sample", run), command("evaluate", run), command("export", run)]
+    if not _is_diffusion(config):
+        lines.append(command("vary", run, "image=FILE"))
+        lines.append(
+            command("train", "model=latent_ddpm", f"data={_group(config, 'data').get('name')}", f"autoencoder={folder}")
+        )
+    more = "trainer.budget=TIME" if _group(config, "trainer").get("budget") else "trainer.max_epochs=NUMBER"
+    lines.append(f"{command('train', f'resume={folder}')} {more}")
+    return f"<pre>{text(chr(10).join(lines))}</pre>"
+
+
+def _earlier(folder: Path, image_size: int) -> list[str]:
+    pictures = _numbered(folder, "generated")[-MOST_EARLIER:]
+    if len(pictures) < 2:
+        return []
+    figures = [enlarged(path, folder, f"Generated, epoch {epoch}", image_size) for epoch, path in reversed(pictures)]
+    return [f"<details><summary>Generated while training</summary>{''.join(figures)}</details>"]

@@ -1,0 +1,84 @@
+"""New flowers by class from Oxford 102 Flowers: both stages, samples, the metric card, and a page of all of it.
+
+    python scripts/reproduce.py                       what `make flowers` does: an hour on two CPU cores
+    python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
+
+`experiment=flowers_laptop_vae_gan` and `experiment=flowers_laptop_ldm` are trained for a quarter and six tenths of the
+minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder` and `diffusion`; the page
+is the latter's `index.html`. Stopped or killed, the same command goes on, and what is finished is not done again.
+"""
+
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from flowergen.config.command import one_line_errors
+from flowergen.config.run_folder import RunFolder
+from flowergen.errors import UserError
+
+AUTOENCODER, DIFFUSION = 0.25, 0.6  # of the minutes
+SHOWN = "classes=[sunflower,rose,passion_flower,water_lily,foxglove,gazania,tiger_lily,bird_of_paradise]"
+DEFAULTS = {"minutes": "60", "data.root": "", "paths.cache_dir": "", "seed": "0", "out": "outputs/flowers"}
+
+
+def main() -> None:
+    """Each part in a process of its own."""
+    given = dict(DEFAULTS)
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key not in DEFAULTS or not value:
+            raise UserError(f"{argument}: this command takes {', '.join(f'{name}=VALUE' for name in DEFAULTS)}")
+        given[key] = value
+    try:
+        minutes = float(given["minutes"])
+    except ValueError:
+        minutes = 0.0
+    if not 1 <= minutes <= 10_000:
+        raise UserError(f"minutes={given['minutes']} must be a number from 1 to 10,000")
+    out = Path(given["out"]).absolute()
+    first, second = RunFolder(out / "autoencoder"), RunFolder(out / "diffusion")
+    places = [f"{key}={given[key]}" for key in ("data.root", "paths.cache_dir") if given[key]]
+
+    say(minutes, "1 of 4: the autoencoder")
+    train(first, AUTOENCODER * minutes, ["experiment=flowers_laptop_vae_gan", f"seed={given['seed']}"], places)
+    say((1 - AUTOENCODER) * minutes, "2 of 4: diffusion in its latent space")
+    stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}", f"autoencoder={first.path}"]
+    train(second, DIFFUSION * minutes, stage2, places)
+    say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 4: samples")
+    if not list(second.path.glob("samples/*/grid.png")):
+        run("sample", f"run={second.path}", SHOWN, "num_per_class=8")
+    say(None, "4 of 4: the metric card")
+    run("evaluate", f"run={second.path}", *(place for place in places if place.startswith("data.root=")))
+    print(f"\npage: {second.page}")
+
+
+def say(minutes_left: float | None, what: str) -> None:
+    """A line between two parts."""
+    left = "" if minutes_left is None else f", about {minutes_left:.0f} minutes left"
+    print(f"\n== {what}{left}", flush=True)
+
+
+def train(folder: RunFolder, minutes: float, overrides: list[str], places: list[str]) -> None:
+    """Begin a run, go on with it, or leave it as it is."""
+    budget = f"trainer.budget={60 * minutes:.0f}s"
+    if not folder.config.exists():
+        run("train", *overrides, *places, budget, f"hydra.run.dir={folder.path}")
+    elif folder.exit() != "finished":
+        run("train", f"resume={folder.path}", *places, budget)
+
+
+def run(command: str, *arguments: str) -> None:
+    """``python -m flowergen.COMMAND``; its failure ends this one. Ctrl-C reaches both, and the command saves what it has."""
+    process = subprocess.Popen([sys.executable, "-m", f"flowergen.{command}", *arguments])
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while process.poll() is None:
+        with suppress(KeyboardInterrupt):
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+
+
+if __name__ == "__main__":
+    one_line_errors(main)

@@ -1,0 +1,155 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import yaml
+
+from flowergen.evaluation.card import summarised
+from flowergen.evaluation.run_page import write_run_page
+from flowergen.viz.grids import write_png
+
+RESULTS = {
+    "fid": {"samples": [694.0, 698.0], "train": [228.0]},
+    "class_accuracy": {"samples": [0.267], "held_out": [0.817]},
+    "psnr": {"reference": [23.5]},
+    "denoising_loss": {"train": [0.5], "held_out": [0.75]},
+}
+
+
+def grid(path: Path, width: int = 20) -> Path:
+    write_png(path, np.zeros((10, width, 3), dtype=np.uint8))
+    return path
+
+
+def run_folder(path: Path, **model: Any) -> Path:
+    """As a diffusion run leaves it."""
+    path.mkdir(parents=True)
+    config = {
+        "model": {"_target_": "flowergen.modules.latent_ddpm.LatentDDPMModule", "sampling": {}, **model},
+        "data": {"name": "a <b> & c", "image_size": 64},
+        "trainer": {"budget": "10min"},
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "metrics.csv").write_text("epoch,step,train/loss\n1,10,0.5\n2,1234,0.4\n")
+    for kind in ("generated", "reconstruction"):
+        for epoch in (2, 10):
+            grid(path / "images" / f"{kind}_epoch_{epoch}.png")
+    grid(path / "loss_plot.png")
+    return path
+
+
+def write_card(folder: Path, results: dict[str, Any]) -> None:
+    grid(folder / "copies_pixels.png")
+    (folder / "card.md").write_text("whole")
+    protocol = {"extractor": "efficientnet", "num_reference": 819, "reference": "test pictures"}
+    card = {"protocol": protocol, "results": summarised(results), "made": {"date": "2030"}}
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def sources_of(page: str) -> list[str]:
+    return [unquote(source) for source in re.findall(r'(?:src|href)="([^"]*)"', page)]
+
+
+def test_the_page_shows_what_the_folder_holds(tmp_path: Path) -> None:
+    """Every link leads to a file in the folder; the newest pictures come first; text is escaped."""
+    run = run_folder(tmp_path / "no'name" / "2030 <i>")
+    for number in range(2):
+        grid(run / "samples" / "seed0" / "denoising" / f"seed0_class00{number}.gif")
+    grid(run / "samples" / "seed0" / "grid.png", width=300)
+    write_card(run / "evaluation" / "aa", RESULTS)
+    assert write_run_page(run) == run / "index.html"
+    page = (run / "index.html").read_text()
+    sources = sources_of(page)
+    assert all((run / source).is_file() for source in sources)
+    assert [source for source in sources if "generated" in source] == [
+        "images/generated_epoch_10.png",
+        "images/generated_epoch_2.png",
+    ]
+    assert "images/reconstruction_epoch_10.png" in sources
+    assert "images/reconstruction_epoch_2.png" not in sources
+    assert {"samples/seed0/grid.png", "loss_plot.png", "evaluation/aa/copies_pixels.png", "evaluation/aa/card.md"} <= set(
+        sources
+    )
+    assert len([source for source in sources if source.endswith(".gif")]) == 2
+    assert 'width="600"' in page, "pictures of 64 px are shown at 128"
+    assert "1,234 optimiser steps, epoch 2" in page
+    assert "a &lt;b&gt; &amp; c at 64 px" in page
+    assert "<i>" not in page
+    assert 'http-equiv="refresh"' not in page
+    assert not list(run.glob("*.partial"))
+
+
+def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
+    """Eight at most, in order; of one class or of none, the grid."""
+    run = run_folder(tmp_path / "run")
+    samples = run / "samples" / "seed0"
+    grid(samples / "grid.png")
+    for number in range(10):
+        grid(samples / "pictures" / f"seed0_class053_sun_flower_{number:05d}.png")
+    assert "samples/seed0/grid.png" in sources_of(write_run_page(run).read_text())
+    grid(samples / "pictures" / "seed0_class007_rose_00010.png")
+    page = write_run_page(run).read_text()
+    assert re.findall(r"<span>(.*?)</span>", page) == ["7 rose", "53 sun flower"]
+    shown = [source for source in sources_of(page) if "pictures/" in source]
+    assert shown == ["samples/seed0/pictures/seed0_class007_rose_00010.png"] + [
+        f"samples/seed0/pictures/seed0_class053_sun_flower_{number:05d}.png" for number in range(8)
+    ]
+    assert page.count('width="128" height="128"') == 9
+
+
+def test_the_card_is_told_in_words(tmp_path: Path) -> None:
+    """The model's value, then what to hold it against; what is of photographs alone is no value of the model."""
+    run = run_folder(tmp_path / "run")
+    write_card(run / "evaluation" / "aa", RESULTS)
+    page = write_run_page(run).read_text()
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)]
+    found = {row[0]: row[1:3] for row in rows if row}
+    assert found["Fréchet distance (efficientnet)"] == ["696.00 ± 2.83", "228.00 (floor: training pictures)"]
+    assert found["of their class"] == ["26.7%", "81.7% (held-out pictures)"]
+    assert found["PSNR, dB"] == ["23.50", ""]
+    assert found["denoising loss"] == ["0.7500", "0.5000 (as many training pictures)"]
+    write_card(run / "evaluation" / "aa", {"class_accuracy": {"held_out": [0.8]}})
+    assert "of their class" not in write_run_page(run).read_text()
+
+
+def test_a_page_of_a_run_in_training_reloads_itself(tmp_path: Path) -> None:
+    page = write_run_page(run_folder(tmp_path / "run"), training=True).read_text()
+    assert '<meta http-equiv="refresh" content="30">' in page
+    assert "reloads itself" in page
+
+
+def test_commands_fit_the_model(tmp_path: Path) -> None:
+    diffusion = write_run_page(run_folder(tmp_path / "a run")).read_text()
+    assert "flowergen.sample &#x27;run=" in diffusion
+    assert "autoencoder=" not in diffusion
+    assert "trainer.budget=" in diffusion
+    autoencoder = run_folder(tmp_path / "b")
+    (autoencoder / "config.yaml").write_text(
+        yaml.safe_dump({"model": {}, "data": {"name": "dogs"}, "trainer": {"max_epochs": 3}})
+    )
+    page = write_run_page(autoencoder).read_text()
+    assert f"model=latent_ddpm data=dogs autoencoder={autoencoder}" in page
+    assert "trainer.max_epochs=" in page
+
+
+@pytest.mark.parametrize("content", ["", "[", "[1]", "model: 3\ndata: []\ntrainer: x", "data: {image_size: -1}", "\x00"])
+def test_what_is_damaged_is_left_out(content: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    (run / "config.yaml").write_text(content)
+    (run / "metrics.csv").write_text(content)
+    (run / "images" / "generated_epoch_10.png").write_text("no picture")
+    (run / "evaluation" / "aa").mkdir(parents=True)
+    for card in (content, "{}", '{"protocol": {}, "results": {"fid": 3}, "made": {"date": "x"}}'):
+        (run / "evaluation" / "aa" / "card.json").write_text(card)
+        page = write_run_page(run).read_text()
+        assert "images/reconstruction_epoch_10.png" in page
+        assert "generated_epoch_10" not in page
+        assert "Metric card" not in page
+
+
+def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
+    assert "<h1>" in write_run_page(tmp_path).read_text()

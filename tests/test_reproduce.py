@@ -1,0 +1,79 @@
+"""What scripts/reproduce.py starts, goes on with and leaves alone; the commands themselves have their own tests."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import reproduce
+import yaml
+
+from flowergen.config.command import checked
+from flowergen.config.overrides import resolve
+from flowergen.errors import UserError
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would be run, in order."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(reproduce, "run", lambda *arguments: seen.append(list(arguments)))
+    return seen
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+    reproduce.main()
+
+
+def left(folder: Path, exit_: str) -> None:
+    """A run folder as a session leaves it that ended so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({}))
+    (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
+
+
+def test_both_stages_samples_and_the_card_within_the_minutes(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(monkeypatch, "minutes=20", "data.root=/pictures", "seed=3", f"out={tmp_path}")
+    stage1, stage2, sample, evaluate = commands
+    config = resolve(checked(stage1[1:-1])[0])
+    assert (config["seed"], config["data"]["root"], config["trainer"]["budget"]) == (3, "/pictures", "300s")
+    assert f"autoencoder={tmp_path}/autoencoder" in stage2
+    assert {"trainer.budget=720s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
+    assert sample[:2] == ["sample", f"run={tmp_path}/diffusion"]
+    assert evaluate == ["evaluate", f"run={tmp_path}/diffusion", "data.root=/pictures"]
+    out = capsys.readouterr().out
+    assert out.endswith(f"page: {tmp_path}/diffusion/index.html\n")
+    assert [line for line in out.splitlines() if "left" in line][1].endswith("about 15 minutes left")
+
+
+def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left(tmp_path / "autoencoder", "finished")
+    left(tmp_path / "diffusion", "running, or killed")
+    start(monkeypatch, f"out={tmp_path}")
+    assert commands[0] == ["train", f"resume={tmp_path}/diffusion", "trainer.budget=2160s"]
+    assert [name for name, *_ in commands] == ["train", "sample", "evaluate"]
+
+    commands.clear()
+    left(tmp_path / "diffusion", "finished")
+    (tmp_path / "diffusion" / "samples" / "seed0").mkdir(parents=True)
+    (tmp_path / "diffusion" / "samples" / "seed0" / "grid.png").touch()
+    start(monkeypatch, f"out={tmp_path}")
+    assert [name for name, *_ in commands] == ["evaluate"]
+
+
+@pytest.mark.parametrize("argument", ["minutes=x", "minutes=0", "minutes=nan", "model=vae", "out=", "minutes"])
+def test_other_arguments_are_refused(argument: str, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=argument.partition("=")[0]):
+        start(monkeypatch, argument)
+    assert not commands
+
+
+def test_a_command_that_fails_ends_it_with_the_same_status(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        reproduce.run("sample", f"run={tmp_path}/missing")
+    assert ended.value.code == 2
