@@ -1,18 +1,14 @@
 """Features of real pictures, computed once and kept in the cache."""
 
 import logging
-import sys
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress
 
 from flowergen.errors import UserError
+from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.extractors import Extractor, in_batches
 from flowergen.evaluation.pictures import PictureSet
 from flowergen.evaluation.rows import Rows
@@ -58,12 +54,3 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
                 "make room there or choose another folder with paths.cache_dir="
             ) from error
     return rows.array("features"), rows.array("logits")
-
-
-def with_bar(what: str, batches: Iterator[Any], done: int, total: int) -> Iterator[Any]:
-    """Batches, or pairs of them, with a bar on a terminal."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(what, total=total, completed=done)
-        for batch in batches:
-            yield batch
-            progress.advance(task, len(batch[0]) if isinstance(batch, tuple) else len(batch))

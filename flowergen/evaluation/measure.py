@@ -11,8 +11,9 @@ from flowergen.data.batch import Batch
 from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
+from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.extractors import in_batches
-from flowergen.evaluation.features import AT_A_TIME, collection_features, with_bar
+from flowergen.evaluation.features import AT_A_TIME, collection_features
 from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured, Pairs
 from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures, repeated

@@ -12,9 +12,10 @@ from torch import Tensor
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import copies, features
+from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.copies import COPY_RATIO
 from flowergen.evaluation.extractors import Extractor
-from flowergen.evaluation.features import collection_features, with_bar
+from flowergen.evaluation.features import collection_features
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import PictureSet, real_pictures_of
 from flowergen.evaluation.real_side import RealSide, SetDistances
