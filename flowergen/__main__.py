@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "the metric card of a run, or of any pictures: python -m flowergen.evaluate run=RUN",
     "latents": "maps of a latent space, class figures, posterior collapse: python -m flowergen.latents run=RUN",
     "export": "a model for programs without torch, as ONNX, or its weights: python -m flowergen.export run=RUN",
-    "report": "one page over a sweep: python -m flowergen.report sweep=DIR",
+    "report": "one page over a run or a sweep: python -m flowergen.report run=RUN",
     "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
     "doctor": "what is there for training, what is missing, and how to get it",
 }

@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from flowergen.config.command_schema import Evaluate
 from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import RunFolder, find_run, git_state, hardware, locked, versions, write_atomically
-from flowergen.config.run_page import rewrite_page
+from flowergen.config.run_page import write_page
 from flowergen.config.sampling import OF_DIFFUSION, check_sampling
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
@@ -57,8 +58,9 @@ def main() -> None:
 
     print(markdown(card).partition("\n## Protocol")[0])
     print(f"\ncard: {printable(str(folder / 'card.md'))}")
-    for line in rewrite_page(run) if run and config["out"] is None else []:
-        print(line)
+    if run and config["out"] is None:
+        with suppress(OSError):  # the card is there all the same
+            print(f"page: {printable(str(write_page(run)))}")
 
 
 def _one_of(config: dict[str, Any]) -> str:
@@ -90,7 +92,7 @@ def _compare(typed: str) -> None:
     for path in paths:
         if not path.exists():
             raise UserError(f"compare: {printable(str(path))} does not exist; give run folders or folders of cards")
-    print("\n".join(comparison([newest_card(path)[1] for path in paths])))
+    print("\n".join(comparison([newest_card(path) for path in paths])))
 
 
 def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, Any]:

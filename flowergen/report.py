@@ -14,7 +14,8 @@ from flowergen.config.command import one_line_errors
 from flowergen.config.command_schema import Report
 from flowergen.config.plain_command import read_command_line
 from flowergen.config.run_folder import RunFolder, find_run, make_folder, write_atomically
-from flowergen.config.run_page import rewrite_page
+from flowergen.config.run_page import write_page
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 
@@ -54,10 +55,10 @@ def _run_page(config: dict[str, Any]) -> None:
     if config["out"] is not None:
         raise UserError("out= is for sweep=: a run's page shows the files of its folder and lies beside them")
     run, _ = find_run(config["run"])
-    lines = rewrite_page(run)
-    if not lines:
-        raise UserError(f"{run.page} cannot be written: make its folder writable, or copy the run to where you may write")
-    print(*lines, sep="\n")
+    try:
+        print(f"page: {printable(str(write_page(run)))}")
+    except OSError as error:
+        raise UserError(f"{run.page} cannot be written ({error.strerror}): copy the run to where you may write") from error
 
 
 def read_sweep(sweep: Path) -> list[Job]:

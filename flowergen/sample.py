@@ -1,6 +1,7 @@
 """``python -m flowergen.sample``: new pictures from a trained model, and how they came about."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from flowergen.config.command_schema import Sample
 from flowergen.config.machine_limits import says_what_to_shrink
 from flowergen.config.plain_command import output_folder, read_command_line
 from flowergen.config.run_folder import find_run
-from flowergen.config.run_page import rewrite_page
+from flowergen.config.run_page import write_page
 from flowergen.config.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
@@ -44,7 +45,8 @@ def main() -> None:
     with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)
     if config["out"] is None:
-        lines += rewrite_page(run)
+        with suppress(OSError):  # the pictures are there all the same
+            lines.append(f"page: {printable(str(write_page(run)))}")
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flowergen.config.command import one_line_errors
 from flowergen.config.run_folder import RunFolder
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
 AUTOENCODER, DIFFUSION = 0.25, 0.6  # of the minutes
@@ -44,14 +45,14 @@ def main() -> None:
     say(minutes, "1 of 4: the autoencoder")
     train(first, AUTOENCODER * minutes, ["experiment=flowers_laptop_vae_gan", f"seed={given['seed']}"], places)
     say((1 - AUTOENCODER) * minutes, "2 of 4: diffusion in its latent space")
-    stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}", f"autoencoder={first.path}"]
-    train(second, DIFFUSION * minutes, stage2, places)
+    stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}"]
+    train(second, DIFFUSION * minutes, stage2, [*places, f"autoencoder={first.path}"])
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 4: samples")
-    if not list(second.path.glob("samples/*/grid.png")):
+    if not list(second.path.glob("samples/*/denoising_path.png")):  # which is written last
         run("sample", f"run={second.path}", SHOWN, "num_per_class=8")
     say(None, "4 of 4: the metric card")
     run("evaluate", f"run={second.path}", *(place for place in places if place.startswith("data.root=")))
-    print(f"\npage: {second.page}")
+    print(f"\npage: {printable(str(second.page))}")
 
 
 def say(minutes_left: float | None, what: str) -> None:
@@ -60,13 +61,28 @@ def say(minutes_left: float | None, what: str) -> None:
     print(f"\n== {what}{left}", flush=True)
 
 
-def train(folder: RunFolder, minutes: float, overrides: list[str], places: list[str]) -> None:
-    """Begin a run, go on with it, or leave it as it is."""
-    budget = f"trainer.budget={60 * minutes:.0f}s"
+def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[str]) -> None:
+    """Begin a run, go on with it, or leave it as it is.
+
+    Args:
+        folder: of the run.
+        minutes: its budget.
+        overrides: that make the run what it is.
+        more: overrides that say where things lie.
+
+    Raises:
+        UserError: the folder's run is another one.
+    """
+    own = [*overrides, f"trainer.budget={60 * minutes:.0f}s"]
     if not folder.config.exists():
-        run("train", *overrides, *places, budget, f"hydra.run.dir={folder.path}")
-    elif folder.exit() != "finished":
-        run("train", f"resume={folder.path}", *places, budget)
+        run("train", *own, *more, f"hydra.run.dir={folder.path}")
+        return
+    stored = folder.read_overrides()
+    other = [line for line in own if line not in stored]
+    if other:
+        raise UserError(f"{folder.path} is a run without {' '.join(other)}: give another folder by out=")
+    if folder.exit() != "finished" and not folder.is_complete():
+        run("train", f"resume={folder.path}")
 
 
 def run(command: str, *arguments: str) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flowergen import report
 from flowergen.errors import UserError
 from flowergen.report import read_sweep
 from flowergen.viz.sweep_page import swept_keys
@@ -65,6 +67,36 @@ def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
     running = {job.name: job for job in read_sweep(tmp_path)}["10"]
     assert running.status == "running, or killed"
     assert f"resume={tmp_path / '10'}" in running.reason
+
+
+def test_a_job_leads_to_its_page_and_a_run_has_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the jobs by a relative link, elsewhere by an absolute one."""
+    sweep, elsewhere = tmp_path / "a sweep", tmp_path / "elsewhere"
+    for number in range(2):
+        job(sweep, number, "finished")
+    config = {"paths": {}, "model": {}, "data": {"name": "x"}, "trainer": {}}
+    (sweep / "1" / "config.yaml").write_text(yaml.safe_dump(config))
+    for arguments in ([f"run={sweep / '1'}"], [f"sweep={sweep}"], [f"sweep={sweep}", f"out={elsewhere}"]):
+        monkeypatch.setattr(sys, "argv", ["report", *arguments])
+        report.main()
+    assert f"page: {sweep / '1' / 'index.html'}" in capsys.readouterr().out
+    page = (sweep / "report.html").read_text()
+    assert '<a href="1/index.html">1</a>' in page
+    assert 'href="0' not in page
+    assert f'<a href="{(sweep / "1" / "index.html").as_uri()}">1</a>' in (elsewhere / "report.html").read_text()
+    assert "<th>val/elbo</th>" in page
+
+
+@pytest.mark.parametrize("arguments", [[], ["run=a", "sweep=b"], ["run=a", "out=b"]])
+def test_a_report_is_of_one_thing(arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        Path(name).mkdir()
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    with pytest.raises(UserError, match=r"give one of run=RUN and sweep=DIR|out= is for sweep="):
+        report.main()
 
 
 def test_a_folder_without_runs_is_told_so(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def left(folder: Path, exit_: str) -> None:
     """A run folder as a session leaves it that ended so."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({}))
+    recipe, budget = ("vae_gan", 900) if folder.name == "autoencoder" else ("ldm", 2160)
+    typed = [f"experiment=flowers_laptop_{recipe}", "seed=0", f"trainer.budget={budget}s", "paths.cache_dir='/a'"]
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
     (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
 
 
@@ -55,7 +58,7 @@ def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
     left(tmp_path / "autoencoder", "finished")
     left(tmp_path / "diffusion", "running, or killed")
     start(monkeypatch, f"out={tmp_path}")
-    assert commands[0] == ["train", f"resume={tmp_path}/diffusion", "trainer.budget=2160s"]
+    assert commands[0] == ["train", f"resume={tmp_path}/diffusion"]
     assert [name for name, *_ in commands] == ["train", "sample", "evaluate"]
 
     commands.clear()
@@ -63,7 +66,21 @@ def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
     (tmp_path / "diffusion" / "samples" / "seed0").mkdir(parents=True)
     (tmp_path / "diffusion" / "samples" / "seed0" / "grid.png").touch()
     start(monkeypatch, f"out={tmp_path}")
+    assert [name for name, *_ in commands] == ["sample", "evaluate"], "killed between the grid and the denoising"
+    commands.clear()
+    (tmp_path / "diffusion" / "samples" / "seed0" / "denoising_path.png").touch()
+    start(monkeypatch, f"out={tmp_path}")
     assert [name for name, *_ in commands] == ["evaluate"]
+
+
+@pytest.mark.parametrize("argument", ["minutes=61", "seed=1"])
+def test_another_run_is_not_taken_for_this_one(
+    argument: str, commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left(tmp_path / "autoencoder", "finished")
+    with pytest.raises(UserError, match="out="):
+        start(monkeypatch, argument, f"out={tmp_path}")
+    assert not commands
 
 
 @pytest.mark.parametrize("argument", ["minutes=x", "minutes=0", "minutes=nan", "model=vae", "out=", "minutes"])

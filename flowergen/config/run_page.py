@@ -1,19 +1,22 @@
 """The page of a run folder, for the commands that add to it."""
 
+from pathlib import Path
+
 from flowergen.config.run_folder import RunFolder
-from flowergen.data.listing import printable
+from flowergen.errors import UserError
 
 
-def rewrite_page(run: RunFolder) -> list[str]:
-    """Write ``index.html`` again; of a run that is training, as such.
+def write_page(run: RunFolder) -> Path:
+    """Write ``index.html`` again; where a process trains in the folder, as one that reloads itself.
 
-    Returns:
-        A line that says where it lies; none where the folder is read-only or full.
+    Raises:
+        OSError: it cannot be written.
     """
     from flowergen.evaluation.run_page import write_run_page
 
     try:
-        path = write_run_page(run.path, training=str(run.exit()).startswith("running"))
-    except OSError:
-        return []
-    return [f"page: {printable(str(path))}"]
+        with run.locked():
+            training = False
+    except UserError:  # or the folder is read-only
+        training = True
+    return write_run_page(run.path, training)

@@ -71,7 +71,7 @@ StepsOrShare = Annotated[
     int | float,
     Rule(
         lambda value: value >= 0 and (isinstance(value, int) or value < 1),
-        "must be a number of steps, or a share of them below 1",
+        "must be a whole number of steps, or a share of the run's steps, below 1",
     ),
 ]
 Seed = Annotated[int, between(0, 2**63 - 1)]

@@ -113,8 +113,8 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return card
 
 
-def newest_card(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The card that is meant by a run folder (its newest one), a card's folder, or the file, and the folder that it lies in.
+def newest_card(path: Path) -> dict[str, Any]:
+    """The card that is meant by a run folder (its newest one), a card's folder, or the file.
 
     Raises:
         UserError: there is none.
@@ -124,8 +124,8 @@ def newest_card(path: Path) -> tuple[Path, dict[str, Any]]:
     folders = [path] if (path / "card.json").is_file() else [card.parent for card in path.glob("evaluation/*/card.json")]
     if not folders:
         raise UserError(f"{path} has no metric card: python -m flowergen.evaluate run={path} makes one")
-    cards = [(folder, card) for folder in folders if (card := read_card(folder))]
-    return max(cards, key=lambda found: str(found[1]["made"]["date"]))
+    cards = [card for folder in folders if (card := read_card(folder))]
+    return max(cards, key=lambda card: str(card["made"]["date"]))
 
 
 def markdown(card: Mapping[str, Any]) -> str:

@@ -1,17 +1,18 @@
 """``index.html`` of a run folder: its pictures, curves, metric card and the commands to go on, without a network."""
 
 import csv
+import os
 import re
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from flowergen.errors import UserError
-from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, newest_card, shown
+from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, read_card, shown
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
 MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
@@ -24,15 +25,15 @@ OF_MODEL = {  # whose values are the model's, by part of the card
     "denoising": ("held_out",),
 }
 MEANINGS = {
-    "fid": "How far the statistics of generated pictures are from those of photographs; the floor is what as many real "
+    "fid": "How far the statistics of generated pictures are from those of real ones; the floor is what as many training "
     "pictures score. Lower is better.",
-    "class_accuracy": "How often a classifier of photographs recognises the class that was asked for.",
-    "precision": "The share of generated pictures that lie among the photographs.",
-    "recall": "The share of photographs that lie among the generated pictures: low where samples vary little.",
+    "class_accuracy": "How often a classifier of real pictures recognises the class that was asked for.",
+    "precision": "The share of generated pictures that lie among the real ones.",
+    "recall": "The share of real pictures that lie among the generated ones: low where samples vary little.",
     "copies_pixels_calibrated": "The share of generated pictures that are suspiciously close to a training picture, pixel by "
-    "pixel. Held-out photographs show what is usual.",
-    "copies_features_calibrated": "The same in the features of the network above.",
-    "rfid": "The distance of reconstructions to the photographs that they are of.",
+    "pixel. Held-out pictures show what is usual.",
+    "copies_features_calibrated": "The same in the features of the evaluation's network.",
+    "rfid": "How far the statistics of reconstructions are from those of the pictures that they were made from.",
     "psnr": "Of reconstructions: 20 dB is blurred, 30 dB is close.",
     "ssim": "Of reconstructions: 1 is equal.",
     "denoising_loss": "On held-out pictures, beside training pictures: far apart means memorising.",
@@ -57,8 +58,11 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
     parts = [f"<p>{text(_status(folder, config, training))}</p>"]
     for heading, figures in (
         ("Samples", _samples(folder, image_size)),
-        ("Reconstructions", _newest(folder, "reconstruction", "Photographs above, their reconstructions below", image_size)),
-        ("From noise (left) to what the network takes the picture to be (right)", _denoising(folder, image_size)),
+        ("Reconstructions", _newest(folder, "reconstruction", "Real pictures above, their reconstructions below", image_size)),
+        (
+            "The denoising: the noisy picture (left), and the network's estimate of the clean one (right)",
+            _denoising(folder, image_size),
+        ),
         (
             "Curves",
             [figure("loss_plot.png", "loss_plot.png, from metrics.csv")] if (folder / "loss_plot.png").is_file() else [],
@@ -71,7 +75,7 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
             parts += [f"<h2>{heading}</h2>" if heading else "", *figures]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    partial = path.with_name("index.html.partial")
+    partial = path.with_name(f"index.html.{os.getpid()}.partial")  # training, sample and evaluate may write at the same time
     try:
         partial.write_text(page(f"{folder.parent.name}/{folder.name}", parts, training), encoding="utf-8", errors="replace")
         partial.replace(path)
@@ -83,7 +87,7 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
 def _config(folder: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except Exception:  # bytes that are none of ours make yaml raise whatever it pleases
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -104,7 +108,7 @@ def _is_diffusion(config: Mapping[str, Any]) -> bool:
 
 def _status(folder: Path, config: Mapping[str, Any], training: bool) -> str:
     model = str(_group(config, "model").get("_target_", "")).rpartition(".")[2].removesuffix("Module")
-    what = f"{model} on {_group(config, 'data').get('name')} at {_image_size(config)} px"
+    what = f"{model} on {_group(config, 'data').get('name')} at {_image_size(config)} px" if model else "No config.yaml"
     try:
         rows = list(csv.DictReader((folder / "metrics.csv").read_text(errors="replace").splitlines()))
         done = f", {int(rows[-1]['step']):,} optimiser steps, epoch {rows[-1]['epoch']}"
@@ -127,20 +131,32 @@ def _newest(folder: Path, kind: str, caption: str, image_size: int) -> list[str]
 def _sampled(folder: Path) -> Path | None:
     """The folder that ``flowergen.sample`` wrote last."""
     grids = list(folder.glob("samples/*/grid.png"))
-    return max(grids, key=lambda path: path.stat().st_mtime).parent if grids else None
+    return max(grids, key=_written).parent if grids else None
+
+
+def _written(path: Path) -> float:
+    """When; 0 where it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _date(path: Path) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_written(path)))
 
 
 def _samples(folder: Path, image_size: int) -> list[str]:
-    sampled = _sampled(folder)
-    if sampled is None:
+    sampled, generated = _sampled(folder), [path for _, path in _numbered(folder, "generated")]
+    if sampled is None or (generated and _written(generated[-1]) > _written(sampled / "grid.png")):
         return _newest(folder, "generated", "Generated", image_size)
+    where = f"<p>{text(str(sampled.relative_to(folder)))}, written by flowergen.sample, {_date(sampled / 'grid.png')}</p>"
     by_class: dict[str, list[Path]] = {}
     for path in sorted(sampled.glob("pictures/*.png")):
         by_class.setdefault(_class_of(path), []).append(path)
     if not 2 <= len(by_class) <= MOST_CLASSES:
-        caption = f"{sampled.relative_to(folder)}, by flowergen.sample; the pictures themselves lie there"
-        return [enlarged(sampled / "grid.png", folder, caption, image_size)]
-    return [
+        return [where, enlarged(sampled / "grid.png", folder, "The single pictures lie beside this grid", image_size)]
+    return [where] + [
         f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, image_size)}</div>'
         for name, paths in by_class.items()
     ]
@@ -159,13 +175,20 @@ def _denoising(folder: Path, image_size: int) -> list[str]:
 
 
 def _card(folder: Path, image_size: int) -> list[str]:
-    try:
-        own, card = newest_card(folder)
-        rows = [["", "this model", "beside it", "what it says"], *_rows_of(card)]
-        against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}; the whole card: "
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):  # none, or somebody else's
+    found = []
+    for path in folder.glob("evaluation/*/card.json"):
+        with suppress(Exception):  # bytes that are none of ours make json and the formats raise whatever they please
+            card = read_card(path.parent) or {}
+            rows = [["", "this model", "beside it", "what it says"], *_rows_of(card)]
+            against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}, {card['made']['date']}"
+            of = card["subject"].get("checkpoint") or "the run's weights"
+            found.append(
+                (str(card["made"]["date"]), path.parent, table(rows, words=True), f"{against}, of {of}; the whole card: ")
+            )
+    if not found:
         return []
-    parts = [table(rows), f'<p>{text(against)}<a href="{linked(own / "card.md", folder)}">card.md</a></p>']
+    _, own, shown_table, against = max(found)
+    parts = [shown_table, f'<p>{text(against)}<a href="{linked(own / "card.md", folder)}">card.md</a></p>']
     for space in ("pixels", "features"):
         if (own / f"copies_{space}.png").is_file():
             caption = f"The most suspicious pairs in {space}: samples, and below each the nearest training picture"

@@ -44,6 +44,7 @@ class ImageModel(LightningModule, ABC):
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
         self.total_steps = 0  # of the run; 0 where nothing trains, and a share of it is over at once
+        self._passed_shares: dict[float, int] = {}  # in steps
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
         self.finite_watch = FiniteWatch()
@@ -134,8 +135,16 @@ class ImageModel(LightningModule, ABC):
         """
 
     def in_steps(self, steps: float) -> int:
-        """Optimiser steps, of a number of them or, below 1, a share of the run's."""
-        return num_steps(steps, self.total_steps)
+        """Optimiser steps, of a number of them or, below 1, a share of the run's.
+
+        A share that has passed stays where it was: a run that is extended does not go back to its warm-up.
+        """
+        if steps in self._passed_shares:
+            return self._passed_shares[steps]
+        found = num_steps(steps, self.total_steps)
+        if 0 < steps < 1 and self.total_steps and self.optimizer_steps >= found:
+            self._passed_shares[steps] = found
+        return found
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """The scheduled one of this optimiser step."""
@@ -257,11 +266,13 @@ class ImageModel(LightningModule, ABC):
             optimizer_steps=self.optimizer_steps,
             epoch_means=self.epoch_means.state_dict(),
             recent_means=self.recent_means.state_dict(),
+            passed_shares=dict(self._passed_shares),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         state = checkpoint["flowergen"]
         self.optimizer_steps = state["optimizer_steps"]
+        self._passed_shares = dict(state.get("passed_shares", {}))  # not in checkpoints from before there were shares
         self.epoch_means.load_state_dict(state["epoch_means"], self.device)
         self.recent_means.load_state_dict(state["recent_means"], self.device)

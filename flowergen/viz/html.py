@@ -10,11 +10,12 @@ from urllib.parse import quote
 from PIL import Image
 
 RELOAD_SECONDS = 30
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files that it refuses
 SHOWN_PX = 128  # side at which small pictures are shown, at least
 STYLE = """
 body { font-family: sans-serif; margin: 1.5em auto; padding: 0 1em; max-width: 1250px; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child, td.words { text-align: left } .failed { color: #b00 } .best { font-weight: bold }
+td:first-child, th:first-child, .words :last-child { text-align: left } .failed { color: #b00 } .best { font-weight: bold }
 .wide { overflow-x: auto } pre { background: #f4f4f4; padding: .7em; overflow-x: auto }
 figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; max-width: 100%; overflow-x: auto }
 .row { display: flex; align-items: center; margin-bottom: 2px }
@@ -51,17 +52,18 @@ def text(words: str) -> str:
     return html.escape(words)
 
 
-def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> str:
+def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = (), words: bool = False) -> str:
     """Rows of cells, which are HTML; the first row is the head.
 
     Args:
         rows: all of the same length.
         styles: CSS classes of the rows after the first.
+        words: whether the last column is text, and no number.
     """
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in rows[0]) + "</tr>"]
     for row, style in zip(rows[1:], styles or [""] * len(rows), strict=False):
         lines.append(f'<tr class="{style}">' + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
+    return f'<div class="wide"><table class="{"words" if words else ""}">' + "\n".join(lines) + "</table></div>"
 
 
 def figure(source: str, caption: str, width_px: int | None = None) -> str:
@@ -108,7 +110,7 @@ def pictures(paths: Sequence[Path], folder: Path, image_size: int) -> str:
 
 
 def enlarged(path: Path, folder: Path, caption: str, image_size: int) -> str:
-    """A figure of a grid of small pictures, each at least ``SHOWN_PX`` wide; empty where the file is damaged.
+    """A figure of a grid of small pictures, each at least ``SHOWN_PX`` wide; empty where the file is damaged or huge.
 
     Args:
         path: of the grid.
@@ -119,6 +121,6 @@ def enlarged(path: Path, folder: Path, caption: str, image_size: int) -> str:
     try:
         with Image.open(path) as image:
             width = image.width
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files
+    except UNREADABLE:
         return ""
     return figure(linked(path, folder), caption, width * max(1, -(-SHOWN_PX // image_size)))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from flowergen.viz.html import embedded, figure, linked, page, text
+from flowergen.viz.html import UNREADABLE, embedded, figure, linked, page, text
 from flowergen.viz.html import table as html_table
 
 BETA = "model.beta"
@@ -220,7 +220,7 @@ def _as_jpeg(png: Path) -> bytes:
             factor = 2 if 2 * image.width <= WIDEST_PX else min(1.0, WIDEST_PX / image.width)
             size = max(1, round(factor * image.width)), max(1, round(factor * image.height))
             image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=90)
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged PNG files
+    except UNREADABLE:
         return b""
     return out.getvalue()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 
 from flowergen.callbacks import budget as budget_file
 from flowergen.callbacks import images
@@ -22,6 +23,7 @@ from flowergen.errors import UserError
 from flowergen.evaluation import latent_store
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.vae import VAEModule
+from flowergen.modules.vae_gan import VAEGANModule
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
 
 ENCODING = 0.002  # seconds a picture
@@ -283,8 +285,14 @@ def test_a_game_that_starts_at_a_share_of_the_run_fits_every_budget(tmp_path: Pa
     (own,) = (callback for callback in trainer.callbacks if isinstance(callback, Budget))
     own.seconds, own.clock, own.started = 30.0, clock, clock()
     trainer.callbacks.append(Ageing(clock))
+    factors: list[float] = []
+    ended = lambda trainer, module, *rest: factors.append(module.adversarial_factor)  # noqa: E731
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=ended))
     trainer.fit(module, datamodule=data)
-    assert module.adversarial_factor == module.adversarial_weight
+    assert isinstance(module, VAEGANModule)
+    start = next(step for step, factor in enumerate(factors) if factor > 0)
+    assert 0.8 * len(factors) <= start < len(factors)
+    assert factors[-1] == module.adversarial_weight
 
 
 def test_the_rehearsal_leaves_no_trace(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,11 +308,11 @@ def test_a_card_is_found_by_its_run_its_folder_or_its_file(tmp_path: Path) -> No
             day = "10" if name == newest else f"0{number + 1}"
             folder = written(run / "evaluation" / name, card(name, made={"date": f"2030-01-{day}T12:00:00+00:00"}))
             os.utime(folder / "card.json", (1e9 - (name == newest), 1e9 - (name == newest)))
-        assert newest_card(run)[1]["subject"]["what"] == newest
+        assert newest_card(run)["subject"]["what"] == newest
     (run / "evaluation" / "dd" / "work").mkdir(parents=True)  # an unfinished one
-    assert newest_card(run)[1]["subject"]["what"] == "cc"
-    assert newest_card(run / "evaluation" / "aa")[1]["subject"]["what"] == "aa"
-    assert newest_card(run / "evaluation" / "cc" / "card.json")[1]["subject"]["what"] == "cc"
+    assert newest_card(run)["subject"]["what"] == "cc"
+    assert newest_card(run / "evaluation" / "aa")["subject"]["what"] == "aa"
+    assert newest_card(run / "evaluation" / "cc" / "card.json")["subject"]["what"] == "cc"
 
 
 @pytest.mark.parametrize("name", ["run", "missing", "run/evaluation/dd/card.json"])

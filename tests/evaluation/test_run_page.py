@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def write_card(folder: Path, results: dict[str, Any]) -> None:
     grid(folder / "copies_pixels.png")
     (folder / "card.md").write_text("whole")
     protocol = {"extractor": "efficientnet", "num_reference": 819, "reference": "test pictures"}
-    card = {"protocol": protocol, "results": summarised(results), "made": {"date": "2030"}}
+    card = {"subject": {}, "protocol": protocol, "results": summarised(results), "made": {"date": "2030"}}
     (folder / "card.json").write_text(json.dumps(card))
 
 
@@ -114,6 +115,31 @@ def test_the_card_is_told_in_words(tmp_path: Path) -> None:
     assert found["denoising loss"] == ["0.7500", "0.5000 (as many training pictures)"]
     write_card(run / "evaluation" / "aa", {"class_accuracy": {"held_out": [0.8]}})
     assert "of their class" not in write_run_page(run).read_text()
+
+
+def test_what_is_newer_is_shown(tmp_path: Path) -> None:
+    """Pictures of a training that went on after flowergen.sample was there, and the other way round."""
+    run = run_folder(tmp_path / "run")
+    sampled, generated = grid(run / "samples" / "seed0" / "grid.png"), run / "images" / "generated_epoch_10.png"
+    for newer, older in ((sampled, generated), (generated, sampled)):
+        os.utime(newer, (2e9, 2e9))
+        os.utime(older, (1e9, 1e9))
+        first = sources_of(write_run_page(run).read_text())[0]
+        assert first == str(newer.relative_to(run))
+
+
+def test_a_picture_that_pillow_refuses_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_folder(tmp_path / "run")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 50)
+    assert "generated" not in write_run_page(run).read_text()
+
+
+def test_a_damaged_card_does_not_hide_a_whole_one(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    write_card(run / "evaluation" / "aa", RESULTS)
+    (run / "evaluation" / "bb").mkdir()
+    (run / "evaluation" / "bb" / "card.json").write_text("{")
+    assert "Metric card" in write_run_page(run).read_text()
 
 
 def test_a_page_of_a_run_in_training_reloads_itself(tmp_path: Path) -> None:

@@ -378,6 +378,25 @@ def test_the_generator_is_told_nothing_before_the_start_then_more_and_more(start
     assert factors == pytest.approx([0, 0, 0.1, 0.3, 0.5, 0.5, 0.5])
 
 
+def test_a_run_that_is_extended_does_not_go_back_before_the_game() -> None:
+    """Not by a checkpoint either: of 100 steps the game began at the tenth, of 1,000 it would begin at the hundredth."""
+    module, resumed = (make(adversarial_start_steps=0.1, adversarial_ramp_steps=0.05) for _ in range(2))
+    module.total_steps, module.optimizer_steps = 100, 50
+    assert module.adversarial_factor == 0.5
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    for extended in (module, resumed):
+        extended.total_steps = 1000
+        assert extended.adversarial_factor == 0.5
+    resumed.total_steps, resumed.optimizer_steps = 1000, 5
+    fresh = make(5, adversarial_start_steps=0.1, adversarial_ramp_steps=0.05)
+    fresh.total_steps = 100
+    assert fresh.adversarial_factor == 0.0
+    fresh.total_steps, fresh.optimizer_steps = 1000, 50
+    assert fresh.adversarial_factor == 0.0, "what has not begun moves with the end"
+
+
 def test_the_guard_s_rollbacks_halve_the_adversarial_weight() -> None:
     module = make(1000)
     assert module.adversarial_factor == 0.5
