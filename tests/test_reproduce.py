@@ -55,7 +55,9 @@ def test_both_stages_samples_and_the_card_within_the_minutes(
 def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left(tmp_path / "autoencoder", "finished")
+    left(tmp_path / "autoencoder", "running, or killed")  # after its last file
+    for name in ("weights.safetensors", "latents.safetensors"):
+        (tmp_path / "autoencoder" / name).touch()
     left(tmp_path / "diffusion", "running, or killed")
     start(monkeypatch, f"out={tmp_path}")
     assert commands[0] == ["train", f"resume={tmp_path}/diffusion"]

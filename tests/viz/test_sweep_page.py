@@ -21,6 +21,8 @@ def test_the_table_has_what_differs_and_the_last_epoch() -> None:
     rows = list(csv.DictReader(io.StringIO(csv_table(jobs))))
     assert [row["model.beta"] for row in rows] == ["0.5", "2", "9"]
     assert [row["val/elbo"] for row in rows] == ["700", "720", ""]
+    jobs[0].epochs[-1] = {"epoch": 2.0, "val/active_units": 7.0, "val/elbo": 700.0}
+    assert csv_table(jobs).splitlines()[0].startswith("job,status,model.beta,val/elbo,")
     assert rows[2]["reason"] == "UserError: no <GPU>"
 
 
