@@ -27,8 +27,8 @@ quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures
 	$(BIN)/python -m flowergen.sample run=$(QUICKSTART)/diffusion out=$(QUICKSTART)/samples
 
 FLOWERS := minutes data.root paths.cache_dir seed out
-flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, in an hour
-	$(BIN)/python scripts/reproduce.py $(foreach key,$(FLOWERS),$(if $($(key)),$(key)='$($(key))'))
+flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, with the budget of an hour
+	$(BIN)/python scripts/reproduce.py $(foreach key,$(FLOWERS),$(if $(filter command,$(origin $(key))),$(key)='$($(key))'))
 
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """New flowers by class from Oxford 102 Flowers: both stages, samples, the metric card, and a page of all of it.
 
-    python scripts/reproduce.py                       what `make flowers` does: an hour on two CPU cores
+    python scripts/reproduce.py                       what `make flowers` does, with the budget of an hour
     python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
 
 `experiment=flowers_laptop_vae_gan` and `experiment=flowers_laptop_ldm` are trained for a quarter and six tenths of the
