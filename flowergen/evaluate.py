@@ -42,7 +42,7 @@ def main() -> None:
     run = None
     if config["run"] is not None:
         run, _ = find_run(config["run"])
-        check_sampling(config, run.read_config()["model"], sys.argv[1:], dict.fromkeys(OF_FOLDERS, "generated=DIR"))
+        check_sampling(config, run.of_model.read_config()["model"], sys.argv[1:], dict.fromkeys(OF_FOLDERS, "generated=DIR"))
     else:
         _note_without_effect(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)

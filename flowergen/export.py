@@ -23,7 +23,7 @@ def main() -> None:
     if config is None:
         return
     run, _ = find_run(config["run"])
-    nodes = _nodes(run)
+    nodes = _nodes(run.of_model)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if config["format"] == "onnx" and missing:
         raise UserError(f"format=onnx needs {' and '.join(missing)}: pip install 'flowergen[export]'")

@@ -31,7 +31,8 @@ def main() -> None:
     if config is None:
         return
     run, _ = find_run(config["run"])
-    stored = run.read_config()
+    described = run.of_model
+    stored = described.read_config()
     diffused = "sampling" in stored["model"]
     if diffused and stored.get("autoencoder") in (None, "none"):
         raise UserError(
@@ -40,7 +41,7 @@ def main() -> None:
         )
     objective = stored["model"]
     if diffused:
-        carried = run.autoencoder if run.autoencoder.is_dir() else stored["autoencoder"]
+        carried = described.autoencoder if described.autoencoder.is_dir() else stored["autoencoder"]
         objective = find_run(carried, "autoencoder")[0].read_config()["model"]
 
     import numpy as np

@@ -32,7 +32,7 @@ def main() -> None:
     if config is None:
         return
     run, _ = find_run(config["run"])
-    stored = run.read_config()["model"]
+    stored = run.of_model.read_config()["model"]
     _contradictions(config, stored, sys.argv[1:])
 
     import torch

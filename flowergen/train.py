@@ -17,13 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowergen.config import conf_dir, launcher
-from flowergen.config.autoencoder import is_taken_over
 from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
 from flowergen.config.console import essentials, farewell, last_good, quieten
 from flowergen.config.duration import seconds_of
 from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
+from flowergen.config.stages import is_taken_over
 from flowergen.errors import Stopped, TrainingEnded, UserError
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         build_module,
         epochs_done,
         fetch_weights,
-        load_autoencoder,
+        load_stage_before,
         read_checkpoint,
         save_weights,
         steps_done,
     )
-    from flowergen.config.latents import carry_autoencoder, prepare_latents, store_what_sampling_needs
+    from flowergen.config.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
     from flowergen.config.trainer import build_trainer, resolve_device
 
     quieten()
@@ -113,10 +113,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     datamodule = build_datamodule(config)
     fetch_weights(config)
     datamodule.setup()
-    carry_autoencoder(config, run)
-    autoencoder = load_autoencoder(config, run, resolve_device(config["trainer"]))
-    module = build_module(config, len(datamodule.class_names), autoencoder.module if autoencoder else None)
-    prepare_latents(config, run, module, datamodule, autoencoder)
+    carry_stage_before(config, run)
+    before = load_stage_before(config, run, resolve_device(config["trainer"]))
+    module = build_module(config, len(datamodule.class_names), before.module if before else None)
+    prepare_latents(config, run, module, datamodule, before)
     if settle_batch_size(config, run, datamodule, module) and not resumed:
         _store(config, run)
     module.on_nonfinite = config["trainer"]["on_nonfinite"]

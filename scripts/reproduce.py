@@ -1,11 +1,11 @@
-"""New flowers by class from Oxford 102 Flowers: both stages, samples, the metric card, and a page of all of it.
+"""New flowers by class from Oxford 102 Flowers: all three stages, samples, the metric card, and a page of all of it.
 
     python scripts/reproduce.py                       what `make flowers` does, with the budget of an hour
     python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
 
-`experiment=flowers_laptop_vae_gan` and `experiment=flowers_laptop_ldm` are trained for a quarter and six tenths of the
-minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder` and `diffusion`; the page
-is the latter's `index.html`. Stopped or killed, the same command goes on, and what is finished is not done again.
+`experiment=flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder` are trained for a fifth, nine twentieths
+and a fifth of the minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder`,
+`diffusion` and `decoder`; the page is the last one's `index.html`. Stopped or killed, the same command goes on, and what is finished is not done again.
 """
 
 import signal
@@ -19,7 +19,7 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
-AUTOENCODER, DIFFUSION = 0.25, 0.6  # of the minutes
+AUTOENCODER, DIFFUSION, DECODER = 0.2, 0.45, 0.2  # of the minutes
 SHOWN = "classes=[sunflower,rose,passion_flower,water_lily,foxglove,gazania,tiger_lily,bird_of_paradise]"
 DEFAULTS = {"minutes": "60", "data.root": "", "paths.cache_dir": "", "seed": "0", "out": "outputs/flowers"}
 
@@ -39,20 +39,23 @@ def main() -> None:
     if not 1 <= minutes <= 10_000:
         raise UserError(f"minutes={given['minutes']} must be a number from 1 to 10,000")
     out = Path(given["out"]).absolute()
-    first, second = RunFolder(out / "autoencoder"), RunFolder(out / "diffusion")
+    first, second, third = (RunFolder(out / name) for name in ("autoencoder", "diffusion", "decoder"))
     places = [f"{key}={given[key]}" for key in ("data.root", "paths.cache_dir") if given[key]]
 
-    say(minutes, "1 of 4: the autoencoder")
+    say(minutes, "1 of 5: the autoencoder")
     train(first, AUTOENCODER * minutes, ["experiment=flowers_laptop_vae_gan", f"seed={given['seed']}"], places)
-    say((1 - AUTOENCODER) * minutes, "2 of 4: diffusion in its latent space")
+    say((1 - AUTOENCODER) * minutes, "2 of 5: diffusion in its latent space")
     stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}"]
     train(second, DIFFUSION * minutes, stage2, [*places, f"autoencoder={first.path}"])
-    say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 4: samples")
-    if not list(second.path.glob("samples/*/denoising_path.png")):  # which is written last
-        run("sample", f"run={second.path}", SHOWN, "num_per_class=8")
-    say(None, "4 of 4: the metric card")
-    run("evaluate", f"run={second.path}", *(place for place in places if place.startswith("data.root=")))
-    print(f"\npage: {printable(str(second.page))}")
+    say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
+    stage3 = ["experiment=flowers_laptop_decoder", f"seed={given['seed']}"]
+    train(third, DECODER * minutes, stage3, [*places, f"diffusion={second.path}"])
+    say((1 - AUTOENCODER - DIFFUSION - DECODER) * minutes, "4 of 5: samples")
+    if not list(third.path.glob("samples/*/denoising_path.png")):  # which is written last
+        run("sample", f"run={third.path}", SHOWN, "num_per_class=8")
+    say(None, "5 of 5: the metric card")
+    run("evaluate", f"run={third.path}", *(place for place in places if place.startswith("data.root=")))
+    print(f"\npage: {printable(str(third.page))}")
 
 
 def say(minutes_left: float | None, what: str) -> None:

@@ -44,6 +44,7 @@ def main() -> None:
     """Set the trap, then train."""
     from flowergen.callbacks import checkpoints, evaluation
     from flowergen.callbacks.metrics_csv import MetricsCsv
+    from flowergen.modules.decoder import DecoderModule
     from flowergen.modules.latent_ddpm import LatentDDPMModule
     from flowergen.modules.vae import VAEModule
     from flowergen.modules.vae_gan import VAEGANModule
@@ -54,6 +55,7 @@ def main() -> None:
         "VAE-GAN training step": (VAEGANModule, "training_step"),
         "diffusion training step": (LatentDDPMModule, "training_step"),
         "diffusion validation step": (LatentDDPMModule, "validation_step"),
+        "decoder training step": (DecoderModule, "training_step"),
         "validation step": (VAEModule, "validation_step"),
         "log": (MetricsCsv, "log_metrics"),
         "publish": (checkpoints, "_publish"),

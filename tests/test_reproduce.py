@@ -30,26 +30,28 @@ def left(folder: Path, exit_: str) -> None:
     """A run folder as a session leaves it that ended so."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({}))
-    recipe, budget = ("vae_gan", 900) if folder.name == "autoencoder" else ("ldm", 2160)
+    recipe, budget = {"autoencoder": ("vae_gan", 720), "diffusion": ("ldm", 1620), "decoder": ("decoder", 720)}[folder.name]
     typed = [f"experiment=flowers_laptop_{recipe}", "seed=0", f"trainer.budget={budget}s", "paths.cache_dir='/a'"]
     (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
     (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
 
 
-def test_both_stages_samples_and_the_card_within_the_minutes(
+def test_all_stages_samples_and_the_card_within_the_minutes(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start(monkeypatch, "minutes=20", "data.root=/pictures", "seed=3", f"out={tmp_path}")
-    stage1, stage2, sample, evaluate = commands
+    stage1, stage2, stage3, sample, evaluate = commands
     config = resolve(checked(stage1[1:-1])[0])
-    assert (config["seed"], config["data"]["root"], config["trainer"]["budget"]) == (3, "/pictures", "300s")
+    assert (config["seed"], config["data"]["root"], config["trainer"]["budget"]) == (3, "/pictures", "240s")
     assert f"autoencoder={tmp_path}/autoencoder" in stage2
-    assert {"trainer.budget=720s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
-    assert sample[:2] == ["sample", f"run={tmp_path}/diffusion"]
-    assert evaluate == ["evaluate", f"run={tmp_path}/diffusion", "data.root=/pictures"]
+    assert {"trainer.budget=540s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
+    assert {f"diffusion={tmp_path}/diffusion", "trainer.budget=240s", "seed=3", "data.root=/pictures"} <= set(stage3)
+    assert sample[:2] == ["sample", f"run={tmp_path}/decoder"]
+    assert evaluate == ["evaluate", f"run={tmp_path}/decoder", "data.root=/pictures"]
     out = capsys.readouterr().out
-    assert out.endswith(f"page: {tmp_path}/diffusion/index.html\n")
-    assert [line for line in out.splitlines() if "left" in line][1].endswith("about 15 minutes left")
+    assert out.endswith(f"page: {tmp_path}/decoder/index.html\n")
+    left_then = [line.rpartition(", ")[2] for line in out.splitlines() if line.endswith("left")]
+    assert left_then == [f"about {minutes} minutes left" for minutes in (20, 16, 7, 3)]
 
 
 def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
@@ -58,19 +60,20 @@ def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
     left(tmp_path / "autoencoder", "running, or killed")  # after its last file
     for name in ("weights.safetensors", "latents.safetensors"):
         (tmp_path / "autoencoder" / name).touch()
-    left(tmp_path / "diffusion", "running, or killed")
+    left(tmp_path / "diffusion", "finished")
+    left(tmp_path / "decoder", "running, or killed")
     start(monkeypatch, f"out={tmp_path}")
-    assert commands[0] == ["train", f"resume={tmp_path}/diffusion"]
+    assert commands[0] == ["train", f"resume={tmp_path}/decoder"]
     assert [name for name, *_ in commands] == ["train", "sample", "evaluate"]
 
     commands.clear()
-    left(tmp_path / "diffusion", "finished")
-    (tmp_path / "diffusion" / "samples" / "seed0").mkdir(parents=True)
-    (tmp_path / "diffusion" / "samples" / "seed0" / "grid.png").touch()
+    left(tmp_path / "decoder", "finished")
+    (tmp_path / "decoder" / "samples" / "seed0").mkdir(parents=True)
+    (tmp_path / "decoder" / "samples" / "seed0" / "grid.png").touch()
     start(monkeypatch, f"out={tmp_path}")
     assert [name for name, *_ in commands] == ["sample", "evaluate"], "killed between the grid and the denoising"
     commands.clear()
-    (tmp_path / "diffusion" / "samples" / "seed0" / "denoising_path.png").touch()
+    (tmp_path / "decoder" / "samples" / "seed0" / "denoising_path.png").touch()
     start(monkeypatch, f"out={tmp_path}")
     assert [name for name, *_ in commands] == ["evaluate"]
 

@@ -15,7 +15,8 @@ from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.images import ImageGrids
 from flowergen.evaluation.encoding import batch_of, posteriors
 from flowergen.evaluation.latent_store import MOST_FITTED
-from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, diffusion_sampler, first_samples
+from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
+from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 
@@ -279,8 +280,8 @@ class Budget(Callback):
             num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
             self._validation = taken * num
         fitting = 0.0
-        if isinstance(pl_module, LatentDDPMModule):
-            sampler = diffusion_sampler(pl_module, pl_module.sampling, pl_module.seed)
+        if isinstance(pl_module, LatentDDPMModule | DecoderModule):
+            sampler = sampler_in_training(pl_module, data)
         else:
             sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # as slow as a mixture once fitted
             import_module("sklearn.mixture")  # a second or two, busy machines more: better now than after the last step

@@ -121,7 +121,7 @@ class PeriodicEvaluation(Callback):
         real, measured = self.side.real, Measured()
         sampler = sampler_in_training(pl_module, data)
         classes = np.full(self.num_samples, NO_CLASS)
-        if isinstance(pl_module, LatentDDPMModule):
+        if isinstance(sampler.model, LatentDDPMModule):
             classes = repeated(real.reference.labels[real.reference.rows], self.num_samples)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
         steps = logging.getLogger("flowergen.evaluation")  # says every step, for those who wait for a card

@@ -13,9 +13,11 @@ from safetensors.torch import save
 
 from flowergen.config.command import one_line
 from flowergen.config.run_folder import RunFolder, find_run
+from flowergen.config.stages import refuse_wrong_stage, stage_before
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
+from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.outside_weights import load_efficientnet, load_vgg16
 from flowergen.nn.posterior import Posterior
@@ -125,32 +127,34 @@ def fetch_weights(config: dict[str, Any]) -> None:
         load_efficientnet("lite0", "model.perceptual=efficientnet")
     if model.get("discriminator", {}).get("kind") == "projected":
         load_efficientnet("lite0", "model.discriminator.kind=projected")
+    if "num_latents" in model:
+        load_efficientnet("lite0", "model=decoder")
     if model.get("alignment_weight"):
         load_efficientnet("lite0", "model.alignment_weight")
 
 
-def load_autoencoder(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
-    """The autoencoder that a run carries; None for a run without one.
+def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
+    """The autoencoder or the diffusion model that a run carries; None for a run without one.
 
     Raises:
-        UserError: its files are gone or damaged, or it is another diffusion run.
+        UserError: its files are gone or damaged, or it is of another stage.
     """
-    source = config.get("autoencoder")
-    if source in (None, "none"):
+    before = stage_before(config)
+    if before is None:
         return None
-    place = run.autoencoder if run.autoencoder.is_dir() else source  # another process may not have copied it yet
-    if find_run(place, "autoencoder")[0].read_config().get("autoencoder"):  # it might be the run itself, without end
-        raise UserError(f"autoencoder={place} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
+    key, source = before
+    place = run.path / key if (run.path / key).is_dir() else source  # another process may not have copied it yet
+    refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # it might be the run itself, without end
     return load_run(place, str(device))
 
 
-def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageModel | None = None) -> ImageModel:
+def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | None = None) -> ImageModel:
     """The model, its weights a function of ``seed`` alone.
 
     Args:
         config: the whole of it.
         num_classes: of the data set, for models that ask for it; 0 without labels.
-        autoencoder: for models that ask for it.
+        before: model of the stage before, for models that ask for an autoencoder or a diffusion model.
 
     Raises:
         UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
@@ -160,7 +164,7 @@ def build_module(config: dict[str, Any], num_classes: int, autoencoder: ImageMod
             config["model"],
             "model",
             ImageModel,
-            **asked_for(config["model"], num_classes=num_classes, autoencoder=autoencoder, **by_hand(config)),
+            **asked_for(config["model"], num_classes=num_classes, autoencoder=before, diffusion=before, **by_hand(config)),
         )
     try:
         module.configure_optimizers()
@@ -298,10 +302,12 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
             raise UserError(f"{path} does not say what it was trained on: use another")
         class_names = [printable(name) for name in class_names]
-        autoencoder = load_autoencoder(config, folder)
-        module = build_module(config, len(class_names), autoencoder.module if autoencoder else None)
+        before = load_stage_before(config, folder)
+        module = build_module(config, len(class_names), before.module if before else None)
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
+        if before and isinstance(module, DecoderModule):  # what samples is the diffusion model, with this decoder
+            module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
     except UserError:
         raise
     except Exception as error:  # files that somebody has changed raise whatever they please

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Folder, LatentDDPM, Rule, Train
+from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Decoder, Folder, LatentDDPM, Rule, Train
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.errors import UserError
 
@@ -200,6 +200,7 @@ def contradictions(config: dict[str, Any]) -> None:
             "again: set one of them"
         )
     _check_diffusion(config)
+    _check_decoder(config)
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1
     if fraction and trainer["accumulate_grad_batches"] > 1:
         raise UserError(
@@ -218,6 +219,19 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} never comes within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
+        )
+
+
+def _check_decoder(config: dict[str, Any]) -> None:
+    model, given = config["model"], config.get("diffusion")
+    if schema_of(model) is not Decoder:
+        if given and schema_of(model):
+            raise UserError("diffusion= is what model=decoder is trained for, and this is another model: leave it out")
+        return
+    if not given:
+        raise UserError(
+            "model=decoder needs a trained latent diffusion model: first run  python -m flowergen.train model=latent_ddpm "
+            f"data={config['data'].get('name')} autoencoder=RUN  and give its run folder, diffusion=RUN"
         )
 
 

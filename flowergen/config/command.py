@@ -14,11 +14,11 @@ from hydra.core.override_parser.types import Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowergen.config.autoencoder import taken_over
 from flowergen.config.check import check, contradictions
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
+from flowergen.config.stages import stage_before, taken_over
 from flowergen.config.sweep_folder import SweepFolder
 from flowergen.data.listing import printable
 from flowergen.errors import Stopped, UserError
@@ -124,17 +124,18 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
         run: that is resumed.
 
     Returns:
-        The composed config, and the overrides as Hydra wants them: first what is taken over from an autoencoder.
+        The composed config, and the overrides as Hydra wants them: first what is taken over from the stage before.
 
     Raises:
         UserError: for whatever is wrong with it.
     """
     composed, lines = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
-    if composed.autoencoder not in (None, "none"):
+    before = stage_before(composed)
+    if before:
         typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
         data = resolve(composed)["data"]
-        added = taken_over(str(composed.autoencoder), run, data, typed)
+        added = taken_over(*before, run, data, typed)
         composed, lines = compose_train([*added, *overrides])
         HydraConfig.instance().set_config(composed)
     config = resolve(composed)

@@ -132,11 +132,13 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     sampler = sampler_of(config, model, stored_latents(model), False)
     batch_size, auto = batch_size_of(config, device.type == "cuda")
     generated = Sampled(sampler, labels, batch_size, auto)
+    decoder = module.autoencoder if isinstance(module, LatentDDPMModule) and module.decoder_steps else None
     described = {
         "what": "/".join(run.path.parts[-2:]),
         "checkpoint": Path(config["run"]).name if str(config["run"]).endswith(".ckpt") else None,
         "model": f"{type(module).__name__}: {module.summary()}",
         "weights": fingerprint(module.inference_net),
+        "decoder": fingerprint(decoder) if decoder else None,
         "optimiser steps": module.optimizer_steps,
         "sampled by": sampler.says,
         "classes": "those of the reference pictures" if by_class else "none",

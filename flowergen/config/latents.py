@@ -1,4 +1,4 @@
-"""The two stages of latent diffusion: what a run takes from its autoencoder, and what it leaves to sample from."""
+"""The stages of latent diffusion: what a run takes from the one before, and what it leaves to sample from."""
 
 import logging
 import shutil
@@ -9,11 +9,14 @@ import torch
 from flowergen.config.build import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.config.command import is_first_process
 from flowergen.config.run_folder import RunFolder, find_run
+from flowergen.config.stages import stage_before
 from flowergen.config.trainer import resolve_device
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
+from flowergen.evaluation.drawn_samples import cached_samples
 from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
 from flowergen.evaluation.latent_store import num_stored, store_autoencoder_latents, store_latents
+from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_efficientnet
@@ -21,42 +24,54 @@ from flowergen.modules.outside_weights import load_efficientnet
 log = logging.getLogger(__name__)
 
 
-def carry_autoencoder(config: dict[str, Any], run: RunFolder) -> None:
-    """Copy what encodes and decodes into the run folder, as a run folder within: the original may go.
+def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
+    """Copy the autoencoder's run or the diffusion run into the run folder, as a run folder within: the original may go.
 
     Raises:
         UserError: there is none.
     """
-    if config["autoencoder"] in (None, "none") or run.autoencoder.is_dir() or not is_first_process():
+    before = stage_before(config)
+    if before is None or (run.path / before[0]).is_dir() or not is_first_process():
         return
-    source, checkpoint = find_run(config["autoencoder"], "autoencoder")
+    key, value = before
+    source, checkpoint = find_run(value, key)
     path = checkpoint_to_load(source, checkpoint)
     content = read_checkpoint(path)
     content["optimizer_states"] = []  # two thirds of the file
-    partial = run.path / "autoencoder.partial"
-    (partial / "checkpoints").mkdir(parents=True, exist_ok=True)
+    partial = run.path / f"{key}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "checkpoints").mkdir(parents=True)
     torch.save(content, partial / "checkpoints" / "best.ckpt")
     shutil.copyfile(source.config, partial / "config.yaml")
-    partial.replace(run.autoencoder)
+    if key == "diffusion":
+        shutil.copyfile(source.latents, partial / source.latents.name)
+        shutil.copytree(source.autoencoder, partial / source.autoencoder.name)
+    partial.replace(run.path / key)
 
 
 def prepare_latents(
-    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, autoencoder: LoadedModel | None
+    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, before: LoadedModel | None
 ) -> None:
-    """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling.
+    """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling. For a decoder: draw
+    the samples that it is trained on.
 
     Raises:
-        UserError: the autoencoder was trained on pictures that this run holds out, or the alignment's network is missing.
+        UserError: the stage before was trained on pictures that this run holds out, or the alignment's network is missing.
     """
+    if before is not None:
+        _check_same_pictures(config, data, before)
+    if isinstance(module, DecoderModule):
+        module.feed_samples(*cached_samples(module.diffusion, data, module.num_latents, data.cache_dir))
+        if is_first_process():
+            shutil.copyfile(run.diffusion / run.latents.name, run.latents)
     if not isinstance(module, LatentDDPMModule):
         return
     rows = data.rows["train"]
     kept = spread(rows, num_stored(module.latent_shape))
-    if autoencoder is None:
+    if before is None:
         latents = data.pictures[kept.tolist()].image / 127.5 - 1
     else:
-        _check_same_pictures(config, data, autoencoder)
-        model = autoencoder.module
+        model = before.module
         if module.latent_cache:
             moments = cached_posteriors(model, data, data.cache_dir)
             features = None
@@ -75,17 +90,18 @@ def prepare_latents(
         store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
 
 
-def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, autoencoder: LoadedModel) -> None:
-    theirs, ours = autoencoder.config["data"], config["data"]
-    if autoencoder.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
+def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:
+    theirs, ours = before.config["data"], config["data"]
+    what = "diffusion model" if isinstance(before.module, LatentDDPMModule) else "autoencoder"
+    if before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
         return
     if theirs.get("root") == ours.get("root"):
         raise UserError(
-            f"{data.name} has other pictures, labels or another split than when the autoencoder was trained, so that held-out "
-            "ones may be its training pictures: bring the old ones back, or train an autoencoder on these"
+            f"{data.name} has other pictures, labels or another split than when the {what} was trained, so that held-out "
+            f"ones may be its training pictures: bring the old ones back, or begin with stage 1 on these"
         )
     log.warning(
-        f"the autoencoder was trained on {theirs.get('root')}: if pictures of {ours.get('root')} are among those, "
+        f"the {what} was trained on {theirs.get('root')}: if pictures of {ours.get('root')} are among those, "
         "what is held out here may be what it was trained on"
     )
 
@@ -96,7 +112,7 @@ def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: Im
     Raises:
         UserError: the disk is full.
     """
-    if isinstance(module, LatentDDPMModule):  # which has stored its own before it began
+    if isinstance(module, LatentDDPMModule | DecoderModule):  # which have stored theirs before they began
         return
     try:
         store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)

@@ -26,6 +26,7 @@ from flowergen.errors import UserError
 PATH_KEYS = (
     "resume",
     "autoencoder",
+    "diffusion",
     "data.root",
     "paths.data_dir",
     "paths.cache_dir",

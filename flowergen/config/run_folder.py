@@ -37,10 +37,16 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.latents = self.path / "latents.safetensors"
         self.autoencoder = self.path / "autoencoder"  # of a diffusion run: a run folder within
+        self.diffusion = self.path / "diffusion"  # of a decoder's run: likewise
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
         self.page = self.path / "index.html"
+
+    @property
+    def of_model(self) -> "RunFolder":
+        """The folder whose config says what samples: of a decoder's run, that of the diffusion run that it carries."""
+        return RunFolder(self.diffusion) if (self.diffusion / self.config.name).is_file() else self
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write what the run was started with."""

@@ -274,6 +274,25 @@ class LatentDDPM:
 
 
 @dataclass
+class Decoder:
+    """conf/model/decoder.yaml."""
+
+    _target_: str
+    image_size: Annotated[int, between(28, 512)]
+    seed: Seed
+    num_latents: Annotated[int, between(2, 1_000_000)]
+    reconstruction_weight: Annotated[float, at_least(0)]
+    perceptual_weight: Annotated[float, at_least(0)]
+    adversarial_weight: Annotated[float, above(0)]
+    channels: Annotated[int, between(1, 4096)]
+    optimizer: Optimizer
+    discriminator_optimizer: Optimizer
+    lr_schedule: Literal["constant", "cosine"]
+    lr_warmup_steps: StepsOrShare
+    ema_decay: Annotated[float, BELOW_ONE]
+
+
+@dataclass
 class _Images:
     _target_: str
     name: Annotated[str, NON_EMPTY]
@@ -471,6 +490,7 @@ class Train:
     seed: Seed
     resume: str | None
     autoencoder: str | None
+    diffusion: str | None
     sweep: Sweep
     paths: Paths
     model: Any
@@ -484,6 +504,7 @@ BY_TARGET: dict[str, type] = {
     "flowergen.modules.vae.VAEModule": VAE,
     "flowergen.modules.vae_gan.VAEGANModule": VAEGAN,
     "flowergen.modules.latent_ddpm.LatentDDPMModule": LatentDDPM,
+    "flowergen.modules.decoder.DecoderModule": Decoder,
     "flowergen.nn.unet.UNet": UNet,
     "flowergen.nn.dit.DiT": DiT,
     "torch.optim.Adam": Optimizer,

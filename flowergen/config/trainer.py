@@ -137,7 +137,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """What the HPARAMS tab compares: everything but paths, classes and the observers."""
-    chosen = {key: config.get(key) for key in ("seed", "autoencoder", "model", "data", "trainer")}
+    chosen = {key: config.get(key) for key in ("seed", "autoencoder", "diffusion", "model", "data", "trainer")}
     left_out = ("_target_", "_partial_", "root", "cache_dir", "weights_dir")
     return {
         key: str(value) if isinstance(value, list) else value

@@ -216,11 +216,12 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
 
     run = f"run={folder}"
     lines = [command("sample", run), command("evaluate", run), command("export", run)]
-    if not _is_diffusion(config):
-        lines.append(command("vary", run, "image=FILE"))
-        lines.append(
-            command("train", "model=latent_ddpm", f"data={_group(config, 'data').get('name')}", f"autoencoder={folder}")
-        )
+    data = f"data={_group(config, 'data').get('name')}"
+    if _is_diffusion(config):
+        if config.get("autoencoder") not in (None, "none"):
+            lines.append(command("train", "model=decoder", data, f"diffusion={folder}"))
+    elif not config.get("diffusion"):
+        lines += [command("vary", run, "image=FILE"), command("train", "model=latent_ddpm", data, f"autoencoder={folder}")]
     more = "trainer.budget=TIME" if _group(config, "trainer").get("budget") else "trainer.max_epochs=NUMBER"
     lines.append(f"{command('train', f'resume={folder}')} {more}")
     return f"<pre>{text(chr(10).join(lines))}</pre>"

@@ -1,14 +1,12 @@
 """The VAE-GAN as a LightningModule: an autoencoder that a discriminator makes sharp."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
@@ -21,10 +19,10 @@ from flowergen.losses.reconstruction import absolute_error, squared_error
 from flowergen.modules.adversary import Adversary
 from flowergen.modules.ema import EMA
 from flowergen.modules.guard import MAX_ROLLBACKS, Guard
-from flowergen.modules.image_model import ImageModel
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.outside_weights import OutsideNet, load_efficientnet, load_lpips, load_vgg16
 from flowergen.modules.reconstruction_scores import ReconstructionScores
+from flowergen.modules.two_optimizers import MakeOptimizer, TwoOptimizers
 from flowergen.nn.discriminator import frozen
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
@@ -35,7 +33,7 @@ from flowergen.randomness import normal, normal_per_sample, uniform
 log = logging.getLogger(__name__)
 
 
-class VAEGANModule(ImageModel):
+class VAEGANModule(TwoOptimizers):
     """A VAE with a perceptual and an adversarial loss, the first stage of latent diffusion
     (Rombach et al. 2022, arXiv:2112.10752).
 
@@ -66,11 +64,9 @@ class VAEGANModule(ImageModel):
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
         center_weight, center_margin: of pull and push of ``losses.center`` on it; distance at which the push ends.
         guard, guard_margin: see ``Guard``.
-        optimizer, discriminator_optimizer: make the optimisers from the parameters.
-        lr_schedule, lr_warmup_steps: see ``lr_factor``; both optimisers follow it.
         ema_decay: average encoder and decoder, and use the average for everything but training.
-        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: the trainer's, which leaves them
-            to us where there are two optimisers.
+        optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
+            gradient_clip_algorithm: see ``TwoOptimizers``.
 
     Raises:
         UserError: for a factor that does not divide the image size, and class losses without classes.
@@ -105,8 +101,8 @@ class VAEGANModule(ImageModel):
         center_margin: float,
         guard: Literal["warn", "rollback"],
         guard_margin: float,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        discriminator_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: MakeOptimizer,
+        discriminator_optimizer: MakeOptimizer,
         lr_schedule: LrSchedule,
         lr_warmup_steps: float,
         ema_decay: float | None,
@@ -114,10 +110,17 @@ class VAEGANModule(ImageModel):
         gradient_clip_val: float | None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
     ):
-        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
-        self.automatic_optimization = False
-        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
+        super().__init__(
+            image_size,
+            seed,
+            lr_schedule,
+            lr_warmup_steps,
+            optimizer,
+            discriminator_optimizer,
+            accumulate_grad_batches,
+            gradient_clip_val,
+            gradient_clip_algorithm,
+        )
         self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
         self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
@@ -125,7 +128,6 @@ class VAEGANModule(ImageModel):
         self.adversarial_start_steps, self.adversarial_ramp_steps = adversarial_start_steps, adversarial_ramp_steps
         self.class_weight, self.center_weight, self.center_margin = class_weight, center_weight, center_margin
         self.guard = Guard(guard, guard_margin)
-        self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
 
         shape, built_from = LatentShape(**latent), Blocks(**blocks)
         try:
@@ -281,9 +283,9 @@ class VAEGANModule(ImageModel):
     # -- training: one forward of the autoencoder for both players
 
     @property
-    def parts(self) -> int:
-        """How many batches make an optimiser step."""
-        return self.accumulate_grad_batches
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """See ``TwoOptimizers``."""
+        return [] if self.adversary is None else list(self.adversary.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Both players' gradients from one reconstruction; their steps after the last part of an optimiser step."""
@@ -343,39 +345,14 @@ class VAEGANModule(ImageModel):
 
     def _step(self) -> None:
         """One optimiser step of both players, then everything that counts such steps."""
-        optimizers = self._optimizers()
-        for optimizer in optimizers:
-            self.set_learning_rate(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
+        lr = self.step_optimizers()
         if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
-        values = {"lr": optimizers[0].param_groups[0]["lr"], "beta": self.current_beta}
+        values = {"lr": lr, "beta": self.current_beta}
         if self.adversary is not None:
             values["adversarial_factor"] = self.adversarial_factor
             self.adversary.update_adaptive_weight(self.trainer.world_size, keep=self.skips_step)
         self.count_step(values)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The generator's optimiser, with class head and centres, then the discriminator's if there is one."""
-        judging = set() if self.adversary is None else set(self.adversary.parameters())
-        optimizers = [self.make_optimizer([p for p in self.parameters() if p.requires_grad and p not in judging])]
-        if self.adversary is not None:
-            optimizers.append(self.make_discriminator_optimizer(list(self.adversary.parameters())))
-        return optimizers
-
-    def _optimizers(self) -> list[Any]:
-        """Lightning's, which is no list where there is one."""
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip: here gradients are unscaled under 16-mixed as well."""
-        super().on_before_optimizer_step(optimizer)
-        if self.gradient_clip_val is not None:
-            self.clip_gradients(
-                optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm=self.gradient_clip_algorithm
-            )
 
     def on_train_start(self) -> None:
         """Refuse a training run without a game."""
@@ -420,7 +397,7 @@ class VAEGANModule(ImageModel):
         super().on_train_epoch_end()
         if not (validated and self.adversarial_weight):
             return
-        optimizers = [optimizer.optimizer for optimizer in self._optimizers()]
+        optimizers = [optimizer.optimizer for optimizer in self.list_optimizers()]
         if not self.guard.failed:
             self.guard.keep(self, optimizers)
             return

@@ -7,6 +7,7 @@ from hydra.utils import get_object
 
 from flowergen.config import conf_dir
 from flowergen.config.command import checked
+from flowergen.config.run_folder import RunFolder
 from flowergen.config.schema import BY_TARGET, Trainer
 from flowergen.errors import UserError
 
@@ -152,8 +153,16 @@ DIFFUSION = (
 PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny")  # recipes
 
 
-def autoencoder_of(choice: str) -> list[str]:
-    """What a model or a recipe needs to compose by itself."""
+DECODER = ("decoder", "flowers_laptop_decoder")
+
+
+def stage_before(choice: str, folder: Path) -> list[str]:
+    """What a model or a recipe needs to compose by itself; a diffusion run is made in the folder."""
+    if choice in DECODER:
+        run = RunFolder(folder / "diffusion run")
+        run.path.mkdir()
+        run.store({"paths": {}, "model": {}, "trainer": {}, "data": {"image_size": 64}, "autoencoder": "somewhere"}, [])
+        return [f"diffusion='{run.path}'"]
     return ["autoencoder=none", "model.alignment_weight=0"] if choice in DIFFUSION else []
 
 
@@ -165,7 +174,7 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_path: Path) -> None:
     root = [f"data.root={tmp_path}"] if data != "procedural" else []
-    checked([f"model={model}", f"data={data}", *root, *autoencoder_of(model)])
+    checked([f"model={model}", f"data={data}", *root, *stage_before(model, tmp_path)])
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -173,7 +182,7 @@ def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_pat
 def test_every_recipe_composes_with_every_data_set_and_with_debug(experiment: str, data: str, tmp_path: Path) -> None:
     choice = [f"data={data}"] if data else []
     root = [f"data.root={tmp_path}"] if data != "procedural" and (data or experiment not in PROCEDURAL) else []
-    checked([f"experiment={experiment}", *choice, *root, *autoencoder_of(experiment), "debug=tiny"])
+    checked([f"experiment={experiment}", *choice, *root, *stage_before(experiment, tmp_path), "debug=tiny"])
 
 
 @pytest.mark.parametrize("trainer", options("trainer"))
@@ -196,7 +205,7 @@ def test_the_schema_knows_the_arguments_that_the_class_takes(target: str) -> Non
     if not target.startswith("flowergen."):
         return
     given_by_build = {"self", "folder", "path", "hyperparameters", "save_dir"}
-    given_by_build |= {"num_classes", "accumulate_grad_batches", "gradient_clip_val", "autoencoder", "shape"}
+    given_by_build |= {"num_classes", "accumulate_grad_batches", "gradient_clip_val", "autoencoder", "diffusion", "shape"}
     needed = {
         name
         for name, p in parameters.items()

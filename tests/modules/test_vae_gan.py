@@ -722,7 +722,7 @@ def test_a_run_that_falls_apart_goes_back_to_its_last_good_epoch(
                             str(number): {k: v.clone() for k, v in state.items()}
                             for number, state in o.state_dict()["state"].items()
                         }
-                        for o in module._optimizers()
+                        for o in module.list_optimizers()
                     ],
                     "factor": module.guard.factor,
                 }

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flowergen.config.autoencoder import is_taken_over, taken_over
 from flowergen.config.command import checked
 from flowergen.config.overrides import parse, resolve
 from flowergen.config.run_folder import RunFolder
+from flowergen.config.stages import is_taken_over, taken_over
 from flowergen.errors import UserError
 
 
@@ -90,8 +90,8 @@ def test_the_split_of_a_data_set_whose_folder_is_an_interpolation_is_taken_over(
 def test_a_key_that_one_of_the_two_data_sets_lacks_is_left_alone(tmp_path: Path) -> None:
     run = vae_gan(tmp_path / "run")
     data = {"_target_": "my.Pictures", "image_size": 64}
-    assert taken_over(str(run), None, data, {}) == ["++data.image_size=32"]
-    assert taken_over(str(run), None, {"_target_": "my.Vectors"}, {}) == []
+    assert taken_over("autoencoder", str(run), None, data, {}) == ["++data.image_size=32"]
+    assert taken_over("autoencoder", str(run), None, {"_target_": "my.Vectors"}, {}) == []
 
 
 def test_a_diffusion_run_is_no_autoencoder(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What a run takes from the run of the stage before it. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowergen.config.run_folder import RunFolder, find_run
+from flowergen.errors import UserError
+
+OF_THE_PICTURES = ("data.image_size",)
+OF_THE_SPLIT = ("data.split", "data.split_seed")  # another one would train on pictures that the other holds out
+
+
+STAGES = ("autoencoder", "diffusion")  # keys that name the run of the stage before
+
+
+def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Which run a run builds on.
+
+    Args:
+        config: of a run.
+
+    Returns:
+        The key of ``STAGES`` that names it, and its value; None for a run that builds on none.
+    """
+    return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
+
+
+def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
+    """An autoencoder is of the first stage, a diffusion model of the second.
+
+    Args:
+        key, value: as ``stage_before`` returns them.
+        stored: that run's config.
+
+    Raises:
+        UserError: it is of another stage.
+    """
+    if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
+        raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
+    if key == "diffusion" and stage_before(stored) is None:
+        raise UserError(f"diffusion={value} is no latent diffusion: give the run of model=latent_ddpm autoencoder=RUN")
+    if key == "diffusion" and stored.get("diffusion"):
+        raise UserError(f"diffusion={value} is a decoder's run itself: go on with it by resume=, or give the diffusion run")
+
+
+def taken_over(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Overrides that a command line is completed with.
+
+    Args:
+        key, value: of the stage before, as typed: a run, or a checkpoint in one.
+        run: that is resumed; its own copy of the stage before counts, and the original may be gone.
+        data: the composed and resolved ``data`` node.
+        typed: the keys that were given on the command line, with their values.
+
+    Returns:
+        ``++KEY=VALUE``, for those of that run's keys that were not typed. A run folder does not keep them: when it is
+        resumed they are taken over again.
+
+    Raises:
+        UserError: there is no such run, it is of another stage, or another value was typed.
+    """
+    carried = run.path / key if run else Path()
+    folder = RunFolder(carried) if run and carried.is_dir() else find_run(value, key)[0]
+    stored = folder.read_config()
+    refuse_wrong_stage(key, value, stored)
+    theirs = stored["data"]
+    same_kind = theirs.get("_target_") == data.get("_target_")  # it may have moved since
+    elsewhere = theirs.get("root") != data.get("root")
+    lines = []
+    for option in OF_THE_PICTURES + (OF_THE_SPLIT if same_kind else ()):
+        name = option.removeprefix("data.")
+        if name not in theirs or name not in data:
+            continue
+        if option not in typed:
+            lines.append(f"++{option}={theirs[name]}")
+        elif typed[option] != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
+            what = "autoencoder" if key == "autoencoder" else "diffusion model"
+            raise UserError(
+                f"{option}={typed[option]}: the {what} was trained with {option}={theirs[name]}, so leave {option} out"
+            )
+    return lines
+
+
+def is_taken_over(line: str) -> bool:
+    """Whether an override is one of ``taken_over``'s."""
+    return line.startswith(tuple(f"++{key}=" for key in OF_THE_PICTURES + OF_THE_SPLIT))

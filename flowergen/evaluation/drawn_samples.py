@@ -1,0 +1,82 @@
+"""Samples of a diffusion model as latents, drawn once to train on."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowergen.data.cache import built_once, sync, write_header
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.evaluation.bar import with_bar
+from flowergen.evaluation.sampling import NO_CLASS, diffusion_sampler, labels_by_frequency
+from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+
+log = logging.getLogger(__name__)
+
+AT_A_TIME = 128
+FIRST_INDEX = 2**40  # numbers of samples that no command draws, so that what is measured was not trained on
+
+
+def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cache_dir: Path) -> tuple[Tensor, Tensor]:
+    """Samples by the model's own ``sampling``, their classes as frequent as in training; drawn once for every process and run.
+
+    Args:
+        model: in eval mode.
+        data: set up.
+        num: P.
+        cache_dir: the folder of all caches.
+
+    Returns:
+        (P, C, h, w) float32 latents in the autoencoder's units, and (P,) int64 classes, K for none.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    train_labels = data.pictures.labels[data.rows["train"]]
+    counts = torch.from_numpy(np.bincount(train_labels[train_labels >= 0], minlength=model.num_classes))
+    labels = labels_by_frequency(num, model.num_classes, counts if counts.sum() else None, model.seed)
+    whole = (num, *model.latent_shape)
+    drawn_by = [fingerprint(model.inference_net), model.autoencoder_hash, asdict(model.sampling), model.seed, labels.tolist()]
+    key = blake2b(json.dumps(drawn_by).encode(), digest_size=16).hexdigest()
+    folder = cache_dir / f"{data.name}_samples_{key[:16]}"
+
+    def open_() -> np.ndarray | None:
+        if not folder.exists():
+            return None
+        try:
+            latents = np.load(folder / "latents.npy", allow_pickle=False)
+            found = (json.loads((folder / "meta.json").read_text())["key"], latents.shape, latents.dtype)
+            if found != (key, whole, np.dtype("<f4")) or not np.isfinite(latents).all():
+                raise ValueError(f"not the expected samples: {found}")
+        except Exception as error:  # damaged bytes make json and numpy raise whatever they please
+            log.warning("%s is damaged (%s): drawing again", folder, error)
+            return None
+        return latents
+
+    def build(temporary: Path) -> None:
+        log.info("drawing %s samples to train on, once", f"{num:,}")
+        with open(temporary / "latents.npy", "wb") as file:
+            write_header(file, "<f4", whole)
+            for latents in with_bar("drawing", _drawn(model, labels), 0, num):
+                file.write(latents.tobytes())
+            sync(file)
+        (temporary / "meta.json").write_text(json.dumps({"key": key}))
+
+    found = built_once(folder, open_, build, f"{num:,} samples of {data.name}", 4 * int(np.prod(whole)))
+    return torch.from_numpy(found), torch.where(labels == NO_CLASS, model.num_classes, labels)
+
+
+@torch.inference_mode()
+def _drawn(model: LatentDDPMModule, labels: Tensor) -> Iterator[np.ndarray]:
+    draw = diffusion_sampler(model, model.sampling, model.seed).draw
+    for first in range(0, len(labels), AT_A_TIME):
+        part = labels[first : first + AT_A_TIME]
+        index = range(FIRST_INDEX + first, FIRST_INDEX + first + len(part))
+        yield draw(index, part).float().cpu().numpy().astype("<f4")

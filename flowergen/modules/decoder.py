@@ -1,0 +1,285 @@
+"""The third stage of latent diffusion: the decoder learns to decode what the diffusion model samples."""
+
+import copy
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowergen.data.batch import Batch
+from flowergen.errors import UserError
+from flowergen.losses.adversarial import hinge_discriminator, hinge_generator
+from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.losses.perceptual import normalised_feature_distance
+from flowergen.losses.reconstruction import absolute_error
+from flowergen.metrics.reconstruction import psnr, ssim
+from flowergen.modules.ema import EMA
+from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.lr_schedule import LrSchedule
+from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
+from flowergen.modules.two_optimizers import MakeOptimizer, TwoOptimizers
+from flowergen.modules.vae_gan import VAEGANModule
+from flowergen.nn.class_projection import ClassProjection
+from flowergen.nn.discriminator import frozen
+from flowergen.nn.efficientnet import WIDTHS, num_maps_for
+from flowergen.nn.posterior import Posterior
+from flowergen.nn.projected_discriminator import ProjectedDiscriminator
+from flowergen.randomness import normal, normal_per_sample, uniform
+
+RECONSTRUCTED = slice(None, None, 4)  # every fourth picture of a batch is reconstructed as well
+
+
+class DecoderModule(TwoOptimizers):
+    """Adversarial training of a latent diffusion model's decoder on the model's own samples.
+
+    An autoencoder's decoder has only seen latents of pictures, z ~ q(z|x). Samples of a diffusion model that has not learnt
+    those exactly are others, z_p ~ p(z|y), and decoding them shows it. A VAE-GAN shows its discriminator decoded draws from the
+    prior beside reconstructions (Larsen et al. 2016, arXiv:1512.09300, algorithm 1); here the prior is the diffusion model,
+    frozen, its samples drawn once. Encoder and latents stay as they are. With logits D of a projected discriminator and C_y of
+    a ``ClassProjection``, hinge losses, and T a random augmentation,
+
+        decoder:        w_r (|x - Dec(z)| + w_p d(x, Dec(z))) - w_a (D + C_y)(T(Dec(z_p)))
+        discriminator:  max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p)))), and the same of C_y
+
+    Args:
+        image_size: side S of the pictures, in px.
+        seed: of all noise.
+        num_classes: K of the data set, 0 without labels.
+        diffusion: the trained model. It decodes with this module's decoder from now on, and is no part of its state: its run
+            folder is carried in the run's own.
+        num_latents: samples that are drawn from it once.
+        reconstruction_weight, perceptual_weight: w_r, and w_p of the distance in EfficientNet-Lite0's features.
+        adversarial_weight: w_a.
+        channels: of the ``ProjectedDiscriminator``.
+        optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
+            gradient_clip_algorithm: see ``TwoOptimizers``.
+        ema_decay: average the decoder, and use the average for everything but training.
+
+    Raises:
+        UserError: the diffusion model has no decoder, or a VAE's.
+    """
+
+    best_metric = "psnr"  # never asked for: see ``may_be_best``
+    best_mode = "min"
+
+    def __init__(
+        self,
+        image_size: int,
+        seed: int,
+        num_classes: int,
+        diffusion: LatentDDPMModule,
+        num_latents: int,
+        reconstruction_weight: float,
+        perceptual_weight: float,
+        adversarial_weight: float,
+        channels: int,
+        optimizer: MakeOptimizer,
+        discriminator_optimizer: MakeOptimizer,
+        lr_schedule: LrSchedule,
+        lr_warmup_steps: float,
+        ema_decay: float,
+        accumulate_grad_batches: int,
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+    ):
+        super().__init__(
+            image_size,
+            seed,
+            lr_schedule,
+            lr_warmup_steps,
+            optimizer,
+            discriminator_optimizer,
+            accumulate_grad_batches,
+            gradient_clip_val,
+            gradient_clip_algorithm,
+        )
+        autoencoder = diffusion.autoencoder
+        if not isinstance(autoencoder, VAEGANModule):
+            has = "works on pixels" if autoencoder is None else f"has the autoencoder of a {type(autoencoder).__name__}"
+            raise UserError(f"diffusion: this model {has}, and model=decoder trains the decoder of a VAE-GAN")
+        self.num_classes, self.num_latents = num_classes, num_latents
+        self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
+        self.adversarial_weight, self.num_values = adversarial_weight, 3 * image_size**2
+        self.diffusion_hash = fingerprint(diffusion.inference_net)
+
+        self.net = copy.deepcopy(autoencoder.inference_net.decoder).requires_grad_(True)
+        self.ema = EMA(self.net, ema_decay)
+        autoencoder.inference_net.decoder = self.ema.net  # type: ignore[assignment]
+        self._diffusion = [diffusion.requires_grad_(False).eval()]  # out of sight of state_dict
+        self._features = OutsideNet(partial(load_efficientnet, "lite0", "model=decoder"))
+        widths = WIDTHS[: num_maps_for(image_size)]
+        self.discriminator = ProjectedDiscriminator(image_size, widths, channels, "group")
+        self.class_projection = ClassProjection(widths[-1], num_classes, 8 * channels) if num_classes else None
+        self.latents: Tensor
+        self.register_buffer("latents", torch.empty(0), persistent=False)
+        self.labels: Tensor
+        self.register_buffer("labels", torch.empty(0, dtype=torch.int64), persistent=False)
+
+    # -- pictures and latents
+
+    @property
+    def diffusion(self) -> LatentDDPMModule:
+        """The frozen model, on this module's device; it decodes with this module's averaged decoder."""
+        return self._diffusion[0].to(self.device)
+
+    @property
+    def inference_net(self) -> nn.Module:
+        """The averaged decoder."""
+        return self.ema.net
+
+    @property
+    def networks_to_compile(self) -> list[nn.Module]:
+        """The decoder."""
+        return [self.net]
+
+    @property
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """See ``TwoOptimizers``."""
+        heads = [] if self.class_projection is None else list(self.class_projection.parameters())
+        return [*self.discriminator.parameters(), *heads]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self._diffusion[0].latent_shape
+
+    @property
+    def features_trained_with(self) -> str:
+        """See ``ImageModel``."""
+        return self._diffusion[0].features_trained_with or "EfficientNet-Lite0"
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x)."""
+        return self.diffusion.encode(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 3, S, S) in [0, 1], by the averaged decoder."""
+        return self.diffusion.decode(z)
+
+    def summary(self) -> str:
+        """One line: what the network is."""
+        latent = " x ".join(map(str, self.latent_shape))
+        return f"the decoder of latents of {latent}, on {self.num_latents:,} samples of {type(self._diffusion[0].net).__name__}"
+
+    def feed_samples(self, latents: Tensor, labels: Tensor) -> None:
+        """What to train on.
+
+        Args:
+            latents: (P, C, h, w) samples, in the autoencoder's units.
+            labels: (P,) int64 their classes, K for none.
+        """
+        self.latents, self.labels = latents.to(self.device), labels.to(self.device)
+
+    # -- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gradients of decoder and discriminator; their steps after the last part of an optimiser step."""
+        num, x = len(batch.label), 2 * batch.image - 1
+        label = torch.where(batch.label < 0, self.num_classes, batch.label)
+        u = self.step_draw(uniform, num, (), batch_idx, "sample")
+        chosen = (u * len(self.latents)).long().clamp(max=len(self.latents) - 1)
+        label_sampled = self.labels[chosen]
+        eps = self.step_draw(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED]
+        with torch.no_grad():
+            z = self.encode(batch.image[RECONSTRUCTED]).sample(eps)
+        decoded = self.net(torch.cat((self.latents[chosen], z))).float()  # (N + N / 4, 3, S, S)
+        x_sampled, x_hat = decoded[:num], decoded[num:]
+
+        features = self._features.on(x.device)
+        with torch.no_grad():
+            augmented = diff_augment(x, self.step_draw(uniform, num, (NUM_DRAWS,), batch_idx, "augmentation"))
+            seen_real = features((augmented + 1) / 2)
+        augmented = diff_augment(x_sampled, self.step_draw(uniform, num, (NUM_DRAWS,), batch_idx, "augmentation of samples"))
+        seen = features((augmented + 1) / 2)
+        real = self._logits(seen_real, label)
+        fake = self._logits([maps.detach() for maps in seen], label_sampled)
+        loss_discriminator = torch.stack([hinge_discriminator(*pair) for pair in zip(real, fake, strict=True)]).sum(0)  # (N,)
+        self.manual_backward(loss_discriminator.mean() / self.parts, inputs=self.discriminator_parameters)
+
+        with frozen(self.discriminator), frozen(self.class_projection or nn.Identity()):
+            loss_adversarial = torch.stack([hinge_generator(logits) for logits in self._logits(seen, label_sampled)]).sum(0)
+        terms = self._reconstruction_terms(x[RECONSTRUCTED], x_hat)
+        loss = self.reconstruction_weight * (
+            terms["loss_reconstruction"].mean() + self.perceptual_weight * terms["loss_perceptual"].mean()
+        )
+        loss = loss + self.adversarial_weight * loss_adversarial.mean()
+        self.manual_backward(loss / self.parts)
+        right = torch.cat([real[0] > 0, fake[0] < 0], dim=1).float().flatten(1).mean(1)
+        self.record(
+            {
+                "loss": loss.detach(),
+                **{name: term.detach().mean() for name, term in terms.items()},
+                "loss_adversarial": loss_adversarial.detach(),
+                "loss_discriminator": loss_discriminator.detach(),
+                "discriminator_accuracy": right,
+            }
+        )
+        if (batch_idx + 1) % self.parts == 0:
+            lr = self.step_optimizers()
+            if not self.skips_step:
+                self.ema.update(self.net, self.optimizer_steps)
+            self.count_step({"lr": lr})
+
+    def _logits(self, seen: list[Tensor], label: Tensor) -> list[Tensor]:
+        """Of frozen features: D (N, heads, 4, 4), and where there are classes C_y (N, 1)."""
+        logits = [self.discriminator(seen).logits]
+        return logits if self.class_projection is None else [*logits, self.class_projection(seen[-1], label)]
+
+    def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
+        """Of (N, 3, S, S) in [-1, 1]: error of a value and distance in frozen features, each (N,)."""
+        features = self._features.on(x.device)
+        with torch.no_grad():
+            seen = features((x + 1) / 2)
+        return {
+            "loss_reconstruction": absolute_error(x_hat, x) / self.num_values,
+            "loss_perceptual": normalised_feature_distance(features((x_hat + 1) / 2), seen),
+        }
+
+    # -- validation: of reconstructions; callbacks.evaluation measures samples
+
+    @property
+    def may_be_best(self) -> bool:
+        """No score of single pictures says how good samples are: the last checkpoint is taken."""
+        return False
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the scores of the batch."""
+        self.val_means.update(self.scores(batch))
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """How well held-out pictures are still reconstructed; the noise of picture i depends on (seed, i) alone.
+
+        Returns:
+            By name, each (N,): both terms of the reconstruction loss, ``psnr`` and ``ssim``.
+        """
+        posterior = self.encode(batch.image)
+        eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
+        x_hat = self.ema.net(posterior.sample(eps)).float()
+        x_mean = self.decode(posterior.mean)
+        return {
+            **self._reconstruction_terms(2 * batch.image - 1, x_hat),
+            "psnr": psnr(x_mean, batch.image),
+            "ssim": ssim(x_mean, batch.image),
+        }
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which diffusion model the decoder is of."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["flowergen"]["diffusion"] = self.diffusion_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another one.
+
+        Raises:
+            UserError: it has other samples.
+        """
+        if checkpoint["flowergen"].get("diffusion") != self.diffusion_hash:
+            raise UserError(
+                "the checkpoint was trained on the samples of another diffusion model than the one in its run folder"
+            )
+        super().on_load_checkpoint(checkpoint)
+        self._diffusion[0].decoder_steps = self.optimizer_steps

@@ -1,0 +1,87 @@
+"""What a generator and a discriminator that train together ask of Lightning."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.lr_schedule import LrSchedule
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class TwoOptimizers(ImageModel):
+    """A model whose steps are taken by hand, as Lightning asks for with several optimisers.
+
+    Args:
+        image_size, seed, lr_schedule, lr_warmup_steps: see ``ImageModel``.
+        optimizer, discriminator_optimizer: make the optimisers from the parameters.
+        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: the trainer's, which leaves them
+            to us where there are two optimisers.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        seed: int,
+        lr_schedule: LrSchedule,
+        lr_warmup_steps: float,
+        optimizer: MakeOptimizer,
+        discriminator_optimizer: MakeOptimizer,
+        accumulate_grad_batches: int,
+        gradient_clip_val: float | None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+    ):
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        self.automatic_optimization = False
+        self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
+        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
+        self.gradient_clip_algorithm = gradient_clip_algorithm
+
+    @property
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """Of the discriminator; empty where there is none, and one optimiser."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> int:
+        """How many batches make an optimiser step."""
+        return self.accumulate_grad_batches
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The generator's optimiser, with all that belongs to no discriminator, then the discriminator's if there is one."""
+        discriminator = self.discriminator_parameters
+        others = set(discriminator)
+        optimizers = [self.make_optimizer([p for p in self.parameters() if p.requires_grad and p not in others])]
+        if discriminator:
+            optimizers.append(self.make_discriminator_optimizer(discriminator))
+        return optimizers
+
+    def list_optimizers(self) -> list[Any]:
+        """Lightning's, which is no list where there is one."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def step_optimizers(self) -> float:
+        """One step of each at the scheduled learning rate.
+
+        Returns:
+            The generator's learning rate.
+        """
+        optimizers = self.list_optimizers()
+        for optimizer in optimizers:
+            self.set_learning_rate(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(optimizers[0].param_groups[0]["lr"])
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip: here gradients are unscaled under 16-mixed as well."""
+        super().on_before_optimizer_step(optimizer)
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm=self.gradient_clip_algorithm
+            )
