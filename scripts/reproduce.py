@@ -3,9 +3,10 @@
     python scripts/reproduce.py                       what `make flowers` does, with the budget of an hour
     python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
 
-`experiment=flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder` are trained for a fifth, nine twentieths
-and a fifth of the minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder`,
-`diffusion` and `decoder`; the page is the last one's `index.html`. Stopped or killed, the same command goes on, and what is finished is not done again.
+`experiment=flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder` are trained for 0.2, 0.5 and 0.15 of
+the minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder`,
+`diffusion` and `decoder`; the page is the last one's `index.html`. Stopped or killed, the same command goes on, and what is
+finished is not done again.
 """
 
 import signal
@@ -19,7 +20,7 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
-AUTOENCODER, DIFFUSION, DECODER = 0.2, 0.45, 0.2  # of the minutes
+AUTOENCODER, DIFFUSION, DECODER = 0.2, 0.5, 0.15  # of the minutes
 SHOWN = "classes=[sunflower,rose,passion_flower,water_lily,foxglove,gazania,tiger_lily,bird_of_paradise]"
 DEFAULTS = {"minutes": "60", "data.root": "", "paths.cache_dir": "", "seed": "0", "out": "outputs/flowers"}
 

@@ -30,7 +30,7 @@ def left(folder: Path, exit_: str) -> None:
     """A run folder as a session leaves it that ended so."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({}))
-    recipe, budget = {"autoencoder": ("vae_gan", 720), "diffusion": ("ldm", 1620), "decoder": ("decoder", 720)}[folder.name]
+    recipe, budget = {"autoencoder": ("vae_gan", 720), "diffusion": ("ldm", 1800), "decoder": ("decoder", 540)}[folder.name]
     typed = [f"experiment=flowers_laptop_{recipe}", "seed=0", f"trainer.budget={budget}s", "paths.cache_dir='/a'"]
     (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
     (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
@@ -44,14 +44,14 @@ def test_all_stages_samples_and_the_card_within_the_minutes(
     config = resolve(checked(stage1[1:-1])[0])
     assert (config["seed"], config["data"]["root"], config["trainer"]["budget"]) == (3, "/pictures", "240s")
     assert f"autoencoder={tmp_path}/autoencoder" in stage2
-    assert {"trainer.budget=540s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
-    assert {f"diffusion={tmp_path}/diffusion", "trainer.budget=240s", "seed=3", "data.root=/pictures"} <= set(stage3)
+    assert {"trainer.budget=600s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
+    assert {f"diffusion={tmp_path}/diffusion", "trainer.budget=180s", "seed=3", "data.root=/pictures"} <= set(stage3)
     assert sample[:2] == ["sample", f"run={tmp_path}/decoder"]
     assert evaluate == ["evaluate", f"run={tmp_path}/decoder", "data.root=/pictures"]
     out = capsys.readouterr().out
     assert out.endswith(f"page: {tmp_path}/decoder/index.html\n")
     left_then = [line.rpartition(", ")[2] for line in out.splitlines() if line.endswith("left")]
-    assert left_then == [f"about {minutes} minutes left" for minutes in (20, 16, 7, 3)]
+    assert left_then == [f"about {minutes} minutes left" for minutes in (20, 16, 6, 3)]
 
 
 def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
