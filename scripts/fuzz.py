@@ -265,6 +265,7 @@ TINY: dict[str, tuple[str, ...]] = {
         *("model=latent_ddpm", "model.network.channels=8", "model.network.multipliers=[1]", "model.network.num_blocks=1"),
         *("model.network.head_channels=8", "model.sampling.steps=1"),
     ),
+    "decoder": ("model=decoder", "model.num_latents=4", "model.channels=2"),
 }
 
 
@@ -300,7 +301,8 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
 def make_runs(folder: Path) -> list[Path]:
     """A run of each model."""
     gan = make_run(folder, "vae_gan")
-    return [make_run(folder, "vae"), gan, make_run(folder, "latent_ddpm", f"autoencoder={gan}")]
+    diffusion = make_run(folder, "latent_ddpm", f"autoencoder={gan}")
+    return [make_run(folder, "vae"), gan, diffusion, make_run(folder, "decoder", f"diffusion={diffusion}")]
 
 
 def strange_values() -> st.SearchStrategy[Any]:
@@ -438,7 +440,8 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
 
     run = draw(st.sampled_from(runs))
     names = ["checkpoints/last.ckpt", "config.yaml", "latents.safetensors"]
-    name = draw(st.sampled_from([*names, "autoencoder/checkpoints/best.ckpt"] if (run / "autoencoder").is_dir() else names))
+    carried = sorted(str(path.relative_to(run)) for path in run.rglob("*/checkpoints/best.ckpt"))
+    name = draw(st.sampled_from([*names, *carried, *(["diffusion/config.yaml"] if (run / "diffusion").is_dir() else [])]))
     good = (run / name).read_bytes()
     how = draw(st.sampled_from(["bytes", "content", "content", "content", "hostile"]))
     if how == "bytes":
@@ -451,7 +454,7 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
         content["optimizer_states"] = []
         torch.save(draw(tampered(content, strange_values())), buffer)
         return run, name, buffer.getvalue()
-    if name == "config.yaml":
+    if name.endswith("config.yaml"):
         if how == "hostile":
             return run, name, draw(st.sampled_from(HOSTILE_YAML)).encode()
         few = [None, True, -1, 0, 0.5, 3, 1e300, float("nan"), [], {}, [None], {"_target_": "os.system", "command": "echo"}]

@@ -49,7 +49,8 @@ def main() -> None:
     stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}"]
     train(second, DIFFUSION * minutes, stage2, [*places, f"autoencoder={first.path}"])
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
-    stage3 = ["experiment=flowers_laptop_decoder", f"seed={given['seed']}"]
+    num_latents = max(128, min(2048, int(35 * minutes)))  # which take a fifth of its minutes to draw
+    stage3 = ["experiment=flowers_laptop_decoder", f"seed={given['seed']}", f"model.num_latents={num_latents}"]
     train(third, DECODER * minutes, stage3, [*places, f"diffusion={second.path}"])
     say((1 - AUTOENCODER - DIFFUSION - DECODER) * minutes, "4 of 5: samples")
     if not list(third.path.glob("samples/*/denoising_path.png")):  # which is written last

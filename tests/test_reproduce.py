@@ -32,6 +32,7 @@ def left(folder: Path, exit_: str) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump({}))
     recipe, budget = {"autoencoder": ("vae_gan", 720), "diffusion": ("ldm", 1800), "decoder": ("decoder", 540)}[folder.name]
     typed = [f"experiment=flowers_laptop_{recipe}", "seed=0", f"trainer.budget={budget}s", "paths.cache_dir='/a'"]
+    typed += ["model.num_latents=2048"] if recipe == "decoder" else []
     (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
     (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
 
@@ -45,7 +46,13 @@ def test_all_stages_samples_and_the_card_within_the_minutes(
     assert (config["seed"], config["data"]["root"], config["trainer"]["budget"]) == (3, "/pictures", "240s")
     assert f"autoencoder={tmp_path}/autoencoder" in stage2
     assert {"trainer.budget=600s", "seed=3", "data.root=/pictures", f"hydra.run.dir={tmp_path}/diffusion"} <= set(stage2)
-    assert {f"diffusion={tmp_path}/diffusion", "trainer.budget=180s", "seed=3", "data.root=/pictures"} <= set(stage3)
+    assert {
+        f"diffusion={tmp_path}/diffusion",
+        "model.num_latents=700",
+        "trainer.budget=180s",
+        "seed=3",
+        "data.root=/pictures",
+    } <= set(stage3)
     assert sample[:2] == ["sample", f"run={tmp_path}/decoder"]
     assert evaluate == ["evaluate", f"run={tmp_path}/decoder", "data.root=/pictures"]
     out = capsys.readouterr().out

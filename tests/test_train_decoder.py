@@ -1,5 +1,6 @@
 """The train command with the decoder of a diffusion model, as real processes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import yaml
 
 import flowergen
+from flowergen.modules.fingerprint import fingerprint
 from tests.conftest import Command
 from tests.test_train import assert_equal_weights, killed, steps_at_last_checkpoint
 
@@ -70,11 +72,19 @@ def test_a_killed_decoder_goes_on_without_the_stages_before_as_if_nothing_had_ha
     assert not torch.equal(model.decode(z), before.decode(z))
     assert not (moved / "checkpoints" / "best.ckpt").exists()
 
-    done = command("sample", f"run={moved}", "num=2")
-    assert done.returncode == 0, done.stderr
-    assert (moved / "samples" / "seed0" / "denoising_path.png").is_file()
-    done = command("export", f"run={moved}", "format=safetensors")
-    assert done.returncode == 0, done.stderr
+    commands = {
+        ("sample", "num=2"): "samples/seed0/denoising_path.png",
+        ("latents", "num=8"): "latents/test/report.md",
+        ("export", "format=safetensors"): "export/safetensors/decoder.safetensors",
+        ("evaluate", "num_samples=8", "repeats=1", "extractor=efficientnet", f"paths.cache_dir={cache}"): "evaluation",
+    }
+    for (name, *options), written in commands.items():
+        done = command(name, f"run={moved}", *options)
+        assert done.returncode == 0, done.stderr
+        assert (moved / written).exists()
+    (card,) = (json.loads(path.read_text())["subject"] for path in moved.glob("evaluation/*/card.json"))
+    assert card["decoder"] == fingerprint(model.module.autoencoder.inference_net)
+    assert "decoder trained on samples for 12 steps" in card["model"]
 
 
 def test_two_processes_and_parts_train_the_same_decoder(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
@@ -88,8 +98,27 @@ def test_two_processes_and_parts_train_the_same_decoder(command: Command, diffus
         assert_equal_weights(tmp_path / "one", tmp_path / name, tolerance=2e-4)
 
 
+def test_a_budget_and_scores_of_samples_while_training(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    """The budget rehearses the decoder's own end, and the scores are of samples by class."""
+    done = command("train", *TINY_DECODER, f"diffusion={diffusion_run}", "trainer.budget=8s", "data.batch_size=auto",
+                   "callbacks.evaluation.every_epochs=1", "callbacks.evaluation.num_samples=4",
+                   "callbacks.evaluation.extractor=efficientnet", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "eval/class_accuracy" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    assert (tmp_path / "run" / "checkpoints" / "best_fid.ckpt").is_file()
+
+
+def test_pictures_of_other_classes_are_refused(command: Command, diffusion_run: Path, picture_folder: Path) -> None:
+    """Else the samples of its first classes would be held against these."""
+    own = [line for line in TINY_DECODER if not line.startswith("data.num_")]
+    done = command("train", *own, "data=image_folder", f"data.root={picture_folder}", f"diffusion={diffusion_run}")
+    assert done.returncode == 2
+    assert "has 4 classes" in done.stderr.splitlines()[-1]
+
+
 WRONG = {
     (): ("python -m flowergen.train model=latent_ddpm data=procedural", "diffusion=RUN"),
+    ("diffusion=none",): ("diffusion=RUN",),
     ("diffusion=nothing",): ("diffusion=", "no such run"),
     ("diffusion=STAGE1",): ("is no latent diffusion",),
     ("diffusion=STAGE2", "data.image_size=64"): ("the diffusion model was trained with data.image_size=32",),

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from flowergen.config.command import one_line
 from flowergen.config.run_folder import RunFolder, find_run
-from flowergen.config.stages import refuse_wrong_stage, stage_before
+from flowergen.config.stages import place_of, refuse_wrong_stage, stage_before
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
@@ -142,8 +142,7 @@ def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torc
     before = stage_before(config)
     if before is None:
         return None
-    key, source = before
-    place = run.path / key if (run.path / key).is_dir() else source  # another process may not have copied it yet
+    key, place = before[0], place_of(before, run)
     refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # it might be the run itself, without end
     return load_run(place, str(device))
 
@@ -238,7 +237,7 @@ def _count(content: Any, what: str, *keys: str) -> int:
 
 
 def save_weights(module: ImageModel, path: Path) -> None:
-    """The network that samples, the averaged one where there is one, as safetensors."""
+    """The network that training has changed, the averaged one where there is one, as safetensors."""
     partial = path.with_name(path.name + ".partial")
     # not by save_file, whose error on a full disk is no OSError
     partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))

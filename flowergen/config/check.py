@@ -228,7 +228,7 @@ def _check_decoder(config: dict[str, Any]) -> None:
         if given and schema_of(model):
             raise UserError("diffusion= is what model=decoder is trained for, and this is another model: leave it out")
         return
-    if not given:
+    if given in (None, "none"):
         raise UserError(
             "model=decoder needs a trained latent diffusion model: first run  python -m flowergen.train model=latent_ddpm "
             f"data={config['data'].get('name')} autoencoder=RUN  and give its run folder, diffusion=RUN"

@@ -132,20 +132,22 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     sampler = sampler_of(config, model, stored_latents(model), False)
     batch_size, auto = batch_size_of(config, device.type == "cuda")
     generated = Sampled(sampler, labels, batch_size, auto)
-    decoder = module.autoencoder if isinstance(module, LatentDDPMModule) and module.decoder_steps else None
+    step, decoder = module.optimizer_steps, {}
+    if isinstance(module, LatentDDPMModule) and module.autoencoder and module.decoder_steps is not None:
+        step, decoder = module.decoder_steps, {"decoder": fingerprint(module.autoencoder.inference_net)}
     described = {
         "what": "/".join(run.path.parts[-2:]),
         "checkpoint": Path(config["run"]).name if str(config["run"]).endswith(".ckpt") else None,
         "model": f"{type(module).__name__}: {module.summary()}",
         "weights": fingerprint(module.inference_net),
-        "decoder": fingerprint(decoder) if decoder else None,
+        **decoder,
         "optimiser steps": module.optimizer_steps,
         "sampled by": sampler.says,
         "classes": "those of the reference pictures" if by_class else "none",
         "denoising": module.denoising_task if isinstance(module, LatentDDPMModule) else None,
     }
     protocol = _protocol(real, num, repeats, config["seed"], module.image_size, judges)
-    drawn, step = (num, repeats, config["seed"]), module.optimizer_steps
+    drawn = (num, repeats, config["seed"])
     return Subject(described, protocol, generated, real, judges, *drawn, module, step, weights_dir)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ import torch
 from flowergen.config.build import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.config.command import is_first_process
 from flowergen.config.run_folder import RunFolder, find_run
-from flowergen.config.stages import stage_before
+from flowergen.config.stages import place_of, refuse_wrong_stage, stage_before
 from flowergen.config.trainer import resolve_device
 from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.listing import printable
 from flowergen.errors import UserError
 from flowergen.evaluation.drawn_samples import cached_samples
 from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
@@ -33,20 +35,25 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
     before = stage_before(config)
     if before is None or (run.path / before[0]).is_dir() or not is_first_process():
         return
-    key, value = before
+    partial = run.path / f"{before[0]}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    _copy_run(*before, partial)
+    partial.replace(run.path / before[0])
+
+
+def _copy_run(key: str, value: str | Path, folder: Path) -> None:
+    """Of a run and of the one that it carries, what loading them reads."""
     source, checkpoint = find_run(value, key)
-    path = checkpoint_to_load(source, checkpoint)
+    path, stored = checkpoint_to_load(source, checkpoint), source.read_config()
+    refuse_wrong_stage(key, str(value), stored)
     content = read_checkpoint(path)
     content["optimizer_states"] = []  # two thirds of the file
-    partial = run.path / f"{key}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "checkpoints").mkdir(parents=True)
-    torch.save(content, partial / "checkpoints" / "best.ckpt")
-    shutil.copyfile(source.config, partial / "config.yaml")
-    if key == "diffusion":
-        shutil.copyfile(source.latents, partial / source.latents.name)
-        shutil.copytree(source.autoencoder, partial / source.autoencoder.name)
-    partial.replace(run.path / key)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    shutil.copyfile(source.config, folder / "config.yaml")
+    before = stage_before(stored)
+    if before:
+        _copy_run(before[0], place_of(before, source), folder / before[0])
 
 
 def prepare_latents(
@@ -60,10 +67,8 @@ def prepare_latents(
     """
     if before is not None:
         _check_same_pictures(config, data, before)
-    if isinstance(module, DecoderModule):
-        module.feed_samples(*cached_samples(module.diffusion, data, module.num_latents, data.cache_dir))
-        if is_first_process():
-            shutil.copyfile(run.diffusion / run.latents.name, run.latents)
+    if before is not None and isinstance(module, DecoderModule):
+        _prepare_samples(run, module, data, before)
     if not isinstance(module, LatentDDPMModule):
         return
     rows = data.rows["train"]
@@ -88,6 +93,21 @@ def prepare_latents(
         latents = torch.cat([mean[:, 0] for mean, _ in kept_parts])
     if is_first_process():
         store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
+
+
+def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
+    model, names = before.module, [printable(name) for name in data.class_names]
+    assert isinstance(model, LatentDDPMModule)  # on the device already, as the decoder's module is not
+    if list(before.class_names) != names:
+        raise UserError(
+            f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or others: "
+            "a decoder is trained on pictures of the same classes"
+        )
+    module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir))
+    if is_first_process() and not run.latents.is_file():
+        kept = spread(data.rows["train"], num_stored(model.latent_shape))
+        latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False)])
+        store_latents(run.latents, data, kept, latents, model.autoencoder_hash, None)
 
 
 def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:

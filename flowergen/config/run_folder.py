@@ -45,8 +45,12 @@ class RunFolder:
 
     @property
     def of_model(self) -> "RunFolder":
-        """The folder whose config says what samples: of a decoder's run, that of the diffusion run that it carries."""
-        return RunFolder(self.diffusion) if (self.diffusion / self.config.name).is_file() else self
+        """The folder whose config says what samples: of a decoder's run, that of the diffusion run that it carries.
+
+        Raises:
+            UserError: where this run's config cannot be read as one.
+        """
+        return RunFolder(self.diffusion) if self.read_config().get("diffusion") not in (None, "none") else self
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
         """Write what the run was started with."""

@@ -26,6 +26,17 @@ def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
 
 
+def place_of(before: tuple[str, str], run: RunFolder) -> Path:
+    """Where the stage before lies: in the run folder, or where it was while another process has not copied it yet.
+
+    Args:
+        before: as ``stage_before`` returns it.
+        run: that builds on it.
+    """
+    key, value = before
+    return run.path / key if (run.path / key).is_dir() else Path(value)
+
+
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
     """An autoencoder is of the first stage, a diffusion model of the second.
 

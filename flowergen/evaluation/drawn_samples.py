@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.errors import UserError
 from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.sampling import NO_CLASS, diffusion_sampler, labels_by_frequency
 from flowergen.modules.fingerprint import fingerprint
@@ -37,7 +38,7 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
         (P, C, h, w) float32 latents in the autoencoder's units, and (P,) int64 classes, K for none.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or a sample is not finite.
     """
     train_labels = data.pictures.labels[data.rows["train"]]
     counts = torch.from_numpy(np.bincount(train_labels[train_labels >= 0], minlength=model.num_classes))
@@ -53,7 +54,7 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
         try:
             latents = np.load(folder / "latents.npy", allow_pickle=False)
             found = (json.loads((folder / "meta.json").read_text())["key"], latents.shape, latents.dtype)
-            if found != (key, whole, np.dtype("<f4")) or not np.isfinite(latents).all():
+            if found != (key, whole, np.dtype("<f4")):
                 raise ValueError(f"not the expected samples: {found}")
         except Exception as error:  # damaged bytes make json and numpy raise whatever they please
             log.warning("%s is damaged (%s): drawing again", folder, error)
@@ -65,6 +66,8 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
         with open(temporary / "latents.npy", "wb") as file:
             write_header(file, "<f4", whole)
             for latents in with_bar("drawing", _drawn(model, labels), 0, num):
+                if not np.isfinite(latents).all():
+                    raise UserError("the diffusion model's samples are not finite: train it again with a lower learning rate")
                 file.write(latents.tobytes())
             sync(file)
         (temporary / "meta.json").write_text(json.dumps({"key": key}))

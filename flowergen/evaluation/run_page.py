@@ -218,7 +218,7 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
     lines = [command("sample", run), command("evaluate", run), command("export", run)]
     data = f"data={_group(config, 'data').get('name')}"
     if _is_diffusion(config):
-        if config.get("autoencoder") not in (None, "none"):
+        if "discriminator" in _group(_config(folder / "autoencoder"), "model"):  # the third stage is a VAE-GAN's
             lines.append(command("train", "model=decoder", data, f"diffusion={folder}"))
     elif not config.get("diffusion"):
         lines += [command("vary", run, "image=FILE"), command("train", "model=latent_ddpm", data, f"autoencoder={folder}")]

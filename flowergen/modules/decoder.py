@@ -28,20 +28,22 @@ from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.randomness import normal, normal_per_sample, uniform
 
-RECONSTRUCTED = slice(None, None, 4)  # every fourth picture of a batch is reconstructed as well
+RECONSTRUCTED = slice(
+    None, None, 4
+)  # of a batch are reconstructed as well; the same ones on any number of devices if 4 divides it
 
 
 class DecoderModule(TwoOptimizers):
     """Adversarial training of a latent diffusion model's decoder on the model's own samples.
 
-    An autoencoder's decoder has only seen latents of pictures, z ~ q(z|x). Samples of a diffusion model that has not learnt
-    those exactly are others, z_p ~ p(z|y), and decoding them shows it. A VAE-GAN shows its discriminator decoded draws from the
+    An autoencoder's decoder has only seen latents of pictures, z ~ q(z|x). A diffusion model's samples z_p ~ p(z|y) differ from
+    those, and the decoder handles them badly. A VAE-GAN shows its discriminator decoded draws from the
     prior beside reconstructions (Larsen et al. 2016, arXiv:1512.09300, algorithm 1); here the prior is the diffusion model,
     frozen, its samples drawn once. Encoder and latents stay as they are. With logits D of a projected discriminator and C_y of
     a ``ClassProjection``, hinge losses, and T a random augmentation,
 
         decoder:        w_r (|x - Dec(z)| + w_p d(x, Dec(z))) - w_a (D + C_y)(T(Dec(z_p)))
-        discriminator:  max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p)))), and the same of C_y
+        discriminator:  1/2 [max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p))))], and the same of C_y
 
     Args:
         image_size: side S of the pictures, in px.
@@ -62,7 +64,7 @@ class DecoderModule(TwoOptimizers):
     """
 
     best_metric = "psnr"  # never asked for: see ``may_be_best``
-    best_mode = "min"
+    best_mode = "max"
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class DecoderModule(TwoOptimizers):
             gradient_clip_val,
             gradient_clip_algorithm,
         )
-        autoencoder = diffusion.autoencoder
+        autoencoder = diffusion.autoencoder if isinstance(diffusion, LatentDDPMModule) else None
         if not isinstance(autoencoder, VAEGANModule):
             has = "works on pixels" if autoencoder is None else f"has the autoencoder of a {type(autoencoder).__name__}"
             raise UserError(f"diffusion: this model {has}, and model=decoder trains the decoder of a VAE-GAN")
@@ -107,15 +109,13 @@ class DecoderModule(TwoOptimizers):
         self.net = copy.deepcopy(autoencoder.inference_net.decoder).requires_grad_(True)
         self.ema = EMA(self.net, ema_decay)
         autoencoder.inference_net.decoder = self.ema.net  # type: ignore[assignment]
+        diffusion.decoder_steps = 0
         self._diffusion = [diffusion.requires_grad_(False).eval()]  # out of sight of state_dict
         self._features = OutsideNet(partial(load_efficientnet, "lite0", "model=decoder"))
         widths = WIDTHS[: num_maps_for(image_size)]
         self.discriminator = ProjectedDiscriminator(image_size, widths, channels, "group")
         self.class_projection = ClassProjection(widths[-1], num_classes, 8 * channels) if num_classes else None
-        self.latents: Tensor
-        self.register_buffer("latents", torch.empty(0), persistent=False)
-        self.labels: Tensor
-        self.register_buffer("labels", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.latents, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)  # no buffers, which DDP would broadcast
 
     # -- pictures and latents
 
@@ -146,9 +146,9 @@ class DecoderModule(TwoOptimizers):
         return self._diffusion[0].latent_shape
 
     @property
-    def features_trained_with(self) -> str:
+    def features_trained_with(self) -> str | None:
         """See ``ImageModel``."""
-        return self._diffusion[0].features_trained_with or "EfficientNet-Lite0"
+        return self._diffusion[0].features_trained_with
 
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x)."""
@@ -170,7 +170,12 @@ class DecoderModule(TwoOptimizers):
             latents: (P, C, h, w) samples, in the autoencoder's units.
             labels: (P,) int64 their classes, K for none.
         """
-        self.latents, self.labels = latents.to(self.device), labels.to(self.device)
+        self.latents, self.labels = latents, labels
+
+    def on_train_start(self) -> None:
+        """Samples to the device."""
+        super().on_train_start()
+        self.latents, self.labels = self.latents.to(self.device), self.labels.to(self.device)
 
     # -- training
 

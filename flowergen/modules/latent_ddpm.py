@@ -157,7 +157,9 @@ class LatentDDPMModule(ImageModel):
         self.latent_mean: Tensor
         self.latent_std: Tensor
         self.train_means = RunningMeans()  # of training pictures, scored as the held-out ones are
-        self.decoder_steps = 0  # optimiser steps of ``DecoderModule`` behind the decoder; 0 for the autoencoder's own
+        self.decoder_steps: int | None = (
+            None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
+        )
 
     # -- pictures and latents
 
@@ -185,7 +187,7 @@ class LatentDDPMModule(ImageModel):
     def features_trained_with(self) -> str | None:
         """Of the autoencoder, the alignment, and the decoder's third stage."""
         of_autoencoder = self._autoencoder[0].features_trained_with if self._autoencoder else None
-        if not (self.alignment_weight or self.decoder_steps) or ALIGNED_WITH in (of_autoencoder or ""):
+        if not (self.alignment_weight or self.decoder_steps is not None) or ALIGNED_WITH in (of_autoencoder or ""):
             return of_autoencoder
         return f"{ALIGNED_WITH} and {of_autoencoder}" if of_autoencoder else ALIGNED_WITH
 
@@ -232,7 +234,7 @@ class LatentDDPMModule(ImageModel):
         latent = " x ".join(map(str, self.latent_shape))
         where = f"latents of {latent}" if self._autoencoder else f"pixels, {latent}"
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
-        decoder = f", decoder trained on samples for {self.decoder_steps:,} steps" if self.decoder_steps else ""
+        decoder = f", decoder trained on samples for {self.decoder_steps:,} steps" if self.decoder_steps is not None else ""
         return f"{type(self.net).__name__} on {where}, {classes}, predicts {self.objective}{decoder}"
 
     @property

@@ -161,6 +161,18 @@ def test_commands_fit_the_model(tmp_path: Path) -> None:
     assert f"model=latent_ddpm data=dogs autoencoder={autoencoder}" in page
     assert "trainer.max_epochs=" in page
 
+    assert "model=decoder" not in diffusion, "on pixels, or on the latents of a VAE"
+    on_latents = run_folder(tmp_path / "c")
+    (on_latents / "autoencoder").mkdir()
+    (on_latents / "autoencoder" / "config.yaml").write_text(yaml.safe_dump({"model": {"discriminator": {}}}))
+    page = write_run_page(on_latents).read_text()
+    assert "model=decoder" in page
+    assert f"diffusion={on_latents}" in page
+    (on_latents / "config.yaml").write_text(yaml.safe_dump({"model": {}, "diffusion": "d", "data": {"name": "dogs"}}))
+    page = write_run_page(on_latents).read_text()
+    assert "flowergen.sample" in page
+    assert not any(words in page for words in ("flowergen.vary", "model=latent_ddpm", "model=decoder"))
+
 
 @pytest.mark.parametrize("content", ["", "[", "[1]", "model: 3\ndata: []\ntrainer: x", "data: {image_size: -1}", "\x00"])
 def test_what_is_damaged_is_left_out(content: str, tmp_path: Path) -> None:
