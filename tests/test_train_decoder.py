@@ -84,7 +84,7 @@ def test_a_killed_decoder_goes_on_without_the_stages_before_as_if_nothing_had_ha
         assert (moved / written).exists()
     (card,) = (json.loads(path.read_text())["subject"] for path in moved.glob("evaluation/*/card.json"))
     assert card["decoder"] == fingerprint(model.module.autoencoder.inference_net)
-    assert "decoder trained on samples for 12 steps" in card["model"]
+    assert "decoder trained on samples for 24 steps" in card["model"]
 
 
 def test_two_processes_and_parts_train_the_same_decoder(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
