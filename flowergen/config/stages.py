@@ -9,8 +9,6 @@ from flowergen.errors import UserError
 
 OF_THE_PICTURES = ("data.image_size",)
 OF_THE_SPLIT = ("data.split", "data.split_seed")  # another one would train on pictures that the other holds out
-
-
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the stage before
 
 
@@ -71,9 +69,7 @@ def taken_over(key: str, value: str, run: RunFolder | None, data: dict[str, Any]
     Raises:
         UserError: there is no such run, it is of another stage, or another value was typed.
     """
-    carried = run.path / key if run else Path()
-    folder = RunFolder(carried) if run and carried.is_dir() else find_run(value, key)[0]
-    stored = folder.read_config()
+    stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
     theirs = stored["data"]
     same_kind = theirs.get("_target_") == data.get("_target_")  # it may have moved since

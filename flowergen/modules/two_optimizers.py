@@ -1,5 +1,6 @@
-"""What a generator and a discriminator that train together ask of Lightning."""
+"""Manual optimisation of a generator and a discriminator."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -42,9 +43,9 @@ class TwoOptimizers(ImageModel):
         self.gradient_clip_algorithm = gradient_clip_algorithm
 
     @property
+    @abstractmethod
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Of the discriminator; empty where there is none, and one optimiser."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> int:

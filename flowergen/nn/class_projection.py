@@ -1,4 +1,4 @@
-"""A discriminator's opinion on whether a picture is one of its class."""
+"""Class-conditional logits of a discriminator."""
 
 from torch import Tensor, nn
 
