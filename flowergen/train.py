@@ -8,6 +8,8 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -57,6 +59,7 @@ def run_job(composed: DictConfig) -> None:
     try:
         with run.locked():
             if config["resume"] is None:
+                run.clear_refused()
                 _store(config, run)
             with Provenance(run, config["seed"]), limits_of_training(config):
                 train(config, run)
@@ -101,7 +104,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
     resumed = config["resume"] is not None
-    checkpoint_path = _checkpoint_to_resume(config["resume"], run)
+    checkpoint_path = _checkpoint_to_resume(config["resume"], run) if resumed else None
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     steps_before = steps_done(checkpoint) if checkpoint else 0
     budget = config["trainer"]["budget"]
@@ -113,6 +116,9 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     datamodule = build_datamodule(config)
     fetch_weights(config)
     datamodule.setup()
+    state = (checkpoint or {}).get(type(datamodule).__qualname__)
+    if isinstance(state, dict):  # Lightning looks at it too, but after files of the run have changed
+        datamodule.load_state_dict(state)
     carry_stage_before(config, run)
     before = load_stage_before(config, run, resolve_device(config["trainer"]))
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
@@ -132,7 +138,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {steps_before:,}")
 
-    _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
+    with _made_last(checkpoint_path, run):
+        _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     stop_if_asked(trainer)  # in the last step, or after it
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise TrainingEnded(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
@@ -193,22 +200,42 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
         run.store(config, [*lines, *typed])
 
 
-def _checkpoint_to_resume(resume: str | None, run: RunFolder) -> Path | None:
-    """Where to go on from; a checkpoint that was named becomes the last one, for whoever resumes after this process."""
-    if resume is None:
-        return None
+def _checkpoint_to_resume(resume: str, run: RunFolder) -> Path | None:
+    """The checkpoint to go on from: the one that was named, else the last; None where there is none yet."""
     _, named = find_run(resume, "resume")
     last = run.checkpoints / "last.ckpt"
-    if named and named != last:
-        if not is_first_process():  # the copy may not be there yet
-            return named
-        partial = last.with_name("last.ckpt.partial")
-        shutil.copyfile(named, partial)
-        partial.replace(last)
-    if last.is_file():
-        return last
+    if named or last.is_file():
+        return named or last
     log.info(f"{run.path} was stopped before its first checkpoint: it starts from the beginning")
     return None
+
+
+@contextmanager
+def _made_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]:
+    """The checkpoint that is resumed becomes the last one, for whoever resumes after this process, unless it is refused."""
+    last = run.checkpoints / "last.ckpt"
+    if checkpoint in (None, last) or not is_first_process():
+        yield
+        return
+    before, partial = last.with_name("last.ckpt.before"), last.with_name("last.ckpt.partial")
+    shutil.copyfile(checkpoint, partial)
+    if last.exists():
+        before.unlink(missing_ok=True)
+        try:
+            os.link(last, before)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, before)
+    partial.replace(last)
+    try:
+        yield
+    except TrainingEnded:
+        raise
+    except UserError:
+        if before.exists():
+            before.replace(last)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,10 +1,11 @@
-"""New flowers by class from Oxford 102 Flowers: all three stages, samples, the metric card, and a page of all of it.
+"""New pictures from a few thousand: all three stages, samples, the metric card, and a page of all of it.
 
-    python scripts/reproduce.py                       what `make flowers` does, with the budget of an hour
+    python scripts/reproduce.py                       what `make flowers` does: Oxford 102 Flowers, with the budget of an hour
     python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
+    python scripts/reproduce.py data=image_folder data.root=DIR out=DIR    your own pictures, with or without class folders
 
 `experiment=flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder` are trained for 0.2, 0.5 and 0.15 of
-the minutes; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder`,
+the minutes, at 64 px; the rest is for samples and the metric card. `out` has a run folder for each, `autoencoder`,
 `diffusion` and `decoder`; the page is the last one's `index.html`. Stopped or killed, the same command goes on, and what is
 finished is not done again.
 """
@@ -21,8 +22,18 @@ from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
 AUTOENCODER, DIFFUSION, DECODER = 0.2, 0.5, 0.15  # of the minutes
-SHOWN = "classes=[sunflower,rose,passion_flower,water_lily,foxglove,gazania,tiger_lily,bird_of_paradise]"
-DEFAULTS = {"minutes": "60", "data.root": "", "paths.cache_dir": "", "seed": "0", "out": "outputs/flowers"}
+SHOWN = (
+    "classes=[sunflower,rose,passion_flower,water_lily,foxglove,gazania,tiger_lily,bird_of_paradise]",
+    "num_per_class=8",
+)
+DEFAULTS = {
+    "minutes": "60",
+    "data": "flowers102",
+    "data.root": "",
+    "paths.cache_dir": "",
+    "seed": "0",
+    "out": "outputs/flowers",
+}
 
 
 def main() -> None:
@@ -42,19 +53,20 @@ def main() -> None:
     out = Path(given["out"]).absolute()
     first, second, third = (RunFolder(out / name) for name in ("autoencoder", "diffusion", "decoder"))
     places = [f"{key}={given[key]}" for key in ("data.root", "paths.cache_dir") if given[key]]
+    own = [f"data={given['data']}", f"seed={given['seed']}"]
 
     say(minutes, "1 of 5: the autoencoder")
-    train(first, AUTOENCODER * minutes, ["experiment=flowers_laptop_vae_gan", f"seed={given['seed']}"], places)
+    train(first, AUTOENCODER * minutes, ["experiment=flowers_laptop_vae_gan", *own], places)
     say((1 - AUTOENCODER) * minutes, "2 of 5: diffusion in its latent space")
-    stage2 = ["experiment=flowers_laptop_ldm", f"seed={given['seed']}"]
-    train(second, DIFFUSION * minutes, stage2, [*places, f"autoencoder={first.path}"])
+    more = [*places, f"autoencoder={first.path}"]
+    train(second, DIFFUSION * minutes, ["experiment=flowers_laptop_ldm", *own], more)
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
     num_latents = max(128, min(2048, int(35 * minutes)))  # which take a fifth of its minutes to draw
-    stage3 = ["experiment=flowers_laptop_decoder", f"seed={given['seed']}", f"model.num_latents={num_latents}"]
+    stage3 = ["experiment=flowers_laptop_decoder", *own, f"model.num_latents={num_latents}"]
     train(third, DECODER * minutes, stage3, [*places, f"diffusion={second.path}"])
     say((1 - AUTOENCODER - DIFFUSION - DECODER) * minutes, "4 of 5: samples")
     if not list(third.path.glob("samples/*/denoising_path.png")):  # which is written last
-        run("sample", f"run={third.path}", SHOWN, "num_per_class=8")
+        run("sample", f"run={third.path}", *(SHOWN if given["data"] == DEFAULTS["data"] else ()))
     say(None, "5 of 5: the metric card")
     run("evaluate", f"run={third.path}", *(place for place in places if place.startswith("data.root=")))
     print(f"\npage: {printable(str(third.page))}")
@@ -79,11 +91,12 @@ def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[st
         UserError: the folder's run is another one.
     """
     own = [*overrides, f"trainer.budget={60 * minutes:.0f}s"]
-    if not folder.config.exists():
+    if not folder.config.exists() or folder.never_started():
         run("train", *own, *more, f"hydra.run.dir={folder.path}")
         return
     stored = folder.read_overrides()
-    other = [line for line in own if line not in stored]
+    by_default = f"data={DEFAULTS['data']}" if not any(line.startswith("data=") for line in stored) else None
+    other = [line for line in own if line not in stored and line != by_default]
     if other:
         raise UserError(f"{folder.path} is a run without {' '.join(other)}: give another folder by out=")
     if folder.exit() != "finished" and not folder.is_complete():

@@ -31,8 +31,8 @@ def left(folder: Path, exit_: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({}))
     recipe, budget = {"autoencoder": ("vae_gan", 720), "diffusion": ("ldm", 1800), "decoder": ("decoder", 540)}[folder.name]
-    typed = [f"experiment=flowers_laptop_{recipe}", "seed=0", f"trainer.budget={budget}s", "paths.cache_dir='/a'"]
-    typed += ["model.num_latents=2048"] if recipe == "decoder" else []
+    typed = [f"experiment=flowers_laptop_{recipe}", "data=flowers102", "seed=0", f"trainer.budget={budget}s"]
+    typed += ["paths.cache_dir='/a'", *(["model.num_latents=2048"] if recipe == "decoder" else [])]
     (folder / "overrides.yaml").write_text(yaml.safe_dump(typed))
     (folder / "provenance.json").write_text(json.dumps({"exit": exit_}))
 
@@ -85,7 +85,18 @@ def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
     assert [name for name, *_ in commands] == ["evaluate"]
 
 
-@pytest.mark.parametrize("argument", ["minutes=61", "seed=1"])
+def test_other_pictures(commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(monkeypatch, "data=dogs", "data.root=/pictures", f"out={tmp_path}")
+    *stages, sample, evaluate = commands
+    for stage in stages:
+        assert {"data=dogs", "data.root=/pictures"} <= set(stage)
+    config = resolve(checked(stages[0][1:-1])[0])
+    assert (config["data"]["name"], config["data"]["image_size"], config["model"]["image_size"]) == ("dogs", 64, 64)
+    assert sample == ["sample", f"run={tmp_path}/decoder"], "whose classes are not known here"
+    assert evaluate == ["evaluate", f"run={tmp_path}/decoder", "data.root=/pictures"]
+
+
+@pytest.mark.parametrize("argument", ["minutes=61", "seed=1", "data=dogs"])
 def test_another_run_is_not_taken_for_this_one(
     argument: str, commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import csv
 import filecmp
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 import flowergen
 from flowergen import train
 from flowergen.config.run_folder import RunFolder
+from flowergen.errors import TrainingEnded, UserError
 from tests.conftest import Command
 from tests.warm_process import warm_run
 
@@ -46,7 +48,7 @@ def test_a_run_leaves_the_folder_that_the_design_promises(command: Command, tiny
     for name in (
         "config.yaml", "overrides.yaml", "provenance.json", "train.log", "metrics.csv", "loss_plot.png",
         "weights.safetensors", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "checkpoints/epoch_0002.ckpt",
-        "images/reconstruction_epoch_1.png", "images/generated_epoch_2.png",
+        "images/reconstruction_epoch_0001.png", "images/generated_epoch_0002.png",
     ):  # fmt: skip
         assert (run / name).is_file(), name
     assert not list(run.rglob("*.partial"))
@@ -143,8 +145,8 @@ def assert_equal_runs(whole: Path, resumed: Path) -> None:
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
     names = (
         "metrics.csv",
-        "images/generated_epoch_3.png",
-        "images/reconstruction_epoch_3.png",
+        "images/generated_epoch_0003.png",
+        "images/reconstruction_epoch_0003.png",
         "weights.safetensors",
         "loss_plot.png",
     )
@@ -421,12 +423,28 @@ def test_every_process_resumes_from_the_checkpoint_that_was_named(monkeypatch: p
     last, named = run.checkpoints / "last.ckpt", run.checkpoints / "epoch_0002.ckpt"
     last.write_bytes(b"last")
     named.write_bytes(b"named")
-    monkeypatch.setenv("RANK", "1")
-    assert train._checkpoint_to_resume(str(named), run) == named
-    assert last.read_bytes() == b"last"
-    monkeypatch.setenv("RANK", "0")
-    assert train._checkpoint_to_resume(str(named), run) == last
-    assert last.read_bytes() == b"named"
+    assert train._checkpoint_to_resume(str(tmp_path), run) == last
+    for rank, expected in (("1", b"last"), ("0", b"named")):
+        monkeypatch.setenv("RANK", rank)
+        assert train._checkpoint_to_resume(str(named), run) == named
+        with train._made_last(named, run):
+            assert last.read_bytes() == expected
+    assert {path.name for path in run.checkpoints.iterdir()} == {"epoch_0002.ckpt", "last.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(UserError, b"last"), (TrainingEnded, b"named"), (KeyboardInterrupt, b"named")]
+)
+def test_a_refusal_brings_the_last_checkpoint_back(error: type[BaseException], expected: bytes, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    last, named = run.checkpoints / "last.ckpt", run.checkpoints / "epoch_0002.ckpt"
+    last.write_bytes(b"last")
+    named.write_bytes(b"named")
+    with pytest.raises(error), train._made_last(named, run):
+        raise error
+    assert last.read_bytes() == expected
+    assert {path.name for path in run.checkpoints.iterdir()} == {"last.ckpt", "epoch_0002.ckpt"}
 
 
 def test_a_failing_job_does_not_end_a_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
@@ -486,11 +504,34 @@ def test_a_folder_with_odd_names_trains_and_one_that_moved_resumes(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "decoding" not in done.stdout + done.stderr, "the cache was not found again"
     next(moved.rglob("*.png")).unlink()
-    done = command("train", f"resume={new_run}", f"data.root={moved}", "trainer.max_epochs=3")
-    assert done.returncode != 0
-    assert "has other pictures, labels or another split than when the run started" in done.stderr.splitlines()[-1]
-    assert (new_run / "weights.safetensors").is_file(), "a refusal left its traces"
-    assert "Traceback" not in done.stderr
+    other = tmp_path / "other"
+    moved.rename(other)
+    before = {path: path.read_bytes() for path in new_run.rglob("*") if path.is_file() and path.name != "train.log"}
+    for named in (new_run, new_run / "checkpoints" / "best.ckpt"):
+        done = command("train", f"resume={named}", f"data.root={other}", "trainer.max_epochs=3")
+        assert done.returncode == 2
+        assert "has other pictures, labels or another split than when the run started" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        after = {path: path.read_bytes() for path in new_run.rglob("*") if path.is_file() and path.name != "train.log"}
+        assert after == before, "a refusal left its traces"
+
+
+def test_a_folder_whose_run_was_refused_is_taken_by_the_next_one(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, picture_folder: Path
+) -> None:
+    """The same command, once what was missing is there; a run that has begun is not overwritten."""
+    own = [a for a in tiny_run if not a.startswith(("data.num_images", "data.num_classes", "trainer.max_epochs"))]
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    pictures.mkdir()
+    train_there = ("train", *own, "data=image_folder", f"data.root={pictures}", "trainer.max_epochs=1", f"hydra.run.dir={run}")
+    assert command(*train_there).returncode == 2
+    assert json.loads((run / "provenance.json").read_text())["exit"].startswith("UserError")
+    shutil.copytree(picture_folder, pictures, dirs_exist_ok=True)
+    done = command(*train_there)
+    assert done.returncode == 0, done.stderr
+    done = command(*train_there)
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
 
 
 def test_where_nothing_is_held_out_nothing_claims_to_be_validation(
@@ -530,7 +571,7 @@ def test_face_vae_trains_two_epochs_on_celeba(command: Command, celeba: Path, tm
     assert done.returncode == 0, done.stderr
     assert "40 train, 10 val, 10 test pictures of 150 px, 2 classes" in done.stderr
     assert "32-64-128-256-512 channels to 128 latent dimensions" in done.stderr
-    assert (tmp_path / "run" / "images" / "generated_epoch_1.png").is_file()
+    assert (tmp_path / "run" / "images" / "generated_epoch_0001.png").is_file()
     picture = celeba / "celeba" / "img_align_celeba" / "000009.jpg"
     done = command("vary", f"run={tmp_path / 'run'}", f"image={picture}", "num=2", f"out={tmp_path / 'varied'}")
     assert done.returncode == 0, done.stderr

@@ -152,7 +152,8 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
         if started or composed.trainer.num_nodes > 1:
             raise UserError("several machines, torchrun or SLURM: give every process the same folder, hydra.run.dir=FOLDER")
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
-    if is_first_process() and os.path.exists(RunFolder(folder).config):
+    run = RunFolder(folder)
+    if is_first_process() and os.path.exists(run.config) and not run.never_started():
         raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
     make_folder(folder)
     return []

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from flowergen.errors import UserError
+from flowergen.errors import TrainingEnded, UserError
 
 LARGEST_YAML = 1_000_000  # bytes; a run's are a few thousand
+REFUSED = f"{UserError.__name__}:"  # how the exit of a session begins that ended before an optimiser step
 
 
 class RunFolder:
@@ -71,6 +73,18 @@ class RunFolder:
             return json.loads(self.provenance.read_text()).get("exit")
         except (OSError, ValueError, AttributeError):
             return None
+
+    def never_started(self) -> bool:
+        """Whether its only sessions were refused before an optimiser step, so that a new run may take the folder."""
+        return str(self.exit()).startswith(REFUSED) and not any(self.checkpoints.glob("*.ckpt"))
+
+    def clear_refused(self) -> None:
+        """Remove the copy of the stage before that refused sessions have left, if there were no others."""
+        if not self.never_started():
+            return
+        for carried in (RunFolder(self.autoencoder), RunFolder(self.diffusion)):
+            if carried.config.is_file() and not carried.provenance.exists():  # a copy, and no run of its own
+                shutil.rmtree(carried.path)
 
     def read_config(self) -> dict[str, Any]:
         """config.yaml.
@@ -193,7 +207,8 @@ def _reason(error: OSError | ValueError) -> object:
 class Provenance:
     """provenance.json: where a run's numbers come from. A context manager around the run; earlier sessions are kept.
 
-    A session that is refused with a ``UserError`` leaves the record of the one before as it was.
+    A session that is refused with a ``UserError`` leaves the record of a run that has begun, and its config.yaml and
+    overrides.yaml, as they were.
 
     Args:
         run: its folder.
@@ -202,7 +217,6 @@ class Provenance:
 
     def __init__(self, run: RunFolder, seed: int):
         self.run = run
-        self.before: str | None
         self.record: dict[str, Any] = {
             "command": shlex.join([Path(sys.executable).name, "-m", "flowergen.train", *sys.argv[1:]]),
             "seed": seed,
@@ -213,23 +227,28 @@ class Provenance:
             "versions": versions(),
             "hardware": hardware(),
         }
+        self.before: dict[Path, str] = {}
         try:
-            self.before = run.provenance.read_text()
-            earlier = json.loads(self.before)
+            earlier = json.loads(run.provenance.read_text())
             self.record["earlier"] = [*earlier.pop("earlier", []), earlier]
         except (OSError, ValueError, AttributeError):
-            self.before, self.record["earlier"] = None, []
+            self.record["earlier"] = []
+        if self.record["earlier"] and not run.never_started():
+            stored = (run.config, run.overrides, run.provenance)
+            self.before = {path: path.read_text(encoding="utf-8") for path in stored if path.exists()}
 
     def __enter__(self) -> "Provenance":
         self._write()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if kind is UserError and self.before is not None:
-            write_atomically(self.run.provenance, self.before)
+        refused = kind is not None and issubclass(kind, UserError) and not issubclass(kind, TrainingEnded)
+        if refused and self.before:
+            for path, text in self.before.items():
+                write_atomically(path, text)
             return
         self.record["end"] = _now()
-        self.record["exit"] = "finished" if kind is None else f"{kind.__name__}: {error}"
+        self.record["exit"] = "finished" if kind is None else f"{REFUSED if refused else f'{kind.__name__}:'} {error}"
         self._write()
 
     def _write(self) -> None:

@@ -67,11 +67,17 @@ def taken_over(key: str, value: str, run: RunFolder | None, data: dict[str, Any]
         resumed they are taken over again.
 
     Raises:
-        UserError: there is no such run, it is of another stage, or another value was typed.
+        UserError: there is no such run, it is of another stage, it was trained on another data set than this run has without
+            being told, or another value was typed.
     """
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
     theirs = stored["data"]
+    if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
+        raise UserError(
+            f"{key}={value} was trained on data={theirs.get('name')}: add data={theirs.get('name')}, or, to train on other "
+            f"pictures than it was, data={data.get('name')}"
+        )
     same_kind = theirs.get("_target_") == data.get("_target_")  # it may have moved since
     elsewhere = theirs.get("root") != data.get("root")
     lines = []

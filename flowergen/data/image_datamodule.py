@@ -386,7 +386,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: held-out pictures might be trained on.
         """
-        if state_dict["pictures"] != self.identity:
+        if state_dict.get("pictures") != self.identity:
             raise UserError(
                 f"{self.name} has other pictures, labels or another split than when the run started: "
                 "bring the old ones back, or start a new run"

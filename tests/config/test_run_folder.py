@@ -7,6 +7,7 @@ import pytest
 
 from flowergen.config.run_folder import Provenance, RunFolder, claim, find_run
 from flowergen.errors import TrainingEnded, UserError
+from flowergen.modules.outside_weights import MissingWeights
 
 
 def test_two_processes_in_one_second_get_two_folders(tmp_path: Path) -> None:
@@ -61,6 +62,45 @@ def test_a_refusal_leaves_the_record_and_what_became_of_the_training_does_not(tm
         with pytest.raises(UserError), Provenance(run, seed=3):
             raise error
         assert run.exit() == exit_
+
+
+def test_a_refused_resume_leaves_config_and_overrides_as_they_were(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.store({"data": {"root": "/Blüten"}}, ["data.root=/Blüten"])
+    with Provenance(run, seed=3):
+        pass
+    before = {path: path.read_bytes() for path in (run.config, run.overrides, run.provenance)}
+
+    def session(error: UserError) -> None:
+        with Provenance(run, seed=3):
+            run.store({"data": {"root": "/other"}}, [])
+            raise error
+
+    for error, changed in ((MissingWeights("put them there"), False), (TrainingEnded("step 7"), True)):
+        with pytest.raises(type(error)):
+            session(error)
+        assert ({path: path.read_bytes() for path in before} != before) == changed
+
+
+def test_only_a_folder_of_refusals_may_be_taken_by_a_new_run(tmp_path: Path) -> None:
+    """What it carries of the stage before goes, as the new run's may be another; a run of its own within the folder stays."""
+    run = RunFolder(tmp_path)
+    for carried in (RunFolder(run.autoencoder), RunFolder(run.diffusion)):
+        carried.path.mkdir()
+        carried.config.touch()
+    RunFolder(run.diffusion).provenance.touch()
+    run.clear_refused()
+    assert run.autoencoder.is_dir(), "nothing is known of this folder"
+    for number, error in enumerate((MissingWeights("put them there"), UserError("no pictures"))):
+        with pytest.raises(UserError), Provenance(run, seed=3):
+            raise error
+        assert run.never_started()
+        assert len(json.loads(run.provenance.read_text())["earlier"]) == number
+    run.clear_refused()
+    assert (run.autoencoder.exists(), run.diffusion.exists()) == (False, True)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    assert not run.never_started()
 
 
 @pytest.mark.parametrize("content", [": [", "- a list", "\x00"])

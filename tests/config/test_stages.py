@@ -90,8 +90,20 @@ def test_the_split_of_a_data_set_whose_folder_is_an_interpolation_is_taken_over(
 def test_a_key_that_one_of_the_two_data_sets_lacks_is_left_alone(tmp_path: Path) -> None:
     run = vae_gan(tmp_path / "run")
     data = {"_target_": "my.Pictures", "image_size": 64}
-    assert taken_over("autoencoder", str(run), None, data, {}) == ["++data.image_size=32"]
-    assert taken_over("autoencoder", str(run), None, {"_target_": "my.Vectors"}, {}) == []
+    typed = {"data": "mine"}
+    assert taken_over("autoencoder", str(run), None, data, typed) == ["++data.image_size=32"]
+    assert taken_over("autoencoder", str(run), None, {"_target_": "my.Vectors"}, typed) == []
+
+
+def test_other_pictures_than_the_autoencoder_s_must_be_typed(tmp_path: Path) -> None:
+    """Else whoever leaves data= out trains on the default's drawn flowers, or on the recipe's."""
+    run = vae_gan(tmp_path / "run", "data=flowers102")
+    for overrides in ([], ["experiment=ldm_tiny"]):
+        with pytest.raises(UserError, match=r"was trained on data=flowers102: add data=flowers102, or.*data=procedural"):
+            ldm(run, *overrides)
+        assert ldm(run, *overrides, "data=procedural")[0]["data"]["name"] == "procedural"
+        assert ldm(run, *overrides, "data=flowers102")[0]["data"]["name"] == "flowers102"
+    assert ldm(run, "experiment=flowers_ldm")[0]["data"]["name"] == "flowers102", "the recipe's own are the same"
 
 
 def test_a_diffusion_run_is_no_autoencoder(tmp_path: Path) -> None:
@@ -160,5 +172,5 @@ def test_alignment_needs_cached_latents(without: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.alignment_weight=0\.5 .*autoencoder=RUN and model\.latent_cache=true"):
         ldm(autoencoder, "model.alignment_weight=0.5", without)
     ldm(autoencoder, "model.alignment_weight=0.5")
-    config, _ = ldm(vae_gan(tmp_path / "own"), "experiment=flowers_laptop_ldm", f"data.root={tmp_path}")
+    config, _ = ldm(vae_gan(tmp_path / "own", "data=flowers102"), "experiment=flowers_laptop_ldm", f"data.root={tmp_path}")
     assert config["model"]["alignment_weight"] > 0
