@@ -67,21 +67,16 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
 
 def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
     """(N,) the class of every sample, -1 for none."""
-    from flowergen.data.class_names import class_label
+    from flowergen.data.class_names import class_labels
     from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
     from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     names = model.class_names
     conditional = len(names) > 0 and (config["classes"] is not None or isinstance(model.module, LatentDDPMModule))
     if config["classes"] is not None:
-        typed = str(config["classes"]).strip("[]() ")
         if not names:
             raise UserError("classes=: this model was trained without classes; give num= instead")
-        every = list(range(len(names)))
-        chosen = every if typed == "all" else [class_label(n.strip(), names) for n in typed.split(",") if n.strip()]
-        if not chosen:
-            raise UserError("classes= holds no class: give all, or numbers and names, as in classes=[0,5,sunflower]")
-        return labels_of_classes(chosen, config["num_per_class"])
+        return labels_of_classes(class_labels(str(config["classes"]), names), config["num_per_class"])
     if config["num"] or not conditional:
         counts = store.class_counts if store and config["class_frequencies"] == "train" else None
         if config["class_frequencies"] == "train" and (counts is None or not counts.sum()):

@@ -110,7 +110,7 @@ def test_an_autoencoder_samples_from_prior_mixture_and_classes(command: Command,
     assert done.returncode == 0
     assert "N(0, I)" in done.stdout
     assert "steps= has no effect here" in done.stderr
-    done = command("sample", f"run={run / 'checkpoints' / 'last.ckpt'}", "num=1")
+    done = command("sample", str(run / "checkpoints" / "last.ckpt"), "num=1")  # without run=
     assert done.returncode == 0, done.stderr
 
 
@@ -152,6 +152,56 @@ def test_a_loaded_run_gives_the_pictures_that_the_command_writes(
         assert "latents from N(0, I)" in said
         assert caplog.messages == [f"{run} has no mixture model of these weights: samples are decoded from N(0, I)"]
         np.testing.assert_array_equal(written("source=prior")[0], without)
+
+
+def test_classes_steps_and_guidance_from_python(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    """To the bit what the command writes; classes are taken in turn, by name or number."""
+    done = command("sample", f"run={diffusion_run}", "classes=[2]", "num_per_class=4", "steps=9", "guidance_scale=3",
+                   "denoising=false", f"out={tmp_path / 'out'}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = np.stack(list(pixels(tmp_path / "out").values()))
+    model = flowergen.load(diffusion_run)
+    drawn = model.sample(4, classes=[2], steps=9, guidance_scale=3)
+    np.testing.assert_array_equal(drawn.mul(255).round().permute(0, 2, 3, 1).numpy().astype(int), written)
+
+    in_turn = model.sample(4, classes=[2, model.class_names[0]], steps=9, guidance_scale=3)
+    torch.testing.assert_close(in_turn[[0, 2]], drawn[[0, 2]], rtol=0, atol=1e-5)
+    assert not torch.allclose(in_turn[[1, 3]], drawn[[1, 3]], atol=0.01)
+    for changed in ({"steps": 8, "guidance_scale": 3}, {"steps": 9, "guidance_scale": 1}):
+        assert not torch.allclose(model.sample(4, classes=[2], **changed), drawn, atol=1e-4), changed
+    assert torch.equal(model.sample(4, classes=model.class_names[2], steps=9, guidance_scale=3), drawn), "a name alone"
+
+
+def test_what_is_wrong_from_python_is_one_line(diffusion_run: Path, autoencoder_run: Path, tmp_path: Path) -> None:
+    model = flowergen.load(diffusion_run)
+    wrong = {
+        "there is no class tulip": {"classes": ["tulip"]},
+        "holds no class": {"classes": []},
+        "1000 noise levels": {"steps": 1001},
+        "num=0: it must be at least 1": {"num": 0},
+        "steps=0: it must be at least 1": {"steps": 0},
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(flowergen.UserError, match=words) as raised:
+            model.sample(**{"num": 2, **arguments})
+        assert "\n" not in str(raised.value)
+    with pytest.raises(flowergen.UserError, match=r"\(N, 3, 32, 32\), and these have \(2, 3, 48, 48\)"):
+        model.encode(torch.rand(2, 3, 48, 48))
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(flowergen.UserError, match=r"a\.png cannot be read"):
+        model.read(tmp_path / "a.png")
+    assert repr(flowergen.load(autoencoder_run)).startswith(f"LoadedModel('{autoencoder_run}': 32 px to latents of 3 x")
+
+
+def test_files_are_read_as_training_reads_them(autoencoder_run: Path, tmp_path: Path) -> None:
+    """The square in the centre, at the model's size, whatever the file's mode."""
+    for mode, colour in (("RGB", (255, 0, 51)), ("L", 102)):
+        wide = Image.new(mode, (120, 40), colour)
+        wide.paste(0 if mode == "L" else (0, 0, 0), (0, 0, 40, 40))  # what lies outside of the square
+        wide.save(tmp_path / f"{mode}.png")
+    x = flowergen.load(autoencoder_run).read(tmp_path / "RGB.png", str(tmp_path / "L.png"))
+    expected = torch.tensor([[1.0, 0.0, 0.2], [0.4, 0.4, 0.4]])[:, :, None, None].expand(2, 3, 32, 32)
+    torch.testing.assert_close(x, expected)
 
 
 WRONG = {

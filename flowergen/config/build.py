@@ -16,6 +16,7 @@ from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.config.stages import place_of, refuse_wrong_stage, stage_before
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
+from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
 from flowergen.errors import UserError
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
@@ -258,9 +259,43 @@ class LoadedModel:
     def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str], run: RunFolder):
         self.module, self.config, self.pictures, self.class_names, self.run = module, config, pictures, class_names, run
 
+    def __repr__(self) -> str:
+        """Folder, network, classes and device, in a line."""
+        classes = f"{len(self.class_names)} class names, " if self.class_names else ""
+        return f"LoadedModel({str(self.run.path)!r}: {self.module.summary()}; {classes}on {self.module.device})"
+
+    def read(self, *files: str | Path) -> torch.Tensor:
+        """Picture files as this model takes them: the largest square in the centre, scaled to S px.
+
+        Args:
+            *files: of any size and mode, at least one.
+
+        Returns:
+            (N, 3, S, S) in [0, 1].
+
+        Raises:
+            UserError: a file is not a picture that can be read.
+        """
+        if not files:
+            raise UserError("read() takes at least one picture file")
+        pictures = []
+        for file in files:
+            try:
+                pictures.append(torch.from_numpy(fit_square(read_rgb(Path(file).expanduser()), self.module.image_size)))
+            except UnreadablePicture as error:
+                raise UserError(f"{printable(str(file))} cannot be read: {printable(str(error))}") from error
+        return torch.stack(pictures).float() / 255
+
     @torch.inference_mode()
     def encode(self, x: torch.Tensor) -> Posterior:
-        """(N, 3, S, S) pictures in [0, 1] -> q(z|x) with mean and logvar (N, C, h, w)."""
+        """(N, 3, S, S) pictures in [0, 1] -> q(z|x) with mean and logvar (N, C, h, w).
+
+        Raises:
+            UserError: the pictures have another shape.
+        """
+        size = self.module.image_size
+        if x.ndim != 4 or x.shape[1:] != (3, size, size):
+            raise UserError(f"this model encodes pictures of shape (N, 3, {size}, {size}), and these have {tuple(x.shape)}")
         return self.module.encode(x.to(self.module.device))
 
     @torch.inference_mode()
@@ -268,7 +303,14 @@ class LoadedModel:
         """(N, C, h, w) -> (N, 3, S, S) pictures in [0, 1]."""
         return self.module.decode(z.to(self.module.device))
 
-    def sample(self, num: int, seed: int = 0) -> torch.Tensor:
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        classes: Sequence[str | int] | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> torch.Tensor:
         """New pictures, those of ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
 
         An autoencoder draws its latents from the mixture that the end of training has fitted. A checkpoint that has none draws
@@ -276,17 +318,20 @@ class LoadedModel:
 
         Args:
             num: at least 1.
-            seed: of the draws; picture i depends on (seed, i) alone.
+            seed: of the draws; picture i depends on (seed, i) and its class alone.
+            classes: names or numbers, taken in turn: ``sample(4, classes=["rose", "daisy"])`` gives rose, daisy, rose, daisy.
+                None for all classes in turn, or none, as the command does.
+            steps, guidance_scale: of a diffusion model; None: as ``model.sampling`` of its config has them.
 
         Returns:
             (num, 3, S, S) in [0, 1].
 
         Raises:
-            UserError: latents.safetensors is damaged.
+            UserError: an unknown class, what the model cannot do, or a damaged latents.safetensors.
         """
         from flowergen.config.sampling import samples_of  # whose imports take a while
 
-        return samples_of(self, num, seed)
+        return samples_of(self, num, seed, classes, {"steps": steps, "guidance_scale": guidance_scale})
 
 
 def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:

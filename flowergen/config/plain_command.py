@@ -20,7 +20,7 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
     Args:
         name: of the command; ``conf/NAME.yaml`` holds its keys.
         schema: the dataclass that describes them.
-        argv: without the program's name.
+        argv: without the program's name. Of commands that take a run, an argument without "=" is the run's path.
 
     Returns:
         The config, plain data, paths absolute; None where help was asked for and has been printed.
@@ -35,6 +35,8 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
         if argument.startswith("-"):
             raise UserError(f"{argument} is no option of this command: it takes key=value; --help lists the keys")
     hints = get_type_hints(schema, include_extras=True)
+    if "run" in hints:  # "sample PATH" means "sample run=PATH"
+        argv = [argument if "=" in argument else f"run={argument}" for argument in argv]
     paths = [*PATH_KEYS, *(key for key, hint in hints.items() if _is(PATH, hint))]
     texts = [key for key, hint in hints.items() if _is(TEXT, hint)]
     config = compose_command(name, schema, quote_texts(quote_paths(argv, keys=paths), texts))

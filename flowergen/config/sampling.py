@@ -99,16 +99,35 @@ def batch_size_of(config: Mapping[str, Any], on_gpu: bool) -> tuple[int, bool]:
     return (256 if on_gpu else 64) if auto else config["batch_size"], auto
 
 
-def samples_of(model: "LoadedModel", num: int, seed: int) -> "Tensor":
-    """What ``flowergen.sample`` draws where its command line says nothing but num and seed, see ``LoadedModel.sample``."""
-    from flowergen.evaluation.sampling import first_samples
+def samples_of(
+    model: "LoadedModel", num: int, seed: int, classes: Sequence[str | int] | None, options: Mapping[str, Any]
+) -> "Tensor":
+    """What ``flowergen.sample`` draws for these arguments, everything else at its default; see ``LoadedModel.sample``."""
+    import torch
+
+    from flowergen.data.class_names import class_label
+    from flowergen.evaluation.sampling import labels_by_frequency, pictures
     from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     store, module = None, model.module
-    if not isinstance(module, LatentDDPMModule):
+    is_diffusion = isinstance(module, LatentDDPMModule)
+    config = {**dict.fromkeys(OF_DIFFUSION), **options, "source": "auto", "batch_size": "auto", "seed": seed}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    check_sampling(config, model.config["model"], given, {})
+    for key, value in {"num": num, "steps": options["steps"]}.items():
+        if value is not None and value < 1:
+            raise UserError(f"{key}={value}: it must be at least 1")
+    if classes is None:
+        labels = labels_by_frequency(num, len(model.class_names) if is_diffusion else 0, None, seed)
+    else:
+        named = [class_label(name, model.class_names) for name in ([classes] if isinstance(classes, (str, int)) else classes)]
+        if not named:
+            raise UserError("classes holds no class: give names or numbers, or None")
+        labels = torch.tensor(named)[torch.arange(num) % len(named)]
+    if not is_diffusion:
         store = stored_latents(model)
-        if store is None or store.prior is None:
+        if classes is None and (store is None or store.prior is None):
             log.warning(f"{model.run.path} has no mixture model of these weights: samples are decoded from N(0, I)")
-    config = dict.fromkeys(OF_DIFFUSION) | {"source": "auto", "batch_size": "auto", "seed": seed}
     batch_size, halve = batch_size_of(config, module.device.type == "cuda")
-    return first_samples(sampler_of(config, model, store, False), num, batch_size, halve).to(module.device)
+    sampler = sampler_of(config, model, store, classes is not None)
+    return torch.cat([x for _, x in pictures(sampler, labels, batch_size, halve)]).to(module.device)

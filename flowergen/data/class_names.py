@@ -1,5 +1,6 @@
 """What users call a class."""
 
+import csv
 import difflib
 import re
 from collections.abc import Sequence
@@ -9,30 +10,71 @@ from flowergen.errors import UserError
 
 
 def class_label(name: str | int, class_names: Sequence[str]) -> int:
-    """The label that a user means: by number, name or slug, in any case.
+    """The label that a user means: by exact name, else by slug in any case, else by number.
 
     Args:
-        name: such as ``3``, ``colt's foot`` or ``colts_foot``.
+        name: such as ``colt's foot``, ``colts_foot`` or ``"3"``; an int is a label itself.
         class_names: by label.
 
     Returns:
         The label.
 
     Raises:
-        UserError: for an unknown one, with the nearest names.
+        UserError: for an unknown name, with the nearest ones, and for one that fits several classes.
 
     >>> class_label("Colt's Foot", ["daisy", "colts_foot"])
+    1
+    >>> class_label("C#", ["C", "C#", "C++"])
     1
     """
     if not class_names:
         raise UserError(f"class {name}: these pictures have no classes")
+    if isinstance(name, int) and 0 <= name < len(class_names):
+        return name
+    typed, slug = str(name), _slug(str(name))
+    if typed in class_names:
+        return list(class_names).index(typed)
+    matching = [label for label, known in enumerate(class_names) if slug and _slug(known) == slug]
+    if len(matching) == 1:
+        return matching[0]
+    if typed.isdecimal() and int(typed) < len(class_names):
+        return int(typed)
+    if matching:
+        candidates = " or ".join(f"{label} ({class_names[label]})" for label in matching)
+        raise UserError(f"class {printable(typed)} is ambiguous: give the number of one of {printable(candidates)}")
     slugs = {_slug(known): label for label, known in reversed(list(enumerate(class_names)))}
-    label = slugs.get(_slug(str(name)), int(name) if str(name).isdecimal() else -1)
-    if 0 <= label < len(class_names):
-        return label
-    near = difflib.get_close_matches(_slug(str(name)), slugs, n=3)
+    near = difflib.get_close_matches(slug, slugs, n=3)
     hint = f"did you mean {' or '.join(class_names[slugs[slug]] for slug in near)}?" if near else _some(class_names)
-    raise UserError(f"there is no class {printable(str(name))}: {printable(hint)}")
+    raise UserError(f"there is no class {printable(typed)}: {printable(hint)}")
+
+
+def class_labels(text: str, class_names: Sequence[str]) -> list[int]:
+    """The labels of a list that a user typed.
+
+    Args:
+        text: ``all``, or names and numbers as in ``[0,5,sunflower]``; a name with commas or quotes stands in double quotes.
+        class_names: by label.
+
+    Returns:
+        The labels, in the order typed.
+
+    Raises:
+        UserError: the list is empty or holds an unknown class.
+
+    >>> class_labels('["C++",0]', ["C", "C#", "C++"])
+    [2, 0]
+    """
+    inner = " ".join(text.split()).removeprefix("[").removesuffix("]").strip()
+    if inner == "all":
+        return list(range(len(class_names)))
+    try:
+        typed = [name.strip() for row in csv.reader([inner], skipinitialspace=True) for name in row]
+    except csv.Error as error:
+        raise UserError(f"classes= cannot be read ({error}): give names and numbers, as in classes=[0,5,sunflower]") from error
+    labels = [class_label(name, class_names) for name in typed if name]
+    if not labels:
+        raise UserError("classes= holds no class: give all, or numbers and names, as in classes=[0,5,sunflower]")
+    return labels
 
 
 def _slug(name: str) -> str:

@@ -35,6 +35,10 @@ class Posterior(NamedTuple):
     mean: Tensor
     logvar: Tensor
 
+    def __repr__(self) -> str:
+        """Shapes, not values."""
+        return f"Posterior(mean: {tuple(self.mean.shape)}, logvar: {tuple(self.logvar.shape)})"
+
     @classmethod
     def from_moments(cls, moments: Tensor) -> Self:
         """The posterior that an encoder's last layer describes.

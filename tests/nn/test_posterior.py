@@ -38,3 +38,8 @@ def test_moments_in_half_precision_give_a_float32_posterior():
     assert posterior.mean.flatten().tolist() == [1.0, 2.0]
     assert posterior.logvar.flatten().tolist() == [-3.0, LOGVAR_MAX]
     assert posterior.mean.dtype == posterior.logvar.dtype == torch.float32
+
+
+def test_printed_by_its_shapes():
+    zeros = torch.zeros(2, 3, 4, 4)
+    assert repr(Posterior(zeros, zeros)) == "Posterior(mean: (2, 3, 4, 4), logvar: (2, 3, 4, 4))"
