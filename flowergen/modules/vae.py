@@ -110,7 +110,7 @@ class VAEModule(ImageModel):
 
     def decode(self, z: Tensor) -> Tensor:
         """(N, D, 1, 1) -> (N, 3, S, S) in [0, 1]."""
-        return self._to_unit_range(self._activate(self._decode(self.inference_net, z)))
+        return self._to_unit_range(self.activate(self._decode(self.inference_net, z)))
 
     def _encode(self, net: nn.Module, x: Tensor) -> Posterior:
         return net["encoder"](self.pixel_min + x * (self.pixel_max - self.pixel_min))  # type: ignore[index]
@@ -118,7 +118,8 @@ class VAEModule(ImageModel):
     def _decode(self, net: nn.Module, z: Tensor) -> Tensor:
         return net["decoder"](z).float()  # type: ignore[index]
 
-    def _activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: Tensor) -> Tensor:
+        """The decoder's output -> values in ``pixel_range``."""
         return logits.sigmoid() if self.pixel_min == 0 else logits.tanh()
 
     def _to_unit_range(self, x: Tensor) -> Tensor:
@@ -156,24 +157,32 @@ class VAEModule(ImageModel):
             ``loss_mmd`` for ``mmd``.
         """
         target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, 3, S, S)
-        terms: dict[str, Tensor] = {}
-        if self.reconstruction == "bce":
-            distortion = bernoulli(logits, target)  # (N,)
-        elif self.reconstruction == "l1":
-            distortion = absolute_error(self._activate(logits), target)
-        elif self.reconstruction == "mse":
-            distortion = squared_error(self._activate(logits), target)
-        else:
-            x_hat = self._activate(logits)
-            log_sigma = self.log_sigma if self.sigma == "learned" else optimal_log_sigma(x_hat, target)
-            distortion = gaussian(x_hat, target, log_sigma)
-            terms["sigma"] = log_sigma.exp()
-        kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
-        distortion = distortion * self.loss_scale
-        divergence = kl
+        terms = self.reconstruction_terms(logits, target)
+        distortion = terms.pop("loss_reconstruction") * self.loss_scale  # (N,)
+        divergence = kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
         if self.divergence == "mmd":
             divergence = terms["loss_mmd"] = mmd_imq(z, z_prior)  # ()
         return {"loss": distortion + self.current_beta * divergence, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
+
+    def reconstruction_terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """-log p(x|z) of each picture by the likelihood that ``reconstruction`` names; override it for a loss of your own.
+
+        Args:
+            logits: (N, 3, S, S) the decoder's output, which ``activate`` maps to the range of the target.
+            target: (N, 3, S, S) in ``pixel_range``.
+
+        Returns:
+            ``loss_reconstruction`` (N,), summed over the values of a picture; for ``gaussian`` the scalar ``sigma`` as well.
+        """
+        if self.reconstruction == "bce":
+            return {"loss_reconstruction": bernoulli(logits, target)}
+        x_hat = self.activate(logits)
+        if self.reconstruction == "l1":
+            return {"loss_reconstruction": absolute_error(x_hat, target)}
+        if self.reconstruction == "mse":
+            return {"loss_reconstruction": squared_error(x_hat, target)}
+        log_sigma = self.log_sigma if self.sigma == "learned" else optimal_log_sigma(x_hat, target)
+        return {"loss_reconstruction": gaussian(x_hat, target, log_sigma), "sigma": log_sigma.exp()}
 
     # -- training
 
@@ -221,8 +230,8 @@ class VAEModule(ImageModel):
         )
         z = posterior.sample(eps)
         logits = self._decode(net, z)
-        x_hat = self._to_unit_range(self._activate(logits))
-        x_mean = self._to_unit_range(self._activate(self._decode(net, posterior.mean)))
+        x_hat = self._to_unit_range(self.activate(logits))
+        x_mean = self._to_unit_range(self.activate(self._decode(net, posterior.mean)))
         terms = self.objective(x, posterior, z, logits, z_prior)
         return terms | self.reconstruction_scores(x, x_hat, x_mean, posterior.mean)
 
