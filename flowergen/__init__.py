@@ -8,7 +8,8 @@ from flowergen.errors import UserError
 if TYPE_CHECKING:
     from flowergen.config.build import LoadedModel
 
-__all__ = ["UserError", "load"]
+__all__ = ["UserError", "__version__", "load"]
+__version__ = "0.1.0"
 
 
 def load(run: str | Path, device: str = "cpu") -> "LoadedModel":

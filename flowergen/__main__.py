@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+import flowergen
+
 COMMANDS = {
     "train": "train a model: python -m flowergen.train model=vae data=flowers102",
     "sample": "new pictures, by class, and how they came about: python -m flowergen.sample run=RUN classes=all",
@@ -32,6 +34,9 @@ def console() -> None:
         os.execv(sys.executable, [sys.executable, "-m", f"flowergen.{name}", *arguments])
     if name in ("-h", "--help"):
         print(listing())
+        return
+    if name == "--version":
+        print(f"flowergen {flowergen.__version__}")
         return
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     print(

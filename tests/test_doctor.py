@@ -95,7 +95,7 @@ def test_without_hydra_it_still_says_what_is_missing(
 
 def test_packages_are_held_against_the_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too new is a warning, absent stops training unless only an option needs it; the developers' are left out."""
-    versions = {"torch": "3.0.0", "numpy": "2.0.0", "pillow": "10.3"}
+    versions = {"torch": "3.0.0", "numpy": "2.0.0", "pillow": "11.3"}
 
     def version(name: str) -> str:
         if name not in versions:

@@ -307,5 +307,5 @@ def test_an_evaluation_during_training_changes_nothing_and_outlives_a_kill(
     assert {"best_fid.ckpt", "before_memorising.ckpt"} <= set(os.listdir(whole / "checkpoints"))
     best = flowergen.load(whole / "checkpoints" / "best_fid.ckpt")
     assert best.module.optimizer_steps == 8 * (1 + int(np.argmin(logged)))  # type: ignore[attr-defined]
-    assert {"copies_epoch_1.png", "copies_epoch_2.png"} <= set(os.listdir(whole / "images"))
+    assert {"copies_epoch_0001.png", "copies_epoch_0002.png"} <= set(os.listdir(whole / "images"))
     assert (whole / "evaluation.png").is_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import flowergen
 from tests.conftest import Command
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,11 @@ def test_the_bare_package_lists_its_commands(command: Command) -> None:
     assert "python -m flowergen.train" in done.stdout
     wrong = command("", "trian")
     assert (wrong.returncode, wrong.stderr.strip()) == (2, "error: there is no command trian: did you mean train?")
+
+
+def test_the_version(command: Command) -> None:
+    done = command("", "--version")
+    assert (done.returncode, done.stdout) == (0, f"flowergen {flowergen.__version__}\n")
 
 
 def test_help_is_written_for_people(command: Command) -> None:

@@ -29,7 +29,7 @@ def test_a_budget_and_a_batch_size_of_its_own_choice(command: Command, tiny_run:
     assert "data.batch_size=auto" in yaml.safe_load((run / "overrides.yaml").read_text())
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     epochs = last["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
-    assert (run / "images" / f"generated_epoch_{epochs}.png").is_file()
+    assert (run / "images" / f"generated_epoch_{epochs:04d}.png").is_file()
 
     spent = command("train", f"resume={run}")
     assert spent.returncode == 2

@@ -155,5 +155,5 @@ def test_another_split_than_the_run_s_is_refused(here: Command, run: Path) -> No
 def test_help_lists_modes_and_keys(here: Command) -> None:
     done = here("vary", "--help")
     assert done.returncode == 0
-    for words in ("mode=traverse", "scale: 0.01", "RUN is a run folder"):
+    for words in ("mode=traverse", "scale: auto", "RUN is a run folder"):
         assert words in done.stdout

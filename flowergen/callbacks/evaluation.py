@@ -104,7 +104,9 @@ class PeriodicEvaluation(Callback):
         with self._disk:
             for pairs in measured.pairs[:1]:
                 samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
-                write_png(self.folder / "images" / f"copies_epoch_{epoch}.png", comparison_grid(samples, nearest, columns=8))
+                write_png(
+                    self.folder / "images" / f"copies_epoch_{epoch:04d}.png", comparison_grid(samples, nearest, columns=8)
+                )
             looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
             plot_looks(looks, self.memorising, self.folder / "evaluation.png")
 

@@ -37,7 +37,7 @@ class ImageGrids(Callback):
 
     @torch.no_grad()
     def draw(self, trainer: Trainer, pl_module: ImageModel, epoch: int) -> None:
-        """Write ``reconstruction_epoch_X.png`` and ``generated_epoch_X.png``."""
+        """Write ``reconstruction_epoch_0001.png``, ``generated_epoch_0001.png`` and so on."""
         was_training = pl_module.training
         pl_module.eval()
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ class ImageGrids(Callback):
             ("generated", captioned(image_grid(samples, columns=columns), sampler.says)),
         ):
             with self._disk:
-                write_png(self.folder / f"{name}_epoch_{epoch}.png", grid)
+                write_png(self.folder / f"{name}_epoch_{epoch:04d}.png", grid)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoard):
                     logger.log_picture(name, grid, pl_module.optimizer_steps)

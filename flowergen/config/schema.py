@@ -401,7 +401,6 @@ class Trainer:
     detect_anomaly: bool = MAY_BE_LEFT_OUT
     benchmark: bool | None = MAY_BE_LEFT_OUT
     sync_batchnorm: bool = MAY_BE_LEFT_OUT
-    use_distributed_sampler: Literal[False] = MAY_BE_LEFT_OUT
 
 
 @dataclass

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from rich.console import Console
-from rich.progress import Progress
 
+from flowergen.data.bar import with_bar
 from flowergen.data.decoding import in_order
 from flowergen.data.listing import Listing, printable
 from flowergen.data.reading import UnreadablePicture, fit_square
@@ -211,10 +209,7 @@ def decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator
             return None, str(error)
         return fit_square(image, size_px), digest
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(
-            in_order(decode, listing.names, num_threads), total=len(listing.names), description="decoding"
-        )
+    yield from with_bar("decoding", in_order(decode, listing.names, num_threads), len(listing.names))
 
 
 def _check_room(folder: Path, content: str, num_bytes: int) -> None:

@@ -4,12 +4,13 @@ import errno
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,14 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
         UserError: there is no such folder, it cannot be read, or no picture is in it.
     """
     where = f"{key}={printable(str(root))}"
-    found, num_others = find_pictures(root, key)
+    found, others = find_pictures(root, key)
     if not found:
         raise UserError(
-            f"{where} holds no pictures, and {num_others:,} other files: "
+            f"{where} holds no pictures, and {len(others):,} other files: "
             f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
         )
+    if others:
+        log.warning("%s: %s", where, _left_out(found, others))
     names, labels, class_names, subsets = read_folders(found)
     if len(names) < len(found):
         log.warning(
@@ -89,7 +92,18 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     return listing_of(root, names, labels, class_names, subsets)
 
 
-def find_pictures(root: Path, key: str) -> tuple[list[str], int]:
+def _left_out(found: Sequence[str], others: Sequence[str]) -> str:
+    """What files that are no pictures by their extension are, and which folders hold nothing else."""
+    extensions = Counter(PurePosixPath(name).suffix.lower() or "none" for name in others)
+    kinds = ", ".join(f"{printable(extension)} {num:,}" for extension, num in extensions.most_common(5))
+    with_pictures = {parent for name in found for parent in PurePosixPath(name).parents}
+    without = sorted({str(PurePosixPath(name).parent) for name in others if PurePosixPath(name).parent not in with_pictures})
+    folders = f"; no picture is left of {printable(', '.join(without[:5]))}{', ...' if len(without) > 5 else ''}"
+    heic = "; pip install pillow-heif to read .heic" if {".heic", ".heif"} & extensions.keys() else ""
+    return f"left out {len(others):,} files by their extension ({kinds}){folders if without else ''}{heic}"
+
+
+def find_pictures(root: Path, key: str) -> tuple[list[str], list[str]]:
     """Find the files that are pictures by their extension, hidden ones left out.
 
     Args:
@@ -97,7 +111,7 @@ def find_pictures(root: Path, key: str) -> tuple[list[str], int]:
         key: of the config that gave it, for errors.
 
     Returns:
-        Their names, sorted: POSIX paths relative to the root; and the number of other visible files.
+        Their names, sorted: POSIX paths relative to the root; and those of the other visible files.
 
     Raises:
         UserError: there is no such folder, or it cannot be read.
@@ -114,7 +128,7 @@ def find_pictures(root: Path, key: str) -> tuple[list[str], int]:
             f"{where} cannot be read: {error.strerror}: {printable(str(error.filename))}; make it readable or move it elsewhere"
         ) from error
     names = [name for name in files if name.lower().endswith(IMAGE_EXTENSIONS)]
-    return names, len(files) - len(names)
+    return names, [name for name in files if not name.lower().endswith(IMAGE_EXTENSIONS)]
 
 
 def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str], np.ndarray | None]:

@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -13,12 +14,19 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+try:  # the pictures of iPhones, if the package is there
+    import_module("pillow_heif").register_heif_opener()
+    HEIF = True
+except ImportError:
+    HEIF = False
+
 IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *((".heic", ".heif") if HEIF else ()),
 )  # of file names, in lower case
 # What those hold. Pillow goes by content and would hand an EPS file in disguise to Ghostscript, which executes it.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", *(("HEIF",) if HEIF else ()))
 
 MAX_BYTES = 2**30  # of a file: the largest picture that Pillow takes has half of that in RGB without any compression
 MAX_SCANS = 100  # of a JPEG, each a pass over all of it; ten are usual. As in libtiff, LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER

@@ -11,17 +11,15 @@ import math
 import os
 import secrets
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
+from flowergen.data.bar import with_bar
 from flowergen.data.decoding import in_order
 from flowergen.data.listing import digest_of, find_pictures, printable, read_folders, read_picture, subset_named
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
@@ -29,7 +27,6 @@ from flowergen.data.splits import hold_out
 from flowergen.errors import UserError
 
 Mode = Literal["copy", "link", "move"]
-T = TypeVar("T")
 
 FINGERPRINT_FILE = ".flowergen-split"
 PARTIAL_PREFIX = ".flowergen-split-"  # of copies under way
@@ -112,7 +109,7 @@ def split_dataset(
     targets = {subset: _absolute(folder) for subset, folder in given.items() if folder is not None}
     _check_arguments(source, targets, test_size, val_size, seed, mode)
 
-    names, num_others = find_pictures(source, "source")
+    names, others = find_pictures(source, "source")
     present = {subset: _pictures_in(folder, subset) for subset, folder in targets.items()}
     # where a picture was moved already, its target stands in for the source
     paths = {name: targets[subset] / name for subset, held in present.items() for name in held}
@@ -121,7 +118,7 @@ def split_dataset(
     fingerprint_file = targets["train"] / FINGERPRINT_FILE
     if moved and not (mode == "move" and fingerprint_file.exists()):
         raise _stranger(paths[min(moved)])
-    _check_source(source, names, num_others, paths, targets)
+    _check_source(source, names, len(others), paths, targets)
 
     digests, reasons = _inspect(paths)
     if not digests:
@@ -145,7 +142,7 @@ def split_dataset(
             _write_fingerprint(fingerprint_file, fingerprint)
     except OSError as error:
         raise _cannot_write("could not make the folders", error, targets["train"]) from error
-    for name in _tracked(plan, len(plan), {"copy": "copying", "link": "linking", "move": "moving"}[mode]):
+    for name in with_bar({"copy": "copying", "link": "linking", "move": "moving"}[mode], plan, len(plan)):
         try:
             if name not in done:
                 _place(paths[name], targets[plan[name]] / name, mode)
@@ -155,7 +152,7 @@ def split_dataset(
             raise _cannot_write(f"could not {mode} {printable(name)} to {plan[name]}", error, targets[plan[name]]) from error
     counts = Counter(plan.values())
     unreadable = tuple(f"{printable(name)} ({printable(reason)})" for name, reason in reasons.items())
-    return FolderSplit(targets, {subset: counts[subset] for subset in targets}, unreadable, num_others)
+    return FolderSplit(targets, {subset: counts[subset] for subset in targets}, unreadable, len(others))
 
 
 # ---- Before anything is written --------------------------------------------------------------------------------------
@@ -225,7 +222,7 @@ def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]
             return error
 
     digests, reasons = dict[str, str](), dict[str, str]()
-    for name, result in zip(names, _tracked(in_order(read, names), len(names), "reading"), strict=True):
+    for name, result in zip(names, with_bar("reading", in_order(read, names), len(names)), strict=True):
         if isinstance(result, str):
             digests[name] = result
         else:
@@ -368,9 +365,3 @@ def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
 # ---- Small things ----------------------------------------------------------------------------------------------------
 def _absolute(folder: str | Path) -> Path:
     return Path(os.path.expanduser(folder)).absolute()
-
-
-def _tracked(items: Iterable[T], num: int, what: str) -> Iterator[T]:
-    """The items, with a progress bar on a terminal."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        yield from progress.track(items, total=num, description=what)

@@ -142,6 +142,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         if columns:
             heads = DENOISING_OF if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
+        if part == "samples" and columns:
+            lines += ["", *_how_to_read(protocol["repeats"])]
         if part == "copies" and card["probe"] and card["probe"]["accuracy"] is not None:
             right = format(card["probe"]["accuracy"], ".1%")
             lines += ["", f"The linear probe is right about {right} of the validation pictures, which it was not fitted to."]
@@ -152,6 +154,13 @@ def markdown(card: Mapping[str, Any]) -> str:
     lines += [f"- {key}: {value}" for key, value in protocol.items()]
     lines += ["", "## Made", "", *(f"- {key}: {_in_words(value)}" for key, value in card["made"].items())]
     return "\n".join(lines) + "\n"
+
+
+def _how_to_read(repeats: int) -> list[str]:
+    spread = f"± is the standard deviation over {repeats} sets of pictures, of floors as of samples." if repeats > 1 else ""
+    floors = "A floor is the mean of random sets too, so that a good model can fall below it by chance."
+    bias = "The Fréchet distance has a bias that falls with n (arXiv:1911.07023): compare it at equal n, beside its floor."
+    return [" ".join(filter(None, (spread, floors, bias)))]
 
 
 def _in_words(value: Any) -> str:

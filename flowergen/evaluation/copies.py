@@ -32,7 +32,7 @@ class Neighbours(NamedTuple):
 
     Attributes:
         row: (N, 2) positions among all training pictures.
-        ratio: (N,) d1 / d2, 1 where both are 0.
+        ratio: (N,) d1 / d2; 0 where d1 is 0, also where d2 is.
     """
 
     row: np.ndarray
@@ -101,7 +101,7 @@ def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarr
     """
     nearest: Nearest = two_nearest(variants, train)
     first, second = nearest.distance.double().numpy().T
-    ratio = np.divide(first, second, out=np.ones(len(first)), where=second > 0)
+    ratio = np.divide(first, second, out=np.zeros(len(first)), where=second > 0)
     return Neighbours(kept[nearest.index.numpy()], ratio)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
-from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.sampling import NO_CLASS, diffusion_sampler, labels_by_frequency
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -65,7 +65,7 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
         log.info("drawing %s samples to train on, once", f"{num:,}")
         with open(temporary / "latents.npy", "wb") as file:
             write_header(file, "<f4", whole)
-            for latents in with_bar("drawing", _drawn(model, labels), 0, num):
+            for latents in with_bar("drawing", _drawn(model, labels), num, size=num_pictures):
                 if not np.isfinite(latents).all():
                     raise UserError("the diffusion model's samples are not finite: train it again with a lower learning rate")
                 file.write(latents.tobytes())

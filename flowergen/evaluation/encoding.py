@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
-from flowergen.evaluation.bar import with_bar
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.efficientnet import EfficientNetLite, feature_shape_for
@@ -137,7 +137,9 @@ def _cached(
             files = [stack.enter_context(open(temporary / f"{name}.npy", "wb")) for name in names]
             for file in files:
                 write_header(file, dtype, whole)
-            for parts in with_bar("encoding", _of_pictures(encode, data, np.arange(num), flips, device), 0, num):
+            for parts in with_bar(
+                "encoding", _of_pictures(encode, data, np.arange(num), flips, device), num, size=num_pictures
+            ):
                 for file, part in zip(files, parts, strict=True):
                     file.write(part.numpy().astype(dtype, copy=False).tobytes())
             for file in files:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from flowergen.data.bar import num_pictures, with_bar
 from flowergen.errors import UserError
-from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.extractors import Extractor, in_batches
 from flowergen.evaluation.pictures import PictureSet
 from flowergen.evaluation.rows import Rows
@@ -45,7 +45,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
                 if rows.num < len(images):
                     log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
                 rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
-                for features, logits in with_bar("features", rest, rows.num, len(images)):
+                for features, logits in with_bar("features", rest, len(images), rows.num, num_pictures):
                     rows.append(features=features, logits=logits)
                 rows.sync()
         except OSError as error:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.batch import Batch
 from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
-from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.extractors import in_batches
 from flowergen.evaluation.features import AT_A_TIME, collection_features
 from flowergen.evaluation.judges import Judges
@@ -88,7 +88,7 @@ def _judged(generated: Generated, judges: Judges, work: Path) -> Rows:
     )
     log.info("%s pictures: %s%s", f"{total:,}", generated.says, f", going on at {rows.num:,}" if rows.num else "")
     try:
-        for x in with_bar("pictures", generated.batches(rows.num), rows.num, total):
+        for x in with_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
             images = torch.from_numpy(x)
             empty = torch.empty(len(x), 0)
             features, logits = extractor.features(images) if extractor else (empty, empty)
@@ -157,7 +157,9 @@ def measure_reconstructions(
         rows = Rows(work / f"reconstructions_{number}", fields)
         log.info("reconstructions of %s %s", f"{len(pictures):,}", pictures.name)
         try:
-            for x in with_bar("reconstructions", reconstructions(model, pictures, rows.num), rows.num, len(pictures)):
+            for x in with_bar(
+                "reconstructions", reconstructions(model, pictures, rows.num), len(pictures), rows.num, num_pictures
+            ):
                 for features, logits in in_batches(extractor, x, AT_A_TIME):
                     rows.append(features=features, logits=logits)
         except OSError as error:

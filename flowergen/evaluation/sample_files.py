@@ -1,7 +1,6 @@
 """Samples as files: grid, single pictures or one archive, and the denoising as GIF, strip and map."""
 
 import re
-import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -10,10 +9,9 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
+from flowergen.data.bar import with_bar
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
@@ -96,12 +94,8 @@ def write_samples(
     taken: dict[int, int] = {}
     a_class = 256 if labels[0] == NO_CLASS else min(GRID_COLUMNS, max(1, GRID_PICTURES // len(labels.unique())))
     as_archive = file_format == "npz"
-    with (
-        NpzWriter(folder / "samples.npz", labels, size_px) if as_archive else nullcontext() as archive,
-        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress,
-    ):
-        task = progress.add_task("sampling", total=num)
-        for first, x in batches:
+    with NpzWriter(folder / "samples.npz", labels, size_px) if as_archive else nullcontext() as archive:
+        for first, x in with_bar("sampling", batches, num, size=lambda batch: len(batch[1])):
             pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
             if archive is not None:
                 archive.write(pixels)
@@ -112,7 +106,6 @@ def write_samples(
                 taken[label] = taken.get(label, 0) + 1
                 if taken[label] <= a_class:
                     shown.append((label, image.clone()))  # without the batch around it
-            progress.update(task, completed=first + len(x))
     if labels[0] == NO_CLASS:
         images = torch.stack([image for _, image in shown])
         grid = image_grid(images, max(1, round(len(images) ** 0.5)))

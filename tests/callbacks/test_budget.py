@@ -184,7 +184,7 @@ def test_a_run_ends_when_its_time_is_up(seconds: float, overrides: tuple[str, ..
     assert 0.95 * seconds <= end <= 1.01 * seconds
     assert module.total_steps == module.optimizer_steps
     assert seen.rates[-1] < 0.01 * seen.rates[0]
-    assert (tmp_path / "images" / f"generated_epoch_{trainer.current_epoch}.png").is_file()
+    assert (tmp_path / "images" / f"generated_epoch_{trainer.current_epoch:04d}.png").is_file()
     last = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
     assert epochs_done(last) == trainer.current_epoch == trainer.max_epochs
     assert last["flowergen"]["optimizer_steps"] == module.optimizer_steps

@@ -50,7 +50,7 @@ def draw(folder: Path, model: ImageModel, data: ImageDataModule, num: int = 4) -
     """As after epoch 3."""
     trainer: Any = SimpleNamespace(datamodule=data, loggers=[], current_epoch=2, max_epochs=3, is_global_zero=True)
     ImageGrids(folder, every_epochs=5, num_reconstructions=2, num_samples=num).on_train_epoch_end(trainer, model)
-    return folder / "generated_epoch_3.png"
+    return folder / "generated_epoch_0003.png"
 
 
 def test_samples_lie_where_the_latents_of_training_pictures_lie(tmp_path: Path, cache_dir: Path) -> None:

@@ -55,11 +55,11 @@ def test_the_page_reloads_itself_until_training_ends(
         with pytest.raises(Broken):
             trainer.fit(module, datamodule=data)
     assert all(RELOADS in page for page in reader.seen)
-    assert "generated_epoch_1.png" not in reader.seen[0]
-    assert "generated_epoch_1.png" in reader.seen[-1]
+    assert "generated_epoch_0001.png" not in reader.seen[0]
+    assert "generated_epoch_0001.png" in reader.seen[-1]
     last = run.page.read_text()
     assert RELOADS not in last
-    assert ("generated_epoch_2.png" in last) == (breaks_in is None)
+    assert ("generated_epoch_0002.png" in last) == (breaks_in is None)
 
 
 def test_a_page_that_another_command_writes_reloads_while_a_process_trains_there(tmp_path: Path) -> None:

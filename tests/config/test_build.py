@@ -3,6 +3,7 @@
 import io
 import shutil
 import zipfile
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import yaml
 from fuzz import Shell, make_run
 
-from flowergen.config import conf_dir
+from flowergen.config import conf_dir, schema
 from flowergen.config.build import (
     build_datamodule,
     build_module,
@@ -123,6 +124,15 @@ def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
     config["model"] = {"_target_": "no.such.Model"}
     with pytest.raises(UserError, match=r"no\.such\.Model cannot be imported"):
         build_module(config, num_classes=4)
+
+
+def test_lightning_takes_every_optional_key_of_the_trainer(tmp_path: Path) -> None:
+    """What the schema lets through."""
+    values = {"gradient_clip_algorithm": "value", "fast_dev_run": "true", "profiler": "simple", "detect_anomaly": "true",
+              "benchmark": "true", "sync_batchnorm": "true"}  # fmt: skip
+    assert values.keys() == {field.name for field in fields(schema.Trainer) if field.default is not MISSING}
+    for key, value in values.items():
+        build_trainer(composed(f"+trainer.{key}={value}", "trainer.accelerator=cpu"), RunFolder(tmp_path), None)
 
 
 def test_a_callback_without_a_class_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowergen.data.flowers102 import list_flowers102
 from flowergen.data.flowers102_names import CLASS_NAMES
-from flowergen.data.listing import Listing, list_image_folder
+from flowergen.data.listing import Listing, _left_out, list_image_folder
 from flowergen.data.reading import UnreadablePicture
 from flowergen.errors import UserError
 
@@ -176,7 +176,7 @@ def test_a_moved_folder_keeps_its_fingerprint_and_a_changed_one_does_not(tmp_pat
 # ---- What a user can mend
 def test_a_root_without_pictures_gives_one_line_that_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "archive.zip").touch()
-    empty = tree(tmp_path / "em\npty", "a.txt", "b.heic")
+    empty = tree(tmp_path / "em\npty", "a.txt", "b.raw")
     for root, reason in (
         (tmp_path / "typo", "does not exist"),
         (tmp_path / "archive.zip", "is a file"),
@@ -189,6 +189,20 @@ def test_a_root_without_pictures_gives_one_line_that_names_the_option(tmp_path: 
         assert reason in message
         assert "\n" not in message
     assert ".jpeg" in message, "the extensions that are taken"
+
+
+def test_files_that_are_left_out_and_the_classes_that_are_lost_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(tmp_path, "rose/a.png", "rose/b.raw", "tulip/a.raw", "tulip/deep/b.RAW", "notes.txt")
+    assert list_image_folder(root).class_names == ("rose",)
+    assert caplog.messages == [
+        f"data.root={root}: left out 4 files by their extension (.raw 3, .txt 1); no picture is left of tulip, tulip/deep"
+    ]
+    caplog.clear()
+    list_image_folder(tree(tmp_path / "pictures", "rose/a.png"))
+    assert not caplog.messages
+    assert _left_out(["a.png"], ["b.heic"]).endswith("; pip install pillow-heif to read .heic")
 
 
 def test_importing_the_data_floor_does_not_import_torch() -> None:

@@ -213,6 +213,19 @@ def test_extensions_are_lower_case_and_hold_the_common_ones() -> None:
     assert all(extension == extension.lower() and extension[0] == "." for extension in IMAGE_EXTENSIONS)
 
 
+@pytest.mark.parametrize(("image_format", "extension"), [("AVIF", ".avif"), ("HEIF", ".heic")])
+def test_formats_of_cameras_and_the_web(image_format: str, extension: str) -> None:
+    """Read as Pillow reads them, within what their lossy coding changes."""
+    smooth = np.linspace(0, 255, 40 * 60 * 3).reshape(40, 60, 3).astype(np.uint8)
+    data = encoded(smooth, image_format, quality=95)
+    assert extension in IMAGE_EXTENSIONS
+    image = read_rgb(data)
+    np.testing.assert_array_equal(image, np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+    assert np.abs(image.astype(int) - smooth).max() < 12
+    with pytest.raises(UnreadablePicture):
+        read_rgb(data[: len(data) // 2])
+
+
 # ---- Squares
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (7, 3), (64, 64), (150, 149), (333, 500)])
 @pytest.mark.parametrize("size_px", [32, 150])

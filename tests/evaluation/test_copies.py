@@ -201,10 +201,10 @@ def test_neighbours_are_rows_among_all_training_pictures_and_the_ratio_of_their_
     np.testing.assert_allclose(found.ratio, [1 / 9, 2 / 88, 0, 1], rtol=1e-6)
 
 
-def test_the_ratio_to_two_equal_pictures_is_1() -> None:
-    """0 / 0: nothing says that the sample is nearer to the one than to the other."""
-    found = copies.neighbours([np.zeros((1, 2), np.float32)], np.zeros((2, 2), np.float32), np.arange(2))
-    assert found.ratio.tolist() == [1]
+def test_a_picture_that_equals_a_training_picture_is_a_copy_however_near_the_second_one_is() -> None:
+    found = copies.neighbours([np.array([[0.0, 0.0], [1.0, 0.0]], np.float32)], np.zeros((2, 2), np.float32), np.arange(2))
+    assert found.ratio.tolist() == [0, 1]
+    assert copies.copy_rate(found.ratio, COPY_RATIO) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import copies, features
-from flowergen.evaluation.bar import with_bar
 from flowergen.evaluation.copies import COPY_RATIO
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.features import collection_features
@@ -261,5 +261,5 @@ def test_copies_are_not_looked_for_where_nobody_says_what_was_learnt_from(collec
 
 def test_a_bar_changes_nothing() -> None:
     parts: list[Any] = [np.zeros(3), (np.ones(2), np.ones(2))]
-    assert list(with_bar("what", iter(parts), 0, 5)) == parts
+    assert list(with_bar("what", iter(parts), 5, size=num_pictures)) == parts
     assert features.AT_A_TIME * 2 == 128  # what the test of a killed process counts on
