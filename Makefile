@@ -33,7 +33,7 @@ flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is give
 test: setup ## the whole test suite
 	$(BIN)/python -m pytest
 
-lint: setup ## style, types, floors
+lint: setup ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -25,7 +25,7 @@ from flowergen.config.duration import seconds_of
 from flowergen.config.machine_limits import limits_of_training
 from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import Provenance, RunFolder, find_run
-from flowergen.config.stages import is_taken_over
+from flowergen.config.stages import is_inherited
 from flowergen.errors import Stopped, TrainingEnded, UserError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
     if is_first_process():
         given = HydraConfig.get().overrides
         lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
-        typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_taken_over(line))]
+        typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_inherited(line))]
         if "data.batch_size=auto" in typed:  # the number that was found is in the config
             typed = [line for line in typed if not line.startswith("++data.batch_size=")]
         run.store(config, [*lines, *typed])

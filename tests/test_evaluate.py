@@ -165,7 +165,7 @@ def test_the_card_says_whose_features_have_trained_the_model(
     """Of a diffusion model those of its autoencoder."""
     monkeypatch.setattr(VAEGANModule, "features_trained_with", "EfficientNet-Lite0")
     evaluated(f"run={runs[1]}", *SMALL[:2], "repeats=1", f"out={tmp_path / 'out'}")
-    assert "trained with EfficientNet-Lite0's features, judged by EfficientNet-Lite1's" in card_in(tmp_path / "out")["notes"]
+    assert "trained with EfficientNet-Lite0's features, measured in EfficientNet-Lite1's" in card_in(tmp_path / "out")["notes"]
 
 
 class MeanColours(torch.nn.Module):

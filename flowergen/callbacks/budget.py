@@ -199,7 +199,7 @@ class Budget(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Plan anew if it is time to, and end the epoch, and the run, where the time is up."""
-        if (batch_idx + 1) % pl_module.parts:
+        if (batch_idx + 1) % pl_module.accumulation_steps:
             return
         now, steps = self.clock(), pl_module.optimizer_steps
         if self._last_step is not None:
@@ -235,8 +235,8 @@ class Budget(Callback):
         at = Position(
             steps,
             trainer.current_epoch,
-            (batches - batch_idx - 1) // pl_module.parts,
-            batches // pl_module.parts,
+            (batches - batch_idx - 1) // pl_module.accumulation_steps,
+            batches // pl_module.accumulation_steps,
             self._validates_every,
             max(self._draws_every, default=0),  # when all of them draw, as a rule
         )

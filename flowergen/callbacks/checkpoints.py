@@ -50,7 +50,7 @@ class Checkpoints(Checkpoint):
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
         due = due or any(isinstance(callback, StopSignals) and callback.agreed for callback in _callbacks(trainer))
-        whole_step = (batch_idx + 1) % pl_module.parts == 0
+        whole_step = (batch_idx + 1) % pl_module.accumulation_steps == 0
         if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 

@@ -15,10 +15,10 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation.card import FIGURES, key_in_logs
 from flowergen.evaluation.extractors import chosen
-from flowergen.evaluation.judges import load_judges
 from flowergen.evaluation.measure import measure_samples
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.memorising import Look, is_best_without_copying, memorising_from
+from flowergen.evaluation.networks import load_evaluation_networks
 from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
@@ -44,7 +44,7 @@ class PeriodicEvaluation(Callback):
         folder: the run folder.
         every_epochs: how often, and after the last epoch; 0 for never.
         num_samples: of an evaluation.
-        extractor, weights_dir: see ``load_judges``.
+        extractor, weights_dir: see ``load_evaluation_networks``.
         metric: chooses ``best_METRIC.ckpt``.
     """
 
@@ -65,12 +65,12 @@ class PeriodicEvaluation(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         real = real_pictures_of(data, self.num_samples, "val")
-        judges = load_judges(self.asked, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
+        networks = load_evaluation_networks(self.asked, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
         if not trainer.is_global_zero:
             return
-        notes = [*judges.notes, *judges.note_on_training(pl_module.features_trained_with)]
+        notes = [*networks.notes, *networks.note_on_training(pl_module.features_trained_with)]
         notes += [real.note] if real.note else []
-        self.side = RealSide(real, judges, notes)
+        self.side = RealSide(real, networks, notes)
         self.prefix = "eval" if data.held_out else "trainset_eval"
         validated_every = trainer.check_val_every_n_epoch or 1
         if self.every_epochs % validated_every:
@@ -78,7 +78,7 @@ class PeriodicEvaluation(Callback):
                 f"only looks at epochs with a validation, every {validated_every}, can tell memorising: "
                 "let callbacks.evaluation.every_epochs be a multiple of trainer.check_val_every_n_epoch"
             )
-        for line in [*judges.missing, *notes]:
+        for line in [*networks.missing, *notes]:
             log.info(f"evaluation: {line}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -185,7 +185,7 @@ class PeriodicEvaluation(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back, but for what other settings have found."""
+        """Restore the state, unless it was found with other settings."""
         if state_dict["settings"] != self.state_dict()["settings"]:
             log.info("evaluation: its settings have changed, so that its history begins anew")
             return

@@ -110,7 +110,7 @@ class Progress(ProgressBar):
         """To the end of training; with a budget, to the end of the command."""
         if budget := _budget_of(trainer):
             return timedelta(seconds=max(0, round(budget.remaining)))
-        seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.parts
+        seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.accumulation_steps
         return timedelta(seconds=round(seconds_per_step * (pl_module.total_steps - pl_module.optimizer_steps)))
 
     def _stop(self) -> None:

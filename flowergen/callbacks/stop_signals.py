@@ -49,7 +49,7 @@ class StopSignals(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Agree, at the end of an optimiser step and before ``Checkpoints`` has its turn."""
-        if (batch_idx + 1) % pl_module.parts:
+        if (batch_idx + 1) % pl_module.accumulation_steps:
             return
         self.agreed = self.received
         if trainer.world_size > 1:
@@ -57,7 +57,7 @@ class StopSignals(Callback):
             self.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
-        """All is saved: end.
+        """Stop training; the checkpoint is written.
 
         Raises:
             Stopped: instead of the next step.

@@ -1,4 +1,4 @@
-"""From a command line to objects: the only floor, with train.py, that knows Hydra.
+"""From a command line to objects: the only layer, with train.py, that imports Hydra.
 
 Read in this order: ``command`` (the wrapper of every command), ``overrides`` (what was typed), ``schema`` and ``check`` (what
 may be typed), ``run_folder`` (what a run leaves), ``build`` (the objects).

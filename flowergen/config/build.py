@@ -34,7 +34,7 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
     Args:
         node: from the config, plain data.
         where: its key, for messages.
-        kind: the class that the target must be derived from. A config may have come with a stranger's run: were anything
+        kind: the class that the target must be derived from. A config may have come with an untrusted run: were anything
             called that it names, loading that run would run any code.
         **given: arguments that no config holds.
 
@@ -164,7 +164,13 @@ def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | 
             config["model"],
             "model",
             ImageModel,
-            **asked_for(config["model"], num_classes=num_classes, autoencoder=before, diffusion=before, **by_hand(config)),
+            **accepted_arguments(
+                config["model"],
+                num_classes=num_classes,
+                autoencoder=before,
+                diffusion=before,
+                **manual_optimization_arguments(config),
+            ),
         )
     try:
         module.configure_optimizers()
@@ -175,7 +181,7 @@ def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | 
     return module
 
 
-def asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
+def accepted_arguments(node: dict[str, Any], **given: Any) -> dict[str, Any]:
     """Those of the given arguments that the node's ``_target_`` has parameters for."""
     try:
         names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
@@ -184,7 +190,7 @@ def asked_for(node: dict[str, Any], **given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in names}
 
 
-def by_hand(config: dict[str, Any]) -> dict[str, Any]:
+def manual_optimization_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
     keys = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     return {key: config["trainer"][key] for key in keys if key in config["trainer"]}

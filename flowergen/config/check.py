@@ -191,7 +191,7 @@ def contradictions(config: dict[str, Any]) -> None:
             f"take pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
         )
     if model.get("guard") == "rollback" and model.get("adversarial_weight") == 0:
-        raise UserError("model.guard=rollback watches the adversarial game, and model.adversarial_weight=0 leaves it out")
+        raise UserError("model.guard=rollback watches adversarial training, and model.adversarial_weight=0 leaves it out")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
         raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
     if data.get("decode") == "stream" and data.get("device_resident") is True:

@@ -18,7 +18,7 @@ from flowergen.config.check import check, contradictions
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
-from flowergen.config.stages import stage_before, taken_over
+from flowergen.config.stages import inherited, stage_before
 from flowergen.config.sweep_folder import SweepFolder
 from flowergen.data.listing import printable
 from flowergen.errors import Stopped, UserError
@@ -135,7 +135,7 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     if before:
         typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
         data = resolve(composed)["data"]
-        added = taken_over(*before, run, data, typed)
+        added = inherited(*before, run, data, typed)
         composed, lines = compose_train([*added, *overrides])
         HydraConfig.instance().set_config(composed)
     config = resolve(composed)

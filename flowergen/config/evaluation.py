@@ -18,9 +18,9 @@ from flowergen.data.reading import UnreadablePicture, read_rgb
 from flowergen.errors import UserError
 from flowergen.evaluation import card
 from flowergen.evaluation.copies import COPY_RATIO, DUPLICATE_SHARE, QUANTILE
-from flowergen.evaluation.judges import Judges, load_judges
 from flowergen.evaluation.measure import floor_subsets, measure_denoising, measure_reconstructions, measure_samples
 from flowergen.evaluation.measured import Measured
+from flowergen.evaluation.networks import EvaluationNetworks, load_evaluation_networks
 from flowergen.evaluation.pictures import (
     Generated,
     Given,
@@ -53,7 +53,7 @@ class Subject:
         protocol: what must be the same for two cards to be compared.
         generated: the pictures.
         real: what they are held against.
-        judges: of them.
+        networks: of them.
         num: generated pictures in a repeat.
         repeats: of which.
         seed: of what is drawn.
@@ -66,7 +66,7 @@ class Subject:
     protocol: dict[str, Any]
     generated: Generated
     real: RealPictures
-    judges: Judges
+    networks: EvaluationNetworks
     num: int
     repeats: int
     seed: int
@@ -87,8 +87,8 @@ class Subject:
 
     @property
     def probe(self) -> dict[str, Any] | None:
-        """What judges classes, and its accuracy on held-out pictures."""
-        probe = self.judges.probe
+        """What classifies pictures, and its accuracy on held-out pictures."""
+        probe = self.networks.probe
         return {"weights": probe.fingerprint, "accuracy": probe.accuracy} if probe else None
 
     @property
@@ -122,7 +122,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     real = real_pictures_of(data, config["num_samples"] or MOST_SAMPLES)
     weights_dir = config["paths"]["weights_dir"] or paths["weights_dir"]
-    judges = load_judges(config["extractor"], real, data.name, data.cache_dir, weights_dir, device)
+    networks = load_evaluation_networks(config["extractor"], real, data.name, data.cache_dir, weights_dir, device)
 
     num, repeats = config["num_samples"] or len(real.reference), config["repeats"]
     reference_labels = real.reference.labels[real.reference.rows]
@@ -146,9 +146,9 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
         "classes": "those of the reference pictures" if by_class else "none",
         "denoising": module.denoising_task if isinstance(module, LatentDDPMModule) else None,
     }
-    protocol = _protocol(real, num, repeats, config["seed"], module.image_size, judges)
+    protocol = _protocol(real, num, repeats, config["seed"], module.image_size, networks)
     drawn = (num, repeats, config["seed"])
-    return Subject(described, protocol, generated, real, judges, *drawn, module, step, weights_dir)
+    return Subject(described, protocol, generated, real, networks, *drawn, module, step, weights_dir)
 
 
 def subject_of_folders(config: dict[str, Any]) -> Subject:
@@ -170,10 +170,10 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     enough(pictures)
     batch_size, _ = batch_size_of(config, device.type == "cuda")
     generated = Given(pictures, names, real.class_names, batch_size)
-    judges = load_judges(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
+    networks = load_evaluation_networks(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
     described = {"what": pictures.name, "folder": config["generated"], "pictures": key}
-    protocol = _protocol(real, len(pictures), 1, None, size, judges)
-    return Subject(described, protocol, generated, real, judges, len(pictures), 1, 0, None, 0, paths["weights_dir"])
+    protocol = _protocol(real, len(pictures), 1, None, size, networks)
+    return Subject(described, protocol, generated, real, networks, len(pictures), 1, 0, None, 0, paths["weights_dir"])
 
 
 def measure(subject: Subject, work: Path) -> Measured:
@@ -186,12 +186,12 @@ def measure(subject: Subject, work: Path) -> Measured:
     Raises:
         UserError: the disk is full.
     """
-    measured, model, real = Measured(missing=list(subject.judges.missing)), subject.model, subject.real
+    measured, model, real = Measured(missing=list(subject.networks.missing)), subject.model, subject.real
     trained_with = model.features_trained_with if model else None
     measured.notes += [
         *([real.note] if real.note else []),
-        *subject.judges.notes,
-        *subject.judges.note_on_training(trained_with),
+        *subject.networks.notes,
+        *subject.networks.note_on_training(trained_with),
     ]
     autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
     if autoencoder is not None:
@@ -201,7 +201,7 @@ def measure(subject: Subject, work: Path) -> Measured:
             measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
     if isinstance(model, LatentDDPMModule):
         measure_denoising(model, real, subject.seed, measured)
-    side = RealSide(real, subject.judges, measured.notes)
+    side = RealSide(real, subject.networks, measured.notes)
     measure_samples(subject.generated, side, subject.num, subject.repeats, work, measured)
     if autoencoder is not None:
         by_class = bool((subject.generated.labels >= 0).all())
@@ -209,8 +209,10 @@ def measure(subject: Subject, work: Path) -> Measured:
     return measured
 
 
-def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size: int, judges: Judges) -> dict[str, Any]:
-    network = judges.extractor
+def _protocol(
+    real: RealPictures, num: int, repeats: int, seed: int | None, size: int, networks: EvaluationNetworks
+) -> dict[str, Any]:
+    network = networks.extractor
     return {
         "version": card.VERSION,
         "pictures": real.identity,
@@ -221,7 +223,7 @@ def _protocol(real: RealPictures, num: int, repeats: int, seed: int | None, size
         "num_samples": num,
         "repeats": repeats,
         "seed": seed,
-        "extractor": judges.name if network is None else network.name,
+        "extractor": networks.name if network is None else network.name,
         "extractor_weights": network.weights if network else "missing",
         "resize": network.resize if network else None,
         "mirror_images": real.mirrored,

@@ -25,7 +25,7 @@ CONTAINER = Path("/sys/fs/cgroup")  # of control groups, version 2
 
 @contextmanager
 def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
-    """Within it, or as a decorator, out of memory is one line.
+    """Converts out-of-memory errors to a ``UserError``; a context manager and a decorator.
 
     Args:
         advice: what to do about it, or a function that knows by then.

@@ -46,7 +46,7 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
 
 @contextmanager
 def output_folder(out: str | None, default: Path) -> Iterator[Path]:
-    """A new folder to write into, so that nothing is ever overwritten; it goes again if nothing came of it.
+    """A new folder to write into, so that nothing is ever overwritten; removed if left empty.
 
     Args:
         out: as given.

@@ -53,7 +53,7 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
         raise UserError(f"diffusion={value} is a decoder's run itself: go on with it by resume=, or give the diffusion run")
 
 
-def taken_over(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
+def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
     """Overrides that a command line is completed with.
 
     Args:
@@ -95,6 +95,6 @@ def taken_over(key: str, value: str, run: RunFolder | None, data: dict[str, Any]
     return lines
 
 
-def is_taken_over(line: str) -> bool:
-    """Whether an override is one of ``taken_over``'s."""
+def is_inherited(line: str) -> bool:
+    """Whether an override is one of ``inherited``'s."""
     return line.startswith(tuple(f"++{key}=" for key in OF_THE_PICTURES + OF_THE_SPLIT))

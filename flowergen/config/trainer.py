@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from flowergen.callbacks.budget import Budget, seconds_spent
 from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
-from flowergen.config.build import asked_for, by_hand, epochs_done, instantiate
+from flowergen.config.build import accepted_arguments, epochs_done, instantiate, manual_optimization_arguments
 from flowergen.config.command import flat, one_line
 from flowergen.config.duration import seconds_of
 from flowergen.config.run_folder import RunFolder
@@ -61,7 +61,7 @@ def build_trainer(
     settings = {key: value for key, value in config["trainer"].items() if key not in ours}
     if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
-    manual = bool(asked_for(config["model"], **by_hand(config)))
+    manual = bool(accepted_arguments(config["model"], **manual_optimization_arguments(config)))
     if manual:
         settings |= {"accumulate_grad_batches": 1, "gradient_clip_val": None}
         settings.pop("gradient_clip_algorithm", None)
@@ -91,7 +91,9 @@ def build_trainer(
     except (hydra.errors.InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
         raise UserError(f"trainer: {one_line(cause)}") from error
-    if manual and isinstance(trainer.strategy, DDPStrategy):  # in each player's backward pass the other one's are unused
+    if manual and isinstance(
+        trainer.strategy, DDPStrategy
+    ):  # the backward pass of each loss leaves the other network's parameters unused
         trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
     return trainer
 

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from flowergen.data.batch import Batch, LatentBatch
 
 SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not there yet
-AT_A_TIME = 1024  # rows that are copied
+CHUNK_SIZE = 1024  # rows that are copied
 
 
 class Rows(Dataset[Tensor]):
@@ -42,8 +42,8 @@ def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) 
     num = len(source)  # type: ignore[arg-type]
     first = source[[0]]
     whole = type(first)(*(torch.empty(num, *part.shape[1:], dtype=part.dtype, device=device) for part in first))
-    for start in range(0, num, AT_A_TIME):
-        rows = list(range(start, min(start + AT_A_TIME, num)))
+    for start in range(0, num, CHUNK_SIZE):
+        rows = list(range(start, min(start + CHUNK_SIZE, num)))
         for values, part in zip(whole, source[rows], strict=True):
             values[start : start + len(rows)] = part
     return whole

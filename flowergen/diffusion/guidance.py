@@ -16,7 +16,7 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def answer(
+def guided_prediction(
     network: Network,
     x: Tensor,
     t: float,

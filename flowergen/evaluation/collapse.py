@@ -18,7 +18,7 @@ MANY = 0.25  # of the dimensions
 NOTHING_NATS = 0.1  # of information about which picture it is: among e^0.1 = 1.1 times fewer
 OFF_PRIOR = 2.0  # a variance is that many times the prior's, or one such part of it
 FEW_PICTURES = 50  # whose variances are wrong by a fifth
-DIMS_AT_A_TIME = 2048  # whose values in float64 are in memory at once
+DIMS_PER_CHUNK = 2048  # whose values in float64 are in memory at once
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def index_information(posterior: Posterior, eps: Tensor) -> float:
     """
     num = len(eps)
     log_ratio = torch.zeros(num, num, dtype=torch.float64)  # [n, m]: log q(z_n|x_m) - log q(z_n|x_n)
-    moments = (part.flatten(1).split(DIMS_AT_A_TIME, dim=1) for part in (*posterior, eps))
+    moments = (part.flatten(1).split(DIMS_PER_CHUNK, dim=1) for part in (*posterior, eps))
     for mu32, logvar32, eps32 in zip(*moments, strict=True):
         logvar, noise = logvar32.double(), eps32.double()
         mu = mu32.double() - mu32.mean(0, dtype=torch.float64)  # fewer digits are lost in the differences below

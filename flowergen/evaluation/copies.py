@@ -24,7 +24,7 @@ QUANTILE = 0.01  # of held-out pictures' ratios, the calibrated bound
 DUPLICATE_SHARE = 0.48  # of the usual distance between neighbours: two that are nearer count as one (docs/evaluation.md)
 EQUAL = 1e-6  # a distance that only equal pictures are below
 MEASURED_OF = 512  # pictures that say what is usual
-AT_A_TIME = 1024  # pictures whose pixels are made smaller
+CHUNK_SIZE = 1024  # pictures whose pixels are made smaller
 
 
 class Neighbours(NamedTuple):
@@ -54,8 +54,8 @@ def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndar
     if size <= LARGEST_PX:
         return np.asarray(images[rows]).reshape(len(rows), 3 * size**2)
     parts = [np.zeros((0, 3 * LARGEST_PX**2), np.uint8)]
-    for first in range(0, len(rows), AT_A_TIME):
-        x = torch.from_numpy(np.array(images[rows[first : first + AT_A_TIME]])).float()
+    for first in range(0, len(rows), CHUNK_SIZE):
+        x = torch.from_numpy(np.array(images[rows[first : first + CHUNK_SIZE]])).float()
         x = F.interpolate(x, (LARGEST_PX, LARGEST_PX), mode="bilinear", align_corners=False, antialias=True)
         parts.append(x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy())
     return np.concatenate(parts)

@@ -21,7 +21,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 
 log = logging.getLogger(__name__)
 
-AT_A_TIME = 128
+CHUNK_SIZE = 128
 FIRST_INDEX = 2**40  # numbers of samples that no command draws, so that what is measured was not trained on
 
 
@@ -79,7 +79,7 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
 @torch.inference_mode()
 def _drawn(model: LatentDDPMModule, labels: Tensor) -> Iterator[np.ndarray]:
     draw = diffusion_sampler(model, model.sampling, model.seed).draw
-    for first in range(0, len(labels), AT_A_TIME):
-        part = labels[first : first + AT_A_TIME]
+    for first in range(0, len(labels), CHUNK_SIZE):
+        part = labels[first : first + CHUNK_SIZE]
         index = range(FIRST_INDEX + first, FIRST_INDEX + first + len(part))
         yield draw(index, part).float().cpu().numpy().astype("<f4")

@@ -15,7 +15,7 @@ from flowergen.evaluation.rows import Rows
 
 log = logging.getLogger(__name__)
 
-AT_A_TIME = 64  # real pictures through a network
+CHUNK_SIZE = 64  # real pictures through a network
 
 
 def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
                 rows = Rows(folder, fields)  # another process may have computed them meanwhile
                 if rows.num < len(images):
                     log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
-                rest = in_batches(extractor, images[rows.num :], AT_A_TIME)
+                rest = in_batches(extractor, images[rows.num :], CHUNK_SIZE)
                 for features, logits in with_bar("features", rest, len(images), rows.num, num_pictures):
                     rows.append(features=features, logits=logits)
                 rows.sync()

@@ -13,9 +13,9 @@ from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import in_batches
-from flowergen.evaluation.features import AT_A_TIME, collection_features
-from flowergen.evaluation.judges import Judges
+from flowergen.evaluation.features import CHUNK_SIZE, collection_features
 from flowergen.evaluation.measured import Measured, Pairs
+from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures, repeated
 from flowergen.evaluation.real_side import CopySpace, RealSide
 from flowergen.evaluation.reconstruction import reconstructions
@@ -45,8 +45,8 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
     Raises:
         UserError: the disk is full.
     """
-    real, judges = side.real, side.judges
-    rows = _judged(generated, judges, work)
+    real, networks = side.real, side.networks
+    rows = _seen_by(generated, networks, work)
     parts = [slice(first, first + num) for first in range(0, num * repeats, num)]
     labels = generated.labels.numpy()
     features, logits, classes = (rows.array(name) for name in ("features", "logits", "class"))
@@ -61,21 +61,21 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
                 side.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
         for subset in floors:
             side.distances.add(measured, "train", *side.distances.of(subset))
-    if judges.probe is not None:
+    if networks.probe is not None:
         for part in parts if (labels >= 0).all() else ():
             measured.add("class_accuracy", "samples", (classes[part] == labels[part]).mean())
         reference = real.reference
-        real_features, _ = collection_features(judges.probe.extractor, reference, judges.cache_dir)
+        real_features, _ = collection_features(networks.probe.extractor, reference, networks.cache_dir)
         known = reference.rows[reference.labels[reference.rows] >= 0]
         if len(known):
-            right = judges.probe.classes(real_features[known]) == reference.labels[known]
+            right = networks.probe.classes(real_features[known]) == reference.labels[known]
             measured.add("class_accuracy", "held_out" if real.calibration else "train", right.mean())
     _add_copies(generated, side, rows, parts, measured)
 
 
-def _judged(generated: Generated, judges: Judges, work: Path) -> Rows:
-    """Every generated picture once through every judge; pixels are kept for the search for copies."""
-    extractor, probe = judges.extractor, judges.probe
+def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
+    """Every generated picture once through every network; pixels are kept for the search for copies."""
+    extractor, probe = networks.extractor, networks.probe
     total, size = len(generated.labels), min(generated.image_size, copies.LARGEST_PX)
     rows = Rows(
         work / "samples",
@@ -139,7 +139,7 @@ def measure_reconstructions(
 
     Args:
         model: an autoencoder in eval mode.
-        side: the real pictures, and their judges.
+        side: the real pictures, and their networks.
         floors: see ``floor_subsets``.
         work: see ``measure_samples``.
         measured: where results go.
@@ -160,7 +160,7 @@ def measure_reconstructions(
             for x in with_bar(
                 "reconstructions", reconstructions(model, pictures, rows.num), len(pictures), rows.num, num_pictures
             ):
-                for features, logits in in_batches(extractor, x, AT_A_TIME):
+                for features, logits in in_batches(extractor, x, CHUNK_SIZE):
                     rows.append(features=features, logits=logits)
         except OSError as error:
             raise UserError(
@@ -186,8 +186,8 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
         sets["held_out"] = real.reference
     for of, pictures in sets.items():
         means = RunningMeans()
-        for first in range(0, len(pictures), AT_A_TIME):
-            rows = pictures.rows[first : first + AT_A_TIME]
+        for first in range(0, len(pictures), CHUNK_SIZE):
+            rows = pictures.rows[first : first + CHUNK_SIZE]
             x = torch.from_numpy(pictures.images[rows]).to(model.device).float().div_(255)
             with torch.inference_mode():
                 label = torch.from_numpy(pictures.labels[rows]).to(model.device)

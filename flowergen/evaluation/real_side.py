@@ -10,8 +10,8 @@ import numpy as np
 from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.features import collection_features
-from flowergen.evaluation.judges import Judges
 from flowergen.evaluation.measured import Measured
+from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import PictureSet, RealPictures
 from flowergen.metrics.set_distances import (
     Gaussian,
@@ -79,13 +79,13 @@ class RealSide:
 
     Args:
         real: the pictures.
-        judges: of them.
+        networks: of them.
         notes: for what a reader must know.
     """
 
-    def __init__(self, real: RealPictures, judges: Judges, notes: list[str]):
-        self.real, self.judges = real, judges
-        self.distances = SetDistances(judges.extractor, real, judges.cache_dir) if judges.extractor else None
+    def __init__(self, real: RealPictures, networks: EvaluationNetworks, notes: list[str]):
+        self.real, self.networks = real, networks
+        self.distances = SetDistances(networks.extractor, real, networks.cache_dir) if networks.extractor else None
         self.copy_spaces: list[CopySpace] = []
         if real.train is None:
             notes.append("copies were not looked for: nobody said what was learnt from (train=DIR)")

@@ -1,4 +1,4 @@
-"""The game between generator and discriminator, on maps of logits, and how much of it the generator is told."""
+"""Adversarial losses on maps of logits, and the weight of the generator's."""
 
 import torch
 import torch.nn.functional as F

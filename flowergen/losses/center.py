@@ -29,7 +29,7 @@ def center_push(centers: Tensor, margin: float) -> Tensor:
 
     Args:
         centers: (K, C).
-        margin: distance from which on two centres leave each other alone.
+        margin: hinge margin between class centres, a Euclidean distance.
 
     Returns:
         () float32; 0 for a single class.

@@ -1,4 +1,4 @@
-"""Differentiable augmentation: what both players of a GAN see."""
+"""Differentiable augmentation of the pictures that a discriminator sees."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def diff_augment(x: Tensor, u: Tensor) -> Tensor:
 
     Brightness + [-1/2, 1/2]; saturation * [0, 2]; contrast * [1/2, 3/2]; a shift of at most S / 8 px a side, zeros moving in; a
     square of S / 2 px set to zero. Real and generated pictures both pass through it, and gradients pass through it to the
-    generator, so that a discriminator of few pictures cannot learn them by heart and the generator does not learn to paint the
+    generator, so that a discriminator of few pictures cannot memorise them, and the generator does not reproduce the
     augmentations.
 
     Args:

@@ -18,7 +18,7 @@ from flowergen.losses.adversarial import (
 )
 from flowergen.losses.diff_augment import diff_augment
 from flowergen.modules.outside_weights import OutsideNet
-from flowergen.nn.discriminator import Judgement, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
+from flowergen.nn.discriminator import DiscriminatorOutput, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
 from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 
@@ -60,7 +60,7 @@ class Adversary(nn.Module):
         self._features = features if kind == "projected" else None
         if kind == "projected":
             self.discriminator = ProjectedDiscriminator(image_size, WIDTHS[: num_maps_for(image_size)], channels, norm)
-            self.says = f"judged by {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
+            self.says = f"discriminator of {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
         else:
             halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
             if logits_side(image_size, halvings) < 2:
@@ -69,7 +69,7 @@ class Adversary(nn.Module):
                     f"take {num_halvings_for(image_size)}, or auto"
                 )
             self.discriminator = PatchDiscriminator(channels, halvings, norm)
-            self.says = f"judged in patches of {receptive_field(halvings)} px"
+            self.says = f"discriminator on patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
         self.adaptive_weight_max = adaptive_weight_max
         self.augment = augment
@@ -90,16 +90,16 @@ class Adversary(nn.Module):
         x = diff_augment(x, u) if self.augment and u is not None else x
         return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
 
-    def judge(self, x: Tensor, u: Tensor | None = None) -> Judgement:
+    def evaluate(self, x: Tensor, u: Tensor | None = None) -> DiscriminatorOutput:
         """The discriminator's opinion.
 
         Args:
             x: (N, 3, S, S) in [-1, 1].
             u: (N, 7) for ``diff_augment``, None for pictures as they are.
         """
-        return self.judge_seen(self.seen(x, u))
+        return self.evaluate_seen(self.seen(x, u))
 
-    def judge_seen(self, seen: list[Tensor]) -> Judgement:
+    def evaluate_seen(self, seen: list[Tensor]) -> DiscriminatorOutput:
         """The discriminator's opinion.
 
         Args:
@@ -107,14 +107,14 @@ class Adversary(nn.Module):
         """
         return self.discriminator(seen[0] if self._features is None else seen)
 
-    def generator_gradient(self, fake: Judgement, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
+    def generator_gradient(self, fake: DiscriminatorOutput, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
         """The gradient of the generator's adversarial loss by its pictures; no parameter gets one.
 
         It is computed from the sum over pictures and logits, and divided afterwards: divided first, it may be too small for
         float16.
 
         Args:
-            fake: the judgement of ``cut``.
+            fake: the discriminator's output for ``cut``.
             cut: ``seen``, detached leaves with ``requires_grad``, whose ``grad`` is set.
             seen: of ``x_hat``, (N, C, h, w) each.
             x_hat: (N, 3, S, S) in [-1, 1].
@@ -127,15 +127,15 @@ class Adversary(nn.Module):
         torch.autograd.backward(num * self.generator_loss(fake.logits).sum(), inputs=cut, retain_graph=True)
         return torch.autograd.grad(seen, x_hat, [features.grad for features in cut], retain_graph=True)[0] / num
 
-    def game(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
-        """How the game stands.
+    def metrics(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
+        """Losses and diagnostics of both networks.
 
         Args:
             logits_real: (N, K, h, w), K = 1 for patches.
             logits_fake: (N, K, h, w).
 
         Returns:
-            By name, each (N,): both players' losses, the discriminator's accuracy on patches and the gap between its logits;
+            By name, each (N,): both networks' losses, the discriminator's accuracy on patches and the gap between its logits;
             and the scalar ``adaptive_weight``.
         """
         right = torch.cat([logits_real > 0, logits_fake < 0], dim=1)
@@ -158,7 +158,7 @@ class Adversary(nn.Module):
         Args:
             h: (N, c, S / r, S / r) what that layer was given; r is the factor of the pixel shuffle behind it, 1 for none.
             layer: it.
-            grad_nll: (N, 3, S, S) of the losses that are no game.
+            grad_nll: (N, 3, S, S) of the non-adversarial losses.
             grad_adversarial: (N, 3, S, S) of the adversarial loss alone, with weight 1.
         """
         shuffled = grad_nll.shape[-1] // h.shape[-1]

@@ -201,7 +201,7 @@ class DecoderModule(TwoOptimizers):
         real = self._logits(seen_real, label)
         fake = self._logits([maps.detach() for maps in seen], label_sampled)
         loss_discriminator = torch.stack([hinge_discriminator(*pair) for pair in zip(real, fake, strict=True)]).sum(0)  # (N,)
-        self.manual_backward(loss_discriminator.mean() / self.parts, inputs=self.discriminator_parameters)
+        self.manual_backward(loss_discriminator.mean() / self.accumulation_steps, inputs=self.discriminator_parameters)
 
         with frozen(self.discriminator), frozen(self.class_projection or nn.Identity()):
             loss_adversarial = torch.stack([hinge_generator(logits) for logits in self._logits(seen, label_sampled)]).sum(0)
@@ -210,7 +210,7 @@ class DecoderModule(TwoOptimizers):
             terms["loss_reconstruction"].mean() + self.perceptual_weight * terms["loss_perceptual"].mean()
         )
         loss = loss + self.adversarial_weight * loss_adversarial.mean()
-        self.manual_backward(loss / self.parts)
+        self.manual_backward(loss / self.accumulation_steps)
         right = torch.cat([real[0] > 0, fake[0] < 0], dim=1).float().flatten(1).mean(1)
         self.record(
             {
@@ -221,7 +221,7 @@ class DecoderModule(TwoOptimizers):
                 "discriminator_accuracy": right,
             }
         )
-        if (batch_idx + 1) % self.parts == 0:
+        if (batch_idx + 1) % self.accumulation_steps == 0:
             lr = self.step_optimizers()
             if not self.skips_step:
                 self.ema.update(self.net, self.optimizer_steps)

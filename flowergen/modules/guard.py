@@ -11,7 +11,7 @@ MAX_ROLLBACKS = 3
 
 
 class Guard:
-    """Compares each epoch's validation PSNR with the best one since the game began, or the last one before it.
+    """Compares each epoch's validation PSNR with the best one since adversarial training began, or the last one before it.
 
     Adversarial training always costs some PSNR, as texture in the wrong place does; a discriminator that wins, or a generator
     that has found its blind spot, costs far more.
@@ -45,12 +45,12 @@ class Guard:
         best = -math.inf if self.best_psnr is None else self.best_psnr
         self.blind = math.isnan(psnr)
         self.failed = in_play and not psnr >= best - self.margin
-        if psnr > best or (not in_play and not math.isnan(psnr)):  # what the game is measured against is where it began
+        if psnr > best or (not in_play and not math.isnan(psnr)):  # adversarial training is compared with where it began
             self.best_psnr = psnr
         return self.failed
 
     def keep(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        """This epoch is good: it is what a rollback goes back to, unless its PSNR was not a number before the game.
+        """This epoch is good: it is what a rollback goes back to, unless its PSNR was not a number before adversarial training.
 
         Args:
             module: all of whose weights and buffers are kept.
@@ -83,7 +83,7 @@ class Guard:
         return {"best_psnr": self.best_psnr, "num_rollbacks": self.num_rollbacks, "good": self._good}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         self.best_psnr, self.num_rollbacks = state["best_psnr"], state["num_rollbacks"]
         self._good = state["good"] if self.mode == "rollback" else None
 

@@ -100,7 +100,7 @@ class ImageModel(LightningModule, ABC):
     # -- optimiser steps
 
     @property
-    def parts(self) -> int:
+    def accumulation_steps(self) -> int:
         """How many batches make an optimiser step."""
         return self.trainer.accumulate_grad_batches
 
@@ -118,14 +118,16 @@ class ImageModel(LightningModule, ABC):
             (num, *shape): the same numbers meet the same picture whatever the number of devices and of accumulated parts.
         """
         devices = self.trainer.world_size
-        first = ((batch_idx % self.parts) * devices + self.global_rank) * num
-        rows = draw((num * devices * self.parts, *shape), seed=self.seed, step=self.optimizer_steps, purpose=purpose)
+        first = ((batch_idx % self.accumulation_steps) * devices + self.global_rank) * num
+        rows = draw(
+            (num * devices * self.accumulation_steps, *shape), seed=self.seed, step=self.optimizer_steps, purpose=purpose
+        )
         return rows[first : first + num].to(self.device, non_blocking=True)
 
     def on_train_start(self) -> None:
         """The schedule's horizon: a resumed run with more epochs has a longer one."""
         batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
-        self.total_steps = int(batches) // self.parts
+        self.total_steps = int(batches) // self.accumulation_steps
 
     def check_total_steps(self) -> None:
         """Whether ``total_steps`` are enough for what the model is told to do; nothing to say of most models.
@@ -175,13 +177,13 @@ class ImageModel(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Where steps are skipped: keep what a forward pass changes, such as the statistics of BatchNorm."""
-        if self.on_nonfinite == "skip" and batch_idx % self.parts == 0:
+        if self.on_nonfinite == "skip" and batch_idx % self.accumulation_steps == 0:
             self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the gradients, unscaled and not yet clipped; then stop, or drop them, which leaves the step out."""
         if self.trainer.precision != "16-mixed":  # whose scaler looks at them, and skips by itself
-            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both players step, or none
+            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both optimisers step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
                 self.finite_watch.look({"gradient": get_total_norm(grads)}, self.optimizer_steps + 1)
@@ -270,7 +272,7 @@ class ImageModel(LightningModule, ABC):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore counts and running means."""
         state = checkpoint["flowergen"]
         self.optimizer_steps = state["optimizer_steps"]
         self._passed_shares = dict(state.get("passed_shares", {}))  # not in checkpoints from before there were shares

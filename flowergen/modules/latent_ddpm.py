@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
-from flowergen.diffusion.guidance import Network, answer
+from flowergen.diffusion.guidance import Network, guided_prediction
 from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
 from flowergen.diffusion.samplers import SAMPLERS, ddim
 from flowergen.diffusion.schedule import (
@@ -239,7 +239,7 @@ class LatentDDPMModule(ImageModel):
 
     @property
     def denoising_task(self) -> str:
-        """What a denoising loss is of: losses of other tasks do not compare."""
+        """Identifies the denoising task; losses are comparable only if it matches."""
         weighting = f"min-SNR, gamma {self.gamma:g}" if self.gamma is not None else "no weighting"
         schedule = type(self.schedule).__name__
         return f"{self.objective} on {schedule} ({self.schedule.num_timesteps} times), {weighting}, of {self.autoencoder_hash}"
@@ -389,7 +389,7 @@ class LatentDDPMModule(ImageModel):
         label, net, pixels = label.to(self.device), self.inference_net, not self._autoencoder
 
         def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-            output = answer(
+            output = guided_prediction(
                 net, x, level.t, label, self.num_classes, sampling.guidance_scale, (low, high), self.schedule.num_timesteps
             )
             x0_hat, eps_hat = predictions(self.objective, output, x, level.alpha, level.sigma)

@@ -48,7 +48,7 @@ class TwoOptimizers(ImageModel):
         """Of the discriminator; empty where there is none, and one optimiser."""
 
     @property
-    def parts(self) -> int:
+    def accumulation_steps(self) -> int:
         """How many batches make an optimiser step."""
         return self.accumulate_grad_batches
 

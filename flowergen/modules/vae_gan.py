@@ -32,6 +32,8 @@ from flowergen.randomness import normal, normal_per_sample, uniform
 
 log = logging.getLogger(__name__)
 
+SharedFeatures = tuple[list[Tensor], list[Tensor]]  # of x and of x_hat, in which both networks' losses are computed
+
 
 class VAEGANModule(TwoOptimizers):
     """A VAE with a perceptual and an adversarial loss, the first stage of latent diffusion
@@ -57,9 +59,9 @@ class VAEGANModule(TwoOptimizers):
         adversarial_weight: of the generator's adversarial loss, times the adaptive weight; 0 for no discriminator (but for its
             features).
         adaptive_weight_max: cap of the adaptive weight.
-        adversarial_start_steps, adversarial_ramp_steps: optimiser steps, or shares of them, until the generator is told what
-            the discriminator says, and from there to the full weight. The discriminator trains from the beginning.
-        diff_augment: show both players augmented pictures.
+        adversarial_start_steps, adversarial_ramp_steps: optimiser steps, or shares of them, until the adversarial
+            loss starts, and from there to its full weight. The discriminator trains from the beginning.
+        diff_augment: evaluate augmented pictures in both losses.
         discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
         center_weight, center_margin: of pull and push of ``losses.center`` on it; distance at which the push ends.
@@ -152,7 +154,7 @@ class VAEGANModule(TwoOptimizers):
             self.centers = nn.Parameter(torch.randn(num_classes, self.latent_shape[0]))
         efficientnet = OutsideNet(partial(load_efficientnet, "lite0", "model.perceptual or model.discriminator.kind"))
         shared = adversarial_weight > 0 and discriminator.get("kind") == "projected"
-        self.compares_judged_features = perceptual == "discriminator" or (perceptual == "efficientnet" and shared)
+        self._compares_shared = perceptual == "discriminator" or (perceptual == "efficientnet" and shared)
         self._perceptual_net = {
             "efficientnet": None if shared else efficientnet,
             "vgg16": OutsideNet(lambda: VGG16Features(load_vgg16(weights_dir), perceptual_layers)),
@@ -181,7 +183,7 @@ class VAEGANModule(TwoOptimizers):
     def networks_to_compile(self) -> list[nn.Module]:
         """Encoder, and the decoder but for its last layer, which the adaptive weight takes apart.
 
-        Not the discriminator: a step goes back through it once for each player, and a compiled network may refuse a second
+        Not the discriminator: a step goes back through it once for each loss, and a compiled network may refuse a second
         backward pass (``donated_buffer`` in torch's functorch).
         """
         return [self.net.encoder, self.net.decoder.layers]
@@ -210,8 +212,8 @@ class VAEGANModule(TwoOptimizers):
     def summary(self) -> str:
         """One line: what the network is."""
         latent = " x ".join(map(str, self.latent_shape))
-        judge = f", {self.adversary.says}" if self.adversary else ""
-        return f"{self.image_size} px to latents of {latent}, down {self.factor} times{judge}"
+        discriminator = f", {self.adversary.says}" if self.adversary else ""
+        return f"{self.image_size} px to latents of {latent}, down {self.factor} times{discriminator}"
 
     # -- the generator's objective, the same in training and validation
 
@@ -230,9 +232,14 @@ class VAEGANModule(TwoOptimizers):
         return self.guard.factor * self.adversarial_weight * ramp(self.optimizer_steps, start, ramp_steps)
 
     def objective(
-        self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, judged: tuple[list[Tensor], list[Tensor]] | None
+        self,
+        x: Tensor,
+        label: Tensor,
+        posterior: Posterior,
+        x_hat: Tensor,
+        shared: SharedFeatures | None,
     ) -> dict[str, Tensor]:
-        """Everything in the generator's loss but the discriminator's opinion.
+        """The generator's loss without its adversarial term.
 
         (reconstruction + beta KL) / D + w_p perceptual + w_c cross-entropy + w_centre (pull + push), with D the values of a
         picture, so that beta weighs nats against a sum over the picture and the other weights are for numbers of the size of 1.
@@ -242,7 +249,7 @@ class VAEGANModule(TwoOptimizers):
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
             x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            judged: features of x and of x_hat that the discriminator sees or makes, where pictures are compared in those.
+            shared: features of x and of x_hat that the discriminator sees or makes, where pictures are compared in those.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
@@ -255,7 +262,7 @@ class VAEGANModule(TwoOptimizers):
         }
         loss = terms["loss_reconstruction"] + self.current_beta * terms["loss_kl"] / self.num_values
         if self.perceptual != "none":
-            terms["loss_perceptual"] = self._perceptual_distance(x, x_hat, judged)
+            terms["loss_perceptual"] = self._perceptual_distance(x, x_hat, shared)
             loss = loss + self.perceptual_weight * terms["loss_perceptual"]
         pooled = posterior.mean.mean((2, 3))  # (N, C)
         if self.class_weight:
@@ -267,11 +274,11 @@ class VAEGANModule(TwoOptimizers):
             loss = loss + self.center_weight * (terms["loss_center"] + terms["loss_center_push"])
         return {"loss": loss, **terms}
 
-    def _perceptual_distance(self, x: Tensor, x_hat: Tensor, judged: tuple[list[Tensor], list[Tensor]] | None) -> Tensor:
+    def _perceptual_distance(self, x: Tensor, x_hat: Tensor, shared: SharedFeatures | None) -> Tensor:
         """(N,) float32, see ``objective``."""
-        if judged is not None:
+        if shared is not None:
             distance = feature_distance if self.perceptual == "discriminator" else normalised_feature_distance
-            return distance(judged[1], [features.detach() for features in judged[0]])
+            return distance(shared[1], [features.detach() for features in shared[0]])
         assert self._perceptual_net is not None
         net = self._perceptual_net.on(x.device)
         if self.perceptual == "lpips":
@@ -280,7 +287,7 @@ class VAEGANModule(TwoOptimizers):
             features = net((x + 1) / 2)
         return normalised_feature_distance(net((x_hat + 1) / 2), features)
 
-    # -- training: one forward of the autoencoder for both players
+    # -- training: one forward pass of the autoencoder for both losses
 
     @property
     def discriminator_parameters(self) -> list[nn.Parameter]:
@@ -288,7 +295,7 @@ class VAEGANModule(TwoOptimizers):
         return [] if self.adversary is None else list(self.adversary.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Both players' gradients from one reconstruction; their steps after the last part of an optimiser step."""
+        """Gradients of both networks from one reconstruction; their steps after the last part of an optimiser step."""
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
         z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
@@ -296,55 +303,55 @@ class VAEGANModule(TwoOptimizers):
         x_hat = self.net.decoder.picture(h).float()  # (N, 3, S, S)
         if self.adversary is None:
             terms = self.objective(x, batch.label, posterior, x_hat, None)
-            self.manual_backward(terms["loss"].mean() / self.parts)
+            self.manual_backward(terms["loss"].mean() / self.accumulation_steps)
         else:
-            if batch_idx % self.parts == 0:
+            if batch_idx % self.accumulation_steps == 0:
                 self.adversary.discriminator.update_spectral_norms()
             u = self.step_draw(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
             terms = self._both_players(self.adversary, x, batch.label, posterior, h, x_hat, u)
         self.record(terms)
-        if (batch_idx + 1) % self.parts == 0:
+        if (batch_idx + 1) % self.accumulation_steps == 0:
             self._step()
 
     def _both_players(
         self, adversary: Adversary, x: Tensor, label: Tensor, posterior: Posterior, h: Tensor, x_hat: Tensor, u: Tensor
     ) -> dict[str, Tensor]:
-        """Both players' gradients from one judgement of each picture, and what the next adaptive weight is measured from."""
+        """Gradients of both networks from one evaluation of each picture, and what gives the next adaptive weight."""
         # two names for one picture: each collects the gradient of its own losses
         x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
         factor = self.adversarial_factor
         seen_real, seen = adversary.seen(x, u), adversary.seen(x_nll, u)
         cut = [features.detach().requires_grad_(factor > 0) for features in seen]  # here the discriminator's graph begins
-        real, fake = adversary.judge_seen(seen_real), adversary.judge_seen(cut)
+        real, fake = adversary.evaluate_seen(seen_real), adversary.evaluate_seen(cut)
         grad = adversary.generator_gradient(fake, cut, seen, x_nll) if factor else None
-        loss_discriminator = adversary.discriminator_loss(real.logits, fake.logits).mean() / self.parts
+        loss_discriminator = adversary.discriminator_loss(real.logits, fake.logits).mean() / self.accumulation_steps
         self.manual_backward(loss_discriminator, inputs=list(adversary.parameters()))
 
         with frozen(adversary.discriminator):
-            judged = (seen_real, seen)
+            shared = (seen_real, seen)
             if self.perceptual == "discriminator":
-                judged = (real.features, adversary.judge_seen(seen).features)
-            terms = self.objective(x, label, posterior, x_nll, judged if self.compares_judged_features else None)
+                shared = (real.features, adversary.evaluate_seen(seen).features)
+            terms = self.objective(x, label, posterior, x_nll, shared if self._compares_shared else None)
             loss = terms["loss"].mean()
             if grad is None:
-                self.manual_backward(loss / self.parts)
+                self.manual_backward(loss / self.accumulation_steps)
             else:
                 weight = factor * adversary.adaptive_weight
                 loss_adversarial = (grad * x_adversarial).sum() / len(x)  # not the loss, but it has its gradient
                 x_nll.retain_grad()
                 x_adversarial.retain_grad()
-                self.manual_backward((loss + weight * loss_adversarial) / self.parts)
+                self.manual_backward((loss + weight * loss_adversarial) / self.accumulation_steps)
                 grad_nll, grad_adversarial = cast(Tensor, x_nll.grad), cast(Tensor, x_adversarial.grad)
                 adversary.add_last_layer_gradients(h.detach(), self.net.decoder.to_picture, grad_nll, grad_adversarial / weight)
-        return self._with_game(terms, adversary.game(real.logits.detach(), fake.logits.detach()))
+        return self._with_adversarial(terms, adversary.metrics(real.logits.detach(), fake.logits.detach()))
 
-    def _with_game(self, terms: dict[str, Tensor], game: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _with_adversarial(self, terms: dict[str, Tensor], adversarial: dict[str, Tensor]) -> dict[str, Tensor]:
         """All that is logged, ``loss`` with the adversarial term in it."""
-        adversarial = self.adversarial_factor * game["adaptive_weight"] * game["loss_adversarial"]
-        return terms | game | {"loss": terms["loss"].detach() + adversarial}
+        weighted = self.adversarial_factor * adversarial["adaptive_weight"] * adversarial["loss_adversarial"]
+        return terms | adversarial | {"loss": terms["loss"].detach() + weighted}
 
     def _step(self) -> None:
-        """One optimiser step of both players, then everything that counts such steps."""
+        """One step of both optimisers, then everything that counts such steps."""
         lr = self.step_optimizers()
         if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
@@ -355,12 +362,12 @@ class VAEGANModule(TwoOptimizers):
         self.count_step(values)
 
     def on_train_start(self) -> None:
-        """Refuse a training run without a game."""
+        """Refuse a training run that ends before its adversarial loss starts."""
         super().on_train_start()
         self.check_total_steps()
 
     def check_total_steps(self) -> None:
-        """Whether the game begins.
+        """Whether the adversarial loss starts within the run.
 
         Raises:
             UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
@@ -420,7 +427,7 @@ class VAEGANModule(TwoOptimizers):
         checkpoint["flowergen"]["guard"] = self.guard.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the guard's state."""
         super().on_load_checkpoint(checkpoint)
         self.guard.load_state_dict(checkpoint["flowergen"]["guard"])
 
@@ -431,7 +438,7 @@ class VAEGANModule(TwoOptimizers):
         self.val_means.update(self.scores(batch))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """The generator's objective on pictures as they are, with z ~ q(z|x), how the game stands, and reconstruction scores.
+        """The generator's objective on pictures as they are, with z ~ q(z|x), adversarial metrics and reconstruction scores.
 
         The noise of picture i depends on (seed, i) alone.
 
@@ -445,11 +452,11 @@ class VAEGANModule(TwoOptimizers):
         posterior = net.encoder(x)
         eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
         x_hat = net.decoder(posterior.sample(eps)).float()
-        judgements = None if self.adversary is None else (self.adversary.judge(x), self.adversary.judge(x_hat))
-        judged = (judgements[0].features, judgements[1].features) if judgements and self.compares_judged_features else None
-        terms = self.objective(x, batch.label, posterior, x_hat, judged)
-        if self.adversary is not None and judgements is not None:
-            terms = self._with_game(terms, self.adversary.game(judgements[0].logits, judgements[1].logits))
+        outputs = None if self.adversary is None else (self.adversary.evaluate(x), self.adversary.evaluate(x_hat))
+        shared = (outputs[0].features, outputs[1].features) if outputs and self._compares_shared else None
+        terms = self.objective(x, batch.label, posterior, x_hat, shared)
+        if self.adversary is not None and outputs is not None:
+            terms = self._with_adversarial(terms, self.adversary.metrics(outputs[0].logits, outputs[1].logits))
         x_mean = _to_unit_range(net.decoder(posterior.mean).float())
         scores = self.reconstruction_scores(batch.image, _to_unit_range(x_hat), x_mean, posterior.mean)
         fixed = self.perceptual in ("efficientnet", "vgg16", "lpips")

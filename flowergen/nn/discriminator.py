@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations, parametrize
 from flowergen.nn.blocks import group_norm
 
 
-class Judgement(NamedTuple):
-    """What a discriminator says about pictures.
+class DiscriminatorOutput(NamedTuple):
+    """The output of a discriminator.
 
     Attributes:
         logits: (N, K, h, w) float32, positive where a patch is taken for real; K = 1 for patches, the number of heads for a
@@ -66,7 +66,7 @@ class PowerIterations(nn.Module):
     """Spectral norms whose power iterations happen when they are asked for.
 
     At every forward pass, the result would depend on how often a step calls the network: with accumulation, in validation, for
-    the other player.
+    the other network.
     """
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class PatchDiscriminator(PowerIterations):
                 parametrizations.spectral_norm(module)
         self._set_power_iterations(False)
 
-    def forward(self, x: Tensor) -> Judgement:
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Judge.
 
         Args:
@@ -124,7 +124,7 @@ class PatchDiscriminator(PowerIterations):
         for layer in self.hidden:
             h = layer(h)
             features.append(h)
-        return Judgement(self.to_logits(h).float(), features)
+        return DiscriminatorOutput(self.to_logits(h).float(), features)
 
 
 @contextmanager

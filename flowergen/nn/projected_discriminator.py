@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from flowergen.nn.blocks import group_norm
-from flowergen.nn.discriminator import Judgement, PowerIterations
+from flowergen.nn.discriminator import DiscriminatorOutput, PowerIterations
 
 SIDE = 4  # of the map of logits that every head ends with
 
@@ -40,7 +40,7 @@ class ProjectedDiscriminator(PowerIterations):
                 parametrizations.spectral_norm(module)
         self._set_power_iterations(False)
 
-    def forward(self, features: Sequence[Tensor]) -> Judgement:
+    def forward(self, features: Sequence[Tensor]) -> DiscriminatorOutput:
         """Judge.
 
         Args:
@@ -51,7 +51,7 @@ class ProjectedDiscriminator(PowerIterations):
         """
         heads = zip(self.heads, self.mixed(features), strict=True)
         logits = [F.adaptive_avg_pool2d(head(h), SIDE) for head, h in heads]
-        return Judgement(torch.cat(logits, dim=1).float(), list(features))
+        return DiscriminatorOutput(torch.cat(logits, dim=1).float(), list(features))
 
     def mixed(self, features: Sequence[Tensor]) -> list[Tensor]:
         """What the heads see: h_i = A_i f_i + B_(i+1) enlarged(h_(i+1)), A_i of 1 x 1 and B_i of 3 x 3, random.

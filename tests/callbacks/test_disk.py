@@ -58,7 +58,12 @@ class Disk:
 
 
 MODULE: Any = SimpleNamespace(
-    optimizer_steps=0, parts=1, best_metric="elbo", best_mode="max", may_be_best=True, stop_if_not_finite=lambda **options: None
+    optimizer_steps=0,
+    accumulation_steps=1,
+    best_metric="elbo",
+    best_mode="max",
+    may_be_best=True,
+    stop_if_not_finite=lambda **options: None,
 )
 
 

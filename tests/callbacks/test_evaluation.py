@@ -16,7 +16,7 @@ from flowergen.config.overrides import resolve
 from flowergen.config.run_folder import RunFolder
 from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
-from flowergen.evaluation.judges import Judges
+from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import FEWEST, RealPictures, real_pictures_of
 from tests.evaluation import fakes
 from tests.tiny_models import drawn
@@ -177,14 +177,14 @@ def test_the_held_out_loss_is_that_of_this_epochs_validation(mode: str, sign: in
 
 
 @pytest.fixture
-def fake_judges(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_networks(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that cost nothing, in the name of Inception's."""
 
-    def load(name: str, real: RealPictures, *_: Any) -> Judges:
-        return fakes.judges(tmp_path / "features", fakes.extractor(name="inception"))
+    def load(name: str, real: RealPictures, *_: Any) -> EvaluationNetworks:
+        return fakes.networks(tmp_path / "features", fakes.extractor(name="inception"))
 
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
-    monkeypatch.setattr(evaluation, "load_judges", load)
+    monkeypatch.setattr(evaluation, "load_evaluation_networks", load)
     monkeypatch.setattr(evaluation, "plot_looks", lambda *_: None)  # tests of its own
 
 
@@ -202,7 +202,7 @@ def fit(run: Path, overrides: tuple[str, ...], resumed_from: Path | None = None)
 
 
 def test_only_looks_with_a_validation_of_their_own_have_a_held_out_loss(
-    fake_judges: None, tiny_run: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fake_networks: None, tiny_run: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of every second epoch; the first after a resume has not that of the last before. It is said which these are."""
     caplog.set_level(logging.INFO)
@@ -221,7 +221,7 @@ def test_only_looks_with_a_validation_of_their_own_have_a_held_out_loss(
 
 
 def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
-    fake_judges: None,
+    fake_networks: None,
     tiny_run: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -255,7 +255,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
 
 
 def test_a_run_that_holds_nothing_out_logs_training_set_metrics_and_says_so(
-    fake_judges: None, tiny_run: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fake_networks: None, tiny_run: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     found = fit(tmp_path, (*tiny_run, "data.split=all", "trainer.max_epochs=1"))

@@ -11,7 +11,7 @@ from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.errors import Stopped
 
 TRAINER: Any = SimpleNamespace(world_size=1)
-MODULE: Any = SimpleNamespace(parts=2)
+MODULE: Any = SimpleNamespace(accumulation_steps=2)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import yaml
 from flowergen.config.command import checked
 from flowergen.config.overrides import parse, resolve
 from flowergen.config.run_folder import RunFolder
-from flowergen.config.stages import is_taken_over, taken_over
+from flowergen.config.stages import inherited, is_inherited
 from flowergen.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_image_size_and_split_are_the_autoencoder_s(tmp_path: Path) -> None:
     assert (config["data"]["split"], config["data"]["split_seed"]) == ("all", 5)
     taken = {"++data.image_size=32", "++data.split=all", "++data.split_seed=5"}
     assert taken <= set(lines)
-    assert {line for line in lines if is_taken_over(line)} == taken
+    assert {line for line in lines if is_inherited(line)} == taken
 
 
 def test_they_win_over_a_recipe_s(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_a_key_that_one_of_the_two_data_sets_lacks_is_left_alone(tmp_path: Path)
     run = vae_gan(tmp_path / "run")
     data = {"_target_": "my.Pictures", "image_size": 64}
     typed = {"data": "mine"}
-    assert taken_over("autoencoder", str(run), None, data, typed) == ["++data.image_size=32"]
-    assert taken_over("autoencoder", str(run), None, {"_target_": "my.Vectors"}, typed) == []
+    assert inherited("autoencoder", str(run), None, data, typed) == ["++data.image_size=32"]
+    assert inherited("autoencoder", str(run), None, {"_target_": "my.Vectors"}, typed) == []
 
 
 def test_other_pictures_than_the_autoencoder_s_must_be_typed(tmp_path: Path) -> None:

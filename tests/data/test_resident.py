@@ -29,7 +29,7 @@ def prepared(cache_dir: Path, device: torch.device = CPU, **changes: Any) -> Pro
         world_size=1,
         global_rank=0,
         accumulate_grad_batches=1,
-        lightning_module=SimpleNamespace(parts=1, compares_with_training=True),
+        lightning_module=SimpleNamespace(accumulation_steps=1, compares_with_training=True),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
         strategy=SimpleNamespace(root_device=device),
     )
@@ -65,7 +65,7 @@ AUGMENTED = {"color_jitter": 0.5, "random_resized_crop": [0.5, 1.0]}
 @pytest.mark.parametrize("what", [Batch, LatentBatch])
 def test_batches_are_bit_equal(cache_dir: Path, what: type, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of training and of both validation loaders, flips and other augmentations included; copied in several pieces."""
-    monkeypatch.setattr(resident, "AT_A_TIME", 33)
+    monkeypatch.setattr(resident, "CHUNK_SIZE", 33)
     ours, theirs = (prepared(cache_dir, device_resident=choice, **AUGMENTED) for choice in (True, False))
     if what is LatentBatch:
         feed(ours)

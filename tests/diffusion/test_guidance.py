@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowergen.diffusion.guidance import answer, guided
+from flowergen.diffusion.guidance import guided, guided_prediction
 
 NULL = 3
 
@@ -34,7 +34,7 @@ def expected(x: Tensor, label: Tensor, scale: float, t: float) -> Tensor:
 def ask(
     network: Recorder, x: Tensor, label: Tensor, scale: float, t: float = 500.0, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
-    return answer(network, x, t, label, NULL, scale, (low, high), 1000)
+    return guided_prediction(network, x, t, label, NULL, scale, (low, high), 1000)
 
 
 def test_scale_1_is_the_conditional_answer_itself_and_asks_for_no_other(x: Tensor):

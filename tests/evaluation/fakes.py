@@ -1,4 +1,4 @@
-"""Judges that cost nothing, and sets of pictures to be judged."""
+"""EvaluationNetworks that cost nothing, and sets of pictures to be judged."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.evaluation.extractors import Extractor
-from flowergen.evaluation.judges import Judges
+from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import PictureSet, RealPictures, real_pictures_of
 from flowergen.evaluation.probe import LinearProbe
 from flowergen.evaluation.real_side import RealSide
@@ -40,15 +40,15 @@ def probe(of: Extractor) -> LinearProbe:
     return LinearProbe(of, np.kron(np.eye(3), np.ones(16)), np.zeros(3), np.arange(3))
 
 
-def judges(cache_dir: Path, features: Extractor | None = None, probe: LinearProbe | None = None) -> Judges:
+def networks(cache_dir: Path, features: Extractor | None = None, probe: LinearProbe | None = None) -> EvaluationNetworks:
     """With or without."""
-    return Judges("fake", features, probe, cache_dir)
+    return EvaluationNetworks("fake", features, probe, cache_dir)
 
 
 def side_of(data: ImageDataModule, cache_dir: Path, probe: LinearProbe | None = None, mirrored: bool = False) -> RealSide:
     """The pictures of a data set."""
     real = replace(real_pictures_of(data, None), mirrored=mirrored)
-    return RealSide(real, judges(cache_dir, extractor(), probe), [])
+    return RealSide(real, networks(cache_dir, extractor(), probe), [])
 
 
 def a_set(images: np.ndarray, labels: np.ndarray | None = None, name: str = "some", key: str = "key") -> PictureSet:

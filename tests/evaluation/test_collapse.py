@@ -88,7 +88,7 @@ def brute_force(mean: Tensor, logvar: Tensor, eps: Tensor) -> float:
 @pytest.mark.parametrize("width", [-3.0, 0.0, 1.0])
 def test_information_is_the_log_ratio_of_posterior_and_mixture(width: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch's distributions, from the same draws; in several parts of the dimensions; far from the origin."""
-    monkeypatch.setattr(collapse, "DIMS_AT_A_TIME", 3)
+    monkeypatch.setattr(collapse, "DIMS_PER_CHUNK", 3)
     mean, logvar, eps = normal(40, 2, 2, 2) + 50, normal(40, 2, 2, 2, seed=1) + width, normal(40, 2, 2, 2, seed=2)
     expected = brute_force(mean, logvar, eps)
     assert 0.2 < expected < math.log(40) + 1e-9

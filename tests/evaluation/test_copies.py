@@ -164,7 +164,7 @@ def test_pixels_up_to_64_px_are_taken_as_they_are_and_larger_ones_made_smaller()
 def test_large_pictures_are_made_smaller_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     images = RNG(0).integers(0, 256, (5, 3, 80, 80), dtype=np.uint8)
     whole = copies.pixel_vectors(images)
-    monkeypatch.setattr(copies, "AT_A_TIME", 2)
+    monkeypatch.setattr(copies, "CHUNK_SIZE", 2)
     np.testing.assert_array_equal(copies.pixel_vectors(images), whole)
 
 
@@ -176,7 +176,7 @@ def test_rows_are_selected_in_their_order_in_parts_of_a_memory_map_too(
     images = RNG(0).integers(0, 256, (5, 3, size, size), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     whole = copies.pixel_vectors(images)
-    monkeypatch.setattr(copies, "AT_A_TIME", 2)
+    monkeypatch.setattr(copies, "CHUNK_SIZE", 2)
     for some in (images, np.load(tmp_path / "images.npy", mmap_mode="r")):
         found = copies.pixel_vectors(some, np.array(rows, dtype=np.int64))
         assert found.dtype == np.uint8

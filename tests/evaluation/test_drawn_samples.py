@@ -41,7 +41,7 @@ def test_they_are_drawn_once_and_again_where_the_file_is_damaged(
         return denoised(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LatentDDPMModule, "denoised", counted)
-    monkeypatch.setattr(drawn_samples, "AT_A_TIME", 2)
+    monkeypatch.setattr(drawn_samples, "CHUNK_SIZE", 2)
     first, _ = cached_samples(model, data, 3, tmp_path)
     again, _ = cached_samples(model, data, 3, tmp_path)
     assert len(calls) == 2

@@ -25,7 +25,7 @@ from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
 from tests.conftest import save_grey
-from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, judges, probe, real_of, side_of
+from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, networks, probe, real_of, side_of
 from tests.tiny_models import diffusion, drawn
 
 COPIES = [f"copies_{space}_{bound}" for space in ("pixels", "features") for bound in ("third", "calibrated")]
@@ -151,7 +151,7 @@ def test_samples_of_no_class_and_unlabelled_pictures_are_not_counted(data: Proce
     assert "samples" not in measured_of(Pictures(images, labels), side, 10, 1, tmp_path / "one").results["class_accuracy"]
     reference = side.real.reference
     partly = replace(reference, labels=np.where(np.arange(400) == reference.rows[0], -1, reference.labels))
-    side = RealSide(replace(side.real, reference=partly), side.judges, [])
+    side = RealSide(replace(side.real, reference=partly), side.networks, [])
     known = partly.rows[1:]
     expected = (brightest(np.asarray(partly.images[known])) == partly.labels[known]).mean()
     found = measured_of(Pictures(images), side, 10, 1, tmp_path / "two").results["class_accuracy"]
@@ -162,7 +162,7 @@ def test_a_probe_of_the_extractors_features_sees_each_picture_once(data: Procedu
     counting = Counting()
     both = extractor(counting)
     real = real_pictures_of(data, None)
-    side = RealSide(real, judges(tmp_path / "features", both, probe(both)), [])
+    side = RealSide(real, networks(tmp_path / "features", both, probe(both)), [])
     before = counting.seen
     images = of(data, "train")[:10]
     results = measured_of(Pictures(images, brightest(images)), side, 10, 1, tmp_path / "work").results
@@ -171,7 +171,7 @@ def test_a_probe_of_the_extractors_features_sees_each_picture_once(data: Procedu
 
 
 def test_without_an_extractor_and_a_probe_copies_are_looked_for_in_pixels(data: ProceduralDataModule, tmp_path: Path) -> None:
-    side = RealSide(real_pictures_of(data, None), judges(tmp_path), [])
+    side = RealSide(real_pictures_of(data, None), networks(tmp_path), [])
     results = measured_of(Pictures(of(data, "train")[:10]), side, 10, 1, tmp_path / "work").results
     assert set(results) == {"copies_pixels_third", "copies_pixels_calibrated", "copy_bound_pixels"}
     assert results["copies_pixels_third"]["samples"] == [1]
@@ -180,7 +180,7 @@ def test_without_an_extractor_and_a_probe_copies_are_looked_for_in_pixels(data: 
 def test_where_nothing_is_held_out_there_is_the_usual_bound_alone(tmp_path: Path, cache_dir: Path) -> None:
     data = drawn(cache_dir, split="all")
     side = RealSide(
-        real_pictures_of(data, None), judges(tmp_path, extractor(), probe(extractor(Counting(), "of the probe"))), []
+        real_pictures_of(data, None), networks(tmp_path, extractor(), probe(extractor(Counting(), "of the probe"))), []
     )
     images = np.asarray(data.pictures.images[:8])
     results = measured_of(Pictures(images, brightest(images)), side, 8, 1, tmp_path / "work").results
@@ -203,7 +203,7 @@ def test_an_interrupted_measurement_goes_on_at_that_picture_and_ends_bit_equal(
 
     def side(counting: Counting) -> RealSide:
         return RealSide(
-            real, judges(tmp_path / "features", extractor(counting), probe(extractor(Counting(), "of the probe"))), []
+            real, networks(tmp_path / "features", extractor(counting), probe(extractor(Counting(), "of the probe"))), []
         )
 
     whole = measured_of(Pictures(images, labels), side(Counting()), 25, 2, tmp_path / "whole")
@@ -238,7 +238,7 @@ def test_what_was_measured_is_not_drawn_again(side: RealSide, data: ProceduralDa
 
 def test_pictures_above_64_px_are_kept_smaller(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 3, 70, 70), dtype=np.uint8)
-    side = RealSide(real_of(a_set(images, key="r"), a_set(images, key="t")), judges(tmp_path), [])
+    side = RealSide(real_of(a_set(images, key="r"), a_set(images, key="t")), networks(tmp_path), [])
     results = measured_of(Pictures(images), side, 12, 1, tmp_path / "work").results
     assert results["copies_pixels_third"]["samples"] == [1]
     assert (tmp_path / "work" / "samples" / "pixels.rows").stat().st_size == 12 * 3 * copies.LARGEST_PX**2
@@ -334,7 +334,7 @@ def test_samples_are_held_against_a_floor_of_their_own_classes_or_of_any(
     real, labels = real_pictures_of(data, None), data.pictures.labels
     rows = data.rows["test"]
     real = replace(real, reference=replace(real.reference, rows=rows[labels[rows] == 0]))
-    side = RealSide(real, judges(tmp_path / "features", extractor()), [])
+    side = RealSide(real, networks(tmp_path / "features", extractor()), [])
     generated = Pictures(of(data, "test")[:20], np.zeros(20, np.int64) if labelled else None)
     results = measured_of(generated, side, 20, 1, tmp_path / "work").results
     (subset,) = floor_subsets(real, 20, 1, labelled)
@@ -351,7 +351,7 @@ def test_where_the_floor_has_fewer_pictures_as_many_samples_are_measured_too(
     real = real_pictures_of(data, None)
     assert real.train is not None
     real = replace(real, train=real.train.subset(np.arange(30)))
-    side = RealSide(real, judges(tmp_path / "features", extractor()), [])
+    side = RealSide(real, networks(tmp_path / "features", extractor()), [])
     images = of(data, "train")[40:120]
     results = measured_of(Pictures(images), side, 40, 2, tmp_path / "work").results
     assert side.distances is not None

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn, and its cache; then the judges that use it."""
+"""The linear probe against scikit-learn, and its cache; then the networks that use it."""
 
 import json
 import logging
@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from flowergen.errors import UserError
-from flowergen.evaluation import extractors, judges, probe
+from flowergen.evaluation import extractors, probe
+from flowergen.evaluation import networks as networks_module
 from flowergen.evaluation.extractors import INCEPTION_URL, Extractor
-from flowergen.evaluation.judges import Judges, load_judges
+from flowergen.evaluation.networks import EvaluationNetworks, load_evaluation_networks
 from flowergen.evaluation.pictures import PictureSet, RealPictures
 from flowergen.evaluation.probe import WEIGHT_DECAY, LinearProbe, cached_probe, fit
 from flowergen.modules.outside_weights import MissingWeights
@@ -204,7 +205,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, fits: list[int], monkeypatch: p
     assert len(fits) == 1
 
 
-# -- the judges
+# -- the networks
 
 
 @pytest.fixture
@@ -216,13 +217,13 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Extractor]:
         loaded[name] = extractor(name=name)._replace(weights=name)
         return loaded[name]
 
-    monkeypatch.setattr(judges, "load_extractor", lambda name, *_: load(name))
-    monkeypatch.setattr(judges, "efficientnet_extractor", lambda what_for, device: load("efficientnet"))
+    monkeypatch.setattr(networks_module, "load_extractor", lambda name, *_: load(name))
+    monkeypatch.setattr(networks_module, "efficientnet_extractor", lambda what_for, device: load("efficientnet"))
     return loaded
 
 
-def judged(cache_dir: Path, name: str, of: RealPictures | None = None, weights_dir: Path | None = None) -> Judges:
-    return load_judges(name, of or real(), "tiny", cache_dir, str(weights_dir or cache_dir / "none"), CPU)
+def judged(cache_dir: Path, name: str, of: RealPictures | None = None, weights_dir: Path | None = None) -> EvaluationNetworks:
+    return load_evaluation_networks(name, of or real(), "tiny", cache_dir, str(weights_dir or cache_dir / "none"), CPU)
 
 
 def test_classes_are_judged_by_efficientnet_whatever_measures_distances(networks: dict[str, Extractor], tmp_path: Path) -> None:
@@ -278,10 +279,14 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
     ("name", "trained_with", "line"),
     [
         ("efficientnet", None, None),
-        ("efficientnet", "EfficientNet-Lite0", "trained with EfficientNet-Lite0's features, judged by EfficientNet-Lite1's"),
-        ("torchvision:vgg16", "VGG-16", "warning: the model was trained with VGG-16's features and is judged by VGG-16's, so"),
+        ("efficientnet", "EfficientNet-Lite0", "trained with EfficientNet-Lite0's features, measured in EfficientNet-Lite1's"),
+        (
+            "torchvision:vgg16",
+            "VGG-16",
+            "warning: the model was trained with VGG-16's features and is measured in VGG-16's, so",
+        ),
         ("torchvision:vgg16", "EfficientNet-Lite0 and VGG-16", "warning: the model was trained with EfficientNet-Lite0 and V"),
-        ("inception", "VGG-16", "trained with VGG-16's features, judged by Inception-v3 and EfficientNet-Lite1's"),
+        ("inception", "VGG-16", "trained with VGG-16's features, measured in Inception-v3 and EfficientNet-Lite1's"),
         ("inception", "EfficientNet-Lite1", "warning: the model was trained with EfficientNet-Lite1's features and is judged"),
     ],
 )

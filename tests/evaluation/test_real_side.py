@@ -21,7 +21,7 @@ from flowergen.evaluation.pictures import PictureSet, real_pictures_of
 from flowergen.evaluation.real_side import RealSide, SetDistances
 from flowergen.evaluation.rows import Rows
 from flowergen.metrics.set_distances import frechet_distance, gaussian, inception_score, kernel_distance, precision_recall
-from tests.evaluation.fakes import Counting, a_set, extractor, judges, real_of
+from tests.evaluation.fakes import Counting, a_set, extractor, networks, real_of
 from tests.tiny_models import drawn
 
 NUM = 300  # pictures of a collection: several batches of 64
@@ -205,7 +205,7 @@ def test_both_spaces_are_calibrated_on_validation_pictures_and_controlled_by_tes
     real, notes = real_pictures_of(data, None), list[str]()
     assert real.train is not None
     assert real.calibration is not None
-    side = RealSide(replace(real, mirrored=False), judges(tmp_path, extractor()), notes)
+    side = RealSide(replace(real, mirrored=False), networks(tmp_path, extractor()), notes)
     assert [space.name for space in side.copy_spaces] == ["pixels", "features"]
     assert notes == [
         f"copies by {space}: the calibrated bound is of 40 held-out pictures; 2.4% of others fall below it by chance"
@@ -231,7 +231,7 @@ def test_mirror_images_count_in_pixels_alone_and_where_training_has_shown_them(
 ) -> None:
     vectors = copies.pixel_vectors(np.asarray(data.pictures.images[:3]))
     for mirrored in (False, True):
-        side = RealSide(replace(real_pictures_of(data, None), mirrored=mirrored), judges(tmp_path), [])
+        side = RealSide(replace(real_pictures_of(data, None), mirrored=mirrored), networks(tmp_path), [])
         assert len(side.variants("pixels", vectors)) == 1 + mirrored
         assert len(side.variants("features", vectors)) == 1
         assert [space.name for space in side.copy_spaces] == ["pixels"], "there is no extractor"
@@ -241,7 +241,7 @@ def test_near_duplicates_are_taken_out_of_both_spaces_and_counted(data: Procedur
     images = np.array(data.pictures.images)
     train = a_set(np.concatenate((images[:200], images[:50])), name="train", key="train")
     reference, notes = a_set(images[200:], name="reference", key="reference"), list[str]()
-    side = RealSide(real_of(reference, train), judges(tmp_path, extractor()), notes)
+    side = RealSide(real_of(reference, train), networks(tmp_path, extractor()), notes)
     assert notes == ["50 of 250 training pictures are near-duplicates of others"]
     assert side.kept.tolist() == list(range(200))
     assert [len(space.candidates) for space in side.copy_spaces] == [200, 200]
@@ -251,15 +251,15 @@ def test_near_duplicates_are_taken_out_of_both_spaces_and_counted(data: Procedur
 
 def test_copies_are_not_looked_for_where_nobody_says_what_was_learnt_from(collection: PictureSet, tmp_path: Path) -> None:
     notes: list[str] = []
-    side = RealSide(real_of(collection), judges(tmp_path, extractor()), notes)
+    side = RealSide(real_of(collection), networks(tmp_path, extractor()), notes)
     assert side.copy_spaces == []
     assert len(notes) == 1
     assert "train=DIR" in notes[0]
     one = collection.subset(np.array([0]))
-    assert RealSide(real_of(collection, one), judges(tmp_path), []).copy_spaces == [], "one picture has no second nearest"
+    assert RealSide(real_of(collection, one), networks(tmp_path), []).copy_spaces == [], "one picture has no second nearest"
 
 
 def test_a_bar_changes_nothing() -> None:
     parts: list[Any] = [np.zeros(3), (np.ones(2), np.ones(2))]
     assert list(with_bar("what", iter(parts), 5, size=num_pictures)) == parts
-    assert features.AT_A_TIME * 2 == 128  # what the test of a killed process counts on
+    assert features.CHUNK_SIZE * 2 == 128  # what the test of a killed process counts on

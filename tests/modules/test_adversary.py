@@ -51,14 +51,14 @@ def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, nor
 
     def accuracy() -> float:
         with torch.no_grad():
-            real, fake = adversary.judge(pictures(16, 1000)), adversary.judge(noise(16, 1001))
-        return adversary.game(real.logits, fake.logits)["discriminator_accuracy"].mean().item()
+            real, fake = adversary.evaluate(pictures(16, 1000)), adversary.evaluate(noise(16, 1001))
+        return adversary.metrics(real.logits, fake.logits)["discriminator_accuracy"].mean().item()
 
     assert accuracy() < 0.8
     for step in range(40):
         adversary.discriminator.update_spectral_norms()
         u = torch.rand(8, NUM_DRAWS, generator=torch.Generator().manual_seed(step))
-        real, fake = (adversary.judge(x, u).logits for x in (pictures(8, 2 * step), noise(8, 2 * step + 1)))
+        real, fake = (adversary.evaluate(x, u).logits for x in (pictures(8, 2 * step), noise(8, 2 * step + 1)))
         optimizer.zero_grad()
         adversary.discriminator_loss(real, fake).mean().backward()
         optimizer.step()
@@ -69,17 +69,17 @@ def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, nor
 def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind: Any) -> None:
     x, u = pictures(3, 0), torch.rand(3, NUM_DRAWS, generator=torch.Generator().manual_seed(0))
     adversary, plain = make(kind=kind), make(augment=False, kind=kind)
-    torch.testing.assert_close(adversary.judge(x, u).logits, plain.judge(diff_augment(x, u)).logits)
-    assert not torch.allclose(adversary.judge(x, u).logits, plain.judge(x, u).logits)
-    assert torch.equal(plain.judge(x, u).logits, plain.judge(x).logits)
-    assert torch.equal(adversary.judge(x).logits, plain.judge(x).logits), "validation sees pictures as they are"
+    torch.testing.assert_close(adversary.evaluate(x, u).logits, plain.evaluate(diff_augment(x, u)).logits)
+    assert not torch.allclose(adversary.evaluate(x, u).logits, plain.evaluate(x, u).logits)
+    assert torch.equal(plain.evaluate(x, u).logits, plain.evaluate(x).logits)
+    assert torch.equal(adversary.evaluate(x).logits, plain.evaluate(x).logits), "validation sees pictures as they are"
 
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])
 def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: int) -> None:
-    assert make(image_size=size).says == f"judged in patches of {patch} px"
+    assert make(image_size=size).says == f"discriminator on patches of {patch} px"
     given = make(image_size=size, num_halvings=2)
-    assert given.says == f"judged in patches of {receptive_field(2)} px"
+    assert given.says == f"discriminator on patches of {receptive_field(2)} px"
     assert len(given.discriminator.hidden) == 3
 
 
@@ -88,20 +88,20 @@ def test_the_state_of_the_game_is_its_formulas() -> None:
     adversary = make()
     real = torch.tensor([[2.0, -1.0, 0.5, 3.0], [-1.0, -2.0, -3.0, 1.0]]).view(2, 1, 2, 2)
     fake = torch.tensor([[-2.0, -1.0, 0.5, -3.0], [1.0, 2.0, 3.0, 1.0]]).view(2, 1, 2, 2)
-    game = adversary.game(real, fake)
-    assert game["discriminator_accuracy"].tolist() == [6 / 8, 1 / 8]
-    assert game["logit_gap"].tolist() == [1.125 + 1.375, -1.25 - 1.75]
-    assert game["loss_adversarial"].tolist() == [1.375, -1.75]
-    assert game["loss_discriminator"].tolist() == pytest.approx([(2.5 / 4 + 1.5 / 4) / 2, (9 / 4 + 11 / 4) / 2])
-    assert game["adaptive_weight"].item() == 1
-    log_two = make(loss="non_saturating").game(torch.zeros_like(real), torch.zeros_like(fake))
+    found = adversary.metrics(real, fake)
+    assert found["discriminator_accuracy"].tolist() == [6 / 8, 1 / 8]
+    assert found["logit_gap"].tolist() == [1.125 + 1.375, -1.25 - 1.75]
+    assert found["loss_adversarial"].tolist() == [1.375, -1.75]
+    assert found["loss_discriminator"].tolist() == pytest.approx([(2.5 / 4 + 1.5 / 4) / 2, (9 / 4 + 11 / 4) / 2])
+    assert found["adaptive_weight"].item() == 1
+    log_two = make(loss="non_saturating").metrics(torch.zeros_like(real), torch.zeros_like(fake))
     torch.testing.assert_close(log_two["loss_adversarial"], torch.full((2,), math.log(2)))
     torch.testing.assert_close(log_two["loss_discriminator"], torch.full((2,), math.log(2)))
 
 
 def test_what_is_logged_of_the_adaptive_weight_does_not_change_with_it() -> None:
     adversary = make()
-    logged = adversary.game(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))["adaptive_weight"]
+    logged = adversary.metrics(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))["adaptive_weight"]
     adversary.adaptive_weight.fill_(5)
     assert logged.item() == 1
 
@@ -115,7 +115,7 @@ def test_the_adaptive_weight_is_measured_from_whole_optimiser_steps(parts: int, 
     layer, h, target = nn.Conv2d(5, 3, 3, padding=1), torch.randn(4, 5, 32, 32), torch.randn(4, 3, 32, 32)
 
     def losses(rows: slice, x_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (x_hat - target[rows]).abs().sum() / 100, adversary.generator_loss(adversary.judge(x_hat).logits).sum()
+        return (x_hat - target[rows]).abs().sum() / 100, adversary.generator_loss(adversary.evaluate(x_hat).logits).sum()
 
     whole = losses(slice(0, 4), layer(h))
     norms = [torch.autograd.grad(loss, layer.weight, retain_graph=True)[0].norm() for loss in whole]
@@ -129,7 +129,7 @@ def test_the_adaptive_weight_is_measured_from_whole_optimiser_steps(parts: int, 
     assert adversary.adaptive_weight.item() == pytest.approx((norms[0] / norms[1]).item(), rel=1e-4)
     assert adversary.adaptive_weight.item() != pytest.approx(1, rel=0.1)
     before = adversary.adaptive_weight.item()
-    adversary.update_adaptive_weight(world_size=1)  # a step in which the game had no part
+    adversary.update_adaptive_weight(world_size=1)  # a step without the adversarial loss
     assert adversary.adaptive_weight.item() == before
     adversary.add_last_layer_gradients(h[rows], layer, 3 * grads[1], grads[1])
     adversary.update_adaptive_weight(world_size=1)

@@ -23,7 +23,7 @@ from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.guard import Guard
 from flowergen.modules.outside_weights import VGG16_FILE, load_efficientnet
 from flowergen.modules.vae_gan import VAEGANModule
-from flowergen.nn.discriminator import Judgement
+from flowergen.nn.discriminator import DiscriminatorOutput
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
@@ -203,7 +203,7 @@ def augmentation_of(module: VAEGANModule, num: int) -> Tensor:
     return uniform((num, NUM_DRAWS), seed=0, step=module.optimizer_steps, purpose="augmentation")
 
 
-def judging(module: VAEGANModule) -> Callable[[Tensor], Judgement]:
+def judging(module: VAEGANModule) -> Callable[[Tensor], DiscriminatorOutput]:
     """What judges pictures in [-1, 1], without their augmentation."""
     assert module.adversary is not None
     net: Any = module.adversary.discriminator
@@ -308,7 +308,7 @@ def test_the_objective_is_the_sum_of_its_documented_terms(perceptual: str, recon
     )
     given = turn(module)
     assert module.adversary is not None
-    real, fake = (module.adversary.judge(pictures, given.u).features for pictures in (given.x, given.x_hat))
+    real, fake = (module.adversary.evaluate(pictures, given.u).features for pictures in (given.x, given.x_hat))
     terms = module.objective(
         given.x, given.label, given.posterior, given.x_hat, (real, fake) if perceptual == "discriminator" else None
     )

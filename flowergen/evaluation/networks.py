@@ -1,4 +1,4 @@
-"""The networks that pictures are judged by."""
+"""The networks that pictures are measured with."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ NETWORKS = {"efficientnet": "EfficientNet-Lite1", "inception": "Inception-v3", "
 
 
 @dataclass(frozen=True)
-class Judges:
+class EvaluationNetworks:
     """What they are, and where their work on real pictures is kept.
 
     Attributes:
@@ -22,7 +22,7 @@ class Judges:
         extractor: of the features in which sets are compared; None where its weights are missing.
         probe: of classes, fitted to the real pictures; None without labels, or where its weights are missing.
         cache_dir: for the features of real pictures.
-        missing: what cannot be judged, and why.
+        missing: what cannot be measured, and why.
         notes: what a reader must know of them.
     """
 
@@ -34,13 +34,13 @@ class Judges:
     notes: list[str] = field(default_factory=list)
 
     def note_on_training(self, trained_with: str | None) -> list[str]:
-        """Whether the networks that judge a model have trained it.
+        """Whether the networks that measure a model were used in its training.
 
         Args:
             trained_with: see ``ImageModel.features_trained_with``.
 
         Returns:
-            A line for the card; none where no network from outside has trained the model, or none judges it.
+            A line for the card; none where no pretrained network was used in training, or none measures it.
         """
         extractors = [self.extractor, self.probe.extractor if self.probe else None]
         names = list(dict.fromkeys(NETWORKS.get(one.name, one.name) for one in extractors if one is not None))
@@ -49,15 +49,15 @@ class Judges:
         same = [name for name in names if name in trained_with]
         if same:
             return [
-                f"warning: the model was trained with {trained_with}'s features and is judged by {' and '.join(same)}'s, "
+                f"warning: the model was trained with {trained_with}'s features and is measured in {' and '.join(same)}'s, "
                 "so that the results are better than the pictures are: choose another extractor="
             ]
-        return [f"trained with {trained_with}'s features, judged by {' and '.join(names)}'s"]
+        return [f"trained with {trained_with}'s features, measured in {' and '.join(names)}'s"]
 
 
-def load_judges(
+def load_evaluation_networks(
     name: str, real: RealPictures, data_name: str, cache_dir: Path, weights_dir: str, device: torch.device
-) -> Judges:
+) -> EvaluationNetworks:
     """The extractor, which may have to be downloaded, and the linear probe, which may have to be fitted.
 
     Args:
@@ -92,4 +92,4 @@ def load_judges(
             probe = cached_probe(data_name, real, train, own, cache_dir)
         except MissingWeights as error:
             missing.append(f"class consistency: {error}")
-    return Judges(name, extractor, probe, cache_dir, missing, notes)
+    return EvaluationNetworks(name, extractor, probe, cache_dir, missing, notes)
