@@ -86,14 +86,14 @@ def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(
 
 
 def test_other_pictures(commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start(monkeypatch, "data=dogs", "data.root=/pictures", f"out={tmp_path}")
+    start(monkeypatch, "data=dogs", f"data.root={tmp_path}", f"out={tmp_path}")
     *stages, sample, evaluate = commands
     for stage in stages:
-        assert {"data=dogs", "data.root=/pictures"} <= set(stage)
+        assert {"data=dogs", f"data.root={tmp_path}"} <= set(stage)
     config = resolve(checked(stages[0][1:-1])[0])
     assert (config["data"]["name"], config["data"]["image_size"], config["model"]["image_size"]) == ("dogs", 64, 64)
     assert sample == ["sample", f"run={tmp_path}/decoder"], "whose classes are not known here"
-    assert evaluate == ["evaluate", f"run={tmp_path}/decoder", "data.root=/pictures"]
+    assert evaluate == ["evaluate", f"run={tmp_path}/decoder", f"data.root={tmp_path}"]
 
 
 @pytest.mark.parametrize("argument", ["minutes=61", "seed=1", "data=dogs"])

@@ -166,7 +166,7 @@ def test_classes_steps_and_guidance_from_python(command: Command, diffusion_run:
 
     in_turn = model.sample(4, classes=[2, model.class_names[0]], steps=9, guidance_scale=3)
     torch.testing.assert_close(in_turn[[0, 2]], drawn[[0, 2]], rtol=0, atol=1e-5)
-    assert not torch.allclose(in_turn[[1, 3]], drawn[[1, 3]], atol=0.01)
+    assert not torch.allclose(in_turn[[1, 3]], drawn[[1, 3]], atol=1e-4)
     for changed in ({"steps": 8, "guidance_scale": 3}, {"steps": 9, "guidance_scale": 1}):
         assert not torch.allclose(model.sample(4, classes=[2], **changed), drawn, atol=1e-4), changed
     assert torch.equal(model.sample(4, classes=model.class_names[2], steps=9, guidance_scale=3), drawn), "a name alone"
@@ -197,7 +197,7 @@ def test_files_are_read_as_training_reads_them(autoencoder_run: Path, tmp_path: 
     """The square in the centre, at the model's size, whatever the file's mode."""
     for mode, colour in (("RGB", (255, 0, 51)), ("L", 102)):
         wide = Image.new(mode, (120, 40), colour)
-        wide.paste(0 if mode == "L" else (0, 0, 0), (0, 0, 40, 40))  # what lies outside of the square
+        wide.paste(0 if mode == "L" else (0, 0, 0), (0, 0, 30, 40))  # outside of the square, and of what smoothing sees
         wide.save(tmp_path / f"{mode}.png")
     x = flowergen.load(autoencoder_run).read(tmp_path / "RGB.png", str(tmp_path / "L.png"))
     expected = torch.tensor([[1.0, 0.0, 0.2], [0.4, 0.4, 0.4]])[:, :, None, None].expand(2, 3, 32, 32)

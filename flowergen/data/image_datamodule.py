@@ -216,7 +216,7 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         assert trainer is not None
         devices = trainer.world_size
-        accumulate = getattr(trainer.lightning_module, "parts", trainer.accumulate_grad_batches)
+        accumulate = getattr(trainer.lightning_module, "accumulation_steps", trainer.accumulate_grad_batches)
         if self.batch_size % (devices * accumulate):
             raise UserError(
                 f"data.batch_size={self.batch_size} counts the pictures of an optimiser step and must be a multiple of "

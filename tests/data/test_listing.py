@@ -194,8 +194,8 @@ def test_a_root_without_pictures_gives_one_line_that_names_the_option(tmp_path: 
 def test_files_that_are_left_out_and_the_classes_that_are_lost_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = tree(tmp_path, "rose/a.png", "rose/b.raw", "tulip/a.raw", "tulip/deep/b.RAW", "notes.txt")
-    assert list_image_folder(root).class_names == ("rose",)
+    root = tree(tmp_path, "daisy/a.png", "rose/a.png", "rose/b.raw", "tulip/a.raw", "tulip/deep/b.RAW", "notes.txt")
+    assert list_image_folder(root).class_names == ("daisy", "rose")
     assert caplog.messages == [
         f"data.root={root}: left out 4 files by their extension (.raw 3, .txt 1); no picture is left of tulip, tulip/deep"
     ]

@@ -287,7 +287,7 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
         ),
         ("torchvision:vgg16", "EfficientNet-Lite0 and VGG-16", "warning: the model was trained with EfficientNet-Lite0 and V"),
         ("inception", "VGG-16", "trained with VGG-16's features, measured in Inception-v3 and EfficientNet-Lite1's"),
-        ("inception", "EfficientNet-Lite1", "warning: the model was trained with EfficientNet-Lite1's features and is judged"),
+        ("inception", "EfficientNet-Lite1", "warning: the model was trained with EfficientNet-Lite1's features and is"),
     ],
 )
 def test_the_card_says_where_a_judge_has_trained_the_model(
