@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_DRAWS = 7  # uniform numbers that one picture takes
+NUM_ZOOM_DRAWS = 3
 
 
 def diff_augment(x: Tensor, u: Tensor) -> Tensor:
@@ -41,3 +42,27 @@ def diff_augment(x: Tensor, u: Tensor) -> Tensor:
     centre = (u[:, 5:7] * (size + 1)).long()  # (N, 2) from 0 to S
     inside = (position - centre[..., None] >= -half) & (position - centre[..., None] < half)  # (N, 2, S)
     return x * ~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+
+
+def zoom(x: Tensor, u: Tensor) -> Tensor:
+    """Of a random half of the pictures, a random quarter, enlarged to the whole, bilinearly.
+
+    The first layer of most classifiers halves the picture, so that a discriminator on their features hardly sees patterns
+    with a period of two pixels. In an enlarged picture their period is four.
+
+    Args:
+        x: (N, 3, S, S).
+        u: (N, 3) uniform in [0, 1): row and column of the quarter, and whether the picture is enlarged, below 1/2.
+
+    Returns:
+        (N, 3, S, S).
+    """
+    size = x.shape[-1]
+    half = size // 2
+    start = (u[:, :2] * (size - half + 1)).long().clamp(max=size - half)  # (N, 2)
+    position = torch.arange(half, device=x.device)
+    rows, columns = start[:, 0, None] + position, start[:, 1, None] + position  # (N, S / 2) each
+    picture = torch.arange(len(x), device=x.device)[:, None, None]
+    quarter = x.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    enlarged = F.interpolate(quarter, size=(size, size), mode="bilinear", align_corners=False)
+    return torch.where(u[:, 2, None, None, None] < 0.5, enlarged, x)

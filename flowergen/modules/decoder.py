@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.adversarial import hinge_discriminator, hinge_generator
-from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.losses.diff_augment import NUM_DRAWS, NUM_ZOOM_DRAWS, diff_augment, zoom
 from flowergen.losses.perceptual import normalised_feature_distance
 from flowergen.losses.reconstruction import absolute_error
 from flowergen.metrics.reconstruction import psnr, ssim
@@ -40,7 +40,7 @@ class DecoderModule(TwoOptimizers):
     those, and the decoder handles them badly. A VAE-GAN shows its discriminator decoded draws from the
     prior beside reconstructions (Larsen et al. 2016, arXiv:1512.09300, algorithm 1); here the prior is the diffusion model,
     frozen, its samples drawn once. Encoder and latents stay as they are. With logits D of a projected discriminator and C_y of
-    a ``ClassProjection``, hinge losses, and T a random augmentation,
+    a ``ClassProjection``, hinge losses, and T = ``zoom`` after ``diff_augment``,
 
         decoder:        w_r (|x - Dec(z)| + w_p d(x, Dec(z))) - w_a (D + C_y)(T(Dec(z_p)))
         discriminator:  1/2 [max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p))))], and the same of C_y
@@ -194,10 +194,8 @@ class DecoderModule(TwoOptimizers):
 
         features = self._features.on(x.device)
         with torch.no_grad():
-            augmented = diff_augment(x, self.step_draw(uniform, num, (NUM_DRAWS,), batch_idx, "augmentation"))
-            seen_real = features((augmented + 1) / 2)
-        augmented = diff_augment(x_sampled, self.step_draw(uniform, num, (NUM_DRAWS,), batch_idx, "augmentation of samples"))
-        seen = features((augmented + 1) / 2)
+            seen_real = features((self._augmented(x, batch_idx, "augmentation") + 1) / 2)
+        seen = features((self._augmented(x_sampled, batch_idx, "augmentation of samples") + 1) / 2)
         real = self._logits(seen_real, label)
         fake = self._logits([maps.detach() for maps in seen], label_sampled)
         loss_discriminator = torch.stack([hinge_discriminator(*pair) for pair in zip(real, fake, strict=True)]).sum(0)  # (N,)
@@ -226,6 +224,11 @@ class DecoderModule(TwoOptimizers):
             if not self.skips_step:
                 self.ema.update(self.net, self.optimizer_steps)
             self.count_step({"lr": lr})
+
+    def _augmented(self, x: Tensor, batch_idx: int, purpose: str) -> Tensor:
+        """T of (N, 3, S, S)."""
+        u = self.step_draw(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
+        return zoom(diff_augment(x, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:])
 
     def _logits(self, seen: list[Tensor], label: Tensor) -> list[Tensor]:
         """Of frozen features: D (N, heads, 4, 4), and where there are classes C_y (N, 1)."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.losses.diff_augment import NUM_DRAWS, NUM_ZOOM_DRAWS, diff_augment, zoom
 
 SIZE = 16  # shifts up to 2 px, squares of 8 px
 SAME = 0.5  # of colour and shift
@@ -157,3 +157,34 @@ def test_the_padding_is_that_of_torch():
     out = diff_augment(pictures(), draws(row=0.0, column=0.0))
     torch.testing.assert_close(out, without_corner(F.pad(pictures(), [2, 0, 2, 0])[:, :, :SIZE, :SIZE]))
     assert math.isclose((out != 0).all(1)[0].sum().item(), (SIZE - 2) ** 2 - 2**2)
+
+
+@pytest.mark.parametrize("size", [16, 28, 33])
+@pytest.mark.parametrize(("row", "column"), [(0.0, LAST), (LAST, 0.0), (0.3, 0.8)])
+def test_zoom_enlarges_a_quarter_of_half_of_the_pictures(size: int, row: float, column: float):
+    """Against slices and torch's enlargement; the first and last uniform numbers are the first and last quarter."""
+    x, half = pictures(4, size), size // 2
+    u = torch.tensor([[row, column, 0.0], [row, column, 0.5], [column, row, 0.49], [column, row, LAST]])
+    out = zoom(x, u)
+    assert torch.equal(out[[1, 3]], x[[1, 3]])
+    for number, at in ((0, (row, column)), (2, (column, row))):
+        top, left = (min(int(v * (size - half + 1)), size - half) for v in at)
+        quarter = x[number : number + 1, :, top : top + half, left : left + half]
+        expected = F.interpolate(quarter, (size, size), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(out[number], expected)
+
+
+def test_zoom_passes_gradients_to_the_quarter_alone():
+    x = pictures(1).requires_grad_()
+    zoom(x, torch.tensor([[0.0, LAST, 0.0]])).sum().backward()
+    assert x.grad is not None
+    assert (x.grad[0, :, : SIZE // 2, SIZE // 2 :] > 0).all()
+    assert x.grad.count_nonzero() == 3 * (SIZE // 2) ** 2
+    torch.testing.assert_close(x.grad.sum(), torch.tensor(3.0 * SIZE**2))
+
+
+def test_zoom_makes_a_pattern_of_single_pixels_coarse():
+    """A checkerboard has no energy at a stride of two, and some once it is enlarged."""
+    board = ((torch.arange(SIZE)[:, None] + torch.arange(SIZE)) % 2 * 2.0 - 1).expand(1, 3, SIZE, SIZE)
+    assert F.avg_pool2d(board, 2).abs().max() == 0
+    assert F.avg_pool2d(zoom(board, torch.zeros(1, NUM_ZOOM_DRAWS)), 2).square().mean() > 0.05

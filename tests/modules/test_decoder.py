@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
-from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
+from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment, zoom
 from flowergen.losses.perceptual import normalised_feature_distance
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -76,8 +76,9 @@ def test_a_training_step_gives_each_network_the_gradient_of_its_documented_loss(
     with torch.no_grad():
         z = again.encode(pictures.image[::4]).sample(normal((5, 2, 4, 4), seed=0, step=0, purpose="posterior")[::4])
     sampled, x_hat = again.net(again.latents[chosen]), again.net(z)
-    seen_real = net((diff_augment(x, draws((5, NUM_DRAWS), purpose="augmentation")) + 1) / 2)
-    seen = net((diff_augment(sampled, draws((5, NUM_DRAWS), purpose="augmentation of samples")) + 1) / 2)
+    u_real, u = draws((5, NUM_DRAWS + 3), purpose="augmentation"), draws((5, NUM_DRAWS + 3), purpose="augmentation of samples")
+    seen_real = net((zoom(diff_augment(x, u_real[:, :NUM_DRAWS]), u_real[:, NUM_DRAWS:]) + 1) / 2)
+    seen = net((zoom(diff_augment(sampled, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:]) + 1) / 2)
     cut, own, of_sampled = [maps.detach() for maps in seen], again.discriminator, again.labels[chosen]
     classes = again.class_projection
     assert classes is not None
