@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	else $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'; fi
 	@touch $@
 
-quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures and GIFs, in six minutes
+quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures and GIFs, in five minutes
 	$(BIN)/python -m flowergen.train experiment=vae_gan_tiny trainer.max_epochs=6 hydra.run.dir=$(QUICKSTART)/autoencoder
 	$(BIN)/python -m flowergen.train experiment=ldm_tiny autoencoder=$(QUICKSTART)/autoencoder hydra.run.dir=$(QUICKSTART)/diffusion
 	$(BIN)/python -m flowergen.sample run=$(QUICKSTART)/diffusion out=$(QUICKSTART)/samples
