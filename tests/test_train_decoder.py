@@ -88,8 +88,10 @@ def test_a_killed_decoder_goes_on_without_the_stages_before_as_if_nothing_had_ha
 
 
 def test_two_processes_and_parts_train_the_same_decoder(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
-    """DDP over gloo, and accumulation, equal one process but for the order of float32 sums, which frozen features amplify: hence
-    one epoch."""
+    """DDP over gloo, and accumulation, equal one process but for the order of float32 sums, which frozen features amplify.
+
+    Hence one epoch.
+    """
     runs = {"one": [], "ddp": ["trainer.devices=2"], "parts": ["trainer.accumulate_grad_batches=2"]}
     for name, extra in runs.items():
         done = command("train", *TINY_DECODER, f"diffusion={diffusion_run}", *extra, "+model.optimizer.eps=1e-4",
