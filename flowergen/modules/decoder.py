@@ -28,9 +28,8 @@ from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.randomness import normal, normal_per_sample, uniform
 
-RECONSTRUCTED = slice(
-    None, None, 4
-)  # of a batch are reconstructed as well; the same ones on any number of devices if 4 divides it
+# pictures of a batch that are reconstructed as well; the same ones on any number of devices if 4 divides its part of the batch
+RECONSTRUCTED = slice(None, None, 4)
 
 
 class DecoderModule(TwoOptimizers):
