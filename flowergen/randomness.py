@@ -6,6 +6,10 @@ the low 32 bits of a seed, so that among 50,000 hashed seeds two are equal in on
 case, as torchvision depends on it.
 
 The streams are counter-based (Philox, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+On an NVIDIA GPU, training draws there instead: torch's CUDA generator is Philox as well and keeps all 64 bits of a seed, here
+a hash of the key. The numbers are others than the CPU's, and may differ between kinds of GPU; samples are therefore always
+drawn from numpy's streams, so that they are the same pictures everywhere.
 """
 
 import struct
@@ -16,6 +20,9 @@ from hashlib import blake2b
 import numpy as np
 import torch
 from torch import Tensor
+
+CPU = torch.device("cpu")
+DRAW_THEMSELVES = ("cuda",)  # kinds of device
 
 
 def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -37,7 +44,25 @@ def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(np.frombuffer(key, "<u4").tolist())))
 
 
-def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tensor:
+def noise_of(device: torch.device) -> str:
+    """Which streams training on a device draws from: its own, named by the kind of device, or those of the CPU."""
+    return device.type if device.type in DRAW_THEMSELVES else "cpu"
+
+
+def device_generator(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
+    """A fresh generator of the device's own for one draw.
+
+    Args:
+        seed: see `generator`.
+        step: see `generator`.
+        purpose: see `generator`.
+        device: one of which the generator keeps 64 bits of a seed.
+    """
+    key = blake2b(struct.pack("<QQ", seed, step) + purpose.encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
+
+
+def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
     """Standard normal noise, drawn for the whole global batch: the caller slices its own rows by position.
 
     Args:
@@ -45,15 +70,18 @@ def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tenso
         seed: see `generator`.
         step: see `generator`.
         purpose: see `generator`.
+        device: where it is needed. An NVIDIA GPU draws it itself, so that nothing is copied.
 
     Returns:
-        (*shape) float32 on the CPU.
+        (*shape) float32 on the device.
     """
+    if device.type in DRAW_THEMSELVES:
+        return torch.randn(tuple(shape), generator=device_generator(seed, step, purpose, device), device=device)
     eps = generator(seed, step, purpose).standard_normal(tuple(shape), dtype=np.float32)
-    return torch.from_numpy(eps)  # (*shape)
+    return torch.from_numpy(eps).to(device)  # (*shape)
 
 
-def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tensor:
+def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
     """Uniform noise in [0, 1), drawn as `normal` draws.
 
     Args:
@@ -61,11 +89,14 @@ def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str) -> Tens
         seed: see `generator`.
         step: see `generator`.
         purpose: see `generator`.
+        device: see `normal`.
 
     Returns:
-        (*shape) float32 on the CPU.
+        (*shape) float32 on the device.
     """
-    return torch.from_numpy(generator(seed, step, purpose).random(tuple(shape), dtype=np.float32))  # (*shape)
+    if device.type in DRAW_THEMSELVES:
+        return torch.rand(tuple(shape), generator=device_generator(seed, step, purpose, device), device=device)
+    return torch.from_numpy(generator(seed, step, purpose).random(tuple(shape), dtype=np.float32)).to(device)  # (*shape)
 
 
 def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from flowergen.randomness import generator, initialisation, normal, normal_per_sample, uniform
+from flowergen import randomness
+from flowergen.randomness import device_generator, generator, initialisation, noise_of, normal, normal_per_sample, uniform
 
 
 def test_draws_ignore_and_leave_alone_the_global_generators():
@@ -70,6 +71,38 @@ def test_a_sample_depends_on_its_number_alone():
     assert torch.equal(normal_per_sample(torch.tensor(shuffled), (4, 1, 1), seed=3, purpose="prior"), whole[shuffled])
     assert torch.equal(whole[7], normal((4, 1, 1), seed=3, step=7, purpose="prior"))
     assert normal_per_sample([], (4, 1, 1), seed=3, purpose="prior").shape == (0, 4, 1, 1)
+
+
+def test_on_a_cpu_noise_is_numpy_s_and_on_a_gpu_the_gpu_s_own():
+    assert [noise_of(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == ["cpu", "cuda", "cpu"]
+    expected = generator(7, 5, "posterior").standard_normal((4, 3), dtype=np.float32)
+    assert torch.equal(
+        normal((4, 3), seed=7, step=5, purpose="posterior", device=torch.device("cpu")), torch.from_numpy(expected)
+    )
+
+
+@pytest.mark.parametrize(("draw", "distribution"), [(normal, "norm"), (uniform, "uniform")])
+def test_a_device_draws_from_a_generator_of_its_own_keyed_by_all_of_the_key(draw, distribution, monkeypatch):
+    """The code for a GPU, with the CPU's generator in place of the GPU's."""
+    monkeypatch.setattr(randomness, "DRAW_THEMSELVES", ("cpu",))
+    key = {"seed": 7, "step": 5, "purpose": "posterior"}
+    first = draw((20_000,), **key)
+    assert stats.kstest(first.numpy(), distribution).pvalue > 0.01
+    assert first.dtype == torch.float32
+    state = torch.get_rng_state()
+    assert torch.equal(draw((20_000,), **key), first)
+    assert torch.equal(state, torch.get_rng_state())
+    for other in ({"seed": 7 + 2**32}, {"step": 5 + 2**32}, {"step": 6}, {"purpose": "prior"}):
+        assert not torch.equal(draw((20_000,), **key | other), first)
+    assert not torch.equal(first, torch.from_numpy(generator(7, 5, "posterior").standard_normal(20_000, dtype=np.float32)))
+
+
+def test_a_device_s_generator_is_seeded_with_64_bits():
+    """So that no two of all the draws of a long run are likely to be the same."""
+    seeds = [device_generator(0, step, "posterior", torch.device("cpu")).initial_seed() for step in range(5_000)]
+    assert len(set(seeds)) == 5_000
+    assert max(seeds) > 2**63
+    assert min(seeds) < 2**61
 
 
 def test_a_negative_key_is_refused():

@@ -29,8 +29,8 @@ def guided_prediction(
     """The network's guided answer, conditional and unconditional half in one batch.
 
     Guidance is on at times within the interval only (Kynkäänniemi et al. 2024, arXiv:2404.07724): where there is most noise it
-    costs variety, and where there is least it does nothing. Outside of it, at scale 1, and for pictures without a class the
-    conditional half alone is computed.
+    costs variety, and where there is least it does nothing. Outside of it and at scale 1 the conditional half alone is
+    computed.
 
     Args:
         network: the denoiser.
@@ -46,7 +46,7 @@ def guided_prediction(
         (N, C, h, w).
     """
     on = interval[0] <= t / num_timesteps <= interval[1]
-    if scale == 1 or not on or bool((label == null_label).all()):
+    if scale == 1 or not on:
         return network(x, torch.full((len(x),), t, device=x.device), label)
     both = network(
         torch.cat((x, x)), torch.full((2 * len(x),), t, device=x.device), torch.cat((label, torch.full_like(label, null_label)))

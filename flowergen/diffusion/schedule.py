@@ -71,6 +71,7 @@ class DiscreteSchedule(Schedule):
     def __init__(self, alpha_bar: Tensor):
         super().__init__(len(alpha_bar))
         self.alpha_bar = alpha_bar
+        self._copies = {alpha_bar.device: alpha_bar}  # a copy at every step would wait for the GPU
 
     def times(self, u: Tensor) -> Tensor:
         """Each of the T steps is equally likely."""
@@ -78,8 +79,13 @@ class DiscreteSchedule(Schedule):
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Looked up."""
-        alpha_bar = self.alpha_bar.to(t.device)[t.long()] if t.device.type != "mps" else self.alpha_bar[t.long().cpu()]
-        return alpha_bar.sqrt().float().to(t.device), (1 - alpha_bar).sqrt().float().to(t.device)
+        if t.device.type == "mps":  # which has no float64
+            alpha, sigma = self.at(t.cpu())
+            return alpha.to(t.device), sigma.to(t.device)
+        if t.device not in self._copies:
+            self._copies[t.device] = self.alpha_bar.to(t.device)
+        alpha_bar = self._copies[t.device][t.long()]
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def levels(self, num_steps: int) -> list[Level]:
         """Evenly spaced from the last step downwards ("trailing", Lin et al. 2024, arXiv:2305.08891, table 2).

@@ -121,7 +121,7 @@ class DecoderModule(TwoOptimizers):
     @property
     def diffusion(self) -> LatentDDPMModule:
         """The frozen model, on this module's device; it decodes with this module's averaged decoder."""
-        return self._diffusion[0].to(self.device)
+        return self._diffusion[0].on(self.device)
 
     @property
     def inference_net(self) -> nn.Module:

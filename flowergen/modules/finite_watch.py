@@ -1,5 +1,7 @@
 """Notices losses and gradients that are not finite."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributed import ReduceOp, all_reduce, is_available, is_initialized
@@ -19,16 +21,16 @@ class FiniteWatch:
     def __init__(self) -> None:
         self._first: dict[tuple[str, ...], Tensor] = {}
 
-    def look(self, values: dict[str, Tensor], step: int) -> None:
+    def look(self, names: Sequence[str], values: Tensor, step: int) -> None:
         """Add a batch.
 
         Args:
-            values: by name, of any shape.
+            names: of K values.
+            values: (K,), such as the sums over the batch: not finite if one of its pictures' is not.
             step: of the optimiser.
         """
-        names = tuple(values)
-        means = torch.stack([value.detach().float().mean() for value in values.values()])  # (K,)
-        first = torch.where(means.isfinite(), NEVER, step)
+        names = tuple(names)
+        first = torch.where(values.isfinite(), NEVER, step)
         self._first[names] = torch.minimum(self._first[names], first) if names in self._first else first
 
     def found(self) -> tuple[int, list[str]] | None:

@@ -2,8 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,11 +13,14 @@ from torch.nn.utils import get_total_norm
 
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
-from flowergen.modules.running_means import RunningMeans
+from flowergen.modules.running_means import RunningMeans, batch_sums
 from flowergen.nn.posterior import Posterior
+from flowergen.randomness import noise_of
 
 log = logging.getLogger(__name__)
 
+MakeOptimizer = Callable[..., torch.optim.Optimizer]  # from the parameters
+FUSED_ON = ("cuda",)  # kinds of device
 MOST_SKIPPED = 20  # steps in a row: what has diverged does not come back
 
 
@@ -45,8 +49,10 @@ class ImageModel(LightningModule, ABC):
         self.optimizer_steps = 0
         self.total_steps = 0  # of the run; 0 where nothing trains, and a share of it is over at once
         self._passed_shares: dict[float, int] = {}  # in steps
+        self._noise_before: str | None = None  # see ``noise_of``: of the run that is resumed
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
+        self.epoch_metrics: dict[str, float] = {}  # of the last epoch, with its validation if it had one
         self.finite_watch = FiniteWatch()
         self.skips_step = False  # this optimiser step
         self._skipped_in_a_row = 0
@@ -88,6 +94,10 @@ class ImageModel(LightningModule, ABC):
         """
         return None
 
+    def on(self, device: torch.device) -> Self:
+        """The model on a device; cheap where it is there already, unlike ``to``, which asks every parameter."""
+        return self if self.device == device else self.to(device)
+
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
         """What is logged of a set's mean scores."""
         return means
@@ -119,13 +129,18 @@ class ImageModel(LightningModule, ABC):
         """
         devices = self.trainer.world_size
         first = ((batch_idx % self.accumulation_steps) * devices + self.global_rank) * num
-        rows = draw(
-            (num * devices * self.accumulation_steps, *shape), seed=self.seed, step=self.optimizer_steps, purpose=purpose
-        )
-        return rows[first : first + num].to(self.device, non_blocking=True)
+        whole = (num * devices * self.accumulation_steps, *shape)
+        rows = draw(whole, seed=self.seed, step=self.optimizer_steps, purpose=purpose, device=self.device)
+        return rows[first : first + num]
 
     def on_train_start(self) -> None:
-        """The schedule's horizon: a resumed run with more epochs has a longer one."""
+        """The schedule's horizon: a resumed run with more epochs has a longer one. And whether its noise is another now."""
+        noise = noise_of(self.device)
+        if self._noise_before not in (None, noise) and self.trainer.is_global_zero:
+            log.info(
+                f"training noise was drawn on the {self._noise_before} until now and is drawn on the {noise} from here on: "
+                "the result will not be bit-equal to that of an uninterrupted run"
+            )
         batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
         self.total_steps = int(batches) // self.accumulation_steps
 
@@ -154,6 +169,31 @@ class ImageModel(LightningModule, ABC):
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 
+    def build_optimizer(self, make: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimiser; on a GPU with one kernel for all parameters if it has one, unless the config says ``fused``.
+
+        Not under 16-mixed, where a fused step would see gradients that were clipped before they were unscaled.
+        """
+        settled = "fused" not in signature(make).parameters or "fused" in getattr(make, "keywords", {})
+        if settled or self.device.type not in FUSED_ON or self.trainer.precision == "16-mixed":
+            return make(parameters)
+        return make(parameters, fused=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, which refuses fused optimisers under bf16-mixed too, where nothing is in the way."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.trainer.precision == "16-mixed":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     # -- losses and gradients that are not finite
 
     def stop_if_not_finite(self, look_at_weights: bool = False) -> None:
@@ -166,7 +206,8 @@ class ImageModel(LightningModule, ABC):
             NotFinite: since the last call, a loss term or a gradient was not finite.
         """
         if look_at_weights:
-            self.finite_watch.look({"weights": get_total_norm([p.detach() for p in self.parameters()])}, self.optimizer_steps)
+            norm = get_total_norm([p.detach() for p in self.parameters()])
+            self.finite_watch.look(["weights"], norm[None], self.optimizer_steps)
         found = self.finite_watch.found()
         if found is not None:
             step, names = found
@@ -186,7 +227,7 @@ class ImageModel(LightningModule, ABC):
             groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both optimisers step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
-                self.finite_watch.look({"gradient": get_total_norm(grads)}, self.optimizer_steps + 1)
+                self.finite_watch.look(["gradient"], get_total_norm(grads)[None], self.optimizer_steps + 1)
         if self.on_nonfinite == "skip":
             self._skip_if_not_finite()
             if self.skips_step:
@@ -220,11 +261,12 @@ class ImageModel(LightningModule, ABC):
         Args:
             terms: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
         """
-        self.finite_watch.look(terms, self.optimizer_steps + 1)
+        names, (sums, num) = list(terms), batch_sums(terms)
+        self.finite_watch.look(names, sums, self.optimizer_steps + 1)
         if self.on_nonfinite == "skip" and self._skip_if_not_finite():
             return
-        self.epoch_means.update(terms)
-        self.recent_means.update(terms)
+        self.epoch_means.add(names, sums, num)
+        self.recent_means.add(names, sums, num)
 
     def count_step(self, values: dict[str, float]) -> None:
         """An optimiser step is done; log the means since the last time if it is due.
@@ -253,7 +295,8 @@ class ImageModel(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's averages and what validation found, in one row."""
         means = {f"train_epoch/{name}": value for name, value in self.epoch_means.compute().items()}
-        self._log(means | self.val_metrics)
+        self.epoch_metrics = means | self.val_metrics
+        self._log(self.epoch_metrics)
         self.log_dict(means, logger=False)
         self.epoch_means.reset()
         self.val_metrics = {}
@@ -269,6 +312,7 @@ class ImageModel(LightningModule, ABC):
             epoch_means=self.epoch_means.state_dict(),
             recent_means=self.recent_means.state_dict(),
             passed_shares=dict(self._passed_shares),
+            noise=noise_of(self.device),
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,5 +320,6 @@ class ImageModel(LightningModule, ABC):
         state = checkpoint["flowergen"]
         self.optimizer_steps = state["optimizer_steps"]
         self._passed_shares = dict(state.get("passed_shares", {}))  # not in checkpoints from before there were shares
+        self._noise_before = state.get("noise", "cpu")  # where all of it was drawn before it could be on a GPU
         self.epoch_means.load_state_dict(state["epoch_means"], self.device)
         self.recent_means.load_state_dict(state["recent_means"], self.device)

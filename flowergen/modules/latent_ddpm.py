@@ -1,6 +1,6 @@
 """Class-conditional diffusion in the latent space of an autoencoder, or on pixels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -27,7 +27,7 @@ from flowergen.errors import UserError
 from flowergen.losses.alignment import alignment_loss
 from flowergen.modules.ema import EMA
 from flowergen.modules.fingerprint import fingerprint
-from flowergen.modules.image_model import ImageModel
+from flowergen.modules.image_model import ImageModel, MakeOptimizer
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.efficientnet import feature_shape_for
@@ -112,7 +112,7 @@ class LatentDDPMModule(ImageModel):
         class_dropout: float,
         latent_cache: bool,
         sampling: dict[str, Any],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: MakeOptimizer,
         lr_schedule: LrSchedule,
         lr_warmup_steps: float,
         ema_decay: float | None,
@@ -181,7 +181,7 @@ class LatentDDPMModule(ImageModel):
     @property
     def autoencoder(self) -> ImageModel | None:
         """The frozen autoencoder, on this module's device; None on pixels."""
-        return self._autoencoder[0].to(self.device) if self._autoencoder else None
+        return self._autoencoder[0].on(self.device) if self._autoencoder else None
 
     @property
     def features_trained_with(self) -> str | None:
@@ -308,7 +308,7 @@ class LatentDDPMModule(ImageModel):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
         heads = self.feature_head.parameters() if self.alignment_weight else ()
-        return self.make_optimizer([*self.net.parameters(), *heads])
+        return self.build_optimizer(self.make_optimizer, [*self.net.parameters(), *heads])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the scheduled learning rate, then the moving average."""
@@ -386,11 +386,12 @@ class LatentDDPMModule(ImageModel):
             raise UserError(f"steps: {error}") from error
         draw = partial(normal_per_sample, index, self.latent_shape, seed=seed)
         low, high = sampling.guidance_interval
+        scale = sampling.guidance_scale if bool((label != self.num_classes).any()) else 1.0  # a class for one of them at least
         label, net, pixels = label.to(self.device), self.inference_net, not self._autoencoder
 
         def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
             output = guided_prediction(
-                net, x, level.t, label, self.num_classes, sampling.guidance_scale, (low, high), self.schedule.num_timesteps
+                net, x, level.t, label, self.num_classes, scale, (low, high), self.schedule.num_timesteps
             )
             x0_hat, eps_hat = predictions(self.objective, output, x, level.alpha, level.sigma)
             if pixels:  # they are known to lie in [-1, 1] (arXiv:2006.11239, appendix B)

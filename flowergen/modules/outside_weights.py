@@ -35,13 +35,15 @@ class OutsideNet:
     def __init__(self, load: Callable[[], nn.Module]):
         self._load = load
         self._net: nn.Module | None = None
+        self._device: torch.device | None = None
 
     def on(self, device: torch.device) -> nn.Module:
         """The network, on a device."""
         if self._net is None:
             with torch.inference_mode(False):  # validation may come first, and its tensors could not be part of a graph
                 self._net = self._load()
-        self._net = self._net.to(device)
+        if device != self._device:  # moving it to where it is takes as long as a small network's forward pass
+            self._net, self._device = self._net.to(device), device
         return self._net
 
 

@@ -15,6 +15,29 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
+def batch_sums(values: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Sums over the pictures of a batch, as few operations as there are values: on a GPU the host's time is what they take.
+
+    Args:
+        values: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
+
+    Returns:
+        (K,) float64 on the device, in the order of the values; and N.
+    """
+    num = max(value.numel() for value in values.values())
+    sums = [value.detach().sum(dtype=_widest(value.device)) for value in values.values()]
+    repeats = (num // value.numel() for value in values.values())
+    return torch.stack([total if times == 1 else total * times for total, times in zip(sums, repeats, strict=True)]), num
+
+
+def _in_order(wanted: list[str], names: list[str], sums: Tensor, device: torch.device) -> Tensor:
+    """The (K,) sums of these names as (L,) of those that are wanted; 0 for what is not there."""
+    if wanted == names:
+        return sums
+    known, zero = dict(zip(names, sums, strict=True)), torch.zeros((), dtype=_widest(device), device=device)
+    return torch.stack([known.get(name, zero) for name in wanted])
+
+
 class RunningMeans:
     """Means of per-picture values over the batches since the last ``reset``, on all devices together.
 
@@ -28,35 +51,44 @@ class RunningMeans:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._sums: dict[str, Tensor] = {}
+        self._names: list[str] = []
+        self._sums = torch.empty(0)  # (K,)
         self._count = 0
 
     def update(self, values: dict[str, Tensor]) -> None:
         """Add a batch.
 
         Args:
-            values: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
+            values: see ``batch_sums``.
         """
-        num = max(value.numel() for value in values.values())
-        for name, value in values.items():
-            total = value.detach().sum(dtype=_widest(value.device)) * (num // value.numel())
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._count += num
+        self.add(list(values), *batch_sums(values))
+
+    def add(self, names: list[str], sums: Tensor, num: int) -> None:
+        """Add a batch.
+
+        Args:
+            names: of K values.
+            sums: (K,) see ``batch_sums``.
+            num: N.
+        """
+        wanted = list(dict.fromkeys([*self._names, *names]))
+        before, now = (_in_order(wanted, *of, sums.device) for of in ((self._names, self._sums), (names, sums)))
+        self._sums = before + now
+        self._names, self._count = wanted, self._count + num
 
     def compute(self) -> dict[str, float]:
         """Means by name, over all devices; empty before the first ``update``. Every process must call it."""
-        if not self._sums:
+        if not self._names:
             return {}
-        sums = torch.stack(list(self._sums.values()))
-        totals = torch.cat([sums, sums.new_tensor([self._count])])
+        totals = torch.cat([self._sums, self._sums.new_tensor([self._count])])
         if _distributed():
             all_reduce(totals)
         *values, count = totals.tolist()
-        return {name: value / count for name, value in zip(self._sums, values, strict=True)}
+        return {name: value / count for name, value in zip(self._names, values, strict=True)}
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The sums of every process, plain numbers. Every process must call it."""
-        mine = {"sums": {name: total.item() for name, total in self._sums.items()}, "count": self._count}
+        mine = {"sums": dict(zip(self._names, self._sums.tolist(), strict=True)), "count": self._count}
         if not _distributed():
             return [mine]
         rows: list[Any] = [None] * get_world_size()
@@ -67,8 +99,7 @@ class RunningMeans:
         """Go on from ``state_dict``; with another number of processes, the first takes the sums of all."""
         rank, world_size = (get_rank(), get_world_size()) if _distributed() else (0, 1)
         mine = rows[rank : rank + 1] if len(rows) == world_size else (rows if rank == 0 else [])
-        names = rows[0]["sums"]
-        self._sums = {
-            name: torch.tensor(sum(row["sums"][name] for row in mine), dtype=_widest(device), device=device) for name in names
-        }
+        self._names = list(rows[0]["sums"])
+        sums = [sum(row["sums"][name] for row in mine) for name in self._names]
+        self._sums = torch.tensor(sums, dtype=_widest(device), device=device)
         self._count = sum(row["count"] for row in mine)

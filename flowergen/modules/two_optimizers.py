@@ -1,17 +1,14 @@
 """Manual optimisation of a generator and a discriminator."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from flowergen.modules.image_model import ImageModel
+from flowergen.modules.image_model import ImageModel, MakeOptimizer
 from flowergen.modules.lr_schedule import LrSchedule
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class TwoOptimizers(ImageModel):
@@ -56,9 +53,10 @@ class TwoOptimizers(ImageModel):
         """The generator's optimiser, with all that belongs to no discriminator, then the discriminator's if there is one."""
         discriminator = self.discriminator_parameters
         others = set(discriminator)
-        optimizers = [self.make_optimizer([p for p in self.parameters() if p.requires_grad and p not in others])]
+        generator = [p for p in self.parameters() if p.requires_grad and p not in others]
+        optimizers = [self.build_optimizer(self.make_optimizer, generator)]
         if discriminator:
-            optimizers.append(self.make_discriminator_optimizer(discriminator))
+            optimizers.append(self.build_optimizer(self.make_discriminator_optimizer, discriminator))
         return optimizers
 
     def list_optimizers(self) -> list[Any]:
@@ -83,6 +81,4 @@ class TwoOptimizers(ImageModel):
         """Clip: here gradients are unscaled under 16-mixed as well."""
         super().on_before_optimizer_step(optimizer)
         if self.gradient_clip_val is not None:
-            self.clip_gradients(
-                optimizer, gradient_clip_val=self.gradient_clip_val, gradient_clip_algorithm=self.gradient_clip_algorithm
-            )
+            self.configure_gradient_clipping(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)

@@ -1,6 +1,5 @@
 """The plain convolutional (beta-)VAE as a LightningModule."""
 
-from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from flowergen.losses.reconstruction import (
     squared_error,
 )
 from flowergen.modules.ema import EMA
-from flowergen.modules.image_model import ImageModel
+from flowergen.modules.image_model import ImageModel, MakeOptimizer
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, stage_channels
@@ -67,7 +66,7 @@ class VAEModule(ImageModel):
         divergence: Literal["kl", "mmd"],
         beta: float,
         beta_warmup_steps: float,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: MakeOptimizer,
         lr_schedule: LrSchedule,
         lr_warmup_steps: float,
         ema_decay: float | None,
@@ -198,7 +197,7 @@ class VAEModule(ImageModel):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
-        return self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        return self.build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One step at the scheduled learning rate, then the moving average."""

@@ -106,13 +106,6 @@ def test_the_whole_interval_has_guidance_at_both_ends(x: Tensor):
         assert len(network.asked[0][0]) == 6
 
 
-def test_pictures_without_a_class_ask_once(x: Tensor):
-    network = Recorder()
-    out = ask(network, x, torch.full((3,), NULL), 3.0)
-    assert [len(rows) for rows, _, _ in network.asked] == [3]
-    assert torch.equal(out, Recorder()(x, torch.full((3,), 500.0), torch.full((3,), NULL)))
-
-
 def test_a_picture_without_a_class_among_others_is_left_as_it_is(x: Tensor):
     """Both of its halves are the same answer, and the others are guided."""
     label = torch.tensor([0, NULL, 2])

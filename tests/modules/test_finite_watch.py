@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.image_model import MOST_SKIPPED, ImageModel
+from flowergen.modules.running_means import batch_sums
 from tests.modules.test_vae import make as make_vae
 from tests.modules.test_vae_gan import make as make_vae_gan
 from tests.tiny_models import drawn
@@ -25,8 +26,9 @@ def test_the_first_step_and_what_was_bad_in_it_are_found_whoever_asks_when() -> 
     for step in range(1, 6):
         kl = torch.ones(4)
         kl[2] = INF if step >= 3 else 1.0
-        watch.look({"loss": kl + 1, "loss_kl": kl, "sigma": torch.tensor(NAN if step >= 4 else 1.0)}, step)
-        watch.look({"gradient": torch.tensor(NAN if step >= 3 else 1.0)}, step)
+        terms = {"loss": kl + 1, "loss_kl": kl, "sigma": torch.tensor(NAN if step >= 4 else 1.0)}
+        watch.look(list(terms), batch_sums(terms)[0], step)
+        watch.look(["gradient"], torch.tensor([NAN if step >= 3 else 1.0]), step)
     assert watch.found() == (3, ["loss_kl"])
     assert watch.found() is None, "what was found is known"
 
@@ -34,9 +36,9 @@ def test_the_first_step_and_what_was_bad_in_it_are_found_whoever_asks_when() -> 
 @pytest.mark.parametrize("name", ["loss", "gradient"])
 def test_what_sums_up_is_named_where_nothing_else_is_bad(name: str) -> None:
     watch = FiniteWatch()
-    watch.look({"loss": torch.ones(2), "loss_kl": torch.ones(2)}, 1)
+    watch.look(["loss", "loss_kl"], torch.ones(2), 1)
     assert watch.found() is None
-    watch.look({name: torch.tensor(-INF)}, 2)
+    watch.look([name], torch.tensor([-INF]), 2)
     assert watch.found() == (2, [name])
 
 

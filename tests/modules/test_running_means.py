@@ -39,5 +39,13 @@ def test_the_first_of_fewer_processes_takes_the_sums_of_all() -> None:
     assert abs(merged.compute()["sigma"] - (25 + 9) / 8) < 1e-12
 
 
+def test_a_value_that_comes_later_is_added_up_from_then_on() -> None:
+    means = RunningMeans()
+    means.update({"loss": torch.tensor([1.0, 3.0])})
+    means.update({"late": torch.tensor([8.0, 8.0]), "loss": torch.tensor([5.0, 7.0])})
+    means.update({"loss": torch.tensor([4.0, 4.0])})
+    assert means.compute() == {"loss": 24 / 6, "late": 16 / 6}
+
+
 def test_nothing_seen_is_no_mean() -> None:
     assert RunningMeans().compute() == {}

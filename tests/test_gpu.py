@@ -1,0 +1,133 @@
+"""What only a GPU can show: ``python -m pytest -m gpu``. Under a minute; without a GPU all of it is skipped, and says so."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from flowergen.config.build import build_datamodule, build_module, load_run
+from flowergen.config.command import checked
+from flowergen.config.overrides import resolve
+from flowergen.config.run_folder import RunFolder
+from flowergen.config.trainer import build_trainer
+from flowergen.modules.image_model import ImageModel
+from flowergen.randomness import normal, uniform
+from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN, run_command
+from tests.tiny_models import diffusion
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU: training and sampling on one are NOT TESTED here"),
+]
+FAMILIES = {"vae": TINY_RUN, "vae_gan": TINY_VAE_GAN, "latent_ddpm": (*TINY_LATENT_DDPM, "autoencoder=none")}
+QUICK = ("trainer.max_epochs=2", "trainer.limit_val_batches=0", "callbacks.images=null", "trainer.log_every_n_steps=1000")
+
+
+class Watch(Callback):
+    """Refuses whatever waits for the GPU, from the second step of the first epoch to the end of that epoch's last."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        torch.cuda.set_sync_debug_mode("default" if is_last or trainer.current_epoch else "error")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def trained(folder: Path, cache_dir: Path, family: str, *overrides: str, watch: bool = False) -> ImageModel:
+    given = [*FAMILIES[family], "trainer.accelerator=gpu", *QUICK, f"paths.cache_dir={cache_dir}", *overrides]
+    config = resolve(checked(given)[0])
+    data = build_datamodule(config)
+    data.setup()
+    module = build_module(config, len(data.class_names), None)
+    trainer = build_trainer(config, RunFolder(folder), None)
+    if watch:
+        trainer.callbacks.insert(0, Watch())  # type: ignore[attr-defined]
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def is_finite(module: torch.nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in module.state_dict().values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_trains(family: str, precision: str, tmp_path: Path, cache_dir: Path) -> None:
+    module = trained(tmp_path, cache_dir, family, f"trainer.precision={precision}")
+    assert module.optimizer_steps == 16
+    assert is_finite(module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_trains_compiled(family: str, tmp_path: Path, cache_dir: Path) -> None:
+    module = trained(tmp_path, cache_dir, family, "trainer.compile=true", "trainer.precision=bf16-mixed")
+    assert module.optimizer_steps == 16
+    assert is_finite(module)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_step_waits_for_the_gpu(family: str, tmp_path: Path, cache_dir: Path) -> None:
+    trained(tmp_path, cache_dir, family, "trainer.precision=bf16-mixed", watch=True)
+
+
+def test_fused_optimisers_are_used_and_clipped(tmp_path: Path, cache_dir: Path) -> None:
+    optimizers: list[torch.optim.Optimizer] = []
+
+    class Keep(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            optimizers.extend(trainer.optimizers)
+
+    config = resolve(checked([*FAMILIES["latent_ddpm"], "trainer.accelerator=gpu", *QUICK, f"paths.cache_dir={cache_dir}"])[0])
+    data = build_datamodule(config)
+    data.setup()
+    trainer = build_trainer(config, RunFolder(tmp_path), None)
+    trainer.callbacks.append(Keep())  # type: ignore[attr-defined]
+    trainer.fit(build_module(config, len(data.class_names), None), datamodule=data)
+    assert config["trainer"]["gradient_clip_val"] == 1
+    assert [optimizer.defaults["fused"] for optimizer in optimizers] == [True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
+    family: str, tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+    environment = {key: value for key, value in process_environment.items() if key != "CUDA_VISIBLE_DEVICES"}
+    environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    given = [*FAMILIES[family], *QUICK, "trainer.accelerator=gpu", "trainer.deterministic=true", "model.lr_schedule=constant"]
+
+    def train(*arguments: str) -> None:
+        done = run_command("train", *arguments, folder=tmp_path, environment=environment)
+        assert done.returncode == 0, done.stderr
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*given, f"hydra.run.dir={whole}")
+    train(*given, "trainer.max_epochs=1", f"hydra.run.dir={parts}")
+    train(f"resume={parts}", "trainer.max_epochs=2")
+    first, second = (load_run(str(run / "checkpoints" / "last.ckpt"), "cpu").module.state_dict() for run in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_samples_are_those_of_the_cpu() -> None:
+    module = diffusion().eval()
+    labels = torch.tensor([0, 1, 2, 3])
+    with torch.inference_mode():
+        ours = module.decode(module.denoised(range(4), labels, 0, module.sampling))
+        module = module.to("cuda")
+        theirs = module.decode(module.denoised(range(4), labels, 0, module.sampling)).cpu()
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_noise_is_a_function_of_its_key_and_of_nothing_else(draw: Callable[..., torch.Tensor]) -> None:
+    device = torch.device("cuda", 0)
+    key: dict[str, Any] = {"seed": 7, "step": 5, "purpose": "posterior", "device": device}
+    first = draw((64, 3, 8, 8), **key)
+    torch.cuda.manual_seed(1)
+    torch.randn(10, device=device)
+    assert torch.equal(draw((64, 3, 8, 8), **key), first)
+    for other in ({"seed": 7 + 2**32}, {"step": 6}, {"purpose": "prior"}):
+        assert not torch.equal(draw((64, 3, 8, 8), **key | other), first)
