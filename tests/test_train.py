@@ -86,16 +86,31 @@ def test_a_run_leaves_the_folder_that_the_design_promises(command: Command, tiny
 
 def test_scalars_and_hparams_are_in_tensorboard(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     assert command("train", *tiny_run).returncode == 0
     events = EventAccumulator(str(only_run(tmp_path) / "tensorboard"), {"images": 0, "scalars": 0})
     events.Reload()
     tags = events.Tags()
     expected = {"train/loss", "train/lr", "train/loss_kl", "train_epoch/loss", "val/psnr", "val/ssim", "val/elbo",
-                "perf/images_per_second", "final/val/elbo"}  # fmt: skip
+                "perf/images_per_second"}  # fmt: skip
     assert expected <= set(tags["scalars"])
+    assert [len(events.Scalars(tag)) for tag in ("val/elbo", "train_epoch/loss")] == [2, 2], "a point an epoch"
     assert {"reconstruction", "generated"} <= set(tags["images"])
-    assert "_hparams_/experiment" in events.summary_metadata
+    metadata = {name: HParamsPluginData.FromString(events.summary_metadata[f"_hparams_/{name}"].plugin_data.content)
+                for name in ("experiment", "session_start_info")}  # fmt: skip
+    assert "val/elbo" in {info.name.tag for info in metadata["experiment"].experiment.metric_infos}
+    shown = set(metadata["session_start_info"].session_start_info.hparams)
+    typed = {override.partition("=")[0] for override in tiny_run if not override.startswith("callbacks")}
+    assert shown == {"model", "data", "seed"} | typed
+
+
+def test_an_epoch_without_validation_shows_no_validation(command: Command, tiny_run: tuple[str, ...]) -> None:
+    """Not the numbers of the epoch before."""
+    done = command("train", *tiny_run, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert ["val/elbo" in line for line in lines] == [False, True, False]
+    assert all("train_epoch/loss" in line for line in lines)
 
 
 KILLABLE = (

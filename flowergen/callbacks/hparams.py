@@ -21,9 +21,7 @@ class FinalMetrics(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Once, at the end."""
         prefixes = ("val/", "trainset/", "train_epoch/")
-        metrics = {
-            f"final/{name}": value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefixes)
-        }
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefixes)}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.hyperparameters, metrics, step=pl_module.optimizer_steps)

@@ -13,6 +13,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 from flowergen.callbacks.budget import Budget
+from flowergen.data.bar import EVERY_SECONDS
 from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 class Progress(ProgressBar):
     """A bar with images/s and the time left on a terminal, and a line for each epoch in the log.
+
+    Where there is no terminal, a line half a minute after the last one says how far a long epoch is.
 
     Deriving from Lightning's ``ProgressBar`` replaces its own one.
     """
@@ -44,7 +47,8 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Start the clock and, on a terminal, the bar."""
-        self._started, self._batches_done = time.monotonic(), 0
+        self._started = self._said = time.monotonic()
+        self._batches_done = 0
         self._rate = 0.0
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
             self._bar = rich_progress.Progress(
@@ -71,11 +75,15 @@ class Progress(ProgressBar):
         self._batches_done += 1
         self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
+        epoch = self._of_epochs(trainer, trainer.current_epoch + 1)
         if self._bar is not None:
-            epoch = self._of_epochs(trainer, trainer.current_epoch + 1)
             done, total = pl_module.optimizer_steps, pl_module.total_steps
             eta = self._eta(trainer, pl_module)
             self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
+        elif trainer.is_global_zero and time.monotonic() - self._said >= EVERY_SECONDS:
+            self._said = time.monotonic()
+            of = f"batch {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
+            log.info(f"epoch {epoch}  {of}  {self._rate:,.0f} images/s  ETA {self._eta(trainer, pl_module)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Report the last epoch."""
@@ -93,9 +101,10 @@ class Progress(ProgressBar):
             if isinstance(logger, TensorBoardLogger):
                 logger.log_metrics({"perf/images_per_second": self._rate}, step=pl_module.optimizer_steps)
         shown = ("train_epoch/loss", "val/loss", "val/psnr", "val/elbo", "trainset/psnr", "trainset/elbo")
-        metrics = trainer.callback_metrics
+        metrics = pl_module.epoch_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
         eta = self._eta(trainer, pl_module)
+        self._said = time.monotonic()
         if self._bar is not None:  # it would stand in the line's way
             self._bar.stop()
         log.info(f"epoch {self._of_epochs(trainer, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")

@@ -19,19 +19,21 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self._is_off = False
+        self._is_off = self._only_hyperparameters = False
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Write scalars."""
         with self._or_off() as on:
-            if on:
+            if on and not self._only_hyperparameters:
                 super().log_metrics(metrics, step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write the HPARAMS tab."""
+        """Write the HPARAMS tab; its metrics are scalars that have been logged, which Lightning would write again."""
         with self._or_off() as on:
             if on:
+                self._only_hyperparameters = True
                 super().log_hyperparams(*args, **kwargs)
+                self._only_hyperparameters = False
 
     def log_picture(self, name: str, pixels: Any, step: int) -> None:
         """Write a picture.

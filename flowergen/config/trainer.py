@@ -128,7 +128,7 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
         "flowergen.callbacks.run_page.RunPage": {"folder": run.path},
         "flowergen.callbacks.checkpoints.Checkpoints": {"folder": run.checkpoints},
         "flowergen.callbacks.evaluation.PeriodicEvaluation": {"folder": run.path},
-        "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config)},
+        "flowergen.callbacks.hparams.FinalMetrics": {"hyperparameters": _hyperparameters(config, run)},
     }
     return [
         instantiate(node, f"callbacks.{name}", Callback, **places.get(str(node.get("_target_")), {}))
@@ -137,12 +137,15 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
     ]
 
 
-def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """What the HPARAMS tab compares: everything but paths, classes and the observers."""
-    chosen = {key: config.get(key) for key in ("seed", "autoencoder", "diffusion", "model", "data", "trainer")}
-    left_out = ("_target_", "_partial_", "root", "cache_dir", "weights_dir")
-    return {
-        key: str(value) if isinstance(value, list) else value
-        for key, value in flat(chosen).items()
-        if value is not None and (not key.endswith(left_out) or key == "model.network._target_")
-    }
+def _hyperparameters(config: dict[str, Any], run: RunFolder) -> dict[str, Any]:
+    """What the HPARAMS tab compares: model, data and seed, and what was typed or swept, but for paths and observers."""
+    lines = run.read_overrides() if run.overrides.is_file() else []  # the first process has written it, and logs
+    typed = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
+    left_out = ("hydra", "paths", "callbacks", "logger", "name", "data.root", "data.cache_dir", "model.weights_dir")
+    values = flat(config)
+    found = {"model": config["model"]["_target_"].rpartition(".")[2], "data": config["data"]["name"], "seed": config["seed"]}
+    for key, text in typed.items():
+        if not key.startswith(left_out):
+            value = values.get(key, text)  # of a group, what was typed
+            found[key] = value if isinstance(value, int | float | str) else str(value)
+    return found
