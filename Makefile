@@ -26,7 +26,7 @@ quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures
 	$(BIN)/python -m flowergen.train experiment=ldm_tiny autoencoder=$(QUICKSTART)/autoencoder hydra.run.dir=$(QUICKSTART)/diffusion
 	$(BIN)/python -m flowergen.sample run=$(QUICKSTART)/diffusion out=$(QUICKSTART)/samples
 
-FLOWERS := minutes data data.root paths.cache_dir seed out
+FLOWERS := recipe minutes data data.root paths.cache_dir seed out
 flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, with the budget of an hour
 	$(BIN)/python scripts/reproduce.py $(foreach key,$(FLOWERS),$(if $(filter command,$(origin $(key))),$(key)='$($(key))'))
 

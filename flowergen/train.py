@@ -120,7 +120,10 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if isinstance(state, dict):  # Lightning looks at it too, but after files of the run have changed
         datamodule.load_state_dict(state)
     carry_stage_before(config, run)
-    before = load_stage_before(config, run, resolve_device(config["trainer"]))
+    device = resolve_device(config["trainer"])
+    if device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32
+    before = load_stage_before(config, run, device)
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
     prepare_latents(config, run, module, datamodule, before)
     if settle_batch_size(config, run, datamodule, module) and not resumed:

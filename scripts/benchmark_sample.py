@@ -1,6 +1,6 @@
 """How fast samples come, against diffusers around a network of the same size: same scheduler, steps and guidance.
 
-    python scripts/benchmark_sample.py run=RUN                           a latent diffusion run
+    python scripts/benchmark_sample.py run=RUN                           a latent diffusion run with a UNet or a DiT
     python scripts/benchmark_sample.py run=RUN steps=25 num=32 rounds=5
 
 Arms, alternating within each round, all from keyed noise to decoded pictures in [0, 1]:
@@ -8,7 +8,7 @@ Arms, alternating within each round, all from keyed noise to decoded pictures in
 * flowergen: ``module.denoise`` as ``flowergen.sample`` calls it;
 * compiled: the same with ``torch.compile`` of the denoiser;
 * scheduler: our network in a plain loop around diffusers' DPMSolverMultistepScheduler, so that the loops alone differ;
-* diffusers: the same loop around diffusers' UNet2DModel with the same channels, blocks and attention, randomly initialised.
+* diffusers: the same loop around diffusers' UNet2DModel or DiTTransformer2DModel of the same size, randomly initialised.
 
 The pictures of the first and the third arm are compared, so that both do the same work.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from benchmark_data import hardware, ratio, spread
-from diffusers import DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, UNet2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +30,7 @@ import flowergen
 from flowergen.config.command import one_line_errors
 from flowergen.errors import UserError
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.nn.dit import DiT
 from flowergen.nn.unet import UNet
 from flowergen.randomness import normal_per_sample
 
@@ -62,8 +63,8 @@ def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: 
     return module.decode(module.unscaled(x))
 
 
-def network_of_diffusers(net: UNet, settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """A UNet2DModel with the channels, blocks and attention of ours.
+def network_of_diffusers(net: nn.Module, settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A UNet2DModel with the channels, blocks and attention of ours, or a DiTTransformer2DModel of as many layers as wide.
 
     Args:
         net: ours.
@@ -71,18 +72,30 @@ def network_of_diffusers(net: UNet, settings: dict[str, Any], shape: tuple[int, 
         shape: (C, h, w) of the latents.
         num_classes: K.
     """
+    other = _unet(settings, shape, num_classes) if isinstance(net, UNet) else _dit(settings, shape, num_classes)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (net, other)]
+    print(f"  parameters: ours {sizes[0]:,}, diffusers' {sizes[1]:,}")
+    return other.eval()
+
+
+def _dit(settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    return DiTTransformer2DModel(
+        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], patch_size=settings["patch_size"],
+        num_layers=settings["depth"], num_attention_heads=settings["num_heads"],
+        attention_head_dim=settings["hidden_size"] // settings["num_heads"], num_embeds_ada_norm=num_classes,
+    )  # fmt: skip
+
+
+def _unet(settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     widths = [settings["channels"] * multiplier for multiplier in settings["multipliers"]]
     attends = [shape[1] // 2**level in settings["attention_resolutions"] for level in range(len(widths))]
-    unet = UNet2DModel(
+    return UNet2DModel(
         sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
         layers_per_block=settings["num_blocks"], attention_head_dim=settings["head_channels"], num_class_embeds=num_classes + 1,
         down_block_types=["AttnDownBlock2D" if on else "DownBlock2D" for on in attends],
         up_block_types=["AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attends)],
         norm_num_groups=min(16, settings["channels"]), resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
-    sizes = [sum(p.numel() for p in module.parameters()) for module in (net, unet)]
-    print(f"  parameters: ours {sizes[0]:,}, diffusers' {sizes[1]:,}")
-    return unet.eval()
 
 
 @torch.inference_mode()
@@ -97,8 +110,10 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     loaded = flowergen.load(own["run"], device)
     module = loaded.module
-    if not isinstance(module, LatentDDPMModule) or module.objective == "flow" or not isinstance(module.net, UNet):
-        raise UserError(f"run={own['run']}: this benchmark is for a UNet with a discrete schedule (objective eps, v or x0)")
+    if not isinstance(module, LatentDDPMModule) or module.objective == "flow" or not isinstance(module.net, UNet | DiT):
+        raise UserError(
+            f"run={own['run']}: this benchmark is for a UNet or DiT with a discrete schedule (objective eps, v, x0)"
+        )
     sampling = replace(module.sampling, sampler="dpmpp_2m", steps=steps, guidance_scale=2.0, guidance_interval=[0.0, 1.0])
     label = torch.arange(num) % max(1, module.num_classes)
     print(hardware() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""))

@@ -42,11 +42,12 @@ def composed(*overrides: str) -> dict[str, Any]:
 def options(group: str) -> list[str]:
     """Of a group; tests/test_train_decoder.py trains a decoder, which needs a diffusion run."""
     found = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-    return [choice for choice in found if choice not in ("decoder", "flowers_laptop_decoder")]
+    return [choice for choice in found if choice not in ("decoder", "flowers_laptop_decoder", "flowers_gpu_decoder")]
 
 
 DIFFUSION = (
-    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny"
+    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_gpu_ldm", "flowers_gpu_128_ldm", "landscape_gpu_256_ldm",
+    "flowers_pixel_ddpm", "ldm_tiny",
 )  # fmt: skip
 
 

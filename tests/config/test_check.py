@@ -148,12 +148,13 @@ def test_options_that_are_right_together_pass(overrides: tuple[str, ...]) -> Non
 
 
 DIFFUSION = (
-    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_ldm_128", "landscape_ldm", "flowers_pixel_ddpm", "ldm_tiny"
+    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_gpu_ldm", "flowers_gpu_128_ldm", "landscape_gpu_256_ldm",
+    "flowers_pixel_ddpm", "ldm_tiny",
 )  # fmt: skip
 PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny")  # recipes
 
 
-DECODER = ("decoder", "flowers_laptop_decoder")
+DECODER = ("decoder", "flowers_laptop_decoder", "flowers_gpu_decoder")
 
 
 def stage_before(choice: str, folder: Path) -> list[str]:
