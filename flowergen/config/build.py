@@ -1,7 +1,9 @@
 """From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
 
+import importlib.util
 import inspect
 import operator
+import traceback
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,14 +49,27 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
     try:
         return hydra.utils.instantiate(node, **given, _convert_="all")
     except hydra.errors.InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            at = traceback.extract_tb(cause.__traceback__)[-1]
+            raise UserError(
+                f"{where}: {node['_target_']} does not take these values: {type(cause).__name__}: {one_line(cause)} "
+                f"({Path(at.filename).name}, line {at.lineno})"
+            ) from error
         raise
 
 
 def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], given: dict[str, Any]) -> None:
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{where} needs a _target_, the class that it is for")
+    package = node["_target_"].partition(".")[0]
+    if package.isidentifier() and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{where}._target_={node['_target_']} cannot be imported: there is no module {package} here: "
+            "run this in the folder that has it, or add that folder to PYTHONPATH"
+        )
     try:
         target = hydra.utils.get_object(node["_target_"])
     except Exception as error:  # whatever importing somebody's module raises

@@ -28,6 +28,7 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.config.trainer import build_trainer, resolve_precision
 from flowergen.errors import UserError
 from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.vae import VAEModule
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,27 @@ def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
     with pytest.raises(UserError, match=r"model: VAEModule: .*betta.*it takes .*beta"):
         build_module(config, num_classes=4)
     config["model"] = {"_target_": "no.such.Model"}
-    with pytest.raises(UserError, match=r"no\.such\.Model cannot be imported"):
+    with pytest.raises(UserError, match=r"no\.such\.Model cannot be imported: there is no module no here: .*PYTHONPATH$"):
+        build_module(config, num_classes=4)
+    config["model"] = {"_target_": "flowergen.modules.vae.NoModel"}
+    with pytest.raises(UserError, match=r"flowergen\.modules\.vae\.NoModel cannot be imported: "):
+        build_module(config, num_classes=4)
+
+
+class Huber(VAEModule):
+    """An own model with an option of its own, which no schema knows."""
+
+    def __init__(self, epsilon: float, **options: Any):
+        super().__init__(**options)
+        self.scale = 1 / epsilon
+
+
+def test_a_value_that_a_model_of_ones_own_cannot_use_is_one_line() -> None:
+    config = composed()
+    config["model"] |= {"_target_": f"{__name__}.Huber", "epsilon": 0.5}
+    assert build_module(config, num_classes=4).scale == 2
+    config["model"]["epsilon"] = "foo"
+    with pytest.raises(UserError, match=r"^model: .*Huber does not take these values: TypeError: .* \(test_build\.py, line \d"):
         build_module(config, num_classes=4)
 
 
