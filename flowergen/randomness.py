@@ -99,6 +99,25 @@ def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str, device:
     return torch.from_numpy(generator(seed, step, purpose).random(tuple(shape), dtype=np.float32)).to(device)  # (*shape)
 
 
+def stratified(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
+    """u_i = (u_0 + i / N) mod 1, u_0 uniform: each of the N rows is uniform, and together they are evenly spread.
+
+    Source: Kingma et al. 2021 (arXiv:2107.00630, appendix I.1), for the times of a batch.
+
+    Args:
+        shape: (N,), the global batch.
+        seed: see `generator`.
+        step: see `generator`.
+        purpose: see `generator`.
+        device: see `normal`.
+
+    Returns:
+        (N,) float32 in [0, 1) on the device.
+    """
+    (num,) = shape
+    return (uniform((1,), seed=seed, step=step, purpose=purpose, device=device) + torch.arange(num, device=device) / num) % 1
+
+
 def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
     """Standard normal noise of which row k belongs to sample `indices[k]`, whichever samples stand beside it.
 

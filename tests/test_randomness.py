@@ -6,7 +6,16 @@ import torch
 from scipy import stats
 
 from flowergen import randomness
-from flowergen.randomness import device_generator, generator, initialisation, noise_of, normal, normal_per_sample, uniform
+from flowergen.randomness import (
+    device_generator,
+    generator,
+    initialisation,
+    noise_of,
+    normal,
+    normal_per_sample,
+    stratified,
+    uniform,
+)
 
 
 def test_draws_ignore_and_leave_alone_the_global_generators():
@@ -95,6 +104,17 @@ def test_a_device_draws_from_a_generator_of_its_own_keyed_by_all_of_the_key(draw
     for other in ({"seed": 7 + 2**32}, {"step": 5 + 2**32}, {"step": 6}, {"purpose": "prior"}):
         assert not torch.equal(draw((20_000,), **key | other), first)
     assert not torch.equal(first, torch.from_numpy(generator(7, 5, "posterior").standard_normal(20_000, dtype=np.float32)))
+
+
+def test_stratified_numbers_are_uniform_each_and_evenly_spread_together():
+    draws = torch.stack([stratified((16,), seed=0, step=step, purpose="time") for step in range(2_000)])  # (2000, 16)
+    assert draws.dtype == torch.float32
+    assert ((draws >= 0) & (draws < 1)).all()
+    for position in (0, 7, 15):
+        assert stats.kstest(draws[:, position].numpy(), "uniform").pvalue > 0.01
+    gaps = draws.sort(dim=1).values.diff(dim=1)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 16), rtol=0, atol=1e-6)
+    assert torch.equal(draws[3], stratified((16,), seed=0, step=3, purpose="time"))
 
 
 def test_a_device_s_generator_is_seeded_with_64_bits():

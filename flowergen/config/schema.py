@@ -223,6 +223,7 @@ class DiT:
     hidden_size: Annotated[int, between(8, 8192)]
     depth: Annotated[int, between(1, 128)]
     num_heads: Annotated[int, between(1, 1024)]
+    block: Literal["original", "modern"]
 
 
 SamplerName = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "heun"]

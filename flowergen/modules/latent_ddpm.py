@@ -33,7 +33,7 @@ from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.efficientnet import feature_shape_for
 from flowergen.nn.feature_head import FeatureHead
 from flowergen.nn.posterior import LOGVAR_MIN, Posterior
-from flowergen.randomness import generator, normal, normal_per_sample, uniform
+from flowergen.randomness import generator, normal, normal_per_sample, stratified, uniform
 
 ALIGNED_WITH = "EfficientNet-Lite0"
 NUM_LEVELS = 4  # quarters of the time axis that validation looks at apart
@@ -283,7 +283,7 @@ class LatentDDPMModule(ImageModel):
         """Mean over the batch of the loss, at times, noise and latents drawn anew, and of the alignment where there is one."""
         num, shape = len(batch.label), self.latent_shape
         x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
-        t = self.schedule.times(self.step_draw(uniform, num, (), batch_idx, "time"))
+        t = self.schedule.times(self.step_draw(stratified, num, (), batch_idx, "time"))
         eps = self.step_draw(normal, num, shape, batch_idx, "diffusion")
         dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
         label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))

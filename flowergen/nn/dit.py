@@ -1,39 +1,103 @@
 """The diffusion transformer."""
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowergen.nn.blocks import zero
 from flowergen.nn.embeddings import FlatAsMap, TimeAndClass, sinusoidal_2d
 
+Kind = Literal["original", "modern"]
+ROTARY_BASE = 100.0  # of the slowest frequency: maps are at most a few dozen positions wide
+
+
+class SwiGLU(nn.Module):
+    """silu(a) * b of a hidden layer in two halves (Shazeer 2020, arXiv:2002.05202), with about the weights of an MLP of 4 D.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        hidden = -(-8 * dim // 3 // 16) * 16
+        self.up, self.down = nn.Linear(dim, 2 * hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> the same."""
+        a, b = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(a) * b)
+
+
+def rotary_2d(height: int, width: int, dim: int) -> Tensor:
+    """Angles of rotary embeddings (RoFormer, arXiv:2104.09864, section 3.2), half of them for the row, half for the column.
+
+    Args:
+        height: h.
+        width: w.
+        dim: of a head, a multiple of 4.
+
+    Returns:
+        (2, h w, dim / 2): cosines and sines, in reading order.
+    """
+    frequencies = ROTARY_BASE ** (-torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    angles = torch.cat((rows[:, None] * frequencies, columns[:, None] * frequencies), dim=1)  # (h w, dim / 2)
+    return torch.stack((angles.cos(), angles.sin()))
+
+
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Each pair of values (i, i + dim / 2) of each token turned by its angle.
+
+    Args:
+        x: (N, H, T, dim).
+        rotation: (2, T, dim / 2) see ``rotary_2d``.
+
+    Returns:
+        (N, H, T, dim).
+    """
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = rotation
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
 
 class DiTBlock(nn.Module):
     """Self-attention and an MLP, each x + gate * layer((1 + scale) norm(x) + shift), the gates starting at zero.
 
-    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block".
+    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block"; ``modern`` has the norms of
+    arXiv:1910.07467, rotary positions, normalised queries and keys (arXiv:2302.05442) and SwiGLU, as LightningDiT
+    (arXiv:2501.01423, section 4).
 
     Args:
         dim: D of tokens and conditioning vector.
-        num_heads: divides D.
+        num_heads: H, divides D.
+        kind: ``original`` or ``modern``.
     """
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, kind: Kind = "original"):
         super().__init__()
-        self.num_heads = num_heads
-        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.num_heads, modern = num_heads, kind == "modern"
+        norm = nn.RMSNorm if modern else nn.LayerNorm
+        self.norm1, self.norm2 = (norm(dim, eps=1e-6, elementwise_affine=False) for _ in range(2))
         self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
+        original = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
+        self.mlp = SwiGLU(dim) if modern else original
+        self.query_norm, self.key_norm = (nn.RMSNorm(dim // num_heads) if modern else None for _ in range(2))
         self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(dim, 6 * dim)))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(N, T, D) tokens and (N, D) -> (N, T, D)."""
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """(N, T, D) tokens and (N, D) -> (N, T, D); ``modern`` takes the (2, T, D / 2 H) of ``rotary_2d`` as well."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)  # (N, 1, D) each
-        x = x + gate1 * self._attention((1 + scale1) * self.norm1(x) + shift1)  # (N, T, D)
+        x = x + gate1 * self._attention((1 + scale1) * self.norm1(x) + shift1, rotation)  # (N, T, D)
         return x + gate2 * self.mlp((1 + scale2) * self.norm2(x) + shift2)  # (N, T, D)
 
-    def _attention(self, x: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         n, tokens, dim = x.shape
         q, k, v = self.to_qkv(x).view(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (N, H, T, D / H) each
+        if self.query_norm is not None and self.key_norm is not None and rotation is not None:
+            q, k = rotated(self.query_norm(q), rotation), rotated(self.key_norm(k), rotation)
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim))
 
 
@@ -46,14 +110,22 @@ class DiT(nn.Module):
         patch_size: p; h and w are multiples of it, and there are h w / p^2 tokens.
         hidden_size: D of the tokens, a multiple of 4.
         depth: number of blocks.
-        num_heads: divides D.
+        num_heads: H, divides D.
+        block: see ``DiTBlock``; ``modern`` needs D / H to be a multiple of 4.
 
     Raises:
         ValueError: the patch size does not divide the map, or the heads the hidden size.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], num_classes: int, patch_size: int, hidden_size: int, depth: int, num_heads: int
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        patch_size: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        block: Kind = "original",  # of runs from before there was a choice
     ):
         super().__init__()
         self.flat = FlatAsMap(shape[0]) if shape[1:] == (1, 1) else None
@@ -68,7 +140,11 @@ class DiT(nn.Module):
         self.to_tokens = nn.Conv2d(channels, hidden_size, patch_size, stride=patch_size)
         positions = sinusoidal_2d(height // patch_size, width // patch_size, hidden_size)
         self.register_buffer("positions", positions, persistent=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads) for _ in range(depth))
+        if block == "modern" and hidden_size // num_heads % 4:
+            raise ValueError(f"hidden_size={hidden_size} / num_heads={num_heads} must be a multiple of 4 for block=modern")
+        rotation = rotary_2d(height // patch_size, width // patch_size, hidden_size // num_heads) if block == "modern" else None
+        self.register_buffer("rotation", rotation, persistent=False)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, block) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(hidden_size, 2 * hidden_size)))
         self.to_patches = zero(nn.Linear(hidden_size, channels * patch_size**2))
@@ -88,7 +164,7 @@ class DiT(nn.Module):
         h = h.flatten(2).transpose(1, 2) + self.positions  # (N, T, D)
         hidden = h
         for number, block in enumerate(self.blocks, start=1):
-            h = block(h, c)
+            h = block(h, c, self.rotation)
             if number <= max(1, len(self.blocks) // 2):
                 hidden = h
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # (N, 1, D) each

@@ -1,15 +1,16 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from flowergen.nn.dit import DiT, DiTBlock
+from flowergen.nn.dit import DiT, DiTBlock, rotary_2d, rotated
 
 SHAPES = [(4, 16, 16), (3, 8, 4), (128, 1, 1), (5, 1, 1)]
 
 
-def dit(shape: tuple[int, int, int], **settings: int) -> DiT:
+def dit(shape: tuple[int, int, int], **settings: Any) -> DiT:
     """As small as it gets, with the same weights in each test."""
     torch.manual_seed(0)
     defaults = {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_heads": 2}
@@ -30,11 +31,12 @@ def batch(shape: tuple[int, int, int], num: int = 4) -> tuple[Tensor, Tensor, Te
     return x, torch.linspace(0, 999, num), torch.arange(num) % 4
 
 
+@pytest.mark.parametrize("block", ["original", "modern"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_first_answer_is_zero(shape: tuple[int, int, int]):
+def test_the_first_answer_is_zero(shape: tuple[int, int, int], block: str):
     """Of the input's shape, for maps that are no squares and flat latents too."""
     x, t, label = batch(shape)
-    out = dit(shape)(x, t, label)
+    out = dit(shape, block=block)(x, t, label)
     assert out.shape == x.shape
     assert not out.any()
 
@@ -82,10 +84,11 @@ def test_a_block_is_adaln_zero():
     torch.testing.assert_close(block(x[None], c[None])[0], expected)
 
 
+@pytest.mark.parametrize("block", ["original", "modern"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_time_and_class_change_the_answer(shape: tuple[int, int, int]):
+def test_time_and_class_change_the_answer(shape: tuple[int, int, int], block: str):
     """Times that are neighbours, and classes that are, "no class" among them."""
-    net, (x, _, _) = randomised(dit(shape)), batch(shape, 1)
+    net, (x, _, _) = randomised(dit(shape, block=block)), batch(shape, 1)
 
     def ask(t: float, label: int) -> Tensor:
         return net(x, torch.tensor([t]), torch.tensor([label]))
@@ -94,18 +97,20 @@ def test_time_and_class_change_the_answer(shape: tuple[int, int, int]):
     assert torch.pdist(torch.stack(answers).flatten(1)).min() > 1e-4
 
 
+@pytest.mark.parametrize("block", ["original", "modern"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_an_answer_does_not_depend_on_the_others_in_the_batch(shape: tuple[int, int, int]):
-    net, (x, t, label) = randomised(dit(shape)), batch(shape)
+def test_an_answer_does_not_depend_on_the_others_in_the_batch(shape: tuple[int, int, int], block: str):
+    net, (x, t, label) = randomised(dit(shape, block=block)), batch(shape)
     together = net(x, t, label)
     for i in range(len(x)):
         torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], label[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", ["original", "modern"])
 @pytest.mark.parametrize("shape", [(2, 6, 4), (37, 1, 1), (5, 1, 1)], ids=str)
-def test_every_number_hears_of_every_other(shape: tuple[int, int, int]):
+def test_every_number_hears_of_every_other(shape: tuple[int, int, int], block: str):
     """Each of the answer of each of the input, also of another patch: all of the Jacobian."""
-    net, (x, t, label) = randomised(dit(shape)), batch(shape, 1)
+    net, (x, t, label) = randomised(dit(shape, block=block)), batch(shape, 1)
     jacobian = torch.autograd.functional.jacobian(lambda x: net(x, t, label).flatten(), x).view(x.numel(), x.numel())
     assert (jacobian != 0).all()
 
@@ -122,6 +127,55 @@ def test_without_attention_a_patch_hears_of_none_but_itself():
             own = torch.zeros(6, 4, dtype=torch.bool)
             own[row // 2 * 2 : row // 2 * 2 + 2, column // 2 * 2 : column // 2 * 2 + 2] = True
             assert torch.equal(heard > 0, own)
+
+
+def test_a_modern_block_by_hand():
+    """Root mean squares in place of standard deviations, queries and keys normalised and turned by their positions, SwiGLU."""
+    block = randomised(DiTBlock(8, 2, "modern")).double()
+    x, c = torch.randn(6, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)  # a map of 3 x 2, a head of 4
+
+    def norm(h: Tensor, eps: float) -> Tensor:
+        return h / (h.square().mean(1, keepdim=True) + eps).sqrt()
+
+    def turn(h: Tensor) -> Tensor:
+        """Values 0 and 2 are a pair that turns by the row, 1 and 3 one that turns by the column."""
+        out = h.clone()
+        for token in range(6):
+            for first, angle in ((0, token // 2), (1, token % 2)):
+                a, b, cos, sin = h[token, first], h[token, first + 2], math.cos(angle), math.sin(angle)
+                out[token, first], out[token, first + 2] = a * cos - b * sin, a * sin + b * cos
+        return out
+
+    vector = (block.modulation[1].weight @ (c * c.sigmoid()) + block.modulation[1].bias).view(6, 8)
+    shift1, scale1, gate1, shift2, scale2, gate2 = vector
+    inner = (1 + scale1) * norm(x, 1e-6) + shift1
+    q, k, v = (inner @ w.T + b for w, b in zip(block.to_qkv.weight.split(8), block.to_qkv.bias.split(8), strict=True))
+    heads, eps = [], torch.finfo(torch.float64).eps
+    for own in (slice(0, 4), slice(4, 8)):
+        query = turn(block.query_norm.weight * norm(q[:, own], eps))
+        key = turn(block.key_norm.weight * norm(k[:, own], eps))
+        heads.append(torch.softmax(query @ key.T / 2, 1) @ v[:, own])
+    h = x + gate1 * (torch.cat(heads, 1) @ block.to_out.weight.T + block.to_out.bias)
+    a, b = (((1 + scale2) * norm(h, 1e-6) + shift2) @ block.mlp.up.weight.T + block.mlp.up.bias).chunk(2, 1)
+    expected = h + gate2 * ((a * a.sigmoid() * b) @ block.mlp.down.weight.T + block.mlp.down.bias)
+    torch.testing.assert_close(block(x[None], c[None], rotary_2d(3, 2, 4).double())[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    """Of two tokens that are one row down and two columns right of each other, wherever they are."""
+    query, key = torch.randn(8), torch.randn(8)
+    tokens = torch.stack((query, key)).expand(30, 2, 8).permute(1, 0, 2)[:, None]  # (2, 1, T, 8)
+    q, k = rotated(tokens, rotary_2d(5, 6, 8))[:, 0]
+    products = [q[6 * row + column] @ k[6 * (row + 1) + column + 2] for row in range(4) for column in range(4)]
+    torch.testing.assert_close(torch.stack(products), products[0].expand(16), rtol=1e-4, atol=1e-4)
+    assert (q[0] @ k[1] - products[0]).abs() > 1e-3
+    torch.testing.assert_close(q.norm(dim=1), query.norm().expand(30))
+
+
+def test_heads_that_do_not_turn_in_pairs_are_refused():
+    with pytest.raises(ValueError, match="hidden_size=12 / num_heads=2 must be a multiple of 4"):
+        dit((4, 16, 16), hidden_size=12, num_heads=2, block="modern")
+    dit((4, 16, 16), hidden_size=12, num_heads=2)
 
 
 def test_patches_are_put_back_where_they_came_from():
@@ -153,10 +207,11 @@ def test_positions_are_no_part_of_the_state():
     assert not net.positions.requires_grad
 
 
+@pytest.mark.parametrize("block", ["original", "modern"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_parameter_is_trained(shape: tuple[int, int, int]):
+def test_every_parameter_is_trained(shape: tuple[int, int, int], block: str):
     """Of each parameter some entry, and of the classes each."""
-    net, (x, t, label) = randomised(dit(shape)), batch(shape)
+    net, (x, t, label) = randomised(dit(shape, block=block)), batch(shape)
     (net(x, t, label) * torch.randn_like(x)).sum().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
