@@ -69,10 +69,9 @@ def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | 
     """(N,) the class of every sample, -1 for none."""
     from flowergen.data.class_names import class_labels
     from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     names = model.class_names
-    conditional = len(names) > 0 and (config["classes"] is not None or isinstance(model.module, LatentDDPMModule))
+    conditional = len(names) > 0 and (config["classes"] is not None or model.module.denoises)
     if config["classes"] is not None:
         if not names:
             raise UserError("classes=: this model was trained without classes; give num= instead")

@@ -16,9 +16,8 @@ from flowergen.callbacks.images import ImageGrids
 from flowergen.evaluation.encoding import batch_of, posteriors
 from flowergen.evaluation.latent_store import MOST_FITTED
 from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
-from flowergen.modules.decoder import DecoderModule
+from flowergen.lightning_internals import end_epoch_after, set_num_epochs
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 
 log = logging.getLogger(__name__)
 
@@ -211,14 +210,13 @@ class Budget(Callback):
         decided: Any = (self._plan(trainer, pl_module, batch_idx), self._next_check) if trainer.is_global_zero else None
         made, self._next_check = trainer.strategy.broadcast(decided)
         pl_module.total_steps = self._total_steps = made.total_steps
-        trainer.fit_loop.max_epochs = made.num_epochs
+        set_num_epochs(trainer, made.num_epochs)
         if not self._planned:
             self._planned = True
             pl_module.check_total_steps()
         if made.total_steps <= steps:
             self.over = True
-            trainer.fit_loop.max_batches = trainer.val_check_batch = batch_idx + 1
-            trainer.check_val_every_n_epoch = 1
+            end_epoch_after(trainer, batch_idx + 1)
         elif ends_epoch and not made.looks:
             self._look_every(trainer, trainer.current_epoch + 2)  # of which this epoch is no multiple
 
@@ -280,7 +278,7 @@ class Budget(Callback):
             num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
             self._validation = taken * num
         fitting = 0.0
-        if isinstance(pl_module, LatentDDPMModule | DecoderModule):
+        if pl_module.sampling_model.denoises:
             sampler = sampler_in_training(pl_module, data)
         else:
             sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # as slow as a mixture once fitted

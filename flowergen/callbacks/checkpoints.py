@@ -14,6 +14,7 @@ from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.metrics_csv import MetricsCsv
 from flowergen.callbacks.stop_signals import StopSignals
+from flowergen.lightning_internals import begin_next_epoch
 from flowergen.modules.image_model import ImageModel
 
 
@@ -120,7 +121,7 @@ class Checkpoints(Checkpoint):
         rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
         checkpoint.setdefault("flowergen", {})["metrics_csv_rows"] = rows[0] if rows else 0
         if self._between_epochs:
-            _start_next_epoch(checkpoint["loops"]["fit_loop"], trainer.current_epoch + 1)
+            begin_next_epoch(checkpoint, trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """What must outlive the process."""
@@ -140,17 +141,3 @@ def _publish(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
-
-
-def _start_next_epoch(fit_loop: dict[str, Any], epochs_done: int) -> None:
-    """Write into Lightning's loop state that ``epochs_done`` epochs are over and the next has not begun.
-
-    Inside ``on_train_epoch_end`` the counters say "almost done", and which hooks Lightning 2.6 repeats or leaves out on
-    such a state depends on whether there was a validation. Between epochs there is nothing to guess.
-    """
-    for counts in fit_loop["epoch_progress"].values():
-        counts.update(dict.fromkeys(counts, epochs_done))
-    batches = fit_loop["epoch_loop.batch_progress"]
-    batches["current"].update(dict.fromkeys(batches["current"], 0))
-    batches["total"].update(dict.fromkeys(batches["total"], batches["total"]["ready"]))
-    batches["is_last_batch"] = False

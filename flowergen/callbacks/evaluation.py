@@ -23,7 +23,6 @@ from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.viz.curves import plot_looks
 from flowergen.viz.grids import comparison_grid, write_png
 
@@ -123,7 +122,7 @@ class PeriodicEvaluation(Callback):
         real, measured = self.side.real, Measured()
         sampler = sampler_in_training(pl_module, data)
         classes = np.full(self.num_samples, NO_CLASS)
-        if isinstance(sampler.model, LatentDDPMModule):
+        if sampler.model.denoises:
             classes = repeated(real.reference.labels[real.reference.rows], self.num_samples)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
         steps = logging.getLogger("flowergen.evaluation")  # says every step, for those who wait for a card

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.files import replacing
 
 
 class MetricsCsv(Logger):
@@ -98,10 +99,8 @@ class MetricsCsv(Logger):
 
     def _rewrite(self) -> None:
         self._in_step_with_file = False  # until it is done: the file has other columns
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(partial, self.path)
         self._in_step_with_file = True

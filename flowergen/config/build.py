@@ -20,6 +20,8 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import printable
 from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
 from flowergen.errors import UserError
+from flowergen.files import replacing
+from flowergen.lightning_internals import EPOCHS_DONE
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.outside_weights import load_efficientnet, load_vgg16
@@ -237,7 +239,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     Raises:
         UserError: it does not say.
     """
-    return _count(checkpoint, "epochs", "loops", "fit_loop", "epoch_progress", "current", "processed")
+    return _count(checkpoint, "epochs", *EPOCHS_DONE)
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:
@@ -260,10 +262,8 @@ def _count(content: Any, what: str, *keys: str) -> int:
 
 def save_weights(module: ImageModel, path: Path) -> None:
     """The network that training has changed, the averaged one where there is one, as safetensors."""
-    partial = path.with_name(path.name + ".partial")
-    # not by save_file, whose error on a full disk is no OSError
-    partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))
-    partial.replace(path)
+    with replacing(path) as partial:  # not by save_file, whose error on a full disk is no OSError
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))
 
 
 class LoadedModel:

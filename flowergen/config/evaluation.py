@@ -126,14 +126,14 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
 
     num, repeats = config["num_samples"] or len(real.reference), config["repeats"]
     reference_labels = real.reference.labels[real.reference.rows]
-    by_class = isinstance(module, LatentDDPMModule) and len(model.class_names) > 0
+    by_class = module.denoises and len(model.class_names) > 0
     classes = repeated(reference_labels, num) if by_class else np.full(num, NO_CLASS)
     labels = torch.from_numpy(np.tile(classes, repeats).astype(np.int64))
     sampler = sampler_of(config, model, stored_latents(model), False)
     batch_size, auto = batch_size_of(config, device.type == "cuda")
     generated = Sampled(sampler, labels, batch_size, auto)
     step, decoder = module.optimizer_steps, {}
-    if isinstance(module, LatentDDPMModule) and module.autoencoder and module.decoder_steps is not None:
+    if module.autoencoder and module.decoder_steps is not None:
         step, decoder = module.decoder_steps, {"decoder": fingerprint(module.autoencoder.inference_net)}
     described = {
         "what": "/".join(run.path.parts[-2:]),
@@ -144,7 +144,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
         "optimiser steps": module.optimizer_steps,
         "sampled by": sampler.says,
         "classes": "those of the reference pictures" if by_class else "none",
-        "denoising": module.denoising_task if isinstance(module, LatentDDPMModule) else None,
+        "denoising": module.denoising_task,
     }
     protocol = _protocol(real, num, repeats, config["seed"], module.image_size, networks)
     drawn = (num, repeats, config["seed"])
@@ -193,7 +193,7 @@ def measure(subject: Subject, work: Path) -> Measured:
         *subject.networks.notes,
         *subject.networks.note_on_training(trained_with),
     ]
-    autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
+    autoencoder = model.autoencoder if model else None
     if autoencoder is not None:
         for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir, subject.seed).items():
             measured.add(name, "reference", value)

@@ -112,7 +112,7 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
 
 def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:
     theirs, ours = before.config["data"], config["data"]
-    what = "diffusion model" if isinstance(before.module, LatentDDPMModule) else "autoencoder"
+    what = "diffusion model" if before.module.denoises else "autoencoder"
     if before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
         return
     if theirs.get("root") == ours.get("root"):
@@ -132,7 +132,7 @@ def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: Im
     Raises:
         UserError: the disk is full.
     """
-    if isinstance(module, LatentDDPMModule | DecoderModule):  # which have stored theirs before they began
+    if module.sampling_model.denoises:  # which has stored its own before they began
         return
     try:
         store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)

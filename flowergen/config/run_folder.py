@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from flowergen.errors import TrainingEnded, UserError
+from flowergen.files import replacing
 
 LARGEST_YAML = 1_000_000  # bytes; a run's are a few thousand
 REFUSED = f"{UserError.__name__}:"  # how the exit of a session begins that ended before an optimiser step
@@ -257,9 +258,8 @@ class Provenance:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file: a reader sees the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -59,12 +59,8 @@ def check_sampling(
 def stored_latents(model: "LoadedModel") -> "LatentStore | None":
     """What the run has stored of its latents, if it is of these weights."""
     from flowergen.evaluation.latent_store import read_latents
-    from flowergen.modules.fingerprint import fingerprint
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
-    module = model.module
-    owner = module.autoencoder_hash if isinstance(module, LatentDDPMModule) else fingerprint(module.inference_net)
-    return read_latents(model.run.latents, owner)
+    return read_latents(model.run.latents, model.module.latents_owner)
 
 
 def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampling":
@@ -107,10 +103,8 @@ def samples_of(
 
     from flowergen.data.class_names import class_label
     from flowergen.evaluation.sampling import labels_by_frequency, pictures
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     store, module = None, model.module
-    is_diffusion = isinstance(module, LatentDDPMModule)
     config = {**dict.fromkeys(OF_DIFFUSION), **options, "source": "auto", "batch_size": "auto", "seed": seed}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     check_sampling(config, model.config["model"], given, {})
@@ -118,13 +112,13 @@ def samples_of(
         if value is not None and value < 1:
             raise UserError(f"{key}={value}: it must be at least 1")
     if classes is None:
-        labels = labels_by_frequency(num, len(model.class_names) if is_diffusion else 0, None, seed)
+        labels = labels_by_frequency(num, len(model.class_names) if module.denoises else 0, None, seed)
     else:
         named = [class_label(name, model.class_names) for name in ([classes] if isinstance(classes, (str, int)) else classes)]
         if not named:
             raise UserError("classes holds no class: give names or numbers, or None")
         labels = torch.tensor(named)[torch.arange(num) % len(named)]
-    if not is_diffusion:
+    if not module.denoises:
         store = stored_latents(model)
         if classes is None and (store is None or store.prior is None):
             log.warning(f"{model.run.path} has no mixture model of these weights: samples are decoded from N(0, I)")

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from flowergen.callbacks.budget import Budget, seconds_spent
@@ -19,6 +18,7 @@ from flowergen.config.command import flat, one_line
 from flowergen.config.duration import seconds_of
 from flowergen.config.run_folder import RunFolder
 from flowergen.errors import UserError
+from flowergen.lightning_internals import allow_unused_parameters
 
 MOST_EPOCHS = 10**6  # where a budget decides
 
@@ -91,10 +91,8 @@ def build_trainer(
     except (hydra.errors.InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
         raise UserError(f"trainer: {one_line(cause)}") from error
-    if manual and isinstance(
-        trainer.strategy, DDPStrategy
-    ):  # the backward pass of each loss leaves the other network's parameters unused
-        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    if manual:  # the backward pass of each loss leaves the other network's parameters unused
+        allow_unused_parameters(trainer)
     return trainer
 
 

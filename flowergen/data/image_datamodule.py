@@ -21,6 +21,7 @@ from flowergen.data.resident import SHARE, Rows, copied, picked, size_of
 from flowergen.data.splits import complete_subsets, stratified_split
 from flowergen.data.streaming import LoaderAhead, streamed_images
 from flowergen.errors import UserError
+from flowergen.lightning_internals import batches_begun
 from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
@@ -223,8 +224,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"{devices} device(s) x trainer.accumulate_grad_batches={accumulate}"
             )
         order = TrainingOrder(self.rows["train"], self.batch_size, self.seed, trainer.global_rank, devices, accumulate)
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        order.resume_at(trainer.current_epoch, progress.ready)
+        order.resume_at(trainer.current_epoch, batches_begun(trainer))
         return self._loader(order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

@@ -15,6 +15,7 @@ from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
 from flowergen.evaluation.encoding import posteriors
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
+from flowergen.files import replacing
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
@@ -70,9 +71,8 @@ def store_latents(
         "class_counts": torch.from_numpy(counts),
         **(prior.tensors() if prior else {}),
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file's error on a full disk is no OSError
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file's error on a full disk is no OSError
 
 
 def fit_to_pictures(model: ImageModel, data: ImageDataModule, rows: np.ndarray) -> tuple[Tensor, LatentPrior | None]:

@@ -122,10 +122,9 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
     Returns:
         Plain data; docs/export.md says what each key is for.
     """
-    on_pixels = isinstance(model, LatentDDPMModule) and model.autoencoder is None
     about: dict[str, Any] = {
         "image_size": model.image_size,
-        "pixel_range": [-1, 1] if on_pixels else [0, 1],
+        "pixel_range": [0, 1] if model.autoencoder else [-1, 1],
         "latent_shape": list(model.latent_shape),
         "class_names": list(class_names),
     }
@@ -158,7 +157,7 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
     for name, net in networks(model).items():
         weights = save({key: value.contiguous() for key, value in net.state_dict().items()})
         (folder / f"{name}.safetensors").write_bytes(weights)
-    autoencoder = model.autoencoder if isinstance(model, LatentDDPMModule) else model
+    autoencoder = model.autoencoder
     about: dict[str, Any] = {name: {key: node[key] for key in NETWORK_KEYS if key in node} for name, node in nodes.items()}
     if isinstance(autoencoder, VAEModule):
         activation = "sigmoid" if autoencoder.pixel_min == 0 else "tanh"
@@ -179,9 +178,9 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
     """
     x = uniform((NUM_TRIED, 3, model.image_size, model.image_size), seed=0, step=0, purpose="export picture")
     z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
-    autoencoder: ImageModel | None = model
+    autoencoder = model.autoencoder
     if isinstance(model, LatentDDPMModule):
-        autoencoder, num_classes = model.autoencoder, model.num_classes
+        num_classes = model.num_classes
         t = model.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
         label = torch.tensor([num_classes, 0, num_classes // 2])
         yield Graph("denoiser", Denoise(model).eval(), {"x": z, "t": t, "label": label}, ["prediction"])

@@ -11,7 +11,6 @@ from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError
 from flowergen.evaluation.latent_prior import LatentPrior
 from flowergen.evaluation.latent_store import fit_to_pictures
-from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.randomness import generator, normal_per_sample
@@ -110,7 +109,7 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
     Returns:
         A sampler of an autoencoder that draws from N(0, I) where no mixture can be fitted, and says so.
     """
-    model = model.diffusion if isinstance(model, DecoderModule) else model
+    model = model.sampling_model
     if isinstance(model, LatentDDPMModule):
         return diffusion_sampler(model, model.sampling, model.seed)
     rows = spread(data.rows["train"], MOST_FITTED_IN_TRAINING)

@@ -124,6 +124,11 @@ class DecoderModule(TwoOptimizers):
         return self._diffusion[0].on(self.device)
 
     @property
+    def sampling_model(self) -> LatentDDPMModule:
+        """The diffusion model."""
+        return self.diffusion
+
+    @property
     def inference_net(self) -> nn.Module:
         """The averaged decoder."""
         return self.ema.net

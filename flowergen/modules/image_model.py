@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
 from flowergen.modules.running_means import RunningMeans, batch_sums
@@ -40,6 +41,8 @@ class ImageModel(LightningModule, ABC):
 
     best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
+    denoises: ClassVar[bool] = False  # a diffusion model, whose samples are of a class where there are classes
+    decoder_steps: int | None = None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
     def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: float = 0):
@@ -81,6 +84,26 @@ class ImageModel(LightningModule, ABC):
     @abstractmethod
     def summary(self) -> str:
         """One line: what the network is."""
+
+    @property
+    def autoencoder(self) -> "ImageModel | None":
+        """What encodes pictures and decodes latents: the model itself, or the one that it was trained on; None on pixels."""
+        return self
+
+    @property
+    def sampling_model(self) -> "ImageModel":
+        """The model that samples are drawn from: this one, or the one whose decoder it trains."""
+        return self
+
+    @property
+    def latents_owner(self) -> str:
+        """The fingerprint of the network whose latents these are."""
+        return fingerprint(self.inference_net)
+
+    @property
+    def denoising_task(self) -> str | None:
+        """Identifies the denoising task, see ``LatentDDPMModule``; None of a model that does not denoise."""
+        return None
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:

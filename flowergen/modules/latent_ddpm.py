@@ -91,6 +91,7 @@ class LatentDDPMModule(ImageModel):
         UserError: for a combination that makes no sense.
     """
 
+    denoises = True
     best_metric = "loss"  # of the averaged weights
     best_mode = "min"
     compares_with_training = True  # val/loss beside val/loss_train: where they part, memorising begins
@@ -157,9 +158,6 @@ class LatentDDPMModule(ImageModel):
         self.latent_mean: Tensor
         self.latent_std: Tensor
         self.train_means = RunningMeans()  # of training pictures, scored as the held-out ones are
-        self.decoder_steps: int | None = (
-            None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
-        )
 
     # -- pictures and latents
 
@@ -182,6 +180,11 @@ class LatentDDPMModule(ImageModel):
     def autoencoder(self) -> ImageModel | None:
         """The frozen autoencoder, on this module's device; None on pixels."""
         return self._autoencoder[0].on(self.device) if self._autoencoder else None
+
+    @property
+    def latents_owner(self) -> str:
+        """The autoencoder's."""
+        return self.autoencoder_hash
 
     @property
     def features_trained_with(self) -> str | None:

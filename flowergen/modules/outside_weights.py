@@ -17,6 +17,7 @@ from torchvision.models import VGG16_Weights
 
 from flowergen.data.download import downloading
 from flowergen.errors import UserError
+from flowergen.files import replacing
 from flowergen.nn.efficientnet import EfficientNetLite
 from flowergen.nn.perceptual import VGG16Features
 
@@ -108,9 +109,8 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
         with downloading(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():  # another process may have been faster
-                partial = path.with_name(f"{path.name}.partial")
-                torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
-                partial.replace(path)
+                with replacing(path) as partial:
+                    torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
         raise MissingWeights(
             f"{what} could not be fetched ({' '.join(str(error).split())}): put {url} into {path.parent} "

@@ -1,11 +1,12 @@
 """Pictures that move."""
 
-import os
 from pathlib import Path
 
 import imageio.v3 as iio
 import torch
 from torch import Tensor
+
+from flowergen.files import replacing
 
 
 def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
@@ -19,9 +20,5 @@ def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         iio.imwrite(partial, pixels, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Grids of pictures, and how they reach the disk."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from flowergen.files import replacing
 
 
 def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint8]:
@@ -111,9 +112,5 @@ def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         Image.fromarray(array).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -145,6 +145,7 @@ def test_crops_and_colours_belong_to_the_picture_and_the_epoch_and_not_to_the_ba
         torch.testing.assert_close(at(list(range(50))), plain, rtol=0, atol=0)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA DEVICE: copies on a stream of their own are NOT TESTED here")
 @pytest.mark.parametrize("choice", ["auto", False])
 def test_on_a_gpu_the_batches_are_those_of_the_cpu(cache_dir: Path, choice: Any) -> None:
