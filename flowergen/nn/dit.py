@@ -66,9 +66,9 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 class DiTBlock(nn.Module):
     """Self-attention and an MLP, each x + gate * layer((1 + scale) norm(x) + shift), the gates starting at zero.
 
-    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block"; ``modern`` has the norms of
-    arXiv:1910.07467, rotary positions, normalised queries and keys (arXiv:2302.05442) and SwiGLU, as LightningDiT
-    (arXiv:2501.01423, section 4).
+    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block"; ``modern`` has rotary positions,
+    normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442, section 2) and SwiGLU, as LightningDiT
+    (arXiv:2501.01423, section 4), but no RMSNorm, which is slower than LayerNorm on a CPU.
 
     Args:
         dim: D of tokens and conditioning vector.
@@ -79,12 +79,11 @@ class DiTBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, kind: Kind = "original"):
         super().__init__()
         self.num_heads, modern = num_heads, kind == "modern"
-        norm = nn.RMSNorm if modern else nn.LayerNorm
-        self.norm1, self.norm2 = (norm(dim, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False) for _ in range(2))
         self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         original = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
         self.mlp = SwiGLU(dim) if modern else original
-        self.query_norm, self.key_norm = (nn.RMSNorm(dim // num_heads) if modern else None for _ in range(2))
+        self.query_norm, self.key_norm = (nn.LayerNorm(dim // num_heads) if modern else None for _ in range(2))
         self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(dim, 6 * dim)))
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:

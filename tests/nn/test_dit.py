@@ -130,12 +130,13 @@ def test_without_attention_a_patch_hears_of_none_but_itself():
 
 
 def test_a_modern_block_by_hand():
-    """Root mean squares in place of standard deviations, queries and keys normalised and turned by their positions, SwiGLU."""
+    """Queries and keys normalised and turned by their positions, SwiGLU."""
     block = randomised(DiTBlock(8, 2, "modern")).double()
     x, c = torch.randn(6, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)  # a map of 3 x 2, a head of 4
 
     def norm(h: Tensor, eps: float) -> Tensor:
-        return h / (h.square().mean(1, keepdim=True) + eps).sqrt()
+        centred = h - h.mean(1, keepdim=True)
+        return centred / (centred.square().mean(1, keepdim=True) + eps).sqrt()
 
     def turn(h: Tensor) -> Tensor:
         """Values 0 and 2 are a pair that turns by the row, 1 and 3 one that turns by the column."""
@@ -150,10 +151,10 @@ def test_a_modern_block_by_hand():
     shift1, scale1, gate1, shift2, scale2, gate2 = vector
     inner = (1 + scale1) * norm(x, 1e-6) + shift1
     q, k, v = (inner @ w.T + b for w, b in zip(block.to_qkv.weight.split(8), block.to_qkv.bias.split(8), strict=True))
-    heads, eps = [], torch.finfo(torch.float64).eps
+    heads = []
     for own in (slice(0, 4), slice(4, 8)):
-        query = turn(block.query_norm.weight * norm(q[:, own], eps))
-        key = turn(block.key_norm.weight * norm(k[:, own], eps))
+        query = turn(block.query_norm.weight * norm(q[:, own], 1e-5) + block.query_norm.bias)
+        key = turn(block.key_norm.weight * norm(k[:, own], 1e-5) + block.key_norm.bias)
         heads.append(torch.softmax(query @ key.T / 2, 1) @ v[:, own])
     h = x + gate1 * (torch.cat(heads, 1) @ block.to_out.weight.T + block.to_out.bias)
     a, b = (((1 + scale2) * norm(h, 1e-6) + shift2) @ block.mlp.up.weight.T + block.mlp.up.bias).chunk(2, 1)
