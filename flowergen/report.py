@@ -131,7 +131,7 @@ def _epochs(path: Path) -> list[dict[str, float]]:
     wanted = ("epoch", "val/", "trainset/", "train_epoch/loss")
     try:
         numbers = [{k: float(v) for k, v in row.items() if k and v and k.startswith(wanted)} for row in rows]
-    except (ValueError, TypeError, csv.Error):  # somebody else's file
+    except (ValueError, TypeError, csv.Error):  # not a file of ours
         return []
     return [row for row in numbers if any(key.startswith(("val/", "trainset/")) for key in row)]
 

@@ -101,7 +101,7 @@ def _write(
         labelled = (first, labels[first], model.class_names)
         how = sampling_of(config, module)
         lines += sample_files.write_denoising(folder, module, how, *labelled, seed, store, min(batch_size, 16))
-    return [sampler.says, *lines]
+    return [sampler.description, *lines]
 
 
 if __name__ == "__main__":

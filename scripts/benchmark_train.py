@@ -86,11 +86,11 @@ class BareStep:
         self.started = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.module, VAEGANModule):
-                self._two_players(self.module, cast(Batch, self.batch))
+                self._adversarial(self.module, cast(Batch, self.batch))
             elif isinstance(self.module, LatentDDPMModule):
                 self._denoiser(self.module)
             else:
-                self._one_player(self.module, cast(Batch, self.batch))
+                self._vae(self.module, cast(Batch, self.batch))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -108,7 +108,7 @@ class BareStep:
         self._lap("forward and loss")
         self._backward(loss)
 
-    def _one_player(self, module: VAEModule, batch: Batch) -> None:
+    def _vae(self, module: VAEModule, batch: Batch) -> None:
         x = batch.image
         posterior = module._encode(module.net, x)
         noise = torch.randn_like(posterior.mean)
@@ -117,7 +117,7 @@ class BareStep:
         self._lap("forward and loss")
         self._backward(loss)
 
-    def _two_players(self, module: VAEGANModule, batch: Batch) -> None:
+    def _adversarial(self, module: VAEGANModule, batch: Batch) -> None:
         x = 2 * batch.image - 1
         posterior = module.net.encoder(x)
         h = module.net.decoder.features(posterior.sample(torch.randn_like(posterior.mean)))
@@ -131,7 +131,7 @@ class BareStep:
         module.adversary.discriminator.update_spectral_norms()
         u = torch.rand(len(x), NUM_DRAWS, device=x.device)
         self.phases = [("judgement", "discriminator, backward"), ("generator, losses", "backward")]
-        module._both_players(module.adversary, x, batch.label, posterior, h, x_hat, u)
+        module._adversarial_step(module.adversary, x, batch.label, posterior, h, x_hat, u)
         module.adversary.update_adaptive_weight(world_size=1)
         self._lap("adaptive weight")
 

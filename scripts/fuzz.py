@@ -1,10 +1,10 @@
-"""Feed damaged and hostile input to what reads a stranger's files; needs hypothesis, no data and no network.
+"""Feed damaged and hostile input to what reads untrusted files; needs hypothesis, no data and no network.
 
     python scripts/fuzz.py target=picture|checkpoint|overrides
     python scripts/fuzz.py target=picture minutes=10 seed=0 out=FOLDER
 
 * picture: files of every format, their bytes changed, cut, spliced, their length fields overwritten, through ``read_rgb``;
-* checkpoint: a run folder whose checkpoint, config or stored latents somebody has tampered with, through ``read_checkpoint``,
+* checkpoint: a run folder whose checkpoint, config or stored latents were changed, through ``read_checkpoint``,
   ``load_run`` and ``read_latents``;
 * overrides: command lines of train, sample, evaluate and split, through the checks before anything is imported.
 

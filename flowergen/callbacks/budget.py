@@ -74,13 +74,13 @@ class Plan(NamedTuple):
     Attributes:
         total_steps: optimiser steps of the run.
         num_epochs: of the run, the last one may be cut short.
-        looks: whether this epoch may validate and draw, where it is due; else it leaves that to the last one, for which there
-            would be no time.
+        evaluates: whether this epoch may validate and draw where that is due; if not, it leaves that to the last epoch, for
+            which there would be no time otherwise.
     """
 
     total_steps: int
     num_epochs: int
-    looks: bool
+    evaluates: bool
 
 
 def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan:
@@ -103,13 +103,13 @@ def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan
         return here
     due = ((seconds.validation, at.validates_every), (seconds.pictures, at.draws_every))
     look = sum(taken for taken, every in due if every and (at.epoch + 1) % every == 0)
-    looks = after - look >= max(worth, seconds.step)
-    after -= look if looks else 0.0
+    evaluates = after - look >= max(worth, seconds.step)
+    after -= look if evaluates else 0.0
     between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
     whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
     part = min(at.steps_an_epoch, int(rest / seconds.step))
     steps = here.total_steps + int(whole) * at.steps_an_epoch + part
-    return Plan(steps, at.epoch + 1 + int(whole) + (part > 0), looks)
+    return Plan(steps, at.epoch + 1 + int(whole) + (part > 0), evaluates)
 
 
 def _share(seconds: float, every: int) -> float:
@@ -217,7 +217,7 @@ class Budget(Callback):
         if made.total_steps <= steps:
             self.over = True
             end_epoch_after(trainer, batch_idx + 1)
-        elif ends_epoch and not made.looks:
+        elif ends_epoch and not made.evaluates:
             self._look_every(trainer, trainer.current_epoch + 2)  # of which this epoch is no multiple
 
     def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
@@ -306,7 +306,7 @@ class Budget(Callback):
         return {"spent_seconds": spent, "total_steps": self._total_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         self.spent_before, self._total_steps = state_dict["spent_seconds"], state_dict["total_steps"]
 
 

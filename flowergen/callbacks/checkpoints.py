@@ -128,7 +128,7 @@ class Checkpoints(Checkpoint):
         return {"best_value": self.best_value, "saved_at_step": self.saved_at_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         self.best_value, self.saved_at_step = state_dict["best_value"], state_dict["saved_at_step"]
 
 

@@ -35,9 +35,9 @@ class CompiledSteps(Callback):
         torch.compiler.set_stance("force_eager")
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
-        """As it was: Lightning then leaves ``teardown`` out."""
+        """Restore the default: Lightning does not call ``teardown`` after an exception."""
         torch.compiler.set_stance("default")
 
     def teardown(self, trainer: Trainer, pl_module: ImageModel, stage: str) -> None:
-        """As it was."""
+        """Restore the default."""
         torch.compiler.set_stance("default")

@@ -17,13 +17,13 @@ from flowergen.evaluation.card import FIGURES, key_in_logs
 from flowergen.evaluation.extractors import chosen
 from flowergen.evaluation.measure import measure_samples
 from flowergen.evaluation.measured import Measured
-from flowergen.evaluation.memorising import Look, is_best_without_copying, memorising_from
+from flowergen.evaluation.memorising import Evaluation, is_best_without_copying, memorising_from
 from flowergen.evaluation.networks import load_evaluation_networks
 from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
 from flowergen.modules.image_model import ImageModel
-from flowergen.viz.curves import plot_looks
+from flowergen.viz.curves import plot_evaluations
 from flowergen.viz.grids import comparison_grid, write_png
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class PeriodicEvaluation(Callback):
         validated_every = trainer.check_val_every_n_epoch or 1
         if self.every_epochs % validated_every:
             notes.append(
-                f"only looks at epochs with a validation, every {validated_every}, can tell memorising: "
+                f"only evaluations in epochs with a validation, every {validated_every}, can tell memorising: "
                 "let callbacks.evaluation.every_epochs be a multiple of trainer.check_val_every_n_epoch"
             )
         for line in [*networks.missing, *notes]:
@@ -106,11 +106,11 @@ class PeriodicEvaluation(Callback):
                 write_png(
                     self.folder / "images" / f"copies_epoch_{epoch:04d}.png", comparison_grid(samples, nearest, columns=8)
                 )
-            looks = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
-            plot_looks(looks, self.memorising, self.folder / "evaluation.png")
+            shown = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
+            plot_evaluations(shown, self.memorising, self.folder / "evaluation.png")
 
     def take_back_best(self) -> None:
-        """The checkpoint that this epoch was to name could not be written: another epoch shall have the name."""
+        """Restore the state from before this epoch: its checkpoint could not be written."""
         self.best = self._best_before
 
     def _name(self, metric: str) -> str:
@@ -147,21 +147,21 @@ class PeriodicEvaluation(Callback):
         if value is not None and (self.best is None or sign * value < sign * self.best):
             self.best = value
             self.checkpoint_names.append(f"best_{self.metric}.ckpt")
-        looks = [look for entry in self.history if (look := self._look(entry))]
-        if not looks or looks[-1].epoch != epoch:
+        evaluations = [evaluation for entry in self.history if (evaluation := self._evaluation(entry))]
+        if not evaluations or evaluations[-1].epoch != epoch:
             return
-        before, self.memorising = self.memorising, memorising_from(looks)
-        if self.memorising is None and is_best_without_copying(looks):
+        before, self.memorising = self.memorising, memorising_from(evaluations)
+        if self.memorising is None and is_best_without_copying(evaluations):
             self.checkpoint_names.append("before_memorising.ckpt")
         if before is None and self.memorising is not None:
-            last = looks[-1]
+            last = evaluations[-1]
             log.info(
                 f"memorising begins at epoch {self.memorising}: the held-out loss has risen, and {last.copies} of {last.num} "
                 f"samples are copies of training pictures (held-out pictures: {last.control_copies} of {last.num_control}); "
                 "before_memorising.ckpt is left as it is from now on"
             )
 
-    def _look(self, entry: dict[str, Any]) -> Look | None:
+    def _evaluation(self, entry: dict[str, Any]) -> Evaluation | None:
         """Of the space in which more samples are copies; None without a validation or a control."""
         names = [self._name(f"copies_{space}_calibrated") for space in ("pixels", "features")]
         values = entry["values"]
@@ -170,7 +170,7 @@ class PeriodicEvaluation(Callback):
             return None
         rate, control = max(rates, key=lambda pair: pair[0] - pair[1])
         num, num_control = entry["num"], entry["num_control"]
-        return Look(entry["epoch"], entry["loss"], round(rate * num), num, round(control * num_control), num_control)
+        return Evaluation(entry["epoch"], entry["loss"], round(rate * num), num, round(control * num_control), num_control)
 
     def state_dict(self) -> dict[str, Any]:
         """What must outlive the process."""

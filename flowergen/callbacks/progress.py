@@ -33,11 +33,11 @@ class Progress(ProgressBar):
         self._bar: rich_progress.Progress | None = None
 
     def disable(self) -> None:
-        """Lightning's request on processes other than the first."""
+        """Called by Lightning on all processes but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """The reverse."""
+        """Undo ``disable``."""
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:

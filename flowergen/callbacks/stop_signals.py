@@ -73,11 +73,11 @@ class StopSignals(Callback):
         raise Stopped(self.agreed)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
-        """The same."""
+        """Restore the signal handlers."""
         self._give_back()
 
     def _give_back(self) -> None:

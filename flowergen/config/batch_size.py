@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 8, 512
 FEWEST_STEPS = 16  # of an epoch
 SHARE = 0.8  # of the memory
 STEPS = 2  # the second has the optimiser's moments
-LATE = 10**6  # optimiser step at which all losses are in play
+LATE = 10**6  # optimiser step at which all losses are active
 
 
 def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
@@ -43,7 +43,7 @@ def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataMod
         Whether there was anything to do.
 
     Raises:
-        UserError: the processes were started by somebody else, so that they cannot agree.
+        UserError: the processes were started by another program, so that they cannot agree.
     """
     if config["data"].get("batch_size") != "auto":
         return False

@@ -74,7 +74,7 @@ def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], 
         )
     try:
         target = hydra.utils.get_object(node["_target_"])
-    except Exception as error:  # whatever importing somebody's module raises
+    except Exception as error:  # importing a user's module may raise anything
         raise UserError(f"{where}._target_={node['_target_']} cannot be imported: {one_line(error)}") from error
     if not isinstance(target, type) or not issubclass(target, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
@@ -375,7 +375,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
             module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
     except UserError:
         raise
-    except Exception as error:  # files that somebody has changed raise whatever they please
+    except Exception as error:  # files that were changed by hand may raise anything
         raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
     return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
 

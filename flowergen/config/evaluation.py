@@ -142,7 +142,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
         "weights": fingerprint(module.inference_net),
         **decoder,
         "optimiser steps": module.optimizer_steps,
-        "sampled by": sampler.says,
+        "sampled by": sampler.description,
         "classes": "those of the reference pictures" if by_class else "none",
         "denoising": module.denoising_task,
     }

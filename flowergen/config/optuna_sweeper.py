@@ -107,7 +107,7 @@ class OptunaSweeper(Sweeper):
             changed = [f"{key} was {before[key]} and is {search[key]}" for key in search if before[key] != search[key]]
             raise UserError(f"{self.folder.path}: {changed[0]}; a continued search keeps what it searches")
         study.set_user_attr("search", search)
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # nobody else is here: its sweeper is dead
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # no other sweeper is here: its own is dead
             run = RunFolder(self.folder.path / str(trial.number))
             if run.path.exists():
                 with run.locked():  # else its process has outlived the sweeper

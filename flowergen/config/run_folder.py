@@ -170,7 +170,7 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
         key: the option that another place is given with.
 
     Returns:
-        The folder, which nobody else has.
+        The folder, which no other process has claimed.
 
     Raises:
         UserError: it cannot be made.

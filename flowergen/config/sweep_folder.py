@@ -45,7 +45,7 @@ class SweepFolder:
         status: Status,
         exit_code: int | None,
     ) -> None:
-        """Enter how a job ended; None is the exit code of one that nobody waited for."""
+        """Enter how a job ended; None is the exit code of one that was not waited for."""
         jobs = {job["number"]: job for job in self._read()}
         place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
         jobs[number] = {
@@ -74,7 +74,7 @@ def job_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> None:
-    """A run folder of a sweep that is continued must be of the job that comes into it now, and nobody be at it.
+    """A run folder of a sweep that is continued must be of the job that comes into it now, and no process may be using it.
 
     Raises:
         UserError: names the job and the first value that differs.

@@ -153,7 +153,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
 
 
 def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImages | None:
-    """The cache in a folder, or None where there is none, or one that is damaged or somebody else's."""
+    """The cache in a folder, or None if there is none, or it is damaged or of other pictures."""
     if not folder.exists():
         return None
     try:

@@ -2,7 +2,7 @@
 
 All is decided before anything is written: the split is a function of the set of pictures and the seed, so a second run comes
 to the same one and finds part of it done. While pictures move, source and targets together are the collection; a hidden file
-in the train folder holds its fingerprint, by which a second run knows moved pictures from strangers.
+in the train folder holds its fingerprint, by which a second run distinguishes moved pictures from others.
 """
 
 import errno
@@ -117,7 +117,7 @@ def split_dataset(
     paths = dict(sorted((paths | {name: source / name for name in names}).items()))
     fingerprint_file = targets["train"] / FINGERPRINT_FILE
     if moved and not (mode == "move" and fingerprint_file.exists()):
-        raise _stranger(paths[min(moved)])
+        raise _unknown_picture(paths[min(moved)])
     _check_source(source, names, len(others), paths, targets)
 
     digests, reasons = _inspect(paths)
@@ -273,7 +273,7 @@ def _check_targets(
     for subset, names in present.items():
         for name in names:
             if plan.get(name) != subset:
-                raise _stranger(targets[subset] / name)
+                raise _unknown_picture(targets[subset] / name)
     done = set()
     for name, subset in plan.items():
         target = targets[subset] / name
@@ -300,7 +300,7 @@ def _is_right(target: Path, path: Path, digest: str, mode: Mode) -> bool:
         return False
 
 
-def _stranger(path: Path) -> UserError:
+def _unknown_picture(path: Path) -> UserError:
     return UserError(
         f"{printable(str(path))} is no part of this split but of another collection, seed or size: "
         "give other folders, or the settings it was made with"

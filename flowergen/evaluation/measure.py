@@ -86,7 +86,7 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
             "class": ((), "<i8"),
         },
     )
-    log.info("%s pictures: %s%s", f"{total:,}", generated.says, f", going on at {rows.num:,}" if rows.num else "")
+    log.info("%s pictures: %s%s", f"{total:,}", generated.description, f", going on at {rows.num:,}" if rows.num else "")
     try:
         for x in with_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
             images = torch.from_numpy(x)

@@ -1,4 +1,4 @@
-"""From when on a model in training learns its pictures by heart."""
+"""When a model in training begins to memorise its pictures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 SIGNIFICANT = 0.01  # chance of as many copies where there are none
 
 
-class Look(NamedTuple):
+class Evaluation(NamedTuple):
     """One evaluation during training.
 
     Attributes:
@@ -34,29 +34,29 @@ class Look(NamedTuple):
         return bool(fisher_exact(table, alternative="greater").pvalue < SIGNIFICANT)
 
 
-def is_best_without_copying(looks: Sequence[Look]) -> bool:
-    """Whether the last look has no more copies than chance has it, and the lowest held-out loss of all such looks."""
-    last = looks[-1]
-    return not last.copying and all(last.held_out < look.held_out for look in looks[:-1] if not look.copying)
+def is_best_without_copying(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether the last one has no more copies than chance explains, and the lowest held-out loss of all such evaluations."""
+    *others, last = evaluations
+    return not last.copying and all(last.held_out < other.held_out for other in others if not other.copying)
 
 
-def memorising_from(looks: Sequence[Look]) -> int | None:
-    """The first epoch from which on, for two looks in a row, both signs show: a held-out loss above its lowest, and copies.
+def memorising_from(evaluations: Sequence[Evaluation]) -> int | None:
+    """The first of two consecutive evaluations with both signs: a held-out loss above its lowest, and copies.
 
-    Either sign alone may mislead: a held-out loss goes up and down from one look to the next, and one look in a hundred finds
+    Either sign alone may mislead: a held-out loss goes up and down between evaluations, and one evaluation in a hundred finds
     copies by chance.
 
     Args:
-        looks: in the order of their epochs.
+        evaluations: in the order of their epochs.
 
     Returns:
-        The epoch of the first of the two; None for not yet.
+        Its epoch; None for not yet.
     """
     lowest, before = float("inf"), None
-    for look in looks:
-        memorising = look.held_out > lowest and look.copying
+    for evaluation in evaluations:
+        memorising = evaluation.held_out > lowest and evaluation.copying
         if memorising and before is not None:
             return before
-        before = look.epoch if memorising else None
-        lowest = min(lowest, look.held_out)
+        before = evaluation.epoch if memorising else None
+        lowest = min(lowest, evaluation.held_out)
     return None

@@ -85,7 +85,7 @@ def load_evaluation_networks(
         missing.append(f"distances, scores, precision, recall and copies in features: {error}")
     probe, train = None, real.train
     if train is None or not len(real.class_names) or not (train.labels[train.rows] >= 0).any():
-        missing.append("class consistency: the training pictures have no classes, or nobody said which they are")
+        missing.append("class consistency: the training pictures have no classes, or are not known")
     else:
         try:
             own = extractor if name == "efficientnet" and extractor else efficientnet_extractor("the linear probe", device)

@@ -57,7 +57,7 @@ class RealPictures:
     Attributes:
         identity: hash of the files, their labels and which are held out.
         reference: what generated pictures should be like, at best held out.
-        train: what the generator was trained on; None where nobody says.
+        train: what the generator was trained on; None if unknown.
         calibration: held-out pictures that say what is no copy; None where there are none.
         mirrored: whether mirror images may have been trained on too.
         class_names: by label.
@@ -190,12 +190,12 @@ class Generated(Protocol):
     Attributes:
         labels: (N,) int64 classes that they should be of, -1 for none.
         image_size: their side S, in px.
-        says: where they come from, for the card.
+        description: where they come from, for the card.
     """
 
     labels: Tensor
     image_size: int
-    says: str
+    description: str
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
         """(n, 3, S, S) uint8, from a number on to the end."""
@@ -216,7 +216,7 @@ class Sampled:
 
     def __init__(self, sampler: Sampler, labels: Tensor, batch_size: int, halve: bool):
         self.sampler, self.labels, self.batch_size, self.halve = sampler, labels, batch_size, halve
-        self.says, self.image_size = sampler.says, sampler.model.image_size
+        self.description, self.image_size = sampler.description, sampler.model.image_size
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
         """See ``Generated``."""
@@ -242,7 +242,7 @@ class Given:
     """
 
     def __init__(self, pictures: PictureSet, names: Sequence[str], real_names: Sequence[str], batch_size: int):
-        self.pictures, self.batch_size, self.says = pictures, batch_size, pictures.name
+        self.pictures, self.batch_size, self.description = pictures, batch_size, pictures.name
         self.image_size = pictures.images.shape[-1]
         label_of = {name: label for label, name in enumerate(real_names)}
         mapped = np.array([*(label_of.get(name, NO_CLASS) for name in names), NO_CLASS])  # the last for -1

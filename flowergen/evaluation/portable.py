@@ -211,7 +211,7 @@ def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
             found[graph.name], largest = deviation(graph, path)
         except OSError:  # a full disk
             raise
-        except Exception as error:  # whatever the exporter and the runtime raise for somebody's own network
+        except Exception as error:  # the exporter and the runtime may raise anything for a user's own network
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"{path.name} cannot be made of {type(model).__name__} ({reason}): use format=safetensors"

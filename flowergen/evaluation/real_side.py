@@ -88,7 +88,7 @@ class RealSide:
         self.distances = SetDistances(networks.extractor, real, networks.cache_dir) if networks.extractor else None
         self.copy_spaces: list[CopySpace] = []
         if real.train is None:
-            notes.append("copies were not looked for: nobody said what was learnt from (train=DIR)")
+            notes.append("copies were not searched for: give the training pictures by train=DIR")
         elif len(real.train) > 1:
             self._prepare_copies(real, real.train, notes)
 

@@ -27,12 +27,12 @@ class Sampler:
     Attributes:
         model: in eval mode.
         draw: (indices, (N,) int64 labels, ``NO_CLASS`` for none) -> (N, C, h, w) latents in the autoencoder's units.
-        says: what it is, for the user.
+        description: what it is, for the user.
     """
 
     model: ImageModel
     draw: Callable[[Sequence[int], Tensor], Tensor]
-    says: str
+    description: str
 
 
 def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) -> Sampler:
@@ -49,8 +49,8 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) ->
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
     eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
-    says = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}"
-    return Sampler(model, draw, says)
+    description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}"
+    return Sampler(model, draw, description)
 
 
 def autoencoder_sampler(
@@ -92,9 +92,9 @@ def autoencoder_sampler(
 
     fitted = f"fitted to {fitted_to}"
     num = len(mixture.weights) if mixture else 0
-    says = ("a Gaussian" if num == 1 else f"a mixture of {num} Gaussians") + f" {fitted}" if num else "N(0, I)"
-    says = f"a Gaussian for each class, {fitted}" if by_class else says
-    return Sampler(model, draw, f"latents from {says}")
+    description = ("a Gaussian" if num == 1 else f"a mixture of {num} Gaussians") + f" {fitted}" if num else "N(0, I)"
+    description = f"a Gaussian for each class, {fitted}" if by_class else description
+    return Sampler(model, draw, f"latents from {description}")
 
 
 def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:

@@ -22,7 +22,7 @@ from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import comparison_grid, image_grid, write_png
 
 BATCH = 64  # pictures that are decoded at a time
-SHOWS = 1 / 255  # mean difference of a pixel value below which nobody sees a variation: one grey level
+SHOWS = 1 / 255  # mean difference of a pixel value below which a variation is invisible: one grey level
 AUTO_SHOWS = 8 / 255  # what scale=auto aims at
 MAX_SCALE = 1e8  # finds the noise for a posterior of standard deviation 1e-4 as well
 TRAVERSAL_SIGMAS = 3.0  # of the prior to each side, as in Higgins et al. 2017, figure 1
@@ -68,7 +68,7 @@ def vary(
     difference = (varied - x_hat[:, None]).abs().mean().item()
     lines = [f"scale {scale:.4g}: variations differ from the reconstruction by {255 * difference:.2f} grey levels on average"]
     if difference < SHOWS:
-        lines.append("nobody sees less than one grey level: give scale=auto, which finds one that shows, or a larger scale=")
+        lines.append("that is invisible: give scale=auto, which finds a visible one, or a larger scale=")
     return lines
 
 

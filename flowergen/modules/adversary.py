@@ -27,16 +27,16 @@ GENERATOR_LOSSES = {"hinge": hinge_generator, "non_saturating": non_saturating_g
 
 
 class Adversary(nn.Module):
-    """The discriminator, what it is trained on, and how much the generator hears of it.
+    """The discriminator, its losses, and the weight of the adversarial loss.
 
     Args:
         image_size: side S of the pictures, in px.
-        channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is read
-            by the former alone, and ``auto`` goes by the image size.
+        channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is for
+            the former only, and ``auto`` depends on the image size.
         loss: ``hinge`` or ``non_saturating``.
-        adaptive_weight_max: the cap of that.
-        augment: show it pictures through ``diff_augment``.
-        features: the frozen EfficientNet-Lite whose features a projected discriminator sees.
+        adaptive_weight_max: cap of the adaptive weight.
+        augment: apply ``diff_augment`` to its pictures.
+        features: the frozen EfficientNet-Lite of a projected discriminator.
         kind: ``patch`` or ``projected``.
 
     Raises:
@@ -60,7 +60,7 @@ class Adversary(nn.Module):
         self._features = features if kind == "projected" else None
         if kind == "projected":
             self.discriminator = ProjectedDiscriminator(image_size, WIDTHS[: num_maps_for(image_size)], channels, norm)
-            self.says = f"discriminator of {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
+            self.description = f"discriminator of {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
         else:
             halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
             if logits_side(image_size, halvings) < 2:
@@ -69,7 +69,7 @@ class Adversary(nn.Module):
                     f"take {num_halvings_for(image_size)}, or auto"
                 )
             self.discriminator = PatchDiscriminator(channels, halvings, norm)
-            self.says = f"discriminator on patches of {receptive_field(halvings)} px"
+            self.description = f"discriminator on patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
         self.adaptive_weight_max = adaptive_weight_max
         self.augment = augment
@@ -78,11 +78,11 @@ class Adversary(nn.Module):
         self._last_layer_gradients: Tensor | None = None
 
     def seen(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
-        """What the discriminator is given of pictures: the augmented pictures, or frozen features of them.
+        """The discriminator's input: the augmented pictures, or frozen features of them.
 
         Args:
             x: (N, 3, S, S) in [-1, 1].
-            u: (N, 7) for ``diff_augment``, None for pictures as they are.
+            u: (N, 7) for ``diff_augment``; None for no augmentation.
 
         Returns:
             (N, 3, S, S) alone, or (N, C, h, w) for each of the frozen maps.
@@ -91,16 +91,16 @@ class Adversary(nn.Module):
         return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
 
     def evaluate(self, x: Tensor, u: Tensor | None = None) -> DiscriminatorOutput:
-        """The discriminator's opinion.
+        """Evaluate the discriminator.
 
         Args:
             x: (N, 3, S, S) in [-1, 1].
-            u: (N, 7) for ``diff_augment``, None for pictures as they are.
+            u: (N, 7) for ``diff_augment``; None for no augmentation.
         """
         return self.evaluate_seen(self.seen(x, u))
 
     def evaluate_seen(self, seen: list[Tensor]) -> DiscriminatorOutput:
-        """The discriminator's opinion.
+        """Evaluate the discriminator.
 
         Args:
             seen: what ``seen`` returned.
@@ -108,10 +108,9 @@ class Adversary(nn.Module):
         return self.discriminator(seen[0] if self._features is None else seen)
 
     def generator_gradient(self, fake: DiscriminatorOutput, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
-        """The gradient of the generator's adversarial loss by its pictures; no parameter gets one.
+        """The gradient of the generator's adversarial loss with respect to its pictures; parameters receive none.
 
-        It is computed from the sum over pictures and logits, and divided afterwards: divided first, it may be too small for
-        float16.
+        It is computed from the sum over pictures and logits and divided afterwards, because a mean may underflow in float16.
 
         Args:
             fake: the discriminator's output for ``cut``.

@@ -1,4 +1,4 @@
-"""What every model is to the rest of the house, and the bookkeeping that all of them share."""
+"""The interface of all models, and the bookkeeping that they share."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -22,26 +22,26 @@ log = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]  # from the parameters
 FUSED_ON = ("cuda",)  # kinds of device
-MOST_SKIPPED = 20  # steps in a row: what has diverged does not come back
+MOST_SKIPPED = 20  # consecutive steps; a model that has diverged does not recover
 
 
 class ImageModel(LightningModule, ABC):
     """A model of pictures in [0, 1], with latents (N, C, h, w).
 
-    Counts its own optimiser steps, because Lightning's ``global_step`` counts something else where there are two
-    optimisers; logs means over pictures at that count, straight to the loggers, so that they are on disk before a
-    checkpoint is; and keeps both in the checkpoint.
+    It counts its own optimiser steps, because Lightning's ``global_step`` counts the steps of every optimiser. Means over
+    pictures are logged at that count, directly to the loggers, so that they are on disk before a checkpoint is written.
+    Both are stored in the checkpoint.
 
     Args:
         image_size: side S of the pictures, in px.
         seed: of its noise.
-        lr_schedule, lr_warmup_steps: see ``lr_factor``; of all optimisers. As all numbers of steps of a model,
-            ``lr_warmup_steps`` may be a share below 1 of the run's steps.
+        lr_schedule, lr_warmup_steps: see ``lr_factor``; they apply to all optimisers. Like every number of steps of a model,
+            ``lr_warmup_steps`` may be a fraction below 1 of the run's steps.
     """
 
-    best_metric: ClassVar[str]  # of the validation metrics, chooses best.ckpt
+    best_metric: ClassVar[str]  # the validation metric that chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
-    denoises: ClassVar[bool] = False  # a diffusion model, whose samples are of a class where there are classes
+    denoises: ClassVar[bool] = False  # a diffusion model; where there are classes, each of its samples has one
     decoder_steps: int | None = None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
@@ -50,23 +50,23 @@ class ImageModel(LightningModule, ABC):
         self.image_size, self.seed = image_size, seed
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
-        self.total_steps = 0  # of the run; 0 where nothing trains, and a share of it is over at once
-        self._passed_shares: dict[float, int] = {}  # in steps
-        self._noise_before: str | None = None  # see ``noise_of``: of the run that is resumed
+        self.total_steps = 0  # of the run; 0 without training, and any fraction of it has then passed
+        self._passed_shares: dict[float, int] = {}  # fraction -> steps
+        self._noise_before: str | None = None  # ``noise_of`` the device that a resumed run was trained on
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
-        self.epoch_metrics: dict[str, float] = {}  # of the last epoch, with its validation if it had one
+        self.epoch_metrics: dict[str, float] = {}  # of the last epoch, including its validation if there was one
         self.finite_watch = FiniteWatch()
-        self.skips_step = False  # this optimiser step
+        self.skips_step = False  # whether this optimiser step is left out
         self._skipped_in_a_row = 0
         self._buffers_before: dict[str, Tensor] = {}
 
-    # -- what a model offers
+    # -- the interface
 
     @property
     @abstractmethod
     def inference_net(self) -> nn.Module:
-        """The network that encodes, decodes and samples: the averaged one where there is one."""
+        """The network that encodes, decodes and samples: the moving average if there is one."""
 
     @property
     @abstractmethod
@@ -83,46 +83,46 @@ class ImageModel(LightningModule, ABC):
 
     @abstractmethod
     def summary(self) -> str:
-        """One line: what the network is."""
+        """Describe the network in one line."""
 
     @property
     def autoencoder(self) -> "ImageModel | None":
-        """What encodes pictures and decodes latents: the model itself, or the one that it was trained on; None on pixels."""
+        """The model that encodes pictures and decodes latents: this one, or the one it was trained on; None on pixels."""
         return self
 
     @property
     def sampling_model(self) -> "ImageModel":
-        """The model that samples are drawn from: this one, or the one whose decoder it trains."""
+        """The model that samples are drawn from: this one, or the diffusion model whose decoder it trains."""
         return self
 
     @property
     def latents_owner(self) -> str:
-        """The fingerprint of the network whose latents these are."""
+        """Fingerprint of the network that defines the latents."""
         return fingerprint(self.inference_net)
 
     @property
     def denoising_task(self) -> str | None:
-        """Identifies the denoising task, see ``LatentDDPMModule``; None of a model that does not denoise."""
+        """Identifies the denoising task, see ``LatentDDPMModule``; None if the model does not denoise."""
         return None
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:
-        """What a training step calls, for ``trainer.compile``; empty for a model that has nothing to compile."""
+        """The networks that ``trainer.compile`` compiles for training steps."""
         return []
 
     @property
     def features_trained_with(self) -> str | None:
-        """The network from outside whose features were in the training losses, ``EfficientNet-Lite0`` or ``VGG-16``, or both
-        joined by "and": such a network judges the model too well. None where there is none.
+        """The pretrained networks whose features the training losses used: ``EfficientNet-Lite0``, ``VGG-16``, or both joined
+        by "and". A metric in these features overrates the model. None if there are none.
         """
         return None
 
     def on(self, device: torch.device) -> Self:
-        """The model on a device; cheap where it is there already, unlike ``to``, which asks every parameter."""
+        """Move the model to a device; unlike ``to``, cheap if it is already there."""
         return self if self.device == device else self.to(device)
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """What is logged of a set's mean scores."""
+        """The metrics to log, from the mean scores of a set."""
         return means
 
     @property
@@ -134,21 +134,21 @@ class ImageModel(LightningModule, ABC):
 
     @property
     def accumulation_steps(self) -> int:
-        """How many batches make an optimiser step."""
+        """Number of batches in an optimiser step."""
         return self.trainer.accumulate_grad_batches
 
     def step_draw(self, draw: Callable[..., Tensor], num: int, shape: Sequence[int], batch_idx: int, purpose: str) -> Tensor:
-        """This device's rows of what is drawn for the whole optimiser step.
+        """Draw for the whole optimiser step, and return the rows of this device and batch.
 
         Args:
             draw: ``randomness.normal`` or ``randomness.uniform``.
-            num: pictures in this batch.
+            num: number of pictures in this batch.
             shape: of one row.
             batch_idx: within the epoch.
             purpose: see ``randomness.generator``.
 
         Returns:
-            (num, *shape): the same numbers meet the same picture whatever the number of devices and of accumulated parts.
+            (num, *shape); a picture gets the same numbers whatever the number of devices and accumulated batches.
         """
         devices = self.trainer.world_size
         first = ((batch_idx % self.accumulation_steps) * devices + self.global_rank) * num
@@ -157,7 +157,7 @@ class ImageModel(LightningModule, ABC):
         return rows[first : first + num]
 
     def on_train_start(self) -> None:
-        """The schedule's horizon: a resumed run with more epochs has a longer one. And whether its noise is another now."""
+        """Set the horizon of the schedules, which is longer for a run that is extended; report if the noise has changed."""
         noise = noise_of(self.device)
         if self._noise_before not in (None, noise) and self.trainer.is_global_zero:
             log.info(
@@ -168,16 +168,16 @@ class ImageModel(LightningModule, ABC):
         self.total_steps = int(batches) // self.accumulation_steps
 
     def check_total_steps(self) -> None:
-        """Whether ``total_steps`` are enough for what the model is told to do; nothing to say of most models.
+        """Check that the run is long enough for the model's settings. Most models have no such condition.
 
         Raises:
-            UserError: they are not.
+            UserError: it is not.
         """
 
     def in_steps(self, steps: float) -> int:
-        """Optimiser steps, of a number of them or, below 1, a share of the run's.
+        """Convert a number of optimiser steps or, below 1, a fraction of the run, to steps.
 
-        A share that has passed stays where it was: a run that is extended does not go back to its warm-up.
+        A fraction that has passed keeps its value, so that a run that is extended does not return to its warm-up.
         """
         if steps in self._passed_shares:
             return self._passed_shares[steps]
@@ -187,15 +187,15 @@ class ImageModel(LightningModule, ABC):
         return found
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        """The scheduled one of this optimiser step."""
+        """Set the scheduled learning rate of this optimiser step."""
         factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.in_steps(self.lr_warmup_steps), self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 
     def build_optimizer(self, make: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimiser; on a GPU with one kernel for all parameters if it has one, unless the config says ``fused``.
+        """Build an optimiser, on a GPU a fused one if it exists and the config does not set ``fused``.
 
-        Not under 16-mixed, where a fused step would see gradients that were clipped before they were unscaled.
+        Not with 16-mixed, where gradients of a fused optimiser would be clipped before they are unscaled.
         """
         settled = "fused" not in signature(make).parameters or "fused" in getattr(make, "keywords", {})
         if settled or self.device.type not in FUSED_ON or self.trainer.precision == "16-mixed":
@@ -208,7 +208,7 @@ class ImageModel(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, which refuses fused optimisers under bf16-mixed too, where nothing is in the way."""
+        """Clip as Lightning does, but also for fused optimisers with bf16-mixed, which Lightning refuses without need."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -220,13 +220,13 @@ class ImageModel(LightningModule, ABC):
     # -- losses and gradients that are not finite
 
     def stop_if_not_finite(self, look_at_weights: bool = False) -> None:
-        """Before what has been trained is relied on. Every process must call it.
+        """Stop before weights that may not be finite are used. Every process must call it.
 
         Args:
-            look_at_weights: too: they are what a checkpoint holds.
+            look_at_weights: also check the weights, before a checkpoint is written.
 
         Raises:
-            NotFinite: since the last call, a loss term or a gradient was not finite.
+            NotFinite: a loss term or a gradient since the last call, or a weight, is not finite.
         """
         if look_at_weights:
             norm = get_total_norm([p.detach() for p in self.parameters()])
@@ -240,14 +240,14 @@ class ImageModel(LightningModule, ABC):
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Where steps are skipped: keep what a forward pass changes, such as the statistics of BatchNorm."""
+        """With ``on_nonfinite=skip``, keep the buffers that a forward pass changes, such as the statistics of BatchNorm."""
         if self.on_nonfinite == "skip" and batch_idx % self.accumulation_steps == 0:
             self._buffers_before = {name: buffer.clone() for name, buffer in self.named_buffers()}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the gradients, unscaled and not yet clipped; then stop, or drop them, which leaves the step out."""
-        if self.trainer.precision != "16-mixed":  # whose scaler looks at them, and skips by itself
-            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both optimisers step, or none
+        """Check the gradients, which are unscaled and not yet clipped; stop, or discard them, if they are not finite."""
+        if self.trainer.precision != "16-mixed":  # whose scaler checks them, and skips steps itself
+            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
                 self.finite_watch.look(["gradient"], get_total_norm(grads)[None], self.optimizer_steps + 1)
@@ -257,7 +257,7 @@ class ImageModel(LightningModule, ABC):
                 optimizer.zero_grad()
                 for name, buffer in self.named_buffers():
                     buffer.copy_(self._buffers_before[name])
-        elif self.trainer.world_size == 1 and self.device.type == "cpu":  # elsewhere it would be waited for
+        elif self.trainer.world_size == 1 and self.device.type == "cpu":  # elsewhere the check would wait for the device
             self.stop_if_not_finite()
 
     def _skip_if_not_finite(self) -> bool:
@@ -279,7 +279,7 @@ class ImageModel(LightningModule, ABC):
     # -- bookkeeping
 
     def record(self, terms: dict[str, Tensor]) -> None:
-        """A training batch is done: watch its loss terms, and add them to the means.
+        """Check the loss terms of a training batch and add them to the means.
 
         Args:
             terms: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
@@ -292,10 +292,10 @@ class ImageModel(LightningModule, ABC):
         self.recent_means.add(names, sums, num)
 
     def count_step(self, values: dict[str, float]) -> None:
-        """An optimiser step is done; log the means since the last time if it is due.
+        """Count an optimiser step, and log the means since the last time if logging is due.
 
         Args:
-            values: to log beside them, such as the learning rate.
+            values: other values to log, such as the learning rate.
         """
         self.optimizer_steps += 1
         if not self.skips_step:
@@ -308,7 +308,7 @@ class ImageModel(LightningModule, ABC):
             self._log({f"train/{name}": value for name, value in (means | values).items()})
 
     def on_validation_epoch_end(self) -> None:
-        """The scores for the loggers, and for callbacks that monitor them."""
+        """Provide the scores to the loggers, and to callbacks that monitor them."""
         means = self.summarise(self.val_means.compute())
         self.val_means.reset()
         prefix = "val" if self.trainer.datamodule.held_out else "trainset"  # type: ignore[attr-defined]
@@ -316,7 +316,7 @@ class ImageModel(LightningModule, ABC):
         self.log_dict(self.val_metrics, logger=False)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's averages and what validation found, in one row."""
+        """Log the means of the epoch and the results of its validation in one row."""
         means = {f"train_epoch/{name}": value for name, value in self.epoch_means.compute().items()}
         self.epoch_metrics = means | self.val_metrics
         self._log(self.epoch_metrics)
@@ -329,7 +329,7 @@ class ImageModel(LightningModule, ABC):
             logger.log_metrics({"epoch": self.trainer.current_epoch + 1, **metrics}, step=self.optimizer_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know: our own step and the running means."""
+        """Add our own step count and the running means."""
         checkpoint.setdefault("flowergen", {}).update(
             optimizer_steps=self.optimizer_steps,
             epoch_means=self.epoch_means.state_dict(),
@@ -342,7 +342,7 @@ class ImageModel(LightningModule, ABC):
         """Restore counts and running means."""
         state = checkpoint["flowergen"]
         self.optimizer_steps = state["optimizer_steps"]
-        self._passed_shares = dict(state.get("passed_shares", {}))  # not in checkpoints from before there were shares
-        self._noise_before = state.get("noise", "cpu")  # where all of it was drawn before it could be on a GPU
+        self._passed_shares = dict(state.get("passed_shares", {}))  # absent in older checkpoints
+        self._noise_before = state.get("noise", "cpu")  # older checkpoints were trained with the CPU's noise
         self.epoch_means.load_state_dict(state["epoch_means"], self.device)
         self.recent_means.load_state_dict(state["recent_means"], self.device)

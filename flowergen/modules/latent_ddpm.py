@@ -36,7 +36,7 @@ from flowergen.nn.posterior import LOGVAR_MIN, Posterior
 from flowergen.randomness import generator, normal, normal_per_sample, stratified, uniform
 
 ALIGNED_WITH = "EfficientNet-Lite0"
-NUM_LEVELS = 4  # quarters of the time axis that validation looks at apart
+NUM_LEVELS = 4  # parts of the time axis whose validation losses are logged separately
 
 
 @dataclass(frozen=True)
@@ -61,40 +61,40 @@ class Sampling:
 class LatentDDPMModule(ImageModel):
     """Denoising diffusion (arXiv:2006.11239) of an autoencoder's latents (Rombach et al. 2022, arXiv:2112.10752).
 
-    Latents are scaled to mean 0 and standard deviation 1 for each channel. The autoencoder is frozen and not a part of this
-    module's state: its run folder is carried in the run's own.
+    Latents are scaled to mean 0 and standard deviation 1 for each channel. The autoencoder is frozen, and is not part of this
+    module's state: its run folder is copied into the run's own.
 
     Args:
         image_size: side S of the pictures, in px.
         seed: of noise, times and class dropout.
         num_classes: K, 0 without labels.
         autoencoder: encodes and decodes; None for diffusion on pixels, scaled to [-1, 1].
-        network: makes the denoiser from ``shape`` and ``num_classes``.
+        network: builds the denoiser from ``shape`` and ``num_classes``.
         objective: what it predicts, see ``diffusion.objective``.
         schedule: of the noise; ``flow`` has its own, ``StraightPath``.
         num_timesteps: T.
-        zero_terminal_snr: rescale the schedule so that the last step is noise alone.
+        zero_terminal_snr: rescale the schedule so that the last step is pure noise.
         time_sampling: for ``flow``, see ``StraightPath``.
         weighting: of the loss over noise levels, see ``min_snr_weight``.
-        min_snr_gamma: read by ``min_snr``.
-        class_dropout: probability that a training picture is shown without its class, for guidance.
+        min_snr_gamma: for ``weighting=min_snr``.
+        class_dropout: probability that the class of a training picture is withheld, for guidance.
         latent_cache: encode all pictures once, instead of each batch at each step.
         sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``Sampling``.
-        optimizer: makes the optimiser from the parameters.
+        optimizer: builds the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
-        ema_decay: average the denoiser's weights, and use the average for everything but training.
-        alignment_weight: of the distance between the denoiser's hidden features and EfficientNet-Lite0's of the picture, see
-            ``alignment_loss``; 0 for none. Needs cached latents with positions, and a network with ``hidden_channels`` whose
-            ``forward`` takes ``with_hidden``, as UNet and DiT have them.
+        ema_decay: of the moving average of the denoiser's weights, which is used for everything except training; None for none.
+        alignment_weight: weight of ``alignment_loss``, the distance between hidden features of the denoiser and features of the
+            picture from EfficientNet-Lite0; 0 for none. Requires cached spatial latents, and a network with ``hidden_channels``
+            whose ``forward`` takes ``with_hidden``, such as UNet and DiT.
 
     Raises:
         UserError: for a combination that makes no sense.
     """
 
     denoises = True
-    best_metric = "loss"  # of the averaged weights
+    best_metric = "loss"  # of the moving average
     best_mode = "min"
-    compares_with_training = True  # val/loss beside val/loss_train: where they part, memorising begins
+    compares_with_training = True  # logs val/loss_train beside val/loss: memorising begins where they diverge
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class LatentDDPMModule(ImageModel):
         self.latent_cache, self.sampling = latent_cache, Sampling(**sampling)
         self.make_optimizer = optimizer
 
-        self._autoencoder = [autoencoder.requires_grad_(False).eval()] if autoencoder else []  # out of sight of state_dict
+        self._autoencoder = [autoencoder.requires_grad_(False).eval()] if autoencoder else []  # not in state_dict
         self.autoencoder_hash = fingerprint(autoencoder.inference_net) if autoencoder else "pixels"
         shape = autoencoder.latent_shape if autoencoder else (3, image_size, image_size)
         self._latent_shape = shape
@@ -163,7 +163,7 @@ class LatentDDPMModule(ImageModel):
 
     @property
     def inference_net(self) -> nn.Module:
-        """The averaged denoiser where there is one."""
+        """The moving average of the denoiser if there is one."""
         return self.net if self.ema is None else self.ema.net
 
     @property
@@ -173,7 +173,7 @@ class LatentDDPMModule(ImageModel):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of what is diffused."""
+        """(C, h, w) of the latents, or of the pictures."""
         return self._latent_shape
 
     @property
@@ -188,14 +188,14 @@ class LatentDDPMModule(ImageModel):
 
     @property
     def features_trained_with(self) -> str | None:
-        """Of the autoencoder, the alignment, and the decoder's third stage."""
+        """Those of the autoencoder, of the alignment, and of the decoder's own training."""
         of_autoencoder = self._autoencoder[0].features_trained_with if self._autoencoder else None
         if not (self.alignment_weight or self.decoder_steps is not None) or ALIGNED_WITH in (of_autoencoder or ""):
             return of_autoencoder
         return f"{ALIGNED_WITH} and {of_autoencoder}" if of_autoencoder else ALIGNED_WITH
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels a point."""
+        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels, a posterior of almost no variance."""
         if self.autoencoder:
             return self.autoencoder.encode(x)
         return Posterior(2 * x - 1, torch.full_like(x, LOGVAR_MIN))
@@ -205,7 +205,7 @@ class LatentDDPMModule(ImageModel):
         return self.autoencoder.decode(z) if self.autoencoder else ((z + 1) / 2).clamp(0, 1)
 
     def set_latent_scale(self, mean: Tensor, std: Tensor) -> None:
-        """What latents are scaled by.
+        """Set the scale of the latents.
 
         Args:
             mean: (C,) over the whole training split.
@@ -215,7 +215,7 @@ class LatentDDPMModule(ImageModel):
         self.latent_std.copy_(std.view(-1, 1, 1))
 
     def set_feature_scale(self, mean: Tensor, std: Tensor) -> None:
-        """What features are scaled by before the denoiser's are compared with them.
+        """Set the scale of the features that the denoiser's hidden features are aligned with.
 
         Args:
             mean: (K,) over the whole training split.
@@ -233,7 +233,7 @@ class LatentDDPMModule(ImageModel):
         return x0 * self.latent_std + self.latent_mean
 
     def summary(self) -> str:
-        """One line: what the network is."""
+        """Describe the network in one line."""
         latent = " x ".join(map(str, self.latent_shape))
         where = f"latents of {latent}" if self._autoencoder else f"pixels, {latent}"
         classes = f"{self.num_classes} classes" if self.num_classes else "no classes"
@@ -247,7 +247,7 @@ class LatentDDPMModule(ImageModel):
         schedule = type(self.schedule).__name__
         return f"{self.objective} on {schedule} ({self.schedule.num_timesteps} times), {weighting}, of {self.autoencoder_hash}"
 
-    # -- the objective, the same in training and validation
+    # -- the objective, used in training and validation
 
     def losses(self, net: Network, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent.
@@ -283,7 +283,7 @@ class LatentDDPMModule(ImageModel):
     # -- training
 
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> Tensor:
-        """Mean over the batch of the loss, at times, noise and latents drawn anew, and of the alignment where there is one."""
+        """Mean loss of the batch at random times, noise and latents, plus the weighted alignment loss if there is one."""
         num, shape = len(batch.label), self.latent_shape
         x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
         t = self.schedule.times(self.step_draw(stratified, num, (), batch_idx, "time"))
@@ -309,12 +309,12 @@ class LatentDDPMModule(ImageModel):
         return (loss + self.alignment_weight * alignment).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
+        """Build the optimiser; ``optimizer_step`` sets its learning rate, by our own step count."""
         heads = self.feature_head.parameters() if self.alignment_weight else ()
         return self.build_optimizer(self.make_optimizer, [*self.net.parameters(), *heads])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the scheduled learning rate, then the moving average."""
+        """Take a step at the scheduled learning rate, then update the moving average."""
         self.set_learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None and not self.skips_step:
@@ -324,15 +324,15 @@ class LatentDDPMModule(ImageModel):
     # -- validation
 
     def validation_step(self, batch: Batch | LatentBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the scores of the batch: of held-out pictures, or in the second loader of as many training pictures."""
+        """Add the scores of a batch of held-out pictures or, from the second loader, of training pictures."""
         (self.train_means if dataloader_idx else self.val_means).update(self.scores(batch))
 
     def scores(self, batch: Batch | LatentBatch, seed: int | None = None) -> dict[str, Tensor]:
-        """The loss of the averaged weights in each quarter of the times that are trained at, and their mean.
+        """The loss of the moving average in each quarter of the training times, and the mean of the four.
 
         Args:
             batch: of any pictures.
-            seed: of times and noise, those of picture i depend on (seed, i) alone; None for the module's own.
+            seed: of times and noise; those of picture i depend on (seed, i) alone. None for the module's seed.
 
         Returns:
             ``loss`` and ``loss_noise_1`` (the least noise) to ``loss_noise_4``, each (N,).
@@ -351,7 +351,7 @@ class LatentDDPMModule(ImageModel):
         return {"loss": torch.stack(list(terms.values())).mean(0), **terms}
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """Beside the held-out pictures' losses, those of as many training pictures: ``loss_train``, ``loss_train_noise_1``."""
+        """Add the losses of training pictures, ``loss_train`` and ``loss_train_noise_1`` to ``4``."""
         train = {f"loss_train{name.removeprefix('loss')}": value for name, value in self.train_means.compute().items()}
         self.train_means.reset()
         return means | train
@@ -359,26 +359,26 @@ class LatentDDPMModule(ImageModel):
     # -- sampling
 
     def denoised(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Tensor:
-        """The end of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
+        """The result of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
         x = torch.empty(0)
         for x, _ in self.denoise(index, label, seed, sampling):  # noqa: B007  the last one is the sample
             pass
         return self.unscaled(x)
 
     def denoise(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Iterator[tuple[Tensor, Tensor]]:
-        """From noise to latents, with every step on the way; the last x_t is the sample.
+        """Denoise step by step; the last x_t is the sample.
 
         Args:
-            index: (N,) numbers of the samples: sample i depends on (seed, i) and its class alone.
+            index: (N,) numbers of the samples; sample i depends on (seed, i) and its class alone.
             label: (N,) int64 classes; K for none.
             seed: of the noise.
-            sampling: how.
+            sampling: the method.
 
         Yields:
             x_t after the step and x0_hat before it, each (N, C, h, w), scaled as x_0 is.
 
         Raises:
-            UserError: the sampler does not go with the objective, or there are not as many steps.
+            UserError: the sampler does not fit the objective, or the schedule has fewer steps.
         """
         reason = sampler_refusal(self.objective, sampling.sampler)
         if reason:
@@ -389,7 +389,7 @@ class LatentDDPMModule(ImageModel):
             raise UserError(f"steps: {error}") from error
         draw = partial(normal_per_sample, index, self.latent_shape, seed=seed)
         low, high = sampling.guidance_interval
-        scale = sampling.guidance_scale if bool((label != self.num_classes).any()) else 1.0  # a class for one of them at least
+        scale = sampling.guidance_scale if bool((label != self.num_classes).any()) else 1.0  # for any class
         label, net, pixels = label.to(self.device), self.inference_net, not self._autoencoder
 
         def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -397,7 +397,7 @@ class LatentDDPMModule(ImageModel):
                 net, x, level.t, label, self.num_classes, scale, (low, high), self.schedule.num_timesteps
             )
             x0_hat, eps_hat = predictions(self.objective, output, x, level.alpha, level.sigma)
-            if pixels:  # they are known to lie in [-1, 1] (arXiv:2006.11239, appendix B)
+            if pixels:  # pixels lie in [-1, 1] (arXiv:2006.11239, appendix B)
                 x0_hat = x0_hat.clamp(-1, 1)
                 eps_hat = (x - level.alpha * x0_hat) / level.sigma
             return x0_hat, eps_hat
@@ -409,15 +409,15 @@ class LatentDDPMModule(ImageModel):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add which autoencoder the latents are of."""
+        """Add the hash of the autoencoder."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["flowergen"]["autoencoder"] = self.autoencoder_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another one.
+        """Refuse a checkpoint of another autoencoder.
 
         Raises:
-            UserError: latents and their scale would be another's.
+            UserError: its latents and their scale are different.
         """
         if checkpoint["flowergen"].get("autoencoder") != self.autoencoder_hash:
             raise UserError("the checkpoint was trained on the latents of another autoencoder than the one in its run folder")

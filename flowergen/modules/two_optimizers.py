@@ -12,13 +12,13 @@ from flowergen.modules.lr_schedule import LrSchedule
 
 
 class TwoOptimizers(ImageModel):
-    """A model whose steps are taken by hand, as Lightning asks for with several optimisers.
+    """A model with manual optimisation, which Lightning requires for several optimisers.
 
     Args:
         image_size, seed, lr_schedule, lr_warmup_steps: see ``ImageModel``.
-        optimizer, discriminator_optimizer: make the optimisers from the parameters.
-        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: the trainer's, which leaves them
-            to us where there are two optimisers.
+        optimizer, discriminator_optimizer: build the optimisers from the parameters.
+        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: of the trainer, which does not apply them in manual
+            optimisation.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TwoOptimizers(ImageModel):
     @property
     @abstractmethod
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Of the discriminator; empty where there is none, and one optimiser."""
+        """Parameters of the discriminator; if empty, there is one optimiser."""
 
     @property
     def accumulation_steps(self) -> int:
@@ -50,7 +50,7 @@ class TwoOptimizers(ImageModel):
         return self.accumulate_grad_batches
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The generator's optimiser, with all that belongs to no discriminator, then the discriminator's if there is one."""
+        """Build the optimiser of everything but the discriminator, then the discriminator's if there is one."""
         discriminator = self.discriminator_parameters
         others = set(discriminator)
         generator = [p for p in self.parameters() if p.requires_grad and p not in others]
@@ -60,12 +60,12 @@ class TwoOptimizers(ImageModel):
         return optimizers
 
     def list_optimizers(self) -> list[Any]:
-        """Lightning's, which is no list where there is one."""
+        """The optimisers as a list, also if there is only one."""
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def step_optimizers(self) -> float:
-        """One step of each at the scheduled learning rate.
+        """Step each optimiser at the scheduled learning rate.
 
         Returns:
             The generator's learning rate.
@@ -78,7 +78,7 @@ class TwoOptimizers(ImageModel):
         return float(optimizers[0].param_groups[0]["lr"])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip: here gradients are unscaled under 16-mixed as well."""
+        """Check the gradients and clip them; they are unscaled here with 16-mixed too."""
         super().on_before_optimizer_step(optimizer)
         if self.gradient_clip_val is not None:
             self.configure_gradient_clipping(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)

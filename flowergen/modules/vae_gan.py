@@ -1,4 +1,4 @@
-"""The VAE-GAN as a LightningModule: an autoencoder that a discriminator makes sharp."""
+"""The VAE-GAN as a LightningModule: an autoencoder with perceptual and adversarial losses."""
 
 import logging
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ from flowergen.randomness import normal, normal_per_sample, uniform
 
 log = logging.getLogger(__name__)
 
-SharedFeatures = tuple[list[Tensor], list[Tensor]]  # of x and of x_hat, in which both networks' losses are computed
+SharedFeatures = tuple[list[Tensor], list[Tensor]]  # of x and of x_hat, for the losses of both networks
 
 
 class VAEGANModule(TwoOptimizers):
     """A VAE with a perceptual and an adversarial loss, the first stage of latent diffusion
     (Rombach et al. 2022, arXiv:2112.10752).
 
-    Larsen et al. 2016 (arXiv:1512.09300) joined the two first; patches and the adaptive weight are VQGAN's (Esser et al. 2021,
-    arXiv:2012.09841). Networks see pictures in [-1, 1]; pictures come in and go out in [0, 1].
+    Larsen et al. 2016 (arXiv:1512.09300) introduced the combination; the patch discriminator and the adaptive weight are from
+    VQGAN (Esser et al. 2021, arXiv:2012.09841). Pictures are in [0, 1] at the interface and in [-1, 1] in the networks.
 
     Args:
         image_size: side S of the pictures, in px.
@@ -48,30 +48,30 @@ class VAEGANModule(TwoOptimizers):
         num_classes: of the data set, 0 without labels.
         latent, blocks: fields of ``LatentShape`` and ``Blocks``.
         reconstruction: ``l1`` or ``mse``.
-        beta, beta_warmup_steps: weight of the KL against the reconstruction error, both in sums over the picture, and the
-            optimiser steps, or the share of them, in which it grows linearly from 0.
-        perceptual: whose features reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
-            ``discriminator`` (its own) or ``none``. A projected discriminator sees Lite0's features as well; ``efficientnet``
-            then compares those that it has seen, of augmented pictures, in training (Kettunen et al. 2019, arXiv:1906.03973).
-        perceptual_weight, perceptual_layers: of that distance; layers of VGG-16, read by ``vgg16`` alone.
+        beta, beta_warmup_steps: weight of the KL relative to the reconstruction error, both summed over the picture, and the
+            number (or fraction) of optimiser steps in which it grows linearly from 0.
+        perceptual: the features that reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
+            ``discriminator`` (its own) or ``none``. A projected discriminator uses Lite0's features as well; in training,
+            ``efficientnet`` then compares the same features, of augmented pictures (Kettunen et al. 2019, arXiv:1906.03973).
+        perceptual_weight, perceptual_layers: of that distance; the layers of VGG-16 are for ``vgg16`` only.
         weights_dir: where VGG-16's weights lie.
         adversarial: ``hinge`` or ``non_saturating``.
-        adversarial_weight: of the generator's adversarial loss, times the adaptive weight; 0 for no discriminator (but for its
-            features).
+        adversarial_weight: of the generator's adversarial loss, multiplied with the adaptive weight; 0 for no discriminator,
+            unless its features are needed.
         adaptive_weight_max: cap of the adaptive weight.
-        adversarial_start_steps, adversarial_ramp_steps: optimiser steps, or shares of them, until the adversarial
-            loss starts, and from there to its full weight. The discriminator trains from the beginning.
+        adversarial_start_steps, adversarial_ramp_steps: number (or fraction) of optimiser steps until the adversarial loss
+            starts, and from there to its full weight. The discriminator trains from the beginning.
         diff_augment: evaluate augmented pictures in both losses.
         discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
-        center_weight, center_margin: of pull and push of ``losses.center`` on it; distance at which the push ends.
+        center_weight, center_margin: weight of pull and push (``losses.center``) on it; distance at which the push ends.
         guard, guard_margin: see ``Guard``.
-        ema_decay: average encoder and decoder, and use the average for everything but training.
+        ema_decay: of the moving average of encoder and decoder, used for everything except training; None for none.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
             gradient_clip_algorithm: see ``TwoOptimizers``.
 
     Raises:
-        UserError: for a factor that does not divide the image size, and class losses without classes.
+        UserError: the factor does not divide the image size, or there are class losses but no classes.
     """
 
     best_metric = "l1_perceptual"
@@ -176,15 +176,15 @@ class VAEGANModule(TwoOptimizers):
 
     @property
     def inference_net(self) -> ResidualAutoencoder:
-        """The averaged network where there is one."""
+        """The moving average of the network if there is one."""
         return self.net if self.ema is None else cast(ResidualAutoencoder, self.ema.net)
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:
-        """Encoder, and the decoder but for its last layer, which the adaptive weight takes apart.
+        """The encoder, and the decoder without its last layer, which the adaptive weight needs separately.
 
-        Not the discriminator: a step goes back through it once for each loss, and a compiled network may refuse a second
-        backward pass (``donated_buffer`` in torch's functorch).
+        Not the discriminator: a step runs one backward pass through it for each loss, and a compiled network may refuse the
+        second (``donated_buffer`` in torch's functorch).
         """
         return [self.net.encoder, self.net.decoder.layers]
 
@@ -210,12 +210,12 @@ class VAEGANModule(TwoOptimizers):
         return _to_unit_range(self.inference_net.decoder(z).float())
 
     def summary(self) -> str:
-        """One line: what the network is."""
+        """Describe the network in one line."""
         latent = " x ".join(map(str, self.latent_shape))
-        discriminator = f", {self.adversary.says}" if self.adversary else ""
+        discriminator = f", {self.adversary.description}" if self.adversary else ""
         return f"{self.image_size} px to latents of {latent}, down {self.factor} times{discriminator}"
 
-    # -- the generator's objective, the same in training and validation
+    # -- the generator's objective, used in training and validation
 
     @property
     def current_beta(self) -> float:
@@ -227,7 +227,7 @@ class VAEGANModule(TwoOptimizers):
 
     @property
     def adversarial_factor(self) -> float:
-        """What the adversarial loss is multiplied with at this step, but for the adaptive weight: 0 before its start."""
+        """The factor of the adversarial loss at this step, without the adaptive weight: 0 before its start."""
         start, ramp_steps = self.in_steps(self.adversarial_start_steps), self.in_steps(self.adversarial_ramp_steps)
         return self.guard.factor * self.adversarial_weight * ramp(self.optimizer_steps, start, ramp_steps)
 
@@ -241,19 +241,19 @@ class VAEGANModule(TwoOptimizers):
     ) -> dict[str, Tensor]:
         """The generator's loss without its adversarial term.
 
-        (reconstruction + beta KL) / D + w_p perceptual + w_c cross-entropy + w_centre (pull + push), with D the values of a
-        picture, so that beta weighs nats against a sum over the picture and the other weights are for numbers of the size of 1.
+        (reconstruction + beta KL) / D + w_p perceptual + w_c cross-entropy + w_centre (pull + push), where D is the number of
+        values in a picture: beta weighs nats against a sum over the picture, and the other terms are of order 1.
 
         Args:
             x: (N, 3, S, S) in [-1, 1].
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
             x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            shared: features of x and of x_hat that the discriminator sees or makes, where pictures are compared in those.
+            shared: features of x and of x_hat that the discriminator uses, if pictures are compared in those.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction`` (of a value), ``loss_kl`` in nats, ``loss_perceptual``, ``loss_class``,
-            ``loss_center``, each (N,), and the scalar ``loss_center_push``; those with weight 0 left out.
+            ``loss_center``, each (N,), and the scalar ``loss_center_push``; terms with weight 0 are left out.
         """
         error = absolute_error if self.reconstruction == "l1" else squared_error
         terms = {
@@ -295,7 +295,7 @@ class VAEGANModule(TwoOptimizers):
         return [] if self.adversary is None else list(self.adversary.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gradients of both networks from one reconstruction; their steps after the last part of an optimiser step."""
+        """Compute the gradients of both networks from one reconstruction; step after the last part of an optimiser step."""
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
         z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
@@ -308,20 +308,20 @@ class VAEGANModule(TwoOptimizers):
             if batch_idx % self.accumulation_steps == 0:
                 self.adversary.discriminator.update_spectral_norms()
             u = self.step_draw(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
-            terms = self._both_players(self.adversary, x, batch.label, posterior, h, x_hat, u)
+            terms = self._adversarial_step(self.adversary, x, batch.label, posterior, h, x_hat, u)
         self.record(terms)
         if (batch_idx + 1) % self.accumulation_steps == 0:
             self._step()
 
-    def _both_players(
+    def _adversarial_step(
         self, adversary: Adversary, x: Tensor, label: Tensor, posterior: Posterior, h: Tensor, x_hat: Tensor, u: Tensor
     ) -> dict[str, Tensor]:
-        """Gradients of both networks from one evaluation of each picture, and what gives the next adaptive weight."""
-        # two names for one picture: each collects the gradient of its own losses
+        """Compute the gradients of both networks, evaluating each picture once, and those of the next adaptive weight."""
+        # two views of one picture, each of which receives the gradient of its own losses
         x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
         factor = self.adversarial_factor
         seen_real, seen = adversary.seen(x, u), adversary.seen(x_nll, u)
-        cut = [features.detach().requires_grad_(factor > 0) for features in seen]  # here the discriminator's graph begins
+        cut = [features.detach().requires_grad_(factor > 0) for features in seen]  # the beginning of the discriminator's graph
         real, fake = adversary.evaluate_seen(seen_real), adversary.evaluate_seen(cut)
         grad = adversary.generator_gradient(fake, cut, seen, x_nll) if factor else None
         loss_discriminator = adversary.discriminator_loss(real.logits, fake.logits).mean() / self.accumulation_steps
@@ -337,7 +337,7 @@ class VAEGANModule(TwoOptimizers):
                 self.manual_backward(loss / self.accumulation_steps)
             else:
                 weight = factor * adversary.adaptive_weight
-                loss_adversarial = (grad * x_adversarial).sum() / len(x)  # not the loss, but it has its gradient
+                loss_adversarial = (grad * x_adversarial).sum() / len(x)  # has the gradient of the loss
                 x_nll.retain_grad()
                 x_adversarial.retain_grad()
                 self.manual_backward((loss + weight * loss_adversarial) / self.accumulation_steps)
@@ -346,12 +346,12 @@ class VAEGANModule(TwoOptimizers):
         return self._with_adversarial(terms, adversary.metrics(real.logits.detach(), fake.logits.detach()))
 
     def _with_adversarial(self, terms: dict[str, Tensor], adversarial: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All that is logged, ``loss`` with the adversarial term in it."""
+        """All terms to log; ``loss`` includes the adversarial term."""
         weighted = self.adversarial_factor * adversarial["adaptive_weight"] * adversarial["loss_adversarial"]
         return terms | adversarial | {"loss": terms["loss"].detach() + weighted}
 
     def _step(self) -> None:
-        """One step of both optimisers, then everything that counts such steps."""
+        """Step both optimisers, and update what depends on their steps."""
         lr = self.step_optimizers()
         if self.ema is not None and not self.skips_step:
             self.ema.update(self.net, self.optimizer_steps)
@@ -367,10 +367,10 @@ class VAEGANModule(TwoOptimizers):
         self.check_total_steps()
 
     def check_total_steps(self) -> None:
-        """Whether the adversarial loss starts within the run.
+        """Check that the adversarial loss starts within the run, unless ``limit_train_batches`` makes it a trial.
 
         Raises:
-            UserError: the adversarial start is never reached. A trial with ``limit_train_batches`` may be as short as it likes.
+            UserError: it does not.
         """
         start, limit = self.in_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
@@ -384,7 +384,7 @@ class VAEGANModule(TwoOptimizers):
 
     @property
     def may_be_best(self) -> bool:
-        """Only weights that met the whole adversarial loss, and are not among those that the guard objects to."""
+        """Whether the weights were trained with the full adversarial loss, and the guard accepts them."""
         if not self.adversarial_weight:
             return True
         end_of_ramp = self.in_steps(self.adversarial_start_steps) + self.in_steps(self.adversarial_ramp_steps)
@@ -392,14 +392,14 @@ class VAEGANModule(TwoOptimizers):
         return self.optimizer_steps >= at_full_weight and not self.guard.failed
 
     def on_validation_epoch_end(self) -> None:
-        """The scores, and what the guard says to them."""
+        """Provide the scores, and let the guard check them."""
         super().on_validation_epoch_end()
         if self.adversarial_weight:
             (psnr,) = (value for name, value in self.val_metrics.items() if name.endswith("/psnr"))
             self.guard.look(psnr, in_play=self.optimizer_steps > self.in_steps(self.adversarial_start_steps))
 
     def on_train_epoch_end(self) -> None:
-        """Log; then keep this epoch as a good one, or warn, or go back."""
+        """Log; then keep this epoch as a good one, warn, or roll back."""
         validated = bool(self.val_metrics)
         super().on_train_epoch_end()
         if not (validated and self.adversarial_weight):
@@ -438,15 +438,14 @@ class VAEGANModule(TwoOptimizers):
         self.val_means.update(self.scores(batch))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """The generator's objective on pictures as they are, with z ~ q(z|x), adversarial metrics and reconstruction scores.
+        """The generator's objective without augmentation, with z ~ q(z|x), adversarial metrics and reconstruction scores.
 
         The noise of picture i depends on (seed, i) alone.
 
         Returns:
-            By name, each (N,): what ``objective`` and ``ReconstructionScores`` return, and ``l1_perceptual``: the mean absolute
-            error of a value in [-1, 1] plus the weighted perceptual distance. The discriminator's features change while it
-            trains, so that
-            they cannot say which epoch is best: with those, and with none, 1 - SSIM stands for the distance.
+            By name, each (N,): the terms of ``objective`` and ``ReconstructionScores``, and ``l1_perceptual``: mean absolute
+            error of a value in [-1, 1] plus the weighted perceptual distance, which is 1 - SSIM with ``perceptual=none``, and
+            with ``discriminator``, whose features change during training.
         """
         x, net = 2 * batch.image - 1, self.inference_net
         posterior = net.encoder(x)
@@ -469,5 +468,5 @@ class VAEGANModule(TwoOptimizers):
 
 
 def _to_unit_range(x: Tensor) -> Tensor:
-    """[-1, 1], or a little beyond -> [0, 1]."""
+    """[-1, 1] -> [0, 1], clamped."""
     return ((x + 1) / 2).clamp(0, 1)

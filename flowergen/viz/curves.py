@@ -47,7 +47,7 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
     _write(figure, png)
 
 
-def plot_looks(history: Sequence[Mapping[str, float | None]], memorising: int | None, png: str | Path) -> None:
+def plot_evaluations(history: Sequence[Mapping[str, float | None]], memorising: int | None, png: str | Path) -> None:
     """Draw what evaluations during training have found, a panel for each quantity, held-out pictures' values beside.
 
     Args:

@@ -73,7 +73,7 @@ def life(budget: float, an_epoch: int, seconds: Seconds, validates_every: int, d
                 assert made.num_epochs == epoch + 1
                 return now + seconds.validation + seconds.epoch_end + seconds.pictures + seconds.storing
         assert made.num_epochs > epoch + 1
-        validates, draws = (every and (epoch + 1) % every == 0 and made.looks for every in (validates_every, draws_every))
+        validates, draws = (every and (epoch + 1) % every == 0 and made.evaluates for every in (validates_every, draws_every))
         now += seconds.epoch_end + (seconds.validation if validates else 0) + (seconds.pictures if draws else 0)
     raise AssertionError
 

@@ -41,7 +41,7 @@ def look(made: PeriodicEvaluation, loss: float | None, copies: int, **figures: f
 
 
 def test_a_model_that_copies_while_its_held_out_loss_rises_is_marked(tmp_path: Path) -> None:
-    """From the first of two such looks in a row; before_memorising.ckpt stays that of the lowest loss without copies."""
+    """From the first of two such evaluations in a row; before_memorising.ckpt stays that of the lowest loss without copies."""
     made, before = callback(tmp_path), ["before_memorising.ckpt"]
     assert look(made, 3.0, 0) == before
     assert look(made, 2.0, 2) == before
@@ -102,7 +102,7 @@ def test_a_look_is_of_the_space_with_more_copies_over_its_own_control(tmp_path: 
     values = {"copies_pixels_calibrated": 0.5, "copies_pixels_calibrated_held_out": 0.4,
               "copies_features_calibrated": 0.3, "copies_features_calibrated_held_out": 0.05}  # fmt: skip
     made._add(7, 1.5, {f"eval/{name}": value for name, value in values.items()})
-    assert made._look(made.history[0]) == (7, 1.5, 30, NUM, 2, 40)
+    assert made._evaluation(made.history[0]) == (7, 1.5, 30, NUM, 2, 40)
 
 
 def test_what_other_settings_have_found_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -185,14 +185,14 @@ def fake_networks(cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     monkeypatch.setattr(evaluation, "load_evaluation_networks", load)
-    monkeypatch.setattr(evaluation, "plot_looks", lambda *_: None)  # tests of its own
+    monkeypatch.setattr(evaluation, "plot_evaluations", lambda *_: None)  # tests of its own
 
 
 def fit(run: Path, overrides: tuple[str, ...], resumed_from: Path | None = None) -> PeriodicEvaluation:
     """Train in this process; the callback afterwards."""
     small = ("trainer.limit_train_batches=2", "callbacks.images.every_epochs=9")
-    looks = ("every_epochs=1", "num_samples=8", "extractor=inception")
-    config = resolve(checked([*overrides, *small, *(f"callbacks.evaluation.{look}" for look in looks)])[0])
+    evaluations = ("every_epochs=1", "num_samples=8", "extractor=inception")
+    config = resolve(checked([*overrides, *small, *(f"callbacks.evaluation.{look}" for look in evaluations)])[0])
     data = build_datamodule(config)
     data.setup()
     trainer = build_trainer(config, RunFolder(run), None)
@@ -216,8 +216,8 @@ def test_only_looks_with_a_validation_of_their_own_have_a_held_out_loss(
     assert [entry["num_control"] for entry in found.history] == [4] * 4
     (note,) = {message for message in caplog.messages if "can tell memorising" in message}
     assert "every 2" in note
-    looks = [found._look(entry) for entry in found.history]
-    assert [each.epoch for each in looks if each] == [2, 4]
+    evaluations = [found._evaluation(entry) for entry in found.history]
+    assert [each.epoch for each in evaluations if each] == [2, 4]
 
 
 def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
@@ -231,7 +231,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
     measure, modes, calls = evaluation.measure_samples, list[bool](), list[int]()
 
     def failing(generated: Any, *arguments: Any) -> None:
-        assert "fitted to 64 training latents" in generated.sampler.says, "as the pictures are while training"
+        assert "fitted to 64 training latents" in generated.sampler.description, "as the pictures are while training"
         calls.append(len(calls))
         modes.append(generated.sampler.model.training)
         measure(generated, *arguments)

@@ -87,13 +87,13 @@ def test_it_is_tried_with_the_whole_adversarial_game(tmp_path: Path, cache_dir: 
     """Whose gradients the generator does not keep before the start that the run has."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     factors = []
-    original = VAEGANModule._both_players
+    original = VAEGANModule._adversarial_step
 
     def seen(self: VAEGANModule, *args: Any) -> Any:
         factors.append(self.adversarial_factor)
         return original(self, *args)
 
-    monkeypatch.setattr(VAEGANModule, "_both_players", seen)
+    monkeypatch.setattr(VAEGANModule, "_adversarial_step", seen)
     settled(tmp_path, *TINY_VAE_GAN, "model.adversarial_start_steps=1000")
     assert factors == [0.5] * 4  # two steps of 8 pictures, two of 16
 

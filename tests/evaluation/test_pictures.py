@@ -304,7 +304,7 @@ def test_given_pictures_are_of_the_class_of_the_same_name() -> None:
     given = Given(pictures, ["rose", "unknown", "tulip"], ["daisy", "tulip", "rose"], batch_size=2)
     assert given.labels.tolist() == [2, 1, -1, 2, 1]
     assert given.labels.dtype == torch.int64
-    assert (given.image_size, given.says) == (4, "even ones")
+    assert (given.image_size, given.description) == (4, "even ones")
     flat = PictureSet("flat", pictures.images, np.full(10, -1), np.arange(10), "key")
     assert Given(flat, [], ["daisy"], 2).labels.tolist() == [-1] * 10
     assert Given(pictures, ["rose", "unknown", "tulip"], [], 2).labels.tolist() == [-1] * 5
@@ -343,7 +343,7 @@ def test_sampled_pictures_are_found_by_their_number_with_their_own_label(sampled
     whole = np.concatenate(list(sampled.batches(0)))
     index = [5, 0, 6, 2, 2]
     np.testing.assert_array_equal(sampled.at(index), whole[index])
-    assert (sampled.says, sampled.image_size) == ("drawn", SIZE)
+    assert (sampled.description, sampled.image_size) == ("drawn", SIZE)
 
 
 def test_pictures_become_bytes_as_in_a_file() -> None:

@@ -93,9 +93,9 @@ def test_pictures_of_a_diffusion_model_are_its_decoded_latents() -> None:
 
 def test_it_says_how_it_samples() -> None:
     model = diffusion()
-    assert diffusion_sampler(model, model.sampling, 0).says == "4 steps of dpmpp_2m, guidance 2"
+    assert diffusion_sampler(model, model.sampling, 0).description == "4 steps of dpmpp_2m, guidance 2"
     part = replace(model.sampling, guidance_interval=[0.2, 0.8], guidance_scale=1.5)
-    assert diffusion_sampler(model, part, 0).says == "4 steps of dpmpp_2m, guidance 1.5 within [0.2, 0.8]"
+    assert diffusion_sampler(model, part, 0).description == "4 steps of dpmpp_2m, guidance 1.5 within [0.2, 0.8]"
     fitted = prior()
     two = replace(fitted, weights=fitted.weights.repeat(2) / 2)
     for given, source, by_class, says in (
@@ -105,8 +105,8 @@ def test_it_says_how_it_samples() -> None:
         (two, "auto", False, "a mixture of 2 Gaussians fitted to the training latents"),
         (two, "auto", True, "a Gaussian for each class, fitted to the training latents"),
     ):
-        assert autoencoder_sampler(TinyAutoencoder(), given, source, by_class, 0).says == f"latents from {says}"
-    assert autoencoder_sampler(TinyAutoencoder(), two, "auto", False, 0, "9 of them").says.endswith(
+        assert autoencoder_sampler(TinyAutoencoder(), given, source, by_class, 0).description == f"latents from {says}"
+    assert autoencoder_sampler(TinyAutoencoder(), two, "auto", False, 0, "9 of them").description.endswith(
         "2 Gaussians fitted to 9 of them"
     )
 

@@ -77,9 +77,9 @@ def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind:
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])
 def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: int) -> None:
-    assert make(image_size=size).says == f"discriminator on patches of {patch} px"
+    assert make(image_size=size).description == f"discriminator on patches of {patch} px"
     given = make(image_size=size, num_halvings=2)
-    assert given.says == f"discriminator on patches of {receptive_field(2)} px"
+    assert given.description == f"discriminator on patches of {receptive_field(2)} px"
     assert len(given.discriminator.hidden) == 3
 
 

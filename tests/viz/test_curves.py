@@ -3,7 +3,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from flowergen.viz.curves import plot_curves, plot_looks
+from flowergen.viz.curves import plot_curves, plot_evaluations
 
 TABLE = """\
 epoch,step,train/loss,train/loss_kl,train/lr,train_epoch/loss,val/loss,val/psnr,val/elbo
@@ -87,13 +87,13 @@ def test_each_quantity_has_a_panel_with_that_of_held_out_pictures_beside(tmp_pat
     """Points are at their epochs, also where some evaluations lack a value."""
     lines = []
     monkeypatch.setattr(Axes, "axvline", lambda ax, x, **kwargs: lines.append((x, kwargs["label"])))
-    plot_looks(HISTORY, None, tmp_path / "evaluation.png")
+    plot_evaluations(HISTORY, None, tmp_path / "evaluation.png")
     assert list(drawn) == ["fid", "loss", "copies"]
     assert drawn["fid"] == {"samples": ((10, 20, 30), (30, 20, 25))}
     assert drawn["copies"] == {"samples": ((10, 20, 30), (0, 0.2, 0.4)), "held-out pictures": ((10, 20), (0.01, 0.02))}
     assert drawn["loss"] == {"samples": ((30,), (3,)), "held-out pictures": ((20, 30), (5, 6))}
     assert lines == []
-    plot_looks(HISTORY, 20, tmp_path / "evaluation.png")
+    plot_evaluations(HISTORY, 20, tmp_path / "evaluation.png")
     assert lines == [(20, "memorising begins")] * 3
 
 
@@ -104,17 +104,17 @@ def test_the_held_out_loss_is_drawn_where_it_was_measured(tmp_path, drawn):
         {"epoch": 2, "held_out_loss": 5.0, "eval/fid": 2.0},
         {"epoch": 3, "held_out_loss": None, "eval/fid": 1.0},
     ]
-    plot_looks(history, None, tmp_path / "evaluation.png")
+    plot_evaluations(history, None, tmp_path / "evaluation.png")
     assert drawn["fid"] == {"samples": ((1, 2, 3), (3, 2, 1))}
     (loss,) = (lines for title, lines in drawn.items() if title != "fid")
     assert loss == {"validation": ((2,), (5,))}
     drawn.clear()
-    plot_looks(history[:1], None, tmp_path / "evaluation.png")
+    plot_evaluations(history[:1], None, tmp_path / "evaluation.png")
     assert list(drawn) == ["fid"]
 
 
 @pytest.mark.parametrize("num", [1, 3])
 def test_a_plot_of_evaluations_is_a_picture(tmp_path, num):
-    plot_looks(HISTORY[:num], 20, tmp_path / "evaluation.png")
+    plot_evaluations(HISTORY[:num], 20, tmp_path / "evaluation.png")
     assert np.asarray(Image.open(tmp_path / "evaluation.png")).std() > 5
     assert [path.name for path in tmp_path.iterdir()] == ["evaluation.png"]
