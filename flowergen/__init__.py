@@ -1,4 +1,4 @@
-"""flowergen: learn to generate images from a few thousand pictures."""
+"""flowergen: train generative image models on a few thousand pictures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +16,15 @@ def load(run: str | Path, device: str = "cpu") -> "LoadedModel":
     """Load a trained model.
 
     Args:
-        run: a run folder (its ``best.ckpt``, else ``last.ckpt``, is taken), or a ``.ckpt`` in one.
-        device: where to put it.
+        run: a run folder, whose ``best.ckpt`` (else ``last.ckpt``) is loaded, or a ``.ckpt`` file in one.
+        device: of the model.
 
     Returns:
         An object with ``encode``, ``decode``, ``sample`` and ``config``.
 
     Raises:
-        UserError: where there is no such run, or its files are damaged.
+        UserError: there is no such run, or its files are damaged.
     """
-    from flowergen.config.build import load_run  # importing flowergen stays quick
+    from flowergen.config.build import load_run  # imported here to keep importing flowergen fast
 
     return load_run(run, device)

@@ -21,14 +21,14 @@ COMMANDS = {
 
 
 def listing() -> str:
-    """The commands, a line each."""
+    """List the commands, one per line."""
     lines = [f"  python -m flowergen.{name:<10} {what}" for name, what in COMMANDS.items()]
     return "\n".join(["flowergen: learn to generate images from a few thousand pictures", "", *lines, "", "--help says more"])
 
 
 def console() -> None:
-    """``flowergen X ...`` becomes ``python -m flowergen.X ...``, so that the processes of a distributed run see the same."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have had enough
+    """Replace ``flowergen X ...`` by ``python -m flowergen.X ...``, so that a distributed run can relaunch the same command."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may close the pipe early
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         os.execv(sys.executable, [sys.executable, "-m", f"flowergen.{name}", *arguments])

@@ -1,15 +1,15 @@
-"""``python -m flowergen.doctor``: what is there for training, and what is missing; a line each, with how to get it."""
+"""``python -m flowergen.doctor``: check the requirements of training, and print one line for each, with how to fix it."""
 
 import sys
 
 
 def main() -> None:
-    """Look, print, and say whether training can start."""
+    """Check the requirements, print the results, and exit with 1 if training cannot start."""
     try:
         from flowergen.config.command_schema import Doctor
         from flowergen.config.doctor import Line, examined
         from flowergen.config.plain_command import read_command_line
-    except ImportError as error:  # half an environment is what this command is asked about
+    except ImportError as error:  # the command must also work in an incomplete environment
         print(f"missing  {error.name}: {error}; pip install flowergen's requirements again, see the README")
         sys.exit(1)
     config = read_command_line("doctor", Doctor, sys.argv[1:])

@@ -1,25 +1,25 @@
-"""The exceptions that users are meant to read, and the one that ends a command when the system asks for it."""
+"""The exceptions that are shown to users, and the one that ends a command after a signal."""
 
 import signal
 
 
 class UserError(Exception):
-    """Something the user can mend: the message is one line that says what is wrong and what to do.
+    """An error that the user can fix: the message is one line that says what is wrong and what to do.
 
-    Every command prints the message alone, without a traceback, and exits with status 2. Any other exception is a bug of
-    ours and keeps its traceback.
+    Every command prints only the message, without a traceback, and exits with status 2. Any other exception is a bug in
+    flowergen and keeps its traceback.
     """
 
 
 class TrainingEnded(UserError):
-    """A ``UserError`` after training has begun: no refusal any more, so that the run's record says how it ended."""
+    """A ``UserError`` after training has begun. The run's provenance records it as how training ended, not as a refusal."""
 
 
 class Stopped(BaseException):
-    """The process was asked to end by a signal, and has put its work in order.
+    """The process was asked to terminate by a signal, and has saved its work.
 
     Args:
-        signum: of the signal; a command exits with 128 more, as a shell reports it.
+        signum: number of the signal; the exit status is 128 + signum, as in a shell.
     """
 
     def __init__(self, signum: int):

@@ -1,4 +1,4 @@
-"""``python -m flowergen.evaluate``: the metric card of a run, or of any pictures; several cards in one table."""
+"""``python -m flowergen.evaluate``: compute the metric card of a run or of any pictures, or compare several cards."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ from flowergen.errors import UserError
 if TYPE_CHECKING:
     from flowergen.config.evaluation import Subject
 
-OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root")  # without effect on folders
+OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root")  # no effect on folders
 OF_FOLDERS = ("reference", "train", "image_size")
 
 
 @says_what_to_shrink("; take fewer pictures at a time with batch_size=, or in all with num_samples=")
 def main() -> None:
-    """Check, measure, write the card, and print it."""
+    """Check the options, measure, write the card, and print it."""
     config = read_command_line("evaluate", Evaluate, sys.argv[1:])
     if config is None:
         return
@@ -59,7 +59,7 @@ def main() -> None:
     print(markdown(card).partition("\n## Protocol")[0])
     print(f"\ncard: {printable(str(folder / 'card.md'))}")
     if run and config["out"] is None:
-        with suppress(OSError):  # the card is there all the same
+        with suppress(OSError):  # the card exists anyway
             print(f"page: {printable(str(write_page(run)))}")
 
 
@@ -76,7 +76,7 @@ def _one_of(config: dict[str, Any]) -> str:
 
 
 def _note_without_effect(typed: list[str]) -> None:
-    """A note on options that have no effect on folders."""
+    """Print a note on each given option that has no effect on folders."""
     for key in OF_RUNS:
         if any(argument.startswith(f"{key}=") for argument in typed):
             print(f"{key}= has no effect here: it is for run=RUN", file=sys.stderr)
@@ -96,7 +96,7 @@ def _compare(typed: str) -> None:
 
 
 def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, Any]:
-    """The card in the folder, measured first if there is none."""
+    """Return the card in the folder; if there is none, measure and write it first."""
     from flowergen.config.evaluation import measure
     from flowergen.evaluation.card import hash_of, markdown, read_card, summarised
     from flowergen.evaluation.card_files import write_pairs
@@ -129,7 +129,7 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
         write_atomically(folder / "card.md", markdown(card))
         if run is not None:
             _log_scalars(run.tensorboard / "evaluation" / folder.name, card, subject.step)
-        write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")  # the last, as it ends the evaluation
+        write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")  # last: it marks a complete evaluation
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, and give the command again") from error
     shutil.rmtree(folder / "work", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""``python -m flowergen.export``: a trained model for other programs, as ONNX graphs or weights."""
+"""``python -m flowergen.export``: export a trained model for other programs, as ONNX graphs or weights."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
 def main() -> None:
-    """Check, load, write, compare, and say where the files are."""
+    """Check the options, load the model, write and verify the files, and print where they are."""
     config = read_command_line("export", Export, sys.argv[1:])
     if config is None:
         return
@@ -31,12 +31,12 @@ def main() -> None:
     import flowergen
     from flowergen.evaluation import portable
 
-    model = flowergen.load(config["run"])  # on the CPU, where onnxruntime is compared with it
+    model = flowergen.load(config["run"])  # on the CPU, for the comparison with onnxruntime
     portable.networks(model.module)
     about: dict[str, Any] = {"run": run.path.name, **portable.describe(model.module, model.class_names)}
     with (
         output_folder(config["out"], run.path / "export" / config["format"]) as folder,
-        TemporaryDirectory(dir=folder, prefix=".") as partial,  # gone with all that is in it if a graph deviates
+        TemporaryDirectory(dir=folder, prefix=".") as partial,  # removed with its content if a graph deviates
     ):
         if config["format"] == "onnx":
             print("writing and comparing the graphs", file=sys.stderr)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """``model`` of the run's config, and of its autoencoder's, as ``autoencoder``."""
+    """Return ``model`` of the run's config and, as ``autoencoder``, that of its autoencoder's config if it has one."""
     stored = run.read_config()
     source = stored.get("autoencoder")
     if source in (None, "none"):

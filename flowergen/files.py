@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write under another name, which becomes ``path`` at the end: a reader sees the old file or the new one.
+    """Write to a temporary file that replaces ``path`` at the end: a reader sees either the old file or the new one.
 
     Args:
-        path: of the file; its folder exists.
+        path: of the file; its folder must exist.
 
     Yields:
-        Where to write; it is removed if the block fails.
+        The path to write to; the file is removed if the block fails.
     """
     partial = path.with_name(path.name + ".partial")
     try:

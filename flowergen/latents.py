@@ -1,4 +1,4 @@
-"""``python -m flowergen.latents``: what the latent space of a run is like, and whether its posterior has collapsed."""
+"""``python -m flowergen.latents``: analyse the latent space of a run, including posterior collapse."""
 
 import json
 import math
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from flowergen.data.image_datamodule import ImageDataModule
     from flowergen.nn.posterior import Posterior
 
-MOST_VALUES = 2**26  # of the posterior means of a split: 256 MiB
-MOST_COMPARED = 1024  # pictures, each with each
+MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
+MOST_COMPARED = 1024  # pictures in the pairwise comparison
 
 
 @says_what_to_shrink("; take fewer pictures with num=")
 def main() -> None:
-    """Check, encode, measure, draw, and say what came out."""
+    """Check the options, encode, measure, write the report, and print its main figures."""
     config = read_command_line("latents", Latents, sys.argv[1:])
     if config is None:
         return
@@ -90,10 +90,10 @@ def main() -> None:
 
 
 def _encode(model: "LoadedModel", data: "ImageDataModule", rows: "np.ndarray", of: str) -> "Posterior":
-    """q(z|x) of these pictures, (N, C, h, w).
+    """Return q(z|x) of these pictures, mean and logvar (N, C, h, w).
 
     Raises:
-        UserError: not finite.
+        UserError: the latents are not finite.
     """
     import torch
 

@@ -1,15 +1,15 @@
-"""Noise that is a function of (seed, step, purpose) and of nothing else.
+"""Noise that is a function of (seed, step, purpose) only.
 
-No draw reads global state, so a result does not depend on what was drawn before it, on the number of devices, on
-accumulation or on a resume. The generators are numpy's, whose keys are 128 bits wide: torch's CPU generator keeps only
-the low 32 bits of a seed, so that among 50,000 hashed seeds two are equal in one run out of four. numpy is there in any
-case, as torchvision depends on it.
+No draw reads global state, so a result does not depend on earlier draws, the number of devices, gradient accumulation or
+resuming. The generators are numpy's, whose keys are 128 bits wide: torch's CPU generator keeps only the low 32 bits of a
+seed, and among 50,000 hashed seeds two would then be equal in one run out of four. numpy is already a dependency of
+torchvision.
 
 The streams are counter-based (Philox, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
-On an NVIDIA GPU, training draws there instead: torch's CUDA generator is Philox as well and keeps all 64 bits of a seed, here
-a hash of the key. The numbers are others than the CPU's, and may differ between kinds of GPU; samples are therefore always
-drawn from numpy's streams, so that they are the same pictures everywhere.
+On an NVIDIA GPU, training noise is drawn on the GPU: torch's CUDA generator is Philox as well and keeps all 64 bits of a seed,
+here a hash of the key. The numbers differ from the CPU's, and may differ between kinds of GPU. Samples are therefore always
+drawn from numpy's streams, and are the same on every machine.
 """
 
 import struct
@@ -26,12 +26,12 @@ DRAW_THEMSELVES = ("cuda",)  # kinds of device
 
 
 def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
-    """A fresh generator for one draw.
+    """Return a new generator for one draw.
 
     Args:
         seed: of the run or the command, in [0, 2^64).
         step: optimiser step, epoch or sample number, in [0, 2^64).
-        purpose: what the numbers are for ("posterior", "order", ...): two purposes never share a stream.
+        purpose: name of the use ("posterior", "order", ...): two purposes never share a stream.
 
     Returns:
         A Philox generator at the start of its stream.
@@ -39,38 +39,38 @@ def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
     Raises:
         struct.error: seed or step is negative or does not fit into 64 bits.
     """
-    # Fields of fixed width: SeedSequence joins the words of integers, so that (2^32 + 1, 1) would equal (1, 2^32 + 1).
+    # The fields have fixed widths because SeedSequence joins the words of integers: (2^32 + 1, 1) would equal (1, 2^32 + 1).
     key = struct.pack("<QQ", seed, step) + blake2b(purpose.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(np.frombuffer(key, "<u4").tolist())))
 
 
 def noise_of(device: torch.device) -> str:
-    """Which streams training on a device draws from: its own, named by the kind of device, or those of the CPU."""
+    """Return the kind of device whose streams are used for training noise: the device's own if it has them, else "cpu"."""
     return device.type if device.type in DRAW_THEMSELVES else "cpu"
 
 
 def device_generator(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
-    """A fresh generator of the device's own for one draw.
+    """Return a new torch generator on the device for one draw.
 
     Args:
         seed: see `generator`.
         step: see `generator`.
         purpose: see `generator`.
-        device: one of which the generator keeps 64 bits of a seed.
+        device: one whose generator keeps 64 bits of a seed.
     """
     key = blake2b(struct.pack("<QQ", seed, step) + purpose.encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key, "little"))
 
 
 def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
-    """Standard normal noise, drawn for the whole global batch: the caller slices its own rows by position.
+    """Draw standard normal noise for the whole global batch; the caller slices its own rows by position.
 
     Args:
         shape: of the noise, the global batch first.
         seed: see `generator`.
         step: see `generator`.
         purpose: see `generator`.
-        device: where it is needed. An NVIDIA GPU draws it itself, so that nothing is copied.
+        device: where it is needed. On an NVIDIA GPU it is drawn there, without a copy.
 
     Returns:
         (*shape) float32 on the device.
@@ -82,7 +82,7 @@ def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: 
 
 
 def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
-    """Uniform noise in [0, 1), drawn as `normal` draws.
+    """Draw uniform noise in [0, 1), as `normal` does.
 
     Args:
         shape: of the noise, the global batch first.
@@ -100,7 +100,7 @@ def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str, device:
 
 
 def stratified(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: torch.device = CPU) -> Tensor:
-    """u_i = (u_0 + i / N) mod 1, u_0 uniform: each of the N rows is uniform, and together they are evenly spread.
+    """Draw u_i = (u_0 + i / N) mod 1 with uniform u_0: each of the N rows is uniform, and together they are evenly spaced.
 
     Source: Kingma et al. 2021 (arXiv:2107.00630, appendix I.1), for the times of a batch.
 
@@ -119,7 +119,7 @@ def stratified(shape: Sequence[int], *, seed: int, step: int, purpose: str, devi
 
 
 def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, seed: int, purpose: str) -> Tensor:
-    """Standard normal noise of which row k belongs to sample `indices[k]`, whichever samples stand beside it.
+    """Draw standard normal noise whose row k depends only on sample number `indices[k]`, not on the other samples.
 
     Sample i is `normal(shape, seed=seed, step=i, purpose=purpose)`.
 
@@ -140,9 +140,9 @@ def normal_per_sample(indices: Sequence[int] | Tensor, shape: Sequence[int], *, 
 
 @contextmanager
 def initialisation(seed: int) -> Iterator[None]:
-    """Within it, layers draw their weights from a stream of their own; torch's global state is as before afterwards.
+    """Let layers draw their initial weights from a separate stream, and restore torch's global state afterwards.
 
-    torch's layers know no other source than the global generator.
+    torch's layers can draw only from the global generator.
 
     Args:
         seed: see `generator`.

@@ -1,4 +1,4 @@
-"""``python -m flowergen.report``: one page over a run or a sweep, running or finished."""
+"""``python -m flowergen.report``: write an HTML page about a run or a sweep, running or finished."""
 
 import csv
 import re
@@ -19,11 +19,11 @@ from flowergen.data.listing import printable
 from flowergen.errors import UserError
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 
-OWN_SETTINGS = ("hydra", "sweep.", "paths.")  # of the sweep rather than of a job
+OWN_SETTINGS = ("hydra", "sweep.", "paths.")  # settings of the sweep, not of a job
 
 
 def main() -> None:
-    """Read every job's folder, write the page and the table, and say where they are."""
+    """Read every job's folder, write the page and the table, and print where they are."""
     config = read_command_line("report", Report, sys.argv[1:])
     if config is None:
         return
@@ -62,10 +62,10 @@ def _run_page(config: dict[str, Any]) -> None:
 
 
 def read_sweep(sweep: Path) -> list[Job]:
-    """Every job of a sweep, in order.
+    """Read every job of a sweep, in order.
 
     Raises:
-        UserError: there is none.
+        UserError: there are none, or the folder cannot be read.
     """
     entries = [entry for entry in _yaml_list(sweep / "jobs.yaml") if isinstance(entry, dict)]
     started = {str(entry.get("folder", entry.get("number"))): entry for entry in entries}
@@ -123,15 +123,15 @@ def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
 
 
 def _epochs(path: Path) -> list[dict[str, float]]:
-    """The rows with a validation; where nothing is held out, of the training set, under its own name."""
+    """Return the rows with a validation, which is of the training set (``trainset/``) if nothing is held out."""
     if not path.is_file():
         return []
     text = path.read_text(errors="replace")
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # the last line may be half written
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # the last line may be incomplete
     wanted = ("epoch", "val/", "trainset/", "train_epoch/loss")
     try:
         numbers = [{k: float(v) for k, v in row.items() if k and v and k.startswith(wanted)} for row in rows]
-    except (ValueError, TypeError, csv.Error):  # not a file of ours
+    except (ValueError, TypeError, csv.Error):  # not written by flowergen
         return []
     return [row for row in numbers if any(key.startswith(("val/", "trainset/")) for key in row)]
 

@@ -1,4 +1,4 @@
-"""``python -m flowergen.sample``: new pictures from a trained model, and how they came about."""
+"""``python -m flowergen.sample``: generate pictures from a trained model, and show the denoising process."""
 
 import sys
 from contextlib import suppress
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from flowergen.config.build import LoadedModel
     from flowergen.evaluation.latent_store import LatentStore
 
-MOST_CLASSES = 16  # that are sampled where none are named, and whose denoising is shown
-DEFAULT_NUM = 64  # of a model without classes
+MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising is shown
+DEFAULT_NUM = 64  # for a model without classes
 
 
 @says_what_to_shrink("; take fewer pictures at a time with batch_size=, or denoising=false")
 def main() -> None:
-    """Check, load, write, and say where the pictures are."""
+    """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("sample", Sample, sys.argv[1:])
     if config is None:
         return
@@ -45,14 +45,14 @@ def main() -> None:
     with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)
     if config["out"] is None:
-        with suppress(OSError):  # the pictures are there all the same
+        with suppress(OSError):  # the pictures exist anyway
             lines.append(f"page: {printable(str(write_page(run)))}")
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
 
 
 def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[str]) -> None:
-    """What the run's own config can say before anything is loaded."""
+    """Check the options against each other and against the run's config, before the model is loaded."""
     if config["num"] and config["classes"]:
         raise UserError("classes= goes with num_per_class=, and num= is for all classes together: give one of them")
     if config["class_frequencies"] == "train" and not config["num"]:
@@ -66,7 +66,7 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
 
 
 def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
-    """(N,) the class of every sample, -1 for none."""
+    """Return the class of every sample (N,), -1 for none."""
     from flowergen.data.class_names import class_labels
     from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
 

@@ -14,11 +14,11 @@ WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def main() -> None:
-    """Split, and say where the pictures are now."""
+    """Split the pictures, and print where they are."""
     config = read_command_line("split", Split, sys.argv[1:])
     if config is None:
         return
-    warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of pictures that decode all the same
+    warnings.filterwarnings("ignore", module="PIL")  # damaged metadata of pictures that can be decoded
     split = split_dataset(**config)
     for line in split.unreadable:
         print(f"unreadable, left where it is: {line}", file=sys.stderr)

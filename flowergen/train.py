@@ -1,4 +1,4 @@
-"""``python -m flowergen.train``: train a model into a new run folder, or go on with one."""
+"""``python -m flowergen.train``: train a model in a new run folder, or resume a run."""
 
 import errno
 import logging
@@ -42,18 +42,18 @@ NOT_ALLOWED = (errno.EROFS, errno.EACCES)
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
 def run_job(composed: DictConfig) -> None:
-    """One run, in the folder that Hydra has made for it."""
+    """Execute one run, in the folder that Hydra has created for it."""
     config = resolve(composed)
     run = RunFolder(HydraConfig.get().runtime.output_dir)
-    if not is_first_process():  # the first one says whatever is to be said
+    if not is_first_process():  # only the first process logs
         logging.getLogger().setLevel(logging.CRITICAL)
         try:
             train(config, run)
-        except TrainingEnded as error:  # of this process alone, perhaps
+        except TrainingEnded as error:  # possibly of this process only
             sys.exit(f"error in process {os.environ.get('RANK') or os.environ.get('LOCAL_RANK')}: {one_line(error)}")
         except UserError:
             sys.exit(2)
-        except Stopped:  # the first one reports it; another status here would make Lightning end that one too
+        except Stopped:  # the first process reports it; with a non-zero status here, Lightning would terminate that process
             sys.exit(0)
         return
     try:
@@ -79,7 +79,7 @@ def run_job(composed: DictConfig) -> None:
 
 
 def train(config: dict[str, Any], run: RunFolder) -> None:
-    """Build everything, fit, and say where it lies."""
+    """Build everything, fit, save the weights, and log where the results are."""
     started = time.monotonic()
     import torch
 
@@ -117,7 +117,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     fetch_weights(config)
     datamodule.setup()
     state = (checkpoint or {}).get(type(datamodule).__qualname__)
-    if isinstance(state, dict):  # Lightning looks at it too, but after files of the run have changed
+    if isinstance(state, dict):  # Lightning does this too, but only after files of the run have changed
         datamodule.load_state_dict(state)
     carry_stage_before(config, run)
     device = resolve_device(config["trainer"])
@@ -131,7 +131,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     module.on_nonfinite = config["trainer"]["on_nonfinite"]
     trainer = build_trainer(config, run, checkpoint, started)
     log.info(essentials(datamodule, module, trainer, run, budget))
-    if resumed:  # only now: what could not be built must not stay behind in the run folder
+    if resumed:  # only now, so that a config that cannot be built is not stored in the run folder
         for key, (before, now) in changed(run.read_config(), config).items():
             if key != "resume":
                 log.info(f"changed since the run started: {key} was {before} and is {now}")
@@ -143,7 +143,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     with _made_last(checkpoint_path, run):
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
-    stop_if_asked(trainer)  # in the last step, or after it
+    stop_if_asked(trainer)  # for a signal in the last step or later
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise TrainingEnded(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
 
@@ -165,7 +165,7 @@ def _fit(
     checkpoint: Path | None,
     steps_before: int,
 ) -> None:
-    """Lightning's part of it; with ``TrainingEnded`` for what goes wrong once an optimiser step has been made."""
+    """Run ``trainer.fit``; errors after the first optimiser step are raised as ``TrainingEnded``."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from torch.distributed import DistError
 
@@ -189,7 +189,7 @@ def _fit(
             f"another process of this run has ended or cannot be reached ({one_line(error)[:120]}): see what it said, then "
             f"{shlex.quote(f'resume={run.path}')}"
         ) from error
-    except SystemExit:  # how Lightning answers Ctrl-C before training has begun
+    except SystemExit:  # Lightning raises it on Ctrl-C before training has begun
         raise KeyboardInterrupt from None
 
 
@@ -198,13 +198,13 @@ def _store(config: dict[str, Any], run: RunFolder) -> None:
         given = HydraConfig.get().overrides
         lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
         typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_inherited(line))]
-        if "data.batch_size=auto" in typed:  # the number that was found is in the config
+        if "data.batch_size=auto" in typed:  # the batch size that was found is in the config
             typed = [line for line in typed if not line.startswith("++data.batch_size=")]
         run.store(config, [*lines, *typed])
 
 
 def _checkpoint_to_resume(resume: str, run: RunFolder) -> Path | None:
-    """The checkpoint to go on from: the one that was named, else the last; None where there is none yet."""
+    """Return the checkpoint to resume from: the given one, else the last, or None if there is none yet."""
     _, named = find_run(resume, "resume")
     last = run.checkpoints / "last.ckpt"
     if named or last.is_file():
@@ -215,7 +215,7 @@ def _checkpoint_to_resume(resume: str, run: RunFolder) -> Path | None:
 
 @contextmanager
 def _made_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]:
-    """The checkpoint that is resumed becomes the last one, for whoever resumes after this process, unless it is refused."""
+    """Make the resumed checkpoint ``last.ckpt``, for later resumes; restore the previous one if the session is refused."""
     last = run.checkpoints / "last.ckpt"
     if checkpoint in (None, last) or not is_first_process():
         yield
@@ -226,7 +226,7 @@ def _made_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]:
         before.unlink(missing_ok=True)
         try:
             os.link(last, before)
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             shutil.copyfile(last, before)
     partial.replace(last)
     try:
@@ -246,9 +246,9 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Check the command line, then let Hydra start the job, or the sweep."""
-    logging.raiseExceptions = False  # a full disk: train.log may miss lines, the console has them
-    signal.signal(signal.SIGTERM, _stop)  # while training, see ``callbacks.stop_signals``
+    """Check the command line, then let Hydra start the job or the sweep."""
+    logging.raiseExceptions = False  # on a full disk, lines may be missing in train.log but not on the console
+    signal.signal(signal.SIGTERM, _stop)  # for signals during training, see ``callbacks.stop_signals``
     launcher.register()
     sys.argv[1:] = prepare_train(sys.argv[1:])
     run_job()

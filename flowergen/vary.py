@@ -1,4 +1,4 @@
-"""``python -m flowergen.vary``: variations of given pictures, and walks through the latent space of a run."""
+"""``python -m flowergen.vary``: generate variations of given pictures, and walks through the latent space of a run."""
 
 import sys
 from pathlib import Path
@@ -26,13 +26,13 @@ READ_BY_ONE_MODE = {
     "minus": "arithmetic",
 }
 MEAN_OF = 1000  # pictures of a class, at most
-LONGEST_NAME = 50  # characters of a picture, in the names of its files: four bytes each at most, and file systems allow 255
-MOST_VALUES = 2**29  # pixel values made at once: 2 GiB in float32, and twice as much with the grid
+LONGEST_NAME = 50  # characters of a picture's name in its file names: at most 4 bytes each, and file systems allow 255 bytes
+MOST_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twice as much with the grid
 
 
 @says_what_to_shrink("; take fewer at once with num= or num_pictures=")
 def main() -> None:
-    """Check, load, write, and say where the pictures are."""
+    """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("vary", Vary, sys.argv[1:])
     if config is None:
         return
@@ -75,7 +75,7 @@ def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
 
 
 def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModule | None") -> "tuple[Tensor, list[str], str]":
-    """(N, 3, S, S) in [0, 1], a name for the files of each, and one for where they come from."""
+    """Return pictures (N, 3, S, S) in [0, 1], a file name stem for each, and a name for their source."""
     import numpy as np
     import torch
 
@@ -137,7 +137,7 @@ def _walk(
 
 
 def _class_mean(name: str | int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
-    """(C, h, w) mean of the posterior means of a class's training pictures."""
+    """Return the mean (C, h, w) of the posterior means of a class's training pictures."""
     from flowergen.data.class_names import class_label
     from flowergen.evaluation.walks import encode
 

@@ -1,14 +1,14 @@
-"""Where the time of training goes: ratios measured side by side in one run, with the hardware they hold for.
+"""Benchmark data loading, the training loop and the start of the train command; the hardware is printed with the results.
 
     python scripts/benchmark_data.py photos=DIR        a folder with class folders of full-size photographs
     python scripts/benchmark_data.py photos=DIR repeats=5 size=64 batch_size=64
 
-Printed, each as median over the repeats with the range:
+It prints the median over the repeats and the range of:
 
-1. pictures/s of a torchvision ImageFolder + DataLoader loop (decode, resize, crop, to tensor, every epoch), of ours after
-   the first epoch and of ours with data.decode=stream, over the same files;
-2. images/s of training: the bare model step on tensors in memory; a bare loop over our batches; Lightning's loop with our
-   callbacks and loggers. Rounds alternate, so that a drifting machine touches all alike.
+1. pictures/s over the same files: a torchvision ImageFolder + DataLoader loop (decode, resize, crop, to tensor, every epoch),
+   flowergen's loader after the first epoch, and flowergen's with data.decode=stream;
+2. images/s of training: the bare model step on tensors in memory; a bare loop over flowergen's batches; Lightning's loop with
+   flowergen's callbacks and loggers. The arms alternate, so that a drift of the machine's speed affects all of them equally;
 3. seconds from the command to the end of the first training step, and the peak memory of that process.
 """
 
@@ -44,7 +44,7 @@ from flowergen.modules.vae import VAEModule
 
 
 def settings() -> dict[str, str]:
-    """key=value arguments over their defaults."""
+    """Return the defaults, overridden by the key=value arguments."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     defaults = {"photos": "", "size": "64", "batch_size": "64", "repeats": "5", "num_images": "2000"}
     if not given.get("photos") or given.keys() - defaults.keys():
@@ -53,24 +53,24 @@ def settings() -> dict[str, str]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median and range."""
+    """Format the median and the range."""
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
 def ratio(of: list[float], to: list[float]) -> str:
-    """Median and range of the ratios, round by round."""
+    """Format the median and the range of the ratios of each round."""
     return spread([a / b for a, b in zip(of, to, strict=True)], 3)
 
 
 def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache_dir: str) -> None:
-    """Point 1."""
+    """Print part 1, data loading."""
     folder = ImageFolder(
         photos,
         transforms.Compose([transforms.Resize(size, antialias=True), transforms.CenterCrop(size), transforms.ToTensor()]),
@@ -110,13 +110,13 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
 
 
 def composed(*overrides: str, cache_dir: str) -> dict[str, Any]:
-    """A checked config, as ``train`` would have it."""
+    """Return a checked config, as ``train`` composes it."""
     cfg, _ = checked([*overrides, f"paths.cache_dir={cache_dir}"])
     return resolve(cfg)
 
 
 def compare_training(size: int, batch_size: int, repeats: int, num_images: int, cache_dir: str) -> None:
-    """Point 2."""
+    """Print part 2, training."""
     config = composed(
         "trainer.max_epochs=1",
         "trainer.accelerator=cpu",
@@ -130,7 +130,7 @@ def compare_training(size: int, batch_size: int, repeats: int, num_images: int, 
     rates: dict[str, list[float]] = {"model step in memory": [], "bare loop": [], "Lightning": []}
     num_batches = len(data.rows["train"]) // batch_size
     with tempfile.TemporaryDirectory() as folder:
-        for round_ in range(repeats + 1):  # the first warms up
+        for round_ in range(repeats + 1):  # the first round is a warm-up
             order = TrainingOrder(data.rows["train"], batch_size, 0)
             order.set_epoch(round_)
             for name in rates:
@@ -145,7 +145,7 @@ def compare_training(size: int, batch_size: int, repeats: int, num_images: int, 
 
 
 def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: TrainingOrder, folder: str) -> float:
-    """Seconds of one epoch of one of the arms, without its setting up."""
+    """Return the seconds of one epoch of one arm, without its setup."""
     module = cast(VAEModule, build_module(config, num_classes=0))
     if name == "Lightning":
         stopwatch = Stopwatch()
@@ -183,14 +183,14 @@ def one_epoch(name: str, config: dict[str, Any], data: ImageDataModule, order: T
 
 
 class Stopwatch(Callback):
-    """Seconds from the start of the epoch's first batch to the end of its last."""
+    """Measures the seconds from the start of the epoch's first batch to the end of its last."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start."""
+        """Start the stopwatch."""
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop, after every batch: validation and pictures come after the last one."""
+        """Store the time after every batch, because validation and pictures follow the last one."""
         self.seconds = time.perf_counter() - self.started
 
 
@@ -207,10 +207,10 @@ main()
 
 
 def time_the_command(repeats: int, cache_dir: str) -> None:
-    """Point 3: the process stops itself after its first optimiser step."""
+    """Print part 3; the process exits after its first optimiser step."""
     until_step, peaks = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(repeats + 1):  # the first decodes
+        for number in range(repeats + 1):  # the first run decodes the pictures
             arguments = ["experiment=quickstart", f"paths.cache_dir={cache_dir}", f"hydra.run.dir={folder}/{number}"]
             start = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", FIRST_STEP, *arguments], check=True, capture_output=True, text=True)
@@ -223,14 +223,14 @@ def time_the_command(repeats: int, cache_dir: str) -> None:
 
 
 def hardware() -> str:
-    """One line."""
+    """Describe the hardware in one line."""
     cpu = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else []
     name = cpu[0] if cpu else platform.processor()
     return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads"
 
 
 def main() -> None:
-    """Print everything."""
+    """Run all benchmarks and print the results."""
     given = settings()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -1,16 +1,16 @@
-"""How fast the metric card's parts are, against torch-fidelity; needs no data and downloads nothing.
+"""Benchmark the metrics of the metric card against torch-fidelity; needs no data and downloads nothing.
 
     python scripts/benchmark_metrics.py                                    everything
     python scripts/benchmark_metrics.py parts=distances,copies rounds=5    some of it
     python scripts/benchmark_metrics.py num=256 size=64                    pictures of the first part
 
-Parts, the two sides alternating within each round:
+Parts; the two sides alternate within each round:
 
-* pictures: FID and KID from N procedural flowers and N others, end to end, through one shared file of random Inception weights;
+* pictures: FID and KID from N procedural flowers and N others, end to end, with one shared file of random Inception weights;
 * distances: the same two distances from given features (vectors x 2048);
 * copies: the two nearest of 8,189 training pictures for each of 10,000 samples at 64 px, without and with mirror images.
 
-The machine may be shared, hence the second column of the copy search: seconds of CPU, all threads, over the number of threads.
+As the machine may be shared, the copy search has a second column: CPU seconds of all threads over the number of threads.
 """
 
 import sys
@@ -37,18 +37,18 @@ from flowergen.metrics.nearest import two_nearest
 from flowergen.metrics.set_distances import frechet_distance, gaussian, kernel_distance
 
 FID, KID = "frechet_inception_distance", "kernel_inception_distance_mean"
-NUM_CANDIDATES, NUM_QUERIES, COPY_SIZE = 8189, 10_000, 64  # Oxford 102 Flowers; samples of a card; px
+NUM_CANDIDATES, NUM_QUERIES, COPY_SIZE = 8189, 10_000, 64  # pictures in Oxford 102 Flowers; samples of a card; px
 
 
 class Untrained(FeatureExtractorInceptionV3):
-    """torch-fidelity's network, which otherwise insists on a file of weights."""
+    """torch-fidelity's network without its required weights file."""
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the weights as they are."""
+        """Do nothing, which keeps the initial weights."""
 
 
 def store_random_weights(path: Path) -> None:
-    """A file as both sides load it."""
+    """Write random weights in the format that both sides load."""
     torch.save({}, path)
     network = Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     generator = torch.Generator().manual_seed(0)
@@ -59,30 +59,30 @@ def store_random_weights(path: Path) -> None:
 
 
 def features_of(pictures: Tensor, weights: Path, batch_size: int) -> np.ndarray:
-    """Features (N, 2048) of pictures uint8 (N, 3, H, W), as the metric card has them."""
+    """Return features (N, 2048) of uint8 pictures (N, 3, H, W), as the metric card computes them."""
     extractor = load_extractor("inception", weights.parent, torch.device("cpu"))
     return np.concatenate([features for features, _ in in_batches(extractor, pictures.numpy(), batch_size)])
 
 
 def ours(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """FID and KID."""
+    """Return FID and KID of features by flowergen's functions."""
     return frechet_distance(gaussian(x), gaussian(y)), kernel_distance(x, y)
 
 
 def theirs(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """FID and KID of features by torch-fidelity's functions."""
+    """Return FID and KID of features by torch-fidelity's functions."""
     fid = fid_statistics_to_metric(fid_features_to_statistics(x), fid_features_to_statistics(y), verbose=False)[FID]
     return fid, kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=len(x), verbose=False)[KID]
 
 
 def ours_end_to_end(pictures: Tensor, weights: Path, batch_size: int) -> tuple[float, float]:
-    """FID and KID of two sets of pictures (2, N, 3, H, W)."""
+    """Return FID and KID of two sets of pictures (2, N, 3, H, W)."""
     x, y = (features_of(half, weights, batch_size) for half in pictures)
     return ours(x, y)
 
 
 def theirs_end_to_end(pictures: Tensor, weights: Path, batch_size: int) -> tuple[float, float]:
-    """The same by torch-fidelity as a whole; no worker processes, as the pictures are in memory."""
+    """Return the same by torch-fidelity end to end, without worker processes because the pictures are in memory."""
     values = torch_fidelity.calculate_metrics(
         **{f"input{number}": Subset(cast(Any, half), range(len(half))) for number, half in enumerate(pictures, start=1)},
         fid=True, kid=True, kid_subsets=1, kid_subset_size=pictures.shape[1], batch_size=batch_size,
@@ -92,7 +92,7 @@ def theirs_end_to_end(pictures: Tensor, weights: Path, batch_size: int) -> tuple
 
 
 def compare(name: str, arms: tuple[Callable[[], tuple[float, float]], Callable[[], tuple[float, float]]], rounds: int) -> None:
-    """Values, their relative difference and the time of both sides."""
+    """Print the values of both sides, their relative difference and both times."""
     times: tuple[list[float], list[float]] = [], []
     values = [(0.0, 0.0), (0.0, 0.0)]
     for _ in range(rounds):
@@ -108,9 +108,10 @@ def compare(name: str, arms: tuple[Callable[[], tuple[float, float]], Callable[[
 
 
 def compare_pictures(num: int, size: int, batch_size: int, rounds: int) -> None:
-    """First part: half of the species against the other half at half brightness.
+    """Run the first part: half of the species against the other half at half brightness.
 
-    A random network sees little else: without it KID would be 1e-4, which is where torch-fidelity's float32 ends.
+    A random network responds to little except brightness: without the difference, KID would be 1e-4, the limit of
+    torch-fidelity's float32 precision.
     """
     flowers = np.stack([draw_flower(0, index, size, MAX_CLASSES) for index in range(2 * num)])
     flowers = flowers[np.argsort(np.arange(2 * num) % MAX_CLASSES, kind="stable")].transpose(0, 3, 1, 2)
@@ -124,7 +125,7 @@ def compare_pictures(num: int, size: int, batch_size: int, rounds: int) -> None:
 
 
 def compare_distances(num: int, rounds: int) -> None:
-    """Second part: correlated and not negative, as Inception's features are."""
+    """Run the second part on correlated and non-negative features, which resemble Inception's."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((2048, 2048)) * np.arange(1, 2049) ** -0.5 / 4
     x, y = (np.abs(rng.standard_normal((num, 2048)) @ mixing * scale).astype(np.float32) for scale in (1, 1.2))
@@ -133,7 +134,7 @@ def compare_distances(num: int, rounds: int) -> None:
 
 
 def time_the_copy_search(rounds: int) -> None:
-    """Third part: noise, whose distances are as hard to rank as any."""
+    """Run the third part on noise, whose distances are the hardest to rank."""
     rng = np.random.default_rng(0)
     dim = 3 * COPY_SIZE * COPY_SIZE
     candidates, x = (rng.integers(0, 256, (num, dim), dtype=np.uint8) for num in (NUM_CANDIDATES, NUM_QUERIES))
@@ -153,7 +154,7 @@ def time_the_copy_search(rounds: int) -> None:
 
 
 def main() -> None:
-    """Print everything."""
+    """Run the chosen parts and print the results."""
     own = {
         "parts": "pictures,distances,copies",
         "num": "128",

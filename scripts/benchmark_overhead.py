@@ -1,17 +1,17 @@
-"""Microseconds of a training step that are not the model's: noise, batches, callbacks, logging, averages, Lightning's loop.
+"""Measure the overhead of a training step: noise, batches, callbacks, logging, averages and Lightning's loop.
 
     python scripts/benchmark_overhead.py
     python scripts/benchmark_overhead.py families=latent_ddpm batch_size=256 steps=200 rounds=5
 
-Each family is trained by everything that `flowergen.train` builds, on random pictures of 64 px or random latents of
-4 x 16 x 16, with networks that cost next to nothing: the diffusion model's multiplies by one number. Validation is off.
-Printed, as median over the rounds with the range, for one training step after the first ten:
+Each family is trained with everything that `flowergen.train` builds, on random pictures of 64 px or random latents of
+4 x 16 x 16, with networks of negligible cost: the diffusion model's multiplies by one number. Validation is off.
+It prints the median over the rounds and the range, in microseconds for one training step after the first ten, of:
 
 1. the whole step, without a profiler;
-2. where it goes, in a second training run with a profiler, whose own time (about 2 microseconds a part) is in the parts;
-3. what is left without the model's forward pass, losses, backward pass and optimiser: the overhead.
+2. its parts, from a second training run with a profiler, whose own time (about 2 microseconds a part) is included;
+3. the overhead: the step without the model's forward pass, losses, backward pass and optimiser.
 
-On a CPU, preparing a batch includes the arithmetic on its pixels, which a GPU does while the host goes on.
+On a CPU, preparing a batch includes the arithmetic on its pixels, which a GPU does asynchronously.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
 
 SIZE, LATENT = 64, (4, 16, 16)
-WARM_UP = 10  # steps that are not counted
+WARM_UP = 10  # steps that are not measured
 FAMILIES = {
     "vae": ["model=vae", "model.channels=[4,4,4]", "model.latent_dim=4", "model.ema_decay=0.999"],
     "vae_gan": [
@@ -54,7 +54,7 @@ FAMILIES = {
     ],
     "latent_ddpm": ["model=latent_ddpm", "autoencoder=none", "model.ema_decay=0.999", "trainer.gradient_clip_val=1"],
 }
-# what the profiler calls it -> the row it belongs to; the first that fits
+# row of the table -> substrings of the profiler's action names; the first match is used
 PARTS = {
     "forward and losses": ["training_step"],
     "backward": ["backward"],
@@ -71,12 +71,12 @@ MODEL = ("forward and losses", "backward", "optimiser")
 
 
 class RandomPictures(ImageDataModule):
-    """Noise in place of pictures: as many as fill the steps."""
+    """Random noise as pictures, enough for all steps."""
 
     num: int
 
     def listing(self) -> Listing:
-        """Of 102 classes."""
+        """List the pictures, in 102 classes."""
 
         def read(index: int) -> tuple[np.ndarray, str]:
             rng = np.random.default_rng(index)
@@ -93,19 +93,19 @@ class RandomPictures(ImageDataModule):
 
 
 class Scale(nn.Module):
-    """A denoiser of one number."""
+    """A denoiser with a single parameter."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """(N, C, h, w) -> the same."""
+        """(N, C, h, w) -> (N, C, h, w)."""
         return self.scale * x
 
 
 class NoAutoencoder(ImageModel):
-    """Says what shape latents have."""
+    """A placeholder that provides only the shape of the latents."""
 
     best_metric, best_mode = "none", "max"
 
@@ -115,7 +115,7 @@ class NoAutoencoder(ImageModel):
 
     @property
     def inference_net(self) -> nn.Module:
-        """A network."""
+        """A placeholder network."""
         return self.nothing
 
     @property
@@ -124,7 +124,7 @@ class NoAutoencoder(ImageModel):
         return LATENT
 
     def encode(self, x: Tensor) -> Posterior:
-        """Never called: latents are given."""
+        """Never called, because the latents are given."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
@@ -132,24 +132,24 @@ class NoAutoencoder(ImageModel):
         raise NotImplementedError
 
     def summary(self) -> str:
-        """Nothing."""
+        """Return a placeholder."""
         return "none"
 
 
 class Seconds(Profiler):
-    """Adds up seconds by name, each without what was measured within it."""
+    """Sums seconds by action name, excluding nested actions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total: dict[str, float] = defaultdict(float)
-        self._running: list[tuple[str, float, float]] = []  # name, start, seconds within it
+        self._running: list[tuple[str, float, float]] = []  # name, start, seconds of nested actions
 
     def start(self, action_name: str) -> None:
-        """Lightning's name of it."""
+        """Start an action, by Lightning's name."""
         self._running.append((action_name, time.perf_counter(), 0.0))
 
     def stop(self, action_name: str) -> None:
-        """The innermost one."""
+        """Stop the innermost action."""
         name, start, within = self._running.pop()
         taken = time.perf_counter() - start
         self.total[name] += taken - within
@@ -159,7 +159,7 @@ class Seconds(Profiler):
 
     @contextmanager
     def profile(self, action_name: str) -> Iterator[None]:
-        """Within it."""
+        """Measure the body of the context as an action."""
         self.start(action_name)
         try:
             yield
@@ -167,7 +167,7 @@ class Seconds(Profiler):
             self.stop(action_name)
 
     def timed(self, owner: Any, method: str, name: str) -> None:
-        """From now on the object's method is measured."""
+        """Wrap a method of an object so that its calls are measured."""
         function: Callable[..., Any] = getattr(owner, method)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
@@ -178,13 +178,13 @@ class Seconds(Profiler):
 
 
 class WholeStep(Callback):
-    """Seconds from the first batch that counts to the end of the last; the profiler forgets what was before."""
+    """Measures the seconds from the first batch after the warm-up to the end of the last, and resets the profiler before."""
 
     def __init__(self, profiler: Seconds | None):
         self.profiler = profiler
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start."""
+        """Start after the warm-up."""
         if batch_idx == WARM_UP:
             self.started = time.perf_counter()
             if self.profiler:
@@ -193,14 +193,14 @@ class WholeStep(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, after every batch: the end of the epoch comes after the last one."""
+        """Store the time after every batch, because the work at the end of the epoch follows the last one."""
         if batch_idx >= WARM_UP:
             self.seconds = time.perf_counter() - self.started
             self.by_name = dict(self.profiler.total) if self.profiler else {}
 
 
 def train(config: dict[str, Any], data: ImageDataModule, profiler: Seconds | None) -> WholeStep:
-    """One epoch."""
+    """Train for one epoch."""
     latents = config["model"]["_target_"].endswith("LatentDDPMModule")
     module: Any = build_module(config, len(data.class_names), NoAutoencoder() if latents else None)
     whole = WholeStep(profiler)
@@ -227,7 +227,7 @@ def train(config: dict[str, Any], data: ImageDataModule, profiler: Seconds | Non
 
 
 def row_of(action: str) -> str:
-    """The row of the table that a profiled action belongs to."""
+    """Return the row of the table that a profiled action belongs to."""
     if action.startswith("[Callback]"):
         return f"callback {action.removeprefix('[Callback]').partition('{')[0].partition('.')[0]}"
     for row, names in PARTS.items():
@@ -237,7 +237,7 @@ def row_of(action: str) -> str:
 
 
 def measure(family: str, batch_size: int, steps: int, rounds: int) -> None:
-    """Print a family's table."""
+    """Measure a family and print its table."""
     num_train = batch_size * (steps + WARM_UP)
     quick = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.images=null", "trainer.precision=32-true"]
     places = [f"data.batch_size={batch_size}", f"data.image_size={SIZE}"]
@@ -276,7 +276,7 @@ OPTIONS = ("image_size", "batch_size", "split", "split_seed", "horizontal_flip",
 
 
 def main() -> None:
-    """Print everything."""
+    """Measure all families and print the results."""
     given = {"families": ",".join(FAMILIES), "batch_size": "256", "steps": "50", "rounds": "5"}
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")

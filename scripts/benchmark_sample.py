@@ -1,16 +1,16 @@
-"""How fast samples come, against diffusers around a network of the same size: same scheduler, steps and guidance.
+"""Benchmark sampling against diffusers, with a network of the same size and the same scheduler, steps and guidance.
 
     python scripts/benchmark_sample.py run=RUN                           a latent diffusion run with a UNet or a DiT
     python scripts/benchmark_sample.py run=RUN steps=25 num=32 rounds=5
 
-Arms, alternating within each round, all from keyed noise to decoded pictures in [0, 1]:
+Arms, which alternate within each round; all start from keyed noise and end with decoded pictures in [0, 1]:
 
 * flowergen: ``module.denoise`` as ``flowergen.sample`` calls it;
 * compiled: the same with ``torch.compile`` of the denoiser;
-* scheduler: our network in a plain loop around diffusers' DPMSolverMultistepScheduler, so that the loops alone differ;
-* diffusers: the same loop around diffusers' UNet2DModel or DiTTransformer2DModel of the same size, randomly initialised.
+* scheduler: flowergen's network with diffusers' DPMSolverMultistepScheduler in a plain loop, so that only the loops differ;
+* diffusers: the same loop with diffusers' UNet2DModel or DiTTransformer2DModel of the same size, randomly initialised.
 
-The pictures of the first and the third arm are compared, so that both do the same work.
+The pictures of the first and the third arm are compared, to verify that both compute the same.
 """
 
 import sys
@@ -38,12 +38,12 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(module: LatentDDPMModule, label: Tensor, sampling: Sampling) -> Tensor:
-    """Pictures by our own loop."""
+    """Sample pictures with flowergen's loop."""
     return module.decode(module.denoised(range(len(label)), label, 0, sampling))
 
 
 def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: Sampling) -> Tensor:
-    """Pictures by diffusers' scheduler."""
+    """Sample pictures with diffusers' scheduler."""
     prediction = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[module.objective]
     alpha_bar = module.schedule.alpha_bar  # type: ignore[attr-defined]
     beta = 1 - alpha_bar / torch.cat((alpha_bar.new_ones(1), alpha_bar[:-1]))
@@ -64,10 +64,10 @@ def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: 
 
 
 def network_of_diffusers(net: nn.Module, settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """A UNet2DModel with the channels, blocks and attention of ours, or a DiTTransformer2DModel of as many layers as wide.
+    """Build a UNet2DModel with the channels, blocks and attention of ours, or a DiTTransformer2DModel of ours' depth and width.
 
     Args:
-        net: ours.
+        net: flowergen's network.
         settings: ``model.network`` of the run.
         shape: (C, h, w) of the latents.
         num_classes: K.
@@ -100,7 +100,7 @@ def _unet(settings: dict[str, Any], shape: tuple[int, int, int], num_classes: in
 
 @torch.inference_mode()
 def main() -> None:
-    """Print everything."""
+    """Run all arms and print the results."""
     own = {"run": "", "steps": "25", "num": "32", "rounds": "5"}
     own |= {key: value for key, _, value in (a.partition("=") for a in sys.argv[1:])}
     if not own["run"]:
@@ -144,7 +144,7 @@ def main() -> None:
     arms["flowergen"]()
     print(f"  compiled: the first call took {time.perf_counter() - start:.1f} s")
     rates["compiled"] = []
-    for _ in range(rounds):  # compiling holds for the network from here on, so its baseline is measured again beside it
+    for _ in range(rounds):  # the network stays compiled from here on, so the baseline is measured again
         rates["compiled"].append(_rate(arms["flowergen"], num, device))
         rates["diffusers"].append(_rate(arms["diffusers"], num, device))
 

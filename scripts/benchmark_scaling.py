@@ -1,19 +1,19 @@
-"""What a second process brings: one against two over gloo, on this machine's CPU, with the same batch of an optimiser step.
+"""Benchmark DDP over gloo on this machine's CPU: two processes against one, with the same global batch.
 
     python scripts/benchmark_scaling.py                     minutes on two quiet cores
     python scripts/benchmark_scaling.py rounds=3 epochs=6   and overrides of flowergen.train, such as data.image_size=32
 
-Each arm is the real command, `python -m flowergen.train`, on pictures that the program draws, on two cores at most:
+Each arm runs `python -m flowergen.train` on procedural pictures, on at most two cores:
 
 1. one process, one thread;
 2. one process, two threads;
 3. two processes (`trainer=ddp_cpu`), a thread each, half of the batch each;
-4. one process, one thread, half of the batch: the step of arm 3 without its communication and without its neighbour.
+4. one process, one thread, half of the batch: the step of arm 3 without communication and without the other process.
 
-Printed as a Markdown table: images/s, median over all epochs but the first of each run, with the range; rounds alternate
-between the arms, and ratios are of the medians, round by round. Then how far the weights of arms 2 and 3 are from those of
-arm 1: all three compute the same, but for the order of float32 sums. Then the time of an all-reduce of the gradients alone, and
-the load of the machine before and after.
+It prints a Markdown table of images/s, the median over all epochs except the first of each run, with the range. The arms
+alternate within each round, and the ratios are those of the medians of each round. It also prints the distance of the weights
+of arms 2 and 3 from those of arm 1 (all three compute the same, except for the order of float32 sums), the time of an
+all-reduce of the gradients alone, and the load of the machine before and after.
 """
 
 import os
@@ -40,7 +40,7 @@ ONE, TWO_THREADS, TWO, HALF = ARMS
 
 
 def train(folder: Path, overrides: list[str]) -> list[float]:
-    """images/s of each epoch after the first."""
+    """Train, and return the images/s of each epoch after the first."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
@@ -57,7 +57,7 @@ def train(folder: Path, overrides: list[str]) -> list[float]:
 
 
 def all_reduce_seconds(rank: int, num: int, address: str, results: str) -> None:
-    """One of two processes that add num float32 numbers up; the first one stores the median of some."""
+    """Time an all-reduce of num float32 numbers as one of two processes; the first one stores the median of 30 repeats."""
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
     gradients, seconds = torch.ones(num), []
@@ -71,7 +71,7 @@ def all_reduce_seconds(rank: int, num: int, address: str, results: str) -> None:
 
 
 def main() -> None:
-    """Print everything."""
+    """Run all arms and print the results."""
     own = {"rounds": "2", "epochs": "6"}
     own |= {key: value for key, _, value in (a.partition("=") for a in sys.argv[1:]) if key in own}
     overrides = [a for a in sys.argv[1:] if a.partition("=")[0] not in own]
@@ -115,7 +115,7 @@ def _weights(run: Path) -> torch.Tensor:
 
 
 def _replaced(overrides: list[str], changes: tuple[str, ...]) -> list[str]:
-    """Without what an arm says itself; a trainer of its own says on which devices."""
+    """Replace the overrides that an arm sets itself; ``trainer=`` also replaces the accelerator."""
     keys = {change.partition("=")[0] for change in changes}
     keys |= {"trainer.accelerator"} if "trainer" in keys else set()
     return [*(line for line in overrides if line.partition("=")[0] not in keys), *changes]

@@ -1,22 +1,21 @@
-"""Where the time of a training step goes: phases, memory formats, compilation and precisions, side by side in one run.
+"""Benchmark a training step: its phases, memory formats, compilation and precisions.
 
     python scripts/benchmark_train.py model=vae_gan model.perceptual=discriminator     any override of flowergen.train
     python scripts/benchmark_train.py model=vae rounds=5 steps=20
     python scripts/benchmark_train.py model=vae_gan arms=eager,channels_last,compiled,bf16
     python scripts/benchmark_train.py model=latent_ddpm autoencoder=RUN                with and without the cache of latents
 
-Printed, each as median over the rounds with the range; rounds alternate between the arms, so that a drifting machine touches
-all alike:
+It prints the median over the rounds and the range of each value. The arms alternate within each round, so that a drift of the
+machine's speed affects all of them equally:
 
 1. images/s of each arm's bare step: the model's own methods on one batch in memory, no Lightning, no logging, no keyed noise;
-2. images/s of Lightning with our callbacks and loggers, against the bare step in the config's own memory format;
-3. the share of each phase in a bare step, and FLOPs; on a GPU their share of the peak;
+2. images/s of Lightning with flowergen's callbacks and loggers, against the bare step in the config's memory format;
+3. the share of each phase in a bare step, and FLOPs; on a GPU also the share of the peak;
 4. peak memory.
 
 Arms: eager (float32, NCHW), channels_last, compiled (and channels_last), bf16 (and channels_last), compiled_bf16 (and
-channels_last); for latent diffusion no_cache (channels_last, each batch encoded at each step), under Lightning too. TF32 is off
-in all of them. The adversarial loss is on from the first step. The GPU's part has not been run on
-one.
+channels_last); for latent diffusion no_cache (channels_last, each batch encoded at each step), also under Lightning. TF32 is
+off in all arms. The adversarial loss is on from the first step. The GPU part has not been run on a GPU.
 """
 
 import logging
@@ -47,7 +46,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 
-PEAK_TFLOPS = {  # dense, NVIDIA's data sheets: float32 without tensor cores, bf16 with them
+PEAK_TFLOPS = {  # dense, from NVIDIA's data sheets: float32 without tensor cores, bf16 with them
     "H200": {"float32": 67.0, "bf16": 989.0},
     "H100": {"float32": 67.0, "bf16": 989.0},
     "A100": {"float32": 19.5, "bf16": 312.0},
@@ -56,13 +55,13 @@ PEAK_TFLOPS = {  # dense, NVIDIA's data sheets: float32 without tensor cores, bf
 
 
 class BareStep:
-    """One optimiser step of a model outside of Lightning, phase by phase.
+    """One optimiser step of a model without Lightning, timed by phase.
 
     Args:
         config: of the run.
         num_classes: of the data.
         batch: of pictures in [0, 1], or of latents, on the device.
-        arm: see the top of the file.
+        arm: see the module docstring.
         autoencoder: of latent diffusion.
     """
 
@@ -81,8 +80,8 @@ class BareStep:
                 part.compile()
 
     def __call__(self) -> None:
-        """The whole of it."""
-        self.phases: list[tuple[str, str]] = []  # before each backward pass, and its own name
+        """Execute the step."""
+        self.phases: list[tuple[str, str]] = []  # names of the phase before each backward pass, and of the pass
         self.started = time.perf_counter()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.module, VAEGANModule):
@@ -151,17 +150,17 @@ class BareStep:
 
 
 class SynchronisedStopwatch(Stopwatch):
-    """One that waits for the GPU."""
+    """A stopwatch that waits for the GPU."""
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Stop."""
+        """Store the time after the GPU has finished."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         super().on_train_batch_end(*args)
 
 
 def lightning_seconds(config: dict[str, Any], data: ImageDataModule, autoencoder: ImageModel | None) -> float:
-    """Seconds of an epoch of ``limit_train_batches`` steps."""
+    """Return the seconds of an epoch of ``limit_train_batches`` steps."""
     module = build_module(config, len(data.class_names), autoencoder)
     with tempfile.TemporaryDirectory() as folder:
         trainer, stopwatch = build_trainer(config, RunFolder(folder), None), SynchronisedStopwatch()
@@ -171,7 +170,7 @@ def lightning_seconds(config: dict[str, Any], data: ImageDataModule, autoencoder
 
 
 def print_flops(step: BareStep, seconds: float, num_images: int) -> None:
-    """Of a bare step; their share of the peak where it is known."""
+    """Print the FLOPs of a bare step and, on a GPU, their share of the peak if it is known."""
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
@@ -188,7 +187,7 @@ def _to(batch: Any, device: str) -> Any:
 
 
 def main() -> None:
-    """Print everything."""
+    """Run all arms and print the results."""
     own = {"rounds": "5", "steps": "10", "arms": ""}
     own |= {key: value for key, _, value in (a.partition("=") for a in sys.argv[1:]) if key in own}
     overrides = [a for a in sys.argv[1:] if a.partition("=")[0] not in own]

@@ -1,17 +1,17 @@
-"""Feed damaged and hostile input to what reads untrusted files; needs hypothesis, no data and no network.
+"""Fuzz the code that reads untrusted input; needs hypothesis, no data and no network.
 
     python scripts/fuzz.py target=picture|checkpoint|overrides
     python scripts/fuzz.py target=picture minutes=10 seed=0 out=FOLDER
 
-* picture: files of every format, their bytes changed, cut, spliced, their length fields overwritten, through ``read_rgb``;
-* checkpoint: a run folder whose checkpoint, config or stored latents were changed, through ``read_checkpoint``,
-  ``load_run`` and ``read_latents``;
-* overrides: command lines of train, sample, evaluate and split, through the checks before anything is imported.
+* picture: files of every format with changed, cut or spliced bytes and overwritten length fields, read by ``read_rgb``;
+* checkpoint: run folders with a changed checkpoint, config or stored latents, read by ``read_checkpoint``, ``load_run`` and
+  ``read_latents``;
+* overrides: command lines of train, sample, evaluate and split, passed to the checks before anything is imported.
 
-Every example must end in a value, or in the error that is meant for it, in one line below 2,000 characters, within 10 seconds
-of CPU and 2 GB of memory, with no file touched outside a scratch folder and no process started. Findings are printed, one of
-each kind, and written into FOLDER, as small as Hypothesis makes them; a kind that is known does not hide the others. The exit
-status says whether there are any.
+Every example must return a value or raise the intended error, with a message of one line below 2,000 characters, within 10
+seconds of CPU time and 2 GB of memory, without writing outside a scratch folder and without starting a process. One finding of
+each kind is printed and written to FOLDER, minimised by Hypothesis; known kinds do not hide others. The exit status is 1 if
+there are findings.
 """
 
 import contextlib
@@ -46,25 +46,25 @@ from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
 from flowergen.errors import UserError
 
 LONGEST_MESSAGE = 2000
-MOST_SECONDS = 10  # of CPU
+MOST_SECONDS = 10  # of CPU time
 MOST_MEMORY = 2 * 2**30
 STARTS_A_PROCESS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
 
 
 class Hang(BaseException):
-    """Not an ``Exception``: nothing on the way may swallow it."""
+    """The time limit was exceeded. Not an ``Exception``, so that no handler catches it."""
 
 
 class Finding(Exception):
-    """What an example has shown."""
+    """An example revealed a fault."""
 
 
-# ---- What is watched -------------------------------------------------------------------------------------------------
+# ---- Restrictions ----------------------------------------------------------------------------------------------------
 class Watch:
-    """Python's audit events while examples run: hooks cannot be removed, so that there is one for the process."""
+    """State of the audit hook while examples run. Audit hooks cannot be removed, so there is one for the process."""
 
-    scratch: str | None = None  # where files may be written; None while nothing is watched
+    scratch: str | None = None  # where files may be written; None while the hook is inactive
     strict = True  # whether an attempt to write elsewhere is a finding; if not, it is only refused
     seen: list[str]
 
@@ -93,7 +93,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def watching(scratch: Path, strict: bool = True) -> Iterator[None]:
-    """No file outside the folder and no process, or it is a finding."""
+    """Refuse and record writes outside the folder, and the start of processes."""
     if not hasattr(Watch, "seen"):
         sys.addaudithook(_audit)
     Watch.seen, Watch.strict, Watch.scratch = [], strict, os.path.realpath(scratch)
@@ -118,17 +118,17 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
     """Run one example.
 
     Args:
-        check: to be called.
-        expected: the error that may end it.
+        check: the function to call.
+        expected: the error that it may raise.
         scratch: where it may write.
         strict: whether an attempt to write elsewhere is a finding; if not, it is only refused.
 
     Returns:
-        What is wrong, None where all is well. The part before a colon is its kind.
+        A description of the fault, or None. The part before the colon is its kind.
     """
     wrong, error = None, None
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of memory
     before, start = _memory("VmRSS"), time.process_time()
     signal.signal(signal.SIGPROF, _hang)
     signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
@@ -172,7 +172,7 @@ EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800
 
 @st.composite
 def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
-    """A file, changed in up to six places; most of them near its beginning, where the headers are."""
+    """Draw a file with up to six changes, most of them near its beginning, where the headers are."""
     data = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(0, 6))):
         reach = draw(st.sampled_from([64, 512, len(data)]))
@@ -199,7 +199,7 @@ def damaged(draw: st.DrawFn, files: list[bytes]) -> bytes:
 
 # ---- Pictures --------------------------------------------------------------------------------------------------------
 def picture_files() -> list[bytes]:
-    """Small files of every format and most of its variants."""
+    """Create small files of every format and most of its variants."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 13, 4), dtype=np.uint8)
     rgba = Image.fromarray(noise)
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
@@ -238,7 +238,7 @@ def picture_files() -> list[bytes]:
 
 
 def check_picture(data: bytes) -> None:
-    """It is a picture, or unreadable."""
+    """Read the data, which must give a valid picture or ``UnreadablePicture``."""
     image = read_rgb(data)
     if (image.ndim, image.shape[-1], image.dtype) != (3, 3, np.uint8) or not image.size:
         raise Finding(f"{image.shape} {image.dtype}")
@@ -249,7 +249,7 @@ def check_picture(data: bytes) -> None:
 
 # ---- Runs ------------------------------------------------------------------------------------------------------------
 class Shell:
-    """Pickled, it asks for a command to be run."""
+    """Its pickle runs a shell command when loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("echo flowergen",)
@@ -270,7 +270,7 @@ TINY: dict[str, tuple[str, ...]] = {
 
 
 def make_run(folder: Path, model: str, *more: str) -> Path:
-    """A run of one optimiser step, with everything that training leaves."""
+    """Train for one optimiser step, and store everything that a run folder contains."""
     from hydra.core.hydra_config import HydraConfig
 
     from flowergen.config import build, latents, trainer
@@ -299,14 +299,14 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
 
 
 def make_runs(folder: Path) -> list[Path]:
-    """A run of each model."""
+    """Create a run of each model."""
     gan = make_run(folder, "vae_gan")
     diffusion = make_run(folder, "latent_ddpm", f"autoencoder={gan}")
     return [make_run(folder, "vae"), gan, diffusion, make_run(folder, "decoder", f"diffusion={diffusion}")]
 
 
 def strange_values() -> st.SearchStrategy[Any]:
-    """What may stand in a checkpoint instead of what belongs there."""
+    """Draw unexpected values for the entries of a checkpoint."""
     import torch
 
     # fmt: off
@@ -328,7 +328,7 @@ def strange_values() -> st.SearchStrategy[Any]:
 
 @st.composite
 def tampered(draw: st.DrawFn, content: Any, values: st.SearchStrategy[Any]) -> Any:
-    """Nested dictionaries and lists with up to four nodes replaced or gone; the rest is shared with the original."""
+    """Replace or delete up to four nodes of nested dictionaries and lists; the rest is shared with the original."""
     for _ in range(draw(st.integers(1, 4))):
         content = _tampered(draw, content, values, 0)
     return content
@@ -352,7 +352,7 @@ def _tampered(draw: st.DrawFn, node: Any, values: st.SearchStrategy[Any], depth:
 
 
 def hostile_pickles(bomb_mib: int) -> list[bytes]:
-    """Files that ask for more than their content, in every format that torch.load has known."""
+    """Create malicious pickles, in every format that torch.load supports or has supported."""
     import torch
 
     shell, legacy = io.BytesIO(), io.BytesIO()
@@ -434,7 +434,7 @@ HOSTILE_YAML = [
 
 @st.composite
 def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
-    """A run, one of its files, and what stands in it now."""
+    """Draw a run, the name of one of its files, and a new content for it."""
     import torch
     import yaml
 
@@ -468,7 +468,7 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
 
 @st.composite
 def damaged_safetensors(draw: st.DrawFn, good: bytes, by_header: bool) -> bytes:
-    """Other tensors under the right names and owner, or another header."""
+    """Change the tensors but keep the metadata, or change the header."""
     from safetensors import safe_open
     from safetensors.torch import load, save
 
@@ -510,11 +510,11 @@ def damaged_safetensors(draw: st.DrawFn, good: bytes, by_header: bool) -> bytes:
     return save(tensors, metadata)
 
 
-PICKLES: list[bytes] = []  # a bomb takes a while to make
+PICKLES: list[bytes] = []  # filled once, because a zip bomb takes a while to create
 
 
 def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
-    """It loads and samples, or says why not."""
+    """Load the changed run and sample from it, or raise ``UserError``."""
     from flowergen.config.build import epochs_done, load_run, read_checkpoint
     from flowergen.config.sampling import stored_latents
 
@@ -573,7 +573,7 @@ FLAGS = [
 
 
 def command_lines() -> st.SearchStrategy[tuple[str, list[str]]]:
-    """A command and its arguments: what people mistype, what Hydra's grammar knows, and anything else."""
+    """Draw a command and its arguments: typing errors, elements of Hydra's grammar, and arbitrary text."""
     grammar = st.text(st.sampled_from("=+~,[]{}()'\":$\\/.@%&| \t\n-01aeé"), max_size=30)
     value = st.one_of(st.sampled_from(VALUES), grammar, st.integers().map(str), st.floats().map(str), st.text(max_size=40))
     pair = st.tuples(
@@ -586,7 +586,7 @@ def command_lines() -> st.SearchStrategy[tuple[str, list[str]]]:
 
 
 def check_command_line(example: tuple[str, list[str]], scratch: Path) -> None:
-    """It is prepared, or refused."""
+    """Check a command line, which must be accepted or raise ``UserError``."""
     command, arguments = example
     folder = scratch / "here"
     shutil.rmtree(folder, ignore_errors=True)
@@ -603,7 +603,7 @@ Target = tuple[st.SearchStrategy[Any], Callable[[Any], str | None]]
 
 
 def target_of(name: str, scratch: Path) -> Target:
-    """What to draw examples from, and what finds fault with one."""
+    """Return the strategy for examples, and the function that examines one."""
     if name == "picture":
         return damaged(picture_files()), lambda data: examine(lambda: check_picture(data), UnreadablePicture, scratch)
     if name == "checkpoint":
@@ -615,7 +615,7 @@ def target_of(name: str, scratch: Path) -> Target:
 
 
 def run_settings() -> dict[str, str]:
-    """key=value arguments over their defaults."""
+    """Return the defaults, overridden by the key=value arguments."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     defaults = {"target": "", "minutes": "10", "seed": "0", "out": "fuzz_findings"}
     if given.get("target") not in ("picture", "checkpoint", "overrides") or given.keys() - defaults.keys():
@@ -624,14 +624,14 @@ def run_settings() -> dict[str, str]:
 
 
 def main() -> None:
-    """Fuzz until the time is over."""
+    """Fuzz until the time limit."""
     config = run_settings()
     sys.dont_write_bytecode = True
     scratch, out = Path(tempfile.mkdtemp()).resolve(), Path(config["out"]).absolute()
     strategy, fault = target_of(config["target"], scratch)
     end = time.monotonic() + 60 * float(config["minutes"])
     limit = _memory("VmSize") + 4 * MOST_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # one bad example must not take the machine with it
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # protects the machine from a bad example
     findings: dict[str, tuple[Any, str]] = {}
     count = 0
 
@@ -665,7 +665,7 @@ def main() -> None:
     )
     rounds = 0
     while time.monotonic() < end:
-        with contextlib.suppress(Finding, Flaky, BaseExceptionGroup):  # the second where time or memory differ
+        with contextlib.suppress(Finding, Flaky, BaseExceptionGroup):  # Flaky: time or memory differ between runs
             seeded(100_000 * int(config["seed"]) + rounds)(options(given(strategy)(one)))()
         done.update(findings)
         write()

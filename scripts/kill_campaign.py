@@ -1,14 +1,14 @@
-"""Random SIGKILLs: a run of each family is killed again and again, resumed, and compared with one that was left alone.
+"""Kill and resume a run of each family repeatedly, at random moments, and compare it with an uninterrupted run.
 
     python scripts/kill_campaign.py                                        twenty kills a family, half an hour on two cores
     python scripts/kill_campaign.py kills=5 families=vae,latent_ddpm seed=1 out=DIR
 
-Every session is the real command on pictures that the program draws. One kill in five comes while a session starts, the others
-while it trains, at moments drawn from ``seed``. Printed as a Markdown table; the exit status is 1 if any file differs.
+Every session runs the train command on procedural pictures. One SIGKILL in five is sent while a session starts, the others
+during training, at moments drawn from ``seed``. It prints a Markdown table; the exit status is 1 if any file differs.
 
-Compared to the bit: ``metrics.csv``, ``weights.safetensors``, ``latents.safetensors``, pictures, ``loss_plot.png``, and of the
-checkpoints everything: weights, optimisers, loops, callbacks, running means, our own counts. Not compared: TensorBoard's
-files and logs, which hold the time of day.
+Compared bit by bit: ``metrics.csv``, ``weights.safetensors``, ``latents.safetensors``, pictures, ``loss_plot.png``, and the
+complete checkpoints: weights, optimisers, loops, callbacks, running means, our own counts. Not compared: TensorBoard's files
+and logs, which contain the time of day.
 """
 
 import os
@@ -44,7 +44,7 @@ BEGINS = "\nrun folder "  # the last line before a session trains
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A session, in a process group of its own."""
+    """Start a session in a new process group."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "passive"}
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -57,19 +57,19 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for_training(process: subprocess.Popen[bytes], log: Path, before: int) -> None:
-    """Until the session is about to take its first step, or has ended."""
+    """Wait until the session is about to take its first step, or has ended."""
     while process.poll() is None and log.read_text().count(BEGINS) == before:
         time.sleep(0.05)
 
 
 def finish(arguments: list[str], log: Path) -> None:
-    """A session to its end."""
+    """Run a session to its end."""
     if start(arguments, log).wait():
         sys.exit(log.read_text()[-3000:])
 
 
 def differing(a: Path, b: Path) -> tuple[int, list[str]]:
-    """How many files were compared, and the names of those that differ."""
+    """Compare two run folders; return the number of compared files, and the names of those that differ."""
     patterns = (
         "metrics.csv",
         "weights.safetensors",
@@ -101,7 +101,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra: list[str]) -> bool:
-    """Kill, resume, compare, and print a line of the table."""
+    """Kill, resume and compare a run of a family, and print its row of the table."""
     whole, run, log = out / family / "whole", out / family / "killed", out / f"{family}.log"
     arguments = [*FAMILIES[family], *COMMON, *extra, f"paths.cache_dir={out / 'cache'}"]
     began = time.monotonic()
@@ -119,7 +119,7 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
         phase = "starting" if number % 5 == 4 else "training"
         before = log.read_text().count(BEGINS)
         process = start(resume, log)
-        # the sum of all sessions' training stays below that of the whole run
+        # the delays are chosen so that the total training time stays below that of the uninterrupted run
         delay = rng.random() * (startup if phase == "starting" else 1.6 * training / kills)
         if phase == "training":
             wait_for_training(process, log, before)
@@ -146,7 +146,7 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
 
 
 def main() -> None:
-    """Read the arguments, run the families one after the other."""
+    """Read the arguments and run the campaign of each family."""
     own = {"kills": "20", "seed": "0", "families": ",".join(FAMILIES), "out": ""}
     own |= {key: value for key, _, value in (argument.partition("=") for argument in sys.argv[1:])}
     if unknown := own.keys() - {"kills", "seed", "families", "out"}:

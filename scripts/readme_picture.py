@@ -1,4 +1,4 @@
-"""docs/flowers.png: pictures, their reconstructions, and samples of a run on drawn flowers, a row each.
+"""Create docs/flowers.png from a run on procedural flowers: rows of pictures, their reconstructions, and samples.
 
 python scripts/readme_picture.py RUN docs/flowers.png
 """
@@ -16,7 +16,7 @@ COLUMNS, ZOOM = 12, 2
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw and write the picture."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     model = flowergen.load(sys.argv[1])

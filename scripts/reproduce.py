@@ -1,4 +1,4 @@
-"""New pictures from a few thousand: all three stages, samples, the metric card, and a page of all of it.
+"""Train all three stages, draw samples, compute the metric card, and write a page with all results.
 
     python scripts/reproduce.py                       what `make flowers` does: Oxford 102 Flowers, with the budget of an hour
     python scripts/reproduce.py minutes=20 data.root=DIR paths.cache_dir=DIR seed=1 out=DIR
@@ -6,9 +6,9 @@
     python scripts/reproduce.py recipe=gpu            for a large GPU, with the budget of ten minutes (not measured on one)
 
 The experiments `flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder`, or those of another recipe, are
-trained for 0.2, 0.5 and 0.15 of the minutes, at 64 px; the rest is for samples and the metric card. `out` has a run folder
-for each, `autoencoder`, `diffusion` and `decoder`; the page is the last one's `index.html`. Stopped or killed, the same
-command goes on, and what is finished is not done again.
+trained for 0.2, 0.5 and 0.15 of the minutes, at 64 px; the rest is for samples and the metric card. `out` contains their run
+folders `autoencoder`, `diffusion` and `decoder`; the page is `index.html` in the last one. If it was stopped or killed, run
+the same command again: it resumes, and finished parts are not repeated.
 """
 
 import signal
@@ -40,7 +40,7 @@ DEFAULTS = {
 
 
 def main() -> None:
-    """Each part in a process of its own."""
+    """Run each part in a separate process."""
     given = dict(DEFAULTS)
     for argument in sys.argv[1:]:
         key, _, value = argument.partition("=")
@@ -68,11 +68,11 @@ def main() -> None:
     train(second, DIFFUSION * minutes, [f"experiment=flowers_{recipe}_ldm", *own], more)
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
     stage3 = [f"experiment=flowers_{recipe}_decoder", *own]
-    if recipe == "laptop":  # where to draw them takes a fifth of its minutes
+    if recipe == "laptop":  # drawing the samples takes a fifth of the stage's minutes there
         stage3.append(f"model.num_latents={max(128, min(2048, int(35 * minutes)))}")
     train(third, DECODER * minutes, stage3, [*places, f"diffusion={second.path}"])
     say((1 - AUTOENCODER - DIFFUSION - DECODER) * minutes, "4 of 5: samples")
-    if not list(third.path.glob("samples/*/denoising_path.png")):  # which is written last
+    if not list(third.path.glob("samples/*/denoising_path.png")):  # written last
         run("sample", f"run={third.path}", *(SHOWN if given["data"] == DEFAULTS["data"] else ()))
     say(None, "5 of 5: the metric card")
     run("evaluate", f"run={third.path}", *(place for place in places if place.startswith("data.root=")))
@@ -80,22 +80,22 @@ def main() -> None:
 
 
 def say(minutes_left: float | None, what: str) -> None:
-    """A line between two parts."""
+    """Print a heading between two parts."""
     left = "" if minutes_left is None else f", about {minutes_left:.0f} minutes left"
     print(f"\n== {what}{left}", flush=True)
 
 
 def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[str]) -> None:
-    """Begin a run, go on with it, or leave it as it is.
+    """Start a run, resume it, or do nothing if it is finished.
 
     Args:
         folder: of the run.
         minutes: its budget.
-        overrides: that make the run what it is.
-        more: overrides that say where things lie.
+        overrides: that define the run.
+        more: overrides with paths.
 
     Raises:
-        UserError: the folder's run is another one.
+        UserError: the folder contains a run with other overrides.
     """
     own = [*overrides, f"trainer.budget={60 * minutes:.0f}s"]
     if not folder.config.exists() or folder.never_started():
@@ -111,7 +111,7 @@ def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[st
 
 
 def run(command: str, *arguments: str) -> None:
-    """``python -m flowergen.COMMAND``; its failure ends this one. Ctrl-C reaches both, and the command saves what it has."""
+    """Run ``python -m flowergen.COMMAND``, and exit if it fails. Ctrl-C reaches both, and the command saves its work."""
     process = subprocess.Popen([sys.executable, "-m", f"flowergen.{command}", *arguments])
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while process.poll() is None:

@@ -1,1 +1,1 @@
-"""Observers of training: pictures, curves, checkpoints, provenance. They change no training maths."""
+"""Training callbacks for pictures, curves, checkpoints and provenance. They do not change the training maths."""

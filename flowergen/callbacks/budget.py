@@ -1,4 +1,4 @@
-"""A training run that ends when its time is up."""
+"""Callback that fits a training run into a time budget."""
 
 import logging
 import time
@@ -21,25 +21,25 @@ from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
-FIRST_PLAN_STEPS = 3  # the first step is a slow one, and not measured
-WINDOW_STEPS = 100  # whose mean is what the next ones will take
-REPLANS = 50  # in a run, and more of them close to its end
-WORTH = 0.02  # of the budget: for less than that no other epoch begins
-REHEARSED_SAMPLES = 8  # on a CPU, where their time grows with their number
-# until they have been seen, on a core of 2 to 3 GHz
+FIRST_PLAN_STEPS = 3  # the first step is slow and not measured
+WINDOW_STEPS = 100  # their mean duration predicts that of the next steps
+REPLANS = 50  # per run, more often close to its end
+WORTH = 0.02  # fraction of the budget; no further epoch is started for less
+REHEARSED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
+# estimates until measured, for a core of 2 to 3 GHz
 EPOCH_END_SECONDS = 1.0  # checkpoint, curves, logs
-FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # scikit-learn's mixture model of the latents
+FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to the latents
 
 
 class Seconds(NamedTuple):
-    """What things take.
+    """Durations in seconds.
 
     Attributes:
-        step: an optimiser step.
-        validation: a validation.
-        epoch_end: what else comes after every epoch.
-        pictures: what comes after the last epoch, and those that draw or evaluate.
-        storing: what is stored once training has ended.
+        step: one optimiser step.
+        validation: one validation.
+        epoch_end: the other work after every epoch.
+        pictures: drawing and evaluation, after the last epoch and after those in which they are due.
+        storing: what is computed and stored once training has ended.
     """
 
     step: float
@@ -50,14 +50,14 @@ class Seconds(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where training is.
+    """Current position in training.
 
     Attributes:
         steps: optimiser steps done.
-        epoch: from 0.
+        epoch: index of this epoch, from 0.
         to_epoch_end: optimiser steps to the end of this epoch.
-        steps_an_epoch: of a whole one.
-        validates_every, draws_every: in epochs, 0 for never.
+        steps_an_epoch: optimiser steps of a full epoch.
+        validates_every, draws_every: intervals in epochs; 0 for never.
     """
 
     steps: int
@@ -69,13 +69,13 @@ class Position(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What fits into the time.
+    """The training that fits into the remaining time.
 
     Attributes:
         total_steps: optimiser steps of the run.
-        num_epochs: of the run, the last one may be cut short.
-        evaluates: whether this epoch may validate and draw where that is due; if not, it leaves that to the last epoch, for
-            which there would be no time otherwise.
+        num_epochs: epochs of the run; the last one may be cut short.
+        evaluates: whether this epoch may validate and draw when due; if not, both are left to the last epoch, which would not
+            fit otherwise.
     """
 
     total_steps: int
@@ -84,16 +84,16 @@ class Plan(NamedTuple):
 
 
 def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan:
-    """Whole epochs with what comes after each, then as much of one as leaves the time for the end of the run.
+    """Plan full epochs with the work after each, then as much of another as leaves time for the end of the run.
 
     Args:
-        at: where training is.
-        seconds: what things take.
-        remaining: seconds, what comes after the last step included.
-        worth: seconds of training for which another epoch is begun.
+        at: current position.
+        seconds: expected durations.
+        remaining: seconds left, including the work after the last step.
+        worth: minimum seconds of training for which another epoch is started.
 
     Returns:
-        With ``total_steps == at.steps`` if training has to end now.
+        The plan, with ``total_steps == at.steps`` if training has to end now.
     """
     usable = remaining - seconds.validation - seconds.epoch_end - seconds.pictures - seconds.storing
     left = max(0, int(usable / seconds.step))
@@ -117,16 +117,16 @@ def _share(seconds: float, every: int) -> float:
 
 
 class Budget(Callback):
-    """Lets a run last as long as it may, from the start of the command to the last file: ``plan``, over and over.
+    """Fits a run into a time budget, from the start of the command to the last file, by calling ``plan`` repeatedly.
 
-    The plan is the horizon of the learning rate's schedule. It follows what steps, validations and pictures have taken so far;
-    the end of a run is rehearsed in small at its beginning. The last epoch ends after a whole optimiser step, with its
-    validation, pictures and checkpoint, wherever it is. The first process decides for all.
+    The plan sets the horizon of the learning rate schedule. It uses the measured durations of steps, validations and pictures;
+    a small part of the work at the end of the run is timed at its beginning. The last epoch may end after any whole optimiser
+    step, followed by validation, pictures and a checkpoint. The first process decides for all.
 
     Args:
-        seconds: of the run, all its sessions together.
-        started: of the command, by ``clock``; None for now.
-        clock: in seconds.
+        seconds: budget of the run, over all its sessions.
+        started: when the command started, by ``clock``; None for now.
+        clock: returns the time in seconds.
     """
 
     def __init__(self, seconds: float, started: float | None = None, clock: Callable[[], float] = time.monotonic):
@@ -142,17 +142,17 @@ class Budget(Callback):
         self._next_check = 0
         self._validation = self._pictures = self._storing = 0.0
         self._epoch_end = EPOCH_END_SECONDS
-        self._with_pictures: float | None = None  # the end of an epoch that drew all of them
+        self._with_pictures: float | None = None  # duration of an epoch end that drew all of them
 
     @property
     def remaining(self) -> float:
-        """Seconds."""
+        """Seconds left in the budget."""
         return self.seconds - self.spent_before - (self.clock() - self.started)
 
-    # -- the clock of everything
+    # -- timing
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Remember what the plan may change."""
+        """Save the settings that the plan may change."""
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self._drawing = [each for each in callbacks if isinstance(each, ImageGrids | PeriodicEvaluation) and each.every_epochs]
@@ -161,43 +161,43 @@ class Budget(Callback):
         self._began: float | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
-        """The end of the epoch before is over."""
+        """Record how long the end of the previous epoch took."""
         now = self.clock()
         if self._began is None:
             self._began, self._first_step = now, pl_module.optimizer_steps
-            if self._total_steps is not None:  # of the session before, for the learning rate until there is a plan
+            if self._total_steps is not None:  # from the previous session, for the learning rate until there is a plan
                 pl_module.total_steps = self._total_steps
         if self._epoch_ended is not None:
             taken, self._epoch_ended = now - self._epoch_ended, None
             drawn = [trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing]
             if all(drawn) and drawn:
                 self._with_pictures = taken
-            elif any(drawn):  # the last epoch has all of them
+            elif any(drawn):  # a lower bound: the last epoch draws all of them
                 self._pictures = max(self._pictures, taken - self._epoch_end)
             else:
                 self._epoch_end = taken
-            if self._with_pictures is not None:  # again, as what is taken off was a guess until it was seen
+            if self._with_pictures is not None:  # recomputed, because _epoch_end is a guess until measured
                 self._pictures = max(0.0, self._with_pictures - self._epoch_end)
             self._look_every(trainer, None)
             self._last_step = now
-            self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than it used to
+            self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than before
 
     def on_validation_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Start."""
+        """Start timing the validation."""
         self._validation_started = self.clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Stop."""
+        """Stop timing the validation."""
         self._validation = self.clock() - self._validation_started
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Start; the other callbacks, and the module, come after this one."""
+        """Start timing the epoch's end; the other callbacks and the module run after this one."""
         self._epoch_ended = self.clock()
 
     # -- the plan
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Plan anew if it is time to, and end the epoch, and the run, where the time is up."""
+        """Update the plan when due, and end the epoch and the run when the time is up."""
         if (batch_idx + 1) % pl_module.accumulation_steps:
             return
         now, steps = self.clock(), pl_module.optimizer_steps
@@ -218,10 +218,10 @@ class Budget(Callback):
             self.over = True
             end_epoch_after(trainer, batch_idx + 1)
         elif ends_epoch and not made.evaluates:
-            self._look_every(trainer, trainer.current_epoch + 2)  # of which this epoch is no multiple
+            self._look_every(trainer, trainer.current_epoch + 2)  # this epoch's number is not a multiple of it
 
     def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
-        """Of the first process; says when to look again."""
+        """Compute the plan in the first process, and set when to plan again."""
         assert self._began is not None
         steps = pl_module.optimizer_steps
         mean = (self.clock() - self._began) / (steps - self._first_step)
@@ -236,7 +236,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.accumulation_steps,
             batches // pl_module.accumulation_steps,
             self._validates_every,
-            max(self._draws_every, default=0),  # when all of them draw, as a rule
+            max(self._draws_every, default=0),  # usually, all of them draw then
         )
         validation = self._validation if self._validates_every else 0.0
         seconds = Seconds(mean, validation, self._epoch_end, self._pictures, self._storing)
@@ -245,7 +245,7 @@ class Budget(Callback):
         self._next_check = steps + max(1, between_looks)
         if not self._planned:
             rate = trainer.datamodule.batch_size / mean  # type: ignore[attr-defined]
-            left = timedelta(seconds=max(0, round(self.remaining)))  # the start may have taken longer than all of it
+            left = timedelta(seconds=max(0, round(self.remaining)))  # the start may have taken longer than the budget
             log.info(
                 f"budget of {timedelta(seconds=self.seconds)}: {rate:,.0f} images/s, about {made.total_steps:,} steps "
                 f"in {made.num_epochs} epochs; it ends at {datetime.now() + left:%H:%M:%S}, ETA {left}"
@@ -253,21 +253,21 @@ class Budget(Callback):
         return made
 
     def _look_every(self, trainer: Trainer, epochs: int | None) -> None:
-        """Validate and draw every so many epochs; None for as often as it was told to."""
+        """Set the interval of validation and drawing in epochs; None restores the configured intervals."""
         trainer.check_val_every_n_epoch = epochs or self._validates_every or 1
         for callback, every in zip(self._drawing, self._draws_every, strict=True):
             callback.every_epochs = epochs or every
 
     @torch.no_grad()
     def _rehearse(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """What a part of a validation, of the pictures and of what is stored takes: the first two may not have been seen."""
+        """Time a part of a validation, of the pictures and of what is stored; the first two may not have been measured yet."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         pl_module.eval()
         if self._validates_every and not self._validation:
             loaders = data.val_dataloader()
             loaders = loaders if isinstance(loaders, list) else [loaders]
             batch = trainer.strategy.batch_to_device(next(iter(loaders[0])), pl_module.device)
-            for _ in range(2):  # the first is a slow one
+            for _ in range(2):  # the first one is slow
                 start = self.clock()
                 with trainer.precision_plugin.val_step_context():
                     pl_module.validation_step(batch, 0)
@@ -281,8 +281,8 @@ class Budget(Callback):
         if pl_module.sampling_model.denoises:
             sampler = sampler_in_training(pl_module, data)
         else:
-            sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # as slow as a mixture once fitted
-            import_module("sklearn.mixture")  # a second or two, busy machines more: better now than after the last step
+            sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # takes as long as a fitted mixture
+            import_module("sklearn.mixture")  # a second or two, more on busy machines: better now than after the last step
             rows = data.rows["train"]
             part = rows[: batch_of(data.image_size)]
             start = self.clock()
@@ -298,10 +298,10 @@ class Budget(Callback):
             self._pictures = fitting + (self.clock() - start) * grid.num_samples / num
         pl_module.train()
 
-    # -- what outlives the process
+    # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far, all of them once the run's last epoch is over; and the plan's horizon."""
+        """Return the seconds spent, which are the whole budget once the last epoch is over, and the plan's horizon."""
         spent = self.seconds if self.over else self.seconds - self.remaining
         return {"spent_seconds": spent, "total_steps": self._total_steps}
 
@@ -316,5 +316,5 @@ def _wait_for(pl_module: ImageModel) -> None:
 
 
 def seconds_spent(checkpoint: dict[str, Any]) -> float:
-    """Of a run's budget, by a checkpoint; 0 of a run that had none."""
+    """Return how much of the run's budget was spent at a checkpoint; 0 if the run had no budget."""
     return checkpoint.get("callbacks", {}).get("Budget", {}).get("spent_seconds", 0.0)

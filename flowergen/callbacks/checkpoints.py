@@ -1,4 +1,4 @@
-"""last.ckpt, best.ckpt and, when asked for, epoch_XXXX.ckpt."""
+"""Callback that writes last.ckpt, best.ckpt and, if configured, epoch_XXXX.ckpt."""
 
 import math
 import os
@@ -19,16 +19,16 @@ from flowergen.modules.image_model import ImageModel
 
 
 class Checkpoints(Checkpoint):
-    """Saves at points from which training goes on bit-equal: within an epoch after a batch, and between two epochs.
+    """Saves only where training can resume bit-identically: after a batch within an epoch, and between two epochs.
 
-    Lightning's ``ModelCheckpoint`` may save in the middle of an epoch's end, renames ``last.ckpt`` to ``last-v1.ckpt``
-    beside a stale one, and forgets the best value when a run folder has moved; so this is our own. It derives from
-    ``Checkpoint`` because Lightning runs those after the module's own ``on_train_epoch_end``.
+    It replaces Lightning's ``ModelCheckpoint``, which may save in the middle of an epoch's end, renames ``last.ckpt`` to
+    ``last-v1.ckpt`` next to a stale one, and loses the best value when a run folder has moved. It derives from ``Checkpoint``
+    because Lightning runs those after the module's ``on_train_epoch_end``.
 
     Args:
-        folder: where they go.
-        checkpoint_every_steps: write ``last.ckpt`` also after every so many optimiser steps, 0 for never.
-        keep_every_epochs: keep ``epoch_XXXX.ckpt`` every so many epochs, 0 for never.
+        folder: folder of the checkpoints.
+        checkpoint_every_steps: also write ``last.ckpt`` every so many optimiser steps; 0 for never.
+        keep_every_epochs: keep ``epoch_XXXX.ckpt`` every so many epochs; 0 for never.
     """
 
     def __init__(self, folder: str | Path, checkpoint_every_steps: int, keep_every_epochs: int):
@@ -41,13 +41,13 @@ class Checkpoints(Checkpoint):
 
     @property
     def is_behind(self) -> bool:
-        """Whether the last one could not be written."""
+        """True if the last checkpoint could not be written."""
         return self._disk.failing
 
-    # -- when
+    # -- when to save
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Within an epoch; its end is saved after validation."""
+        """Save within an epoch if due; the end of an epoch is saved after validation."""
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
         due = due or any(isinstance(callback, StopSignals) and callback.agreed for callback in _callbacks(trainer))
@@ -56,7 +56,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Between two epochs, with the validation just done."""
+        """Save between two epochs, after validation."""
         epoch, best_before = trainer.current_epoch + 1, self.best_value
         copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
@@ -77,17 +77,17 @@ class Checkpoints(Checkpoint):
             return False
         value = float(trainer.callback_metrics.get(f"val/{pl_module.best_metric}", math.nan))
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
-            return False  # no validation in this epoch: the value is an older one's
+            return False  # no validation in this epoch: the value is an old one
         sign = 1 if pl_module.best_mode == "max" else -1
         if not math.isfinite(value) or (self.best_value is not None and sign * value <= sign * self.best_value):
             return False
         self.best_value = value
         return True
 
-    # -- how
+    # -- saving
 
     def _save(self, trainer: Trainer, pl_module: ImageModel, copies: Sequence[str] = ()) -> bool:
-        """Whether it could be written. Where the disk is full, the last one stays, and the next one is tried when it is due."""
+        """Save, and return whether that succeeded. If the disk is full, the last checkpoint stays until the next is due."""
         self.saved_at_step = pl_module.optimizer_steps
         partial = self.folder / "last.ckpt.partial"
         pl_module.stop_if_not_finite(look_at_weights=True)
@@ -95,7 +95,7 @@ class Checkpoints(Checkpoint):
             try:
                 trainer.save_checkpoint(partial)
             except OSError:
-                trainer.strategy.barrier()  # that at its end, where the other processes wait
+                trainer.strategy.barrier()  # the one at the end of save_checkpoint, where the other processes wait
                 raise
             if trainer.is_global_zero:
                 self._publish(trainer, partial, copies)
@@ -107,24 +107,24 @@ class Checkpoints(Checkpoint):
     def _publish(self, trainer: Trainer, partial: Path, copies: Sequence[str]) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
-                logger.bring_up_to_date()  # the checkpoint says how many rows it has
+                logger.bring_up_to_date()  # the checkpoint stores its number of rows
         for name in copies:
             shutil.copyfile(partial, self.folder / f"{name}.partial")
-        (self.folder.parent / "weights.safetensors").unlink(missing_ok=True)  # of an earlier end of this run
-        # last.ckpt comes last: a run killed before it does all of this again, killed after it has nothing left to do
+        (self.folder.parent / "weights.safetensors").unlink(missing_ok=True)  # from an earlier end of this run
+        # last.ckpt comes last: if the run is killed before it, all of this is repeated; after it, nothing is left to do
         for name in copies:
             _publish(self.folder / f"{name}.partial", self.folder / name)
         _publish(partial, self.folder / "last.ckpt")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageModel, checkpoint: dict[str, Any]) -> None:
-        """Say how far metrics.csv is, and leave Lightning's loops in a state that it resumes exactly."""
+        """Store the number of rows of metrics.csv, and put Lightning's loops into a state that it resumes exactly."""
         rows = [logger.num_rows for logger in trainer.loggers if isinstance(logger, MetricsCsv)]
         checkpoint.setdefault("flowergen", {})["metrics_csv_rows"] = rows[0] if rows else 0
         if self._between_epochs:
             begin_next_epoch(checkpoint, trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What must outlive the process."""
+        """Return the state."""
         return {"best_value": self.best_value, "saved_at_step": self.saved_at_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def _callbacks(trainer: Trainer) -> list[Callback]:
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Rename a file that is whole on disk: at any moment ``path`` is the old one or the new one."""
+    """Flush a file to disk and rename it: at any moment ``path`` is either the old file or the new one."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

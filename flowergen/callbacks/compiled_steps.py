@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 
 class CompiledSteps(Callback):
-    """Compiles what a training step calls, in place, so that checkpoints are the same as without.
+    """Compiles the networks that a training step calls, in place, so that checkpoints are the same as without compilation.
 
-    Outside of training steps everything runs as it is: validation and pictures come in other modes and sizes, each of which
-    would be compiled for a minute of its own.
+    Outside of training steps everything runs eagerly: validation and pictures use other modes and sizes, each of which would
+    take another minute to compile.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Compile, which only happens when the networks are first called."""
+        """Mark the networks for compilation, which happens at their first call."""
         for network in pl_module.networks_to_compile:
             network.compile()
         torch.compiler.set_stance("force_eager")
@@ -27,11 +27,11 @@ class CompiledSteps(Callback):
             log.info("compiling: the first step takes a minute or so, and others with new shapes or losses")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
-        """A training step."""
+        """Enable compiled code for a training step."""
         torch.compiler.set_stance("default")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Anything else."""
+        """Disable compiled code outside of training steps."""
         torch.compiler.set_stance("force_eager")
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""A full disk is no reason to lose a training run: what cannot be written is said once, and training goes on."""
+"""Tolerance of a full disk: a file that cannot be written is reported once, and training goes on."""
 
 import logging
 from types import TracebackType
@@ -7,12 +7,12 @@ log = logging.getLogger(__name__)
 
 
 class DiskTrouble:
-    """A context manager around the writing of a file that training can do without.
+    """Context manager for writing a file that training does not depend on.
 
-    An ``OSError`` inside is one line in the log, the first time in a row; that writing works again is another.
+    An ``OSError`` is suppressed. The first in a row is logged in one line, and so is the next success.
 
     Args:
-        what: is written, as the subject of a sentence: "loss_plot.png".
+        what: what is written, as the subject of a sentence: "loss_plot.png".
     """
 
     def __init__(self, what: str):
@@ -20,7 +20,7 @@ class DiskTrouble:
         self.failing = False
 
     def __enter__(self) -> None:
-        """Try."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         if error is not None and not isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""A small metric card every so many epochs."""
+"""Callback that computes a few evaluation metrics every so many epochs."""
 
 import logging
 import math
@@ -32,19 +32,19 @@ BATCH_SIZE = 64
 
 
 class PeriodicEvaluation(Callback):
-    """Samples, drawn as the pictures are while training, against validation pictures: every second one is the reference, the
-    others calibrate.
+    """Compares samples, drawn as for the image grids, with validation pictures: every second one is a reference, the others
+    are used for calibration.
 
-    Logs ``eval/*`` (``trainset_eval/*`` where nothing is held out), draws ``evaluation.png`` and the worst pairs, and names
+    Logs ``eval/*`` (``trainset_eval/*`` if nothing is held out), draws ``evaluation.png`` and the worst pairs, and names
     checkpoints to keep: ``best_METRIC.ckpt``, and ``before_memorising.ckpt`` at the lowest held-out loss without copies
     (``evaluation.memorising``). The first process measures, the others wait.
 
     Args:
         folder: the run folder.
-        every_epochs: how often, and after the last epoch; 0 for never.
-        num_samples: of an evaluation.
+        every_epochs: interval in epochs, in addition to the last epoch; 0 for never.
+        num_samples: samples per evaluation.
         extractor, weights_dir: see ``load_evaluation_networks``.
-        metric: chooses ``best_METRIC.ckpt``.
+        metric: metric that selects ``best_METRIC.ckpt``.
     """
 
     def __init__(self, folder: str | Path, every_epochs: int, num_samples: int, extractor: str, weights_dir: str, metric: str):
@@ -55,11 +55,11 @@ class PeriodicEvaluation(Callback):
         self.best: float | None = None
         self._best_before: float | None = None
         self.memorising: int | None = None
-        self.checkpoint_names: list[str] = []  # that ``Checkpoints`` keeps of this epoch
+        self.checkpoint_names: list[str] = []  # copies that ``Checkpoints`` keeps of this epoch's checkpoint
         self._disk = DiskTrouble("evaluation.png")
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Whatever has to be fetched or trained first; in every process, so that all of them end where that fails."""
+        """Download or train what is needed, in every process, so that all of them stop if that fails."""
         if not self.every_epochs:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ class PeriodicEvaluation(Callback):
             log.info(f"evaluation: {line}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Look, log, draw, and say which checkpoints to keep."""
+        """Evaluate, log, draw, and choose the checkpoints to keep."""
         epoch = trainer.current_epoch + 1
         self.checkpoint_names, self._best_before = [], self.best
         due = self.every_epochs and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs)
@@ -89,7 +89,7 @@ class PeriodicEvaluation(Callback):
             return
         try:
             measured = self._measure(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        except (UserError, OSError) as error:  # a full disk: no reason to end the training
+        except (UserError, OSError) as error:  # e.g. a full disk, which should not end the training
             log.warning(f"no evaluation of epoch {epoch}: {error}")
             return
         values = {self._name(metric): of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
@@ -110,7 +110,7 @@ class PeriodicEvaluation(Callback):
             plot_evaluations(shown, self.memorising, self.folder / "evaluation.png")
 
     def take_back_best(self) -> None:
-        """Restore the state from before this epoch: its checkpoint could not be written."""
+        """Restore the best value from before this epoch, whose checkpoint could not be written."""
         self.best = self._best_before
 
     def _name(self, metric: str) -> str:
@@ -125,7 +125,7 @@ class PeriodicEvaluation(Callback):
         if sampler.model.denoises:
             classes = repeated(real.reference.labels[real.reference.rows], self.num_samples)
         generated = Sampled(sampler, torch.from_numpy(classes.astype(np.int64)), BATCH_SIZE, False)
-        steps = logging.getLogger("flowergen.evaluation")  # says every step, for those who wait for a card
+        steps = logging.getLogger("flowergen.evaluation")  # logs every step, which is meant for the evaluate command
         level = steps.level
         steps.setLevel(logging.WARNING)
         try:
@@ -137,7 +137,7 @@ class PeriodicEvaluation(Callback):
         return measured
 
     def _add(self, epoch: int, loss: float | None, values: dict[str, float]) -> None:
-        """One more look; what it says of the checkpoints."""
+        """Add an evaluation to the history, and choose the checkpoints to keep."""
         num_control = len(self.side.real.reference)
         self.history.append(
             {"epoch": epoch, "loss": loss, "values": values, "num": self.num_samples, "num_control": num_control}
@@ -162,7 +162,7 @@ class PeriodicEvaluation(Callback):
             )
 
     def _evaluation(self, entry: dict[str, Any]) -> Evaluation | None:
-        """Of the space in which more samples are copies; None without a validation or a control."""
+        """Return the counts in the space with the larger excess of copies; None without a validation or a control."""
         names = [self._name(f"copies_{space}_calibrated") for space in ("pixels", "features")]
         values = entry["values"]
         rates = [(values[name], values[f"{name}_held_out"]) for name in names if f"{name}_held_out" in values]
@@ -173,7 +173,7 @@ class PeriodicEvaluation(Callback):
         return Evaluation(entry["epoch"], entry["loss"], round(rate * num), num, round(control * num_control), num_control)
 
     def state_dict(self) -> dict[str, Any]:
-        """What must outlive the process."""
+        """Return the state."""
         settings = {"extractor": self.extractor, "num_samples": self.num_samples}
         return {
             "settings": settings,
@@ -184,7 +184,7 @@ class PeriodicEvaluation(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, unless it was found with other settings."""
+        """Restore the state, unless it was measured with other settings."""
         if state_dict["settings"] != self.state_dict()["settings"]:
             log.info("evaluation: its settings have changed, so that its history begins anew")
             return
@@ -194,7 +194,10 @@ class PeriodicEvaluation(Callback):
 
 
 def held_out_loss(trainer: Trainer, pl_module: ImageModel) -> float | None:
-    """What chooses best.ckpt, lower is better; None without a validation, before weights may be best, or for no number."""
+    """Return the value that selects best.ckpt, signed so that lower is better.
+
+    None without a validation in this epoch, before weights may be best, or if the value is not finite.
+    """
     if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) or not pl_module.may_be_best:
         return None
     value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")

@@ -9,17 +9,17 @@ from flowergen.modules.image_model import ImageModel
 
 
 class FinalMetrics(Callback):
-    """Writes the run's hyperparameters with its final validation metrics, so that the runs of a sweep compare in a table.
+    """Writes the run's hyperparameters with its final validation metrics, to compare the runs of a sweep in a table.
 
     Args:
-        hyperparameters: by name.
+        hyperparameters: values by name.
     """
 
     def __init__(self, hyperparameters: dict[str, Any]):
         self.hyperparameters = hyperparameters
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Once, at the end."""
+        """Write them at the end of training."""
         prefixes = ("val/", "trainset/", "train_epoch/")
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefixes)}
         for logger in trainer.loggers:

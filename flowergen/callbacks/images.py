@@ -1,4 +1,4 @@
-"""Pictures to look at while a model trains."""
+"""Image grids drawn during training."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ class ImageGrids(Callback):
     A caption says how the samples are drawn, see ``sampler_in_training``.
 
     Args:
-        folder: for the PNG files.
-        every_epochs: how often, and after the last epoch in any case.
+        folder: folder of the PNG files.
+        every_epochs: interval in epochs, in addition to the last epoch.
         num_reconstructions: pictures in the reconstruction grid, real above reconstructed.
         num_samples: pictures in the sample grid.
     """
@@ -49,7 +49,7 @@ class ImageGrids(Callback):
         columns = max(1, round(self.num_samples**0.5))
         for name, grid in (
             ("reconstruction", comparison_grid(x, x_hat, columns=len(x))),
-            ("generated", captioned(image_grid(samples, columns=columns), sampler.says)),
+            ("generated", captioned(image_grid(samples, columns=columns), sampler.description)),
         ):
             with self._disk:
                 write_png(self.folder / f"{name}_epoch_{epoch:04d}.png", grid)

@@ -1,4 +1,4 @@
-"""loss_plot.png, drawn from metrics.csv."""
+"""Callback that draws loss_plot.png from metrics.csv."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from flowergen.viz.curves import plot_curves
 
 
 class LossPlot(Callback):
-    """Draws the curves anew after every epoch.
+    """Redraws the curves after every epoch.
 
     Args:
         folder: the run folder.
@@ -21,11 +21,11 @@ class LossPlot(Callback):
         self._disk = DiskTrouble("loss_plot.png")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """The epoch before is in metrics.csv only now: the module writes it after the callbacks' ``on_train_epoch_end``."""
+        """Draw the previous epoch, which the module adds to metrics.csv after the callbacks' ``on_train_epoch_end``."""
         self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """The last epoch."""
+        """Draw the last epoch."""
         self._draw(trainer)
 
     def _draw(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""metrics.csv: the numbers of TensorBoard, for a spreadsheet or pandas."""
+"""metrics.csv: TensorBoard's scalars, for a spreadsheet or pandas."""
 
 import csv
 import os
@@ -14,14 +14,14 @@ from flowergen.files import replacing
 
 
 class MetricsCsv(Logger):
-    """One row for each time that something is logged, one column for each number, blank where a row has none.
+    """Writes one row per logging call and one column per metric; missing values are blank.
 
-    Two equal runs write equal files, also when one of them was killed and resumed: Lightning's own CSVLogger deletes the
-    rows of the first process. Wall-clock numbers (``perf/``) are therefore left to TensorBoard.
+    Identical runs write identical files, even if one was killed and resumed, where Lightning's CSVLogger deletes the rows of
+    the first process. Wall-clock metrics (``perf/``) are therefore logged to TensorBoard only.
 
     Args:
         path: the file.
-        keep_rows: rows of an existing file to keep when a run is resumed: those that its checkpoint knows of.
+        keep_rows: number of rows of an existing file to keep when a run is resumed, as stored in its checkpoint.
     """
 
     def __init__(self, path: str | Path, keep_rows: int = 0):
@@ -35,7 +35,7 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the file lies in the run folder itself."""
+        """Empty: the file is in the run folder itself."""
         return ""
 
     @property
@@ -49,15 +49,15 @@ class MetricsCsv(Logger):
         return len(self._rows)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """They are in config.yaml."""
+        """Do nothing: hyperparameters are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row, on disk when this returns; where the disk is full, later rows bring it with them.
+        """Append a row to the file before returning; if the disk is full, it is written together with a later row.
 
         Args:
-            metrics: by name; ``epoch`` among them.
-            step: our own optimiser steps.
+            metrics: values by name, including ``epoch``.
+            step: ``optimizer_steps`` of the module.
         """
         metrics = {name: value for name, value in metrics.items() if not name.startswith("perf/")}
         if metrics.keys() <= {"epoch"}:
@@ -76,14 +76,14 @@ class MetricsCsv(Logger):
                     csv.DictWriter(file, self._columns).writerow(row)
             except OSError:
                 self._in_step_with_file = False
-                os.truncate(self.path, size)  # half a row may have got there
+                os.truncate(self.path, size)  # half a row may have been written
                 raise
 
     def bring_up_to_date(self) -> None:
-        """Write what could not be written, for a checkpoint that counts on it.
+        """Write rows that could not be written before, because a checkpoint relies on them.
 
         Raises:
-            OSError: it still cannot be.
+            OSError: they still cannot be written.
         """
         if self._rows and not self._in_step_with_file:
             self._rewrite()
@@ -94,11 +94,11 @@ class MetricsCsv(Logger):
         with self.path.open(newline="") as file:
             rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
         self._rows = rows[:keep_rows]
-        for row in self._rows:  # only the columns that the kept rows know, in the order in which they came up
+        for row in self._rows:  # only the columns of the kept rows, in order of appearance
             self._columns += [name for name in row if name not in self._columns]
 
     def _rewrite(self) -> None:
-        self._in_step_with_file = False  # until it is done: the file has other columns
+        self._in_step_with_file = False  # until rewritten: the file has other columns
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()

@@ -1,4 +1,4 @@
-"""How fast training goes and when it will be done."""
+"""Progress of training: its speed and the time left."""
 
 import logging
 import sys
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Progress(ProgressBar):
-    """A bar with images/s and the time left on a terminal, and a line for each epoch in the log.
+    """Shows a bar with images/s and the time left on a terminal, and logs a line for each epoch.
 
-    Where there is no terminal, a line half a minute after the last one says how far a long epoch is.
+    Without a terminal, a line is also logged every half minute within a long epoch.
 
-    Deriving from Lightning's ``ProgressBar`` replaces its own one.
+    Deriving from Lightning's ``ProgressBar`` replaces the default bar.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Progress(ProgressBar):
         self._bar: rich_progress.Progress | None = None
 
     def disable(self) -> None:
-        """Called by Lightning on all processes but the first."""
+        """Disable the bar; Lightning calls this on all processes except the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -41,7 +41,7 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Without tearing the bar."""
+        """Print above the bar."""
         if self._bar is not None:
             self._bar.print(*args)
 
@@ -64,12 +64,12 @@ class Progress(ProgressBar):
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Report the epoch before, whose averages are known only now; start the clock of images/s."""
+        """Report the previous epoch, whose averages are known only now, and restart the measurement of images/s."""
         self._report_epoch(trainer, pl_module, trainer.current_epoch)
         self._epoch_started, self._epoch_images = time.monotonic(), 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the bar."""
+        """Advance the bar, or log the progress if there is none."""
         if not hasattr(self, "_epoch_started"):  # resumed within an epoch
             self._epoch_started, self._epoch_images = time.monotonic(), 0
         self._batches_done += 1
@@ -91,7 +91,7 @@ class Progress(ProgressBar):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Remove the bar."""
         self._stop()
 
     def _report_epoch(self, trainer: Trainer, pl_module: ImageModel, epochs_done: int) -> None:
@@ -105,18 +105,18 @@ class Progress(ProgressBar):
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
         eta = self._eta(trainer, pl_module)
         self._said = time.monotonic()
-        if self._bar is not None:  # it would stand in the line's way
+        if self._bar is not None:  # it would overlap with the line
             self._bar.stop()
         log.info(f"epoch {self._of_epochs(trainer, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
         if self._bar is not None:
             self._bar.start()
 
     def _of_epochs(self, trainer: Trainer, number: int) -> str:
-        """``3/10``; with a budget ``3``, as how many fit is known at the end only."""
+        """Return e.g. ``3/10``, or ``3`` with a budget, where the number of epochs is known only at the end."""
         return str(number) if _budget_of(trainer) else f"{number}/{trainer.max_epochs}"
 
     def _eta(self, trainer: Trainer, pl_module: ImageModel) -> timedelta:
-        """To the end of training; with a budget, to the end of the command."""
+        """Return the time to the end of training, or with a budget, to the end of the command."""
         if budget := _budget_of(trainer):
             return timedelta(seconds=max(0, round(budget.remaining)))
         seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.accumulation_steps

@@ -1,4 +1,4 @@
-"""The run's own page while it trains."""
+"""The HTML page of a run, updated during training."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ class RunPage(Callback):
         self._disk = DiskTrouble("index.html")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """With what the epoch before has left."""
+        """Write the results of the previous epoch."""
         self._write(trainer, training=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """The last pictures are there."""
+        """Write the final page, with the last pictures."""
         self._write(trainer, training=False)
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
-        """Stopped: it no longer reloads itself."""
+        """Write a page that no longer reloads itself."""
         self._write(trainer, training=False)
 
     def _write(self, trainer: Trainer, training: bool) -> None:

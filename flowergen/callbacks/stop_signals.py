@@ -15,16 +15,16 @@ from flowergen.modules.image_model import ImageModel
 
 
 class StopSignals(Callback):
-    """Notes that the process was asked to stop, and ends training between two optimiser steps.
+    """Ends training between two optimiser steps after a signal to stop.
 
-    ``Checkpoints`` saves where ``agreed`` is set: at the end of a step, or of the epoch if that was its last step. A second
-    Ctrl-C ends the process at once. Lightning's own answers are to stop within a batch, and to save within a signal handler.
+    ``Checkpoints`` saves when ``agreed`` is set, at the end of the step, or of the epoch if that was its last step. A second
+    Ctrl-C ends the process at once. Lightning itself would stop within a batch and save within a signal handler.
 
     SLURM's SIGUSR1 (``sbatch --signal=SIGUSR1@90``) does the same, and then Lightning's plug-in requeues the job.
 
     Attributes:
-        received: the signal that this process has got, 0 for none.
-        agreed: the signal that training ends for, known to all processes, 0 for none.
+        received: the signal that this process has received, 0 for none.
+        agreed: the signal that ends training, the same in all processes, 0 for none.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopSignals(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Take over the signals."""
+        """Install the signal handlers."""
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
         self._before = {number: signal.signal(number, self._note) for number in signals}
 
@@ -44,11 +44,11 @@ class StopSignals(Callback):
         if not self.received:
             self.received = signum
             again = "; once more ends it at once" if signum == signal.SIGINT else ""
-            # not by the logging module, whose work this may have interrupted
+            # not with the logging module, which this may have interrupted
             os.write(2, f"\n{signal.Signals(signum).name}: training ends after this step{again}\n".encode())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Agree, at the end of an optimiser step and before ``Checkpoints`` has its turn."""
+        """Agree among processes at the end of an optimiser step, before ``Checkpoints`` runs."""
         if (batch_idx + 1) % pl_module.accumulation_steps:
             return
         self.agreed = self.received
@@ -67,7 +67,7 @@ class StopSignals(Callback):
         requeue = self._before.get(signal.SIGUSR1)
         self._give_back()
         if self.agreed == signal.SIGUSR1 and callable(requeue):
-            requeue(signal.SIGUSR1, None)  # it saves a checkpoint of its own first, in the middle of Lightning's loop
+            requeue(signal.SIGUSR1, None)  # it first saves another checkpoint, in the middle of Lightning's loop
             for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                 copy.unlink(missing_ok=True)
         raise Stopped(self.agreed)
@@ -87,13 +87,13 @@ class StopSignals(Callback):
 
 
 def stop_if_asked(trainer: Trainer) -> None:
-    """After ``fit``: what came in its last step, or after it, ended nothing yet.
+    """Stop after ``fit`` if a signal arrived during its last step or later.
 
     Args:
-        trainer: that has trained.
+        trainer: trainer whose ``fit`` has returned.
 
     Raises:
-        Stopped: a signal came.
+        Stopped: a signal was received.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopSignals) and callback.received:

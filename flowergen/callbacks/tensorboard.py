@@ -1,4 +1,4 @@
-"""TensorBoard's event file, on a disk that may be full."""
+"""TensorBoard logger that tolerates a full disk."""
 
 import logging
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, but where its file cannot be written, training goes on without.
+    """Lightning's logger, except that it is disabled and training goes on if its file cannot be written.
 
     Args:
-        **kwargs: Lightning's.
+        **kwargs: arguments of ``TensorBoardLogger``.
     """
 
     def __init__(self, **kwargs: Any):
@@ -28,7 +28,7 @@ class TensorBoard(TensorBoardLogger):
                 super().log_metrics(metrics, step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write the HPARAMS tab; its metrics are scalars that have been logged, which Lightning would write again."""
+        """Write the HPARAMS tab; its metrics are not logged again as scalars, as Lightning would do."""
         with self._or_off() as on:
             if on:
                 self._only_hyperparameters = True
@@ -41,7 +41,7 @@ class TensorBoard(TensorBoardLogger):
         Args:
             name: its tag.
             pixels: uint8 (H, W, 3).
-            step: our own optimiser steps.
+            step: ``optimizer_steps`` of the module.
         """
         with self._or_off() as on:
             if on:
@@ -55,11 +55,11 @@ class TensorBoard(TensorBoardLogger):
 
     @contextmanager
     def _or_off(self) -> Iterator[bool]:
-        # for good: the thread that writes dies of its first error, and every other call would wait for it or raise it again
+        # permanently: the writer thread dies at its first error, and every later call would wait for it or raise it again
         try:
             yield not self._is_off
         except (OSError, ValueError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps what comes of a scalar
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps errors from scalars
             if not isinstance(cause, OSError):
                 raise
             self._is_off = True

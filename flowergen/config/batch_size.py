@@ -1,4 +1,4 @@
-"""``data.batch_size=auto``: as many pictures as fit, found by training steps of a throw-away copy."""
+"""``data.batch_size=auto``: find the largest batch size that fits by running training steps on a throw-away copy."""
 
 import copy
 import gc
@@ -24,33 +24,33 @@ from flowergen.modules.image_model import ImageModel
 log = logging.getLogger(__name__)
 
 SMALLEST, LARGEST = 8, 512
-FEWEST_STEPS = 16  # of an epoch
-SHARE = 0.8  # of the memory
-STEPS = 2  # the second has the optimiser's moments
+FEWEST_STEPS = 16  # per epoch
+SHARE = 0.8  # usable fraction of the free memory
+STEPS = 2  # the second one runs with the optimiser's moments allocated
 LATE = 10**6  # optimiser step at which all losses are active
 
 
 def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
-    """Put a number in the place of ``auto``, in the config and the data module.
+    """Replace ``auto`` by a number in the config and the data module.
 
     Args:
-        config: the whole of it, changed in place.
-        run: where the first process has stored the number that it found.
-        data: set up, changed in place.
-        module: as training will begin with it; left as it is.
+        config: the whole config, changed in place.
+        run: run folder in which the first process has stored the number it found.
+        data: the data module, already set up; changed in place.
+        module: the model before training; not modified.
 
     Returns:
-        Whether there was anything to do.
+        True if ``auto`` was replaced.
 
     Raises:
-        UserError: the processes were started by another program, so that they cannot agree.
+        UserError: another program started the processes, so they cannot agree on a number.
     """
     if config["data"].get("batch_size") != "auto":
         return False
     alone = os.environ.get("WORLD_SIZE", "1") == "1" and int(os.environ.get("SLURM_NTASKS", "1")) == 1
     if is_first_process() and alone:
         found = _find(config, data, module)
-    else:  # Lightning starts the others when the first has found it
+    else:  # Lightning starts the other processes after the first has found the number
         found = run.read_config()["data"]["batch_size"]
         if found == "auto":
             raise UserError(
@@ -62,14 +62,14 @@ def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataMod
 
 
 def candidates(num_train: int, unit: int) -> list[int]:
-    """Batch sizes to try, each twice the one before.
+    """Return the batch sizes to try, each twice the previous one.
 
     >>> candidates(3200, unit=1), candidates(64, unit=1), candidates(100_000, unit=12)
     ([8, 16, 32, 64, 128], [4], [12, 24, 48, 96, 192, 384])
 
     Args:
-        num_train: training pictures.
-        unit: what a batch is a multiple of: devices x parts of a step.
+        num_train: number of training pictures.
+        unit: batch sizes are multiples of this number, devices x parts of a step.
     """
     most = min(LARGEST, num_train // FEWEST_STEPS)
     sizes = [size for size in (unit * 2**power for power in range(LARGEST.bit_length())) if size <= most] or [unit]
@@ -79,19 +79,19 @@ def candidates(num_train: int, unit: int) -> list[int]:
 def largest_that_fits(
     sizes: list[int], grows_by: Callable[[int], int | None], available: int, foresees: bool
 ) -> tuple[int, str]:
-    """Try one size after the other.
+    """Find the largest batch size that fits by trying them in order.
 
     Args:
-        sizes: rising, each twice the one before.
-        grows_by: trains with a size, and returns the bytes that this took at its peak; None where they did not suffice.
-        available: bytes.
-        foresees: end before the size that would take too much: a CPU's process would be killed.
+        sizes: ascending, each twice the previous one.
+        grows_by: trains with a size and returns the peak memory in bytes, or None if out of memory.
+        available: available memory in bytes.
+        foresees: stop before the size that would exceed the limit; on a CPU the process would be killed.
 
     Returns:
-        The size, and why it is no larger one.
+        The size, and the reason why it is not larger.
 
     Raises:
-        UserError: not even the smallest one fits.
+        UserError: even the smallest size does not fit.
     """
     chosen, why = (
         0,
@@ -131,7 +131,7 @@ def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> 
         except torch.cuda.OutOfMemoryError:
             return None
         finally:
-            data.trainer = None  # which holds the copy
+            data.trainer = None  # the trainer holds the copied model
             gc.collect()
             torch.cuda.empty_cache()
         return (torch.cuda.max_memory_reserved(device) if on_gpu else _peak_rss()) - before
@@ -142,7 +142,7 @@ def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> 
 
 
 def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, size: int) -> None:
-    """Some steps on one device, by the trainer that the run will have but for what it writes."""
+    """Train a few steps on one device, with the run's trainer but without its outputs."""
     one = config["trainer"]["devices"]
     trial = {
         "devices": one[:1] if isinstance(one, list) else 1,
@@ -173,5 +173,5 @@ def _num_devices(devices: int | str | list[int], on_gpu: bool) -> int:
 
 
 def _peak_rss() -> int:
-    """Bytes, of this process so far."""
+    """Return the peak memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""From a checked config to objects: data module, model, trainer. Phase 2 of the checks."""
+"""Build objects from a checked config: data module, model, trainer. Phase 2 of the checks."""
 
 import importlib.util
 import inspect
@@ -29,21 +29,21 @@ from flowergen.nn.posterior import Posterior
 from flowergen.randomness import initialisation
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
-PARTS = (torch.nn.Module, torch.optim.Optimizer)  # what a config may call within a model
+PARTS = (torch.nn.Module, torch.optim.Optimizer)  # classes that a config may instantiate within a model
 
 
 def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> Any:
-    """Call the ``_target_`` of a config node, having compared the node with its signature.
+    """Instantiate the ``_target_`` of a config node after checking the node against its signature.
 
     Args:
-        node: from the config, plain data.
-        where: its key, for messages.
-        kind: the class that the target must be derived from. A config may have come with an untrusted run: were anything
-            called that it names, loading that run would run any code.
-        **given: arguments that no config holds.
+        node: config node, plain data.
+        where: key of the node, for error messages.
+        kind: class that the target must derive from. A config may come from an untrusted run; without this check, loading
+            the run could execute arbitrary code.
+        **given: arguments that are not in the config.
 
     Raises:
-        UserError: where the target cannot be imported, is of another kind or takes other arguments.
+        UserError: the target cannot be imported, does not derive from ``kind`` or takes other arguments.
     """
     if "_partial_" in node:
         raise UserError(f"{where} takes no _partial_")
@@ -92,7 +92,7 @@ def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], 
 
 
 def _check_parts(value: Any, where: str) -> None:
-    """Whatever Hydra would call further down, lists included."""
+    """Check every nested node that Hydra would instantiate, including those in lists."""
     if isinstance(value, dict) and "_target_" in value:
         _check_signature(value, where, PARTS, {})
     elif isinstance(value, dict | list):
@@ -101,23 +101,23 @@ def _check_parts(value: Any, where: str) -> None:
 
 
 def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
-    """The data set, its pictures not yet touched."""
+    """Build the data module; no pictures are read yet."""
     data = config["data"]
     if data.get("batch_size") == "auto":
-        data = data | {"batch_size": 1}  # until it is found, see config.batch_size
+        data = data | {"batch_size": 1}  # placeholder until config.batch_size has found it
     return instantiate(data, "data", ImageDataModule)
 
 
 def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
-    """The data of a run, set up; it may have moved since.
+    """Build and set up the data module of a run, whose data may have been moved.
 
     Args:
-        model: the run's.
-        root: where it is now, None for where it was.
-        cache_dir: where its decoded pictures are, None for where they were.
+        model: the loaded run.
+        root: current folder of the data; None if unchanged.
+        cache_dir: current folder of its decoded pictures; None if unchanged.
 
     Raises:
-        UserError: it is not there, or has other pictures now, so that held-out ones might be training pictures.
+        UserError: the data is missing, or its pictures have changed, so held-out ones might be training pictures.
     """
     data = dict(model.config["data"])
     if root:
@@ -133,10 +133,10 @@ def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: s
 
 
 def fetch_weights(config: dict[str, Any]) -> None:
-    """What the model needs from outside: better missed now than after the pictures have been decoded.
+    """Load the pretrained weights that the model needs, to report missing ones before the pictures are decoded.
 
     Raises:
-        UserError: it is not there and cannot be downloaded, or is damaged.
+        UserError: weights are missing and cannot be downloaded, or are damaged.
     """
     model = config["model"]
     if model.get("perceptual") in ("vgg16", "lpips"):
@@ -152,29 +152,29 @@ def fetch_weights(config: dict[str, Any]) -> None:
 
 
 def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
-    """The autoencoder or the diffusion model that a run carries; None for a run without one.
+    """Load the autoencoder or the diffusion model that a run builds on; None if there is none.
 
     Raises:
-        UserError: its files are gone or damaged, or it is of another stage.
+        UserError: its files are missing or damaged, or it belongs to another stage.
     """
     before = stage_before(config)
     if before is None:
         return None
     key, place = before[0], place_of(before, run)
-    refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # it might be the run itself, without end
+    refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # a run that names itself would recurse forever
     return load_run(place, str(device))
 
 
 def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | None = None) -> ImageModel:
-    """The model, its weights a function of ``seed`` alone.
+    """Build the model; its initial weights depend on ``seed`` only.
 
     Args:
-        config: the whole of it.
-        num_classes: of the data set, for models that ask for it; 0 without labels.
-        before: model of the stage before, for models that ask for an autoencoder or a diffusion model.
+        config: the whole config.
+        num_classes: number of classes of the data set, for models that take it; 0 without labels.
+        before: model of the previous stage, for models that take an autoencoder or a diffusion model.
 
     Raises:
-        UserError: also for an optimiser that refuses its arguments: better now than after the data is there.
+        UserError: invalid arguments, including those of the optimiser, which are checked before the data is loaded.
     """
     with initialisation(config["seed"]):
         module = instantiate(
@@ -199,34 +199,34 @@ def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | 
 
 
 def accepted_arguments(node: dict[str, Any], **given: Any) -> dict[str, Any]:
-    """Those of the given arguments that the node's ``_target_`` has parameters for."""
+    """Return those of the given arguments that the node's ``_target_`` accepts."""
     try:
         names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
-    except Exception:  # instantiate will say what is wrong
+    except Exception:  # instantiate reports the error
         return {}
     return {name: value for name, value in given.items() if name in names}
 
 
 def manual_optimization_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """What Lightning's Trainer refuses to do for a model with several optimisers, which then asks for it as arguments."""
+    """Return the Trainer settings that Lightning refuses with several optimisers; such models take them as arguments."""
     keys = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     return {key: config["trainer"][key] for key in keys if key in config["trainer"]}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; no code in it is run.
+    """Read a checkpoint without executing code in it.
 
     Raises:
-        UserError: for a file that is truncated or was not written by us.
+        UserError: the file is truncated or was not written by flowergen.
     """
     try:
-        with zipfile.ZipFile(path) as file:  # as torch.save writes it: not packed, so that it needs no more memory than disk
+        with zipfile.ZipFile(path) as file:  # torch.save does not compress: memory needed <= file size
             members = file.infolist()
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > path.stat().st_size:
             raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
+    except Exception as error:  # torch raises various exceptions for invalid files
         raise UserError(f"{path} is truncated or no checkpoint of flowergen ({type(error).__name__}): use another") from error
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
         raise UserError(f"{path} is no checkpoint of flowergen: use one from a run folder's checkpoints/")
@@ -234,19 +234,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs behind a checkpoint.
+    """Return the number of completed epochs of a checkpoint.
 
     Raises:
-        UserError: it does not say.
+        UserError: the checkpoint does not contain it.
     """
     return _count(checkpoint, "epochs", *EPOCHS_DONE)
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:
-    """Optimiser steps behind a checkpoint.
+    """Return the number of optimiser steps of a checkpoint.
 
     Raises:
-        UserError: it does not say.
+        UserError: the checkpoint does not contain it.
     """
     return _count(checkpoint, "optimiser steps", "flowergen", "optimizer_steps")
 
@@ -256,13 +256,13 @@ def _count(content: Any, what: str, *keys: str) -> int:
         for key in keys:
             content = content[key]
         return operator.index(content)
-    except Exception as error:  # anything may stand there, a tensor too
+    except Exception as error:  # the value may be anything, even a tensor
         raise UserError(f"the checkpoint does not say how many {what} are behind it: use another") from error
 
 
 def save_weights(module: ImageModel, path: Path) -> None:
-    """The network that training has changed, the averaged one where there is one, as safetensors."""
-    with replacing(path) as partial:  # not by save_file, whose error on a full disk is no OSError
+    """Save the trained network, or its moving average if there is one, as safetensors."""
+    with replacing(path) as partial:  # save_file does not raise an OSError on a full disk
         partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))
 
 
@@ -272,30 +272,30 @@ class LoadedModel:
     Args:
         module: the LightningModule in eval mode.
         config: the run's config, plain data.
-        pictures: the hash of what it was trained on, see ``ImageDataModule.state_dict``.
-        class_names: of its classes, by label; empty without labels.
-        run: its folder.
+        pictures: hash of the training data, see ``ImageDataModule.state_dict``.
+        class_names: class names by label; empty without labels.
+        run: the run folder.
     """
 
     def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str], run: RunFolder):
         self.module, self.config, self.pictures, self.class_names, self.run = module, config, pictures, class_names, run
 
     def __repr__(self) -> str:
-        """Folder, network, classes and device, in a line."""
+        """Return folder, network, classes and device in one line."""
         classes = f"{len(self.class_names)} class names, " if self.class_names else ""
         return f"LoadedModel({str(self.run.path)!r}: {self.module.summary()}; {classes}on {self.module.device})"
 
     def read(self, *files: str | Path) -> torch.Tensor:
-        """Picture files as this model takes them: the largest square in the centre, scaled to S px.
+        """Read picture files as this model's input: the largest centred square, scaled to S px.
 
         Args:
-            *files: of any size and mode, at least one.
+            *files: at least one picture file, of any size and mode.
 
         Returns:
             (N, 3, S, S) in [0, 1].
 
         Raises:
-            UserError: a file is not a picture that can be read.
+            UserError: a file cannot be read as a picture.
         """
         if not files:
             raise UserError("read() takes at least one picture file")
@@ -309,7 +309,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def encode(self, x: torch.Tensor) -> Posterior:
-        """(N, 3, S, S) pictures in [0, 1] -> q(z|x) with mean and logvar (N, C, h, w).
+        """Encode (N, 3, S, S) pictures in [0, 1] as q(z|x) with mean and logvar (N, C, h, w).
 
         Raises:
             UserError: the pictures have another shape.
@@ -321,7 +321,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) -> (N, 3, S, S) pictures in [0, 1]."""
+        """Decode (N, C, h, w) latents to (N, 3, S, S) pictures in [0, 1]."""
         return self.module.decode(z.to(self.module.device))
 
     def sample(
@@ -332,37 +332,37 @@ class LoadedModel:
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> torch.Tensor:
-        """New pictures, those of ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
+        """Sample new pictures, the same as ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
 
-        An autoencoder draws its latents from the mixture that the end of training has fitted. A checkpoint that has none draws
-        from N(0, I), and a warning is logged.
+        An autoencoder samples its latents from the mixture fitted at the end of training. If a checkpoint has none, it samples
+        from N(0, I) and logs a warning.
 
         Args:
-            num: at least 1.
-            seed: of the draws; picture i depends on (seed, i) and its class alone.
-            classes: names or numbers, taken in turn: ``sample(4, classes=["rose", "daisy"])`` gives rose, daisy, rose, daisy.
-                None for all classes in turn, or none, as the command does.
-            steps, guidance_scale: of a diffusion model; None: as ``model.sampling`` of its config has them.
+            num: number of pictures, at least 1.
+            seed: random seed; picture i depends on (seed, i) and its class only.
+            classes: names or numbers, used in turn: ``sample(4, classes=["rose", "daisy"])`` gives rose, daisy, rose, daisy.
+                None for all classes in turn, or for no class, as the command does.
+            steps, guidance_scale: settings of a diffusion model; None for those of ``model.sampling`` in its config.
 
         Returns:
             (num, 3, S, S) in [0, 1].
 
         Raises:
-            UserError: an unknown class, what the model cannot do, or a damaged latents.safetensors.
+            UserError: an unknown class, an option that the model does not support, or a damaged latents.safetensors.
         """
-        from flowergen.config.sampling import samples_of  # whose imports take a while
+        from flowergen.config.sampling import samples_of  # slow to import
 
         return samples_of(self, num, seed, classes, {"steps": steps, "guidance_scale": guidance_scale})
 
 
 def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
-    """See ``flowergen.load``."""
+    """Load a run; see ``flowergen.load``."""
     folder, checkpoint = find_run(run)
     config = folder.read_config()
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
     try:
-        data_class = config["data"]["_target_"].rpartition(".")[2]  # under which Lightning stores the data module's state
+        data_class = config["data"]["_target_"].rpartition(".")[2]  # Lightning's key for the data module's state
         pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
         if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
             raise UserError(f"{path} does not say what it was trained on: use another")
@@ -371,20 +371,20 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         module = build_module(config, len(class_names), before.module if before else None)
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"])
-        if before and isinstance(module, DecoderModule):  # what samples is the diffusion model, with this decoder
+        if before and isinstance(module, DecoderModule):  # sampling uses the diffusion model with this decoder
             module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
     except UserError:
         raise
-    except Exception as error:  # files that were changed by hand may raise anything
+    except Exception as error:  # manually edited files may raise anything
         raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
     return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
-    """What loading a run means: the checkpoint that was named, else the best one, else the last.
+    """Return the checkpoint to load: the named one, else the best one, else the last one.
 
     Raises:
-        UserError: there is none yet.
+        UserError: there is no checkpoint yet.
     """
     candidates: Sequence[Path] = [named] if named else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)

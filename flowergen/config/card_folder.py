@@ -1,4 +1,4 @@
-"""The folder of a metric card: found again by the same command, never shared by two."""
+"""The folder of a metric card: repeating a command reuses its folder, and different commands never share one."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from flowergen.config.run_folder import make_folder, write_atomically
 from flowergen.data.listing import printable
 from flowergen.errors import UserError
 
-MARK = "evaluation.json"  # says whose card it is
+MARK = "evaluation.json"  # identifies the evaluation
 
 
 def refuse_other_content(out: str) -> None:
-    """A folder that no evaluation has made is refused before anything is loaded.
+    """Refuse a folder that was not made by an evaluation, before anything is loaded.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the folder holds something else.
     """
     folder = Path(out)
     try:
@@ -29,15 +29,15 @@ def refuse_other_content(out: str) -> None:
 
 
 def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path:
-    """Where a card goes, and what a stopped evaluation has left is.
+    """Return the folder of a card, which may hold the intermediate results of a stopped evaluation.
 
     Args:
-        out: as given.
-        default: where none was given.
-        mark: what is measured and how, plain data.
+        out: folder from the command line, or None.
+        default: folder to use if ``out`` is None.
+        mark: subject and protocol of the evaluation, plain data.
 
     Raises:
-        UserError: it cannot be written to, or holds something else.
+        UserError: the folder cannot be written to, or holds something else.
     """
     folder = default if out is None else Path(out)
     make_folder(folder)
@@ -54,7 +54,7 @@ def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path
 
 
 def _content(folder: Path) -> list[Path]:
-    """But for what a killed process may have left of the mark."""
+    """List the content, except the lock file and a partial mark left by a killed process."""
     return [path for path in folder.iterdir() if path.name not in (f"{MARK}.partial", ".lock")]
 
 

@@ -1,4 +1,4 @@
-"""Phase 1 of the checks: a composed config against the schema, before anything heavy is imported."""
+"""Phase 1 of the checks: validate a composed config against the schema before heavy imports."""
 
 import difflib
 import os
@@ -15,26 +15,26 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def check(config: dict[str, Any], schema: type, path: str = "") -> None:
-    """Check keys, types and ranges, all the way down.
+    """Check keys, types and ranges recursively.
 
     Args:
-        config: composed and resolved, plain data.
+        config: composed and resolved config, plain data.
         schema: dataclass of the root.
-        path: of the root, for the error: ``hydra.sweeper.``
+        path: prefix of the keys in error messages, such as ``hydra.sweeper.``
 
     Raises:
-        UserError: names the first key that is wrong, what it must be, and for an unknown key the nearest right one.
+        UserError: names the first invalid key, what it must be, and for an unknown key the closest valid one.
     """
     _check_node(config, schema, path, config)
 
 
 def schema_of(node: Any) -> type | None:
-    """The dataclass that describes a node, by its ``_target_``; None where there is none."""
+    """Return the dataclass that describes a node, by its ``_target_``; None if there is none."""
     return BY_TARGET.get(str(node.get("_target_", ""))) if isinstance(node, dict) else None
 
 
 def schema_at(path: str, config: dict[str, Any], root: type = Train) -> type | None:
-    """The dataclass that describes the node at a dotted path of a config; None where there is none."""
+    """Return the dataclass that describes the node at a dotted path of a config; None if there is none."""
     schema: type | None = root
     node: Any = config
     for part in filter(None, path.split(".")):
@@ -46,7 +46,7 @@ def schema_at(path: str, config: dict[str, Any], root: type = Train) -> type | N
 
 
 def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config, those that its schema allows to be left out included."""
+    """Yield every dotted key of a config, including those that its schema allows to be omitted."""
     if not isinstance(node, dict):
         return
     schema = schema_of(node)
@@ -58,7 +58,7 @@ def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_key(key: str, config: dict[str, Any]) -> UserError:
-    """The error for a key that does not exist, naming the nearest one that does."""
+    """Return the error for a key that does not exist, naming the closest valid one."""
     keys = [known for known in all_keys(config) if not known.startswith("hydra")]
     parent, _, last = key.rpartition(".")
     by_name = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}
@@ -106,7 +106,7 @@ def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> N
     problem = _problem(value, hint)
     if problem:
         raise UserError(f"{where}={_as_typed(value)} {problem}")
-    if isinstance(value, dict):  # a node of any kind: look for described ones in it
+    if isinstance(value, dict):  # any node: check the nested nodes that have a schema
         schema = schema_of(value)
         if schema:
             _check_node(value, schema, f"{where}.", config)
@@ -117,7 +117,7 @@ def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> N
 
 
 def _problem(value: Any, hint: Any) -> str:
-    """What is wrong with a value, in words; empty where nothing is."""
+    """Describe what is wrong with a value; empty if it is valid."""
     if hint is Any:
         return ""
     origin = get_origin(hint)
@@ -155,10 +155,10 @@ def _broken(rule: Rule | Folder | str, value: Any) -> str:
         if not value:
             return "must be a folder"
         how = f": {rule.where_from}" if isinstance(rule, Folder) else ""
-        if os.path.isdir(value):  # unlike Path's, false for a name that no disk can hold
+        if os.path.isdir(value):  # unlike Path.is_dir, False for a name that the file system rejects
             return ""
         return f"is {'not a folder' if os.path.exists(value) else 'no folder that exists'}{how}"
-    return ""  # PATH says what the value is, not how it must be
+    return ""  # PATH marks the kind of value and is no constraint
 
 
 def _as_typed(value: Any) -> str:
@@ -168,10 +168,10 @@ def _as_typed(value: Any) -> str:
 
 
 def contradictions(config: dict[str, Any]) -> None:
-    """Options that are each right and together are not.
+    """Check for options that are valid individually but not together.
 
     Raises:
-        UserError: names both.
+        UserError: names both options.
     """
     model, data, trainer = config["model"], config["data"], config["trainer"]
     if model.get("reconstruction") == "bce" and model.get("pixel_range") == [-1, 1]:

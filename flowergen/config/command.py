@@ -1,4 +1,4 @@
-"""The wrapper of every command: what was typed is checked first, and errors are one line."""
+"""The wrapper of every command: checks the command line first and reports errors in one line."""
 
 import os
 import signal
@@ -24,9 +24,9 @@ from flowergen.data.listing import printable
 from flowergen.errors import Stopped, UserError
 
 LONGEST_LINE = 1500  # characters of an error
-# parts of an optimiser step: a checkpoint within an epoch counts in them
+# parts of an optimiser step, in which the position of a mid-epoch checkpoint is counted
 MUST_STAY = ("trainer.accumulate_grad_batches",)
-# what a resumed run may change; anything else would make it another run
+# keys that may change when a run is resumed; changing any other would make it a different run
 MAY_CHANGE = (
     "resume",
     "sweep",
@@ -55,12 +55,12 @@ MAY_CHANGE = (
 
 
 def one_line_errors(main: Callable[[], None]) -> None:
-    """Run a command: a ``UserError`` is one line and status 2, Ctrl-C status 130, SIGTERM 143; a bug keeps its traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra cuts the tracebacks of our own bugs short
+    """Run a command. ``UserError`` gives one line and status 2, Ctrl-C status 130, SIGTERM 143; bugs keep their traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra shortens the tracebacks of bugs
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads our output, such as head, has had enough
+    except BrokenPipeError:  # the reader of our output, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
@@ -73,27 +73,27 @@ def one_line_errors(main: Callable[[], None]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message without line breaks and control characters, the middle of a very long one left out."""
+    """Return an exception's message without line breaks and control characters; long ones are cut in the middle."""
     text = printable(" ".join(str(error).split()))
     half = LONGEST_LINE // 2
     return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 def prepare_train(argv: Sequence[str]) -> list[str]:
-    """Phase 1 of ``train``: check the command line without importing torch, and without making a folder before it is right.
+    """Phase 1 of ``train``: check the command line without importing torch, and make a folder only if it is valid.
 
     Args:
-        argv: without the program's name.
+        argv: arguments without the program name.
 
     Returns:
-        The arguments for ``hydra.main``: paths quoted, a resumed run's own overrides put first, a run folder claimed.
+        The arguments for ``hydra.main``: paths quoted, a resumed run's own overrides first, a run folder claimed.
 
     Raises:
-        UserError: one line that says what to do.
+        UserError: the command line is invalid; one line says what to do.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    args = parser.parse_intermixed_args(list(argv))  # "seed=1 -m model.beta=1,2" as well
+    args = parser.parse_intermixed_args(list(argv))  # allows "seed=1 -m model.beta=1,2"
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return list(argv)
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
@@ -104,7 +104,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     if args.config_dir:
         if not os.path.isdir(args.config_dir):
             raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
-        # the same as an override, which a sweep hands on to its jobs and a run folder keeps
+        # as an override, it is passed to the jobs of a sweep and stored in the run folder
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
     if multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
@@ -117,17 +117,17 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
 
 
 def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[DictConfig, list[str]]:
-    """Compose, resolve and check.
+    """Compose, resolve and check a config.
 
     Args:
         overrides: as typed, paths quoted.
-        run: that is resumed.
+        run: the resumed run, if any.
 
     Returns:
-        The composed config, and the overrides as Hydra wants them: first what is taken over from the stage before.
+        The composed config, and the overrides in Hydra's form, those inherited from the previous stage first.
 
     Raises:
-        UserError: for whatever is wrong with it.
+        UserError: the config is invalid.
     """
     composed, lines = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
@@ -145,7 +145,7 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
 
 
 def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
-    """The override that says which folder the run gets, its own from now on."""
+    """Make the run folder; return the override that sets it, unless it was typed."""
     folder = _folder(composed, "run")
     if _value_of("hydra.run.dir", lines) is None:
         started = os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
@@ -167,19 +167,19 @@ def _folder(composed: DictConfig, kind: str) -> Path:
 
 
 def _prepared_resume(overrides: Sequence[str]) -> list[str]:
-    """The run's own overrides first, then the new ones, into its own folder."""
+    """Return the run's own overrides, then the new ones, and its own folder as run folder."""
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
-    if not os.access(run.path, os.W_OK):  # Hydra opens its log in there before anything else
+    if not os.access(run.path, os.W_OK):  # Hydra opens its log there first
         raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to where you may write")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
     given = merged([*paths, *run.read_overrides(), *overrides])
     composed, lines = checked(given, run)
-    if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # it has been found
+    if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
         composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
     known, typed = flat(stored), tuple(f"{override.key_or_group}." for override in parse(overrides))
     for key, (before, now) in changed(stored, resolve(composed)).items():
-        if key not in known and not f"{key}.".startswith(typed):  # flowergen did not have it yet: now it has its default
+        if key not in known and not f"{key}.".startswith(typed):  # a newer key, which takes its default
             continue
         may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
         if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):
@@ -192,13 +192,13 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ between two configs."""
+    """Return the dotted keys whose values differ between two configs, with both values."""
     old, new = flat(before), flat(now)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
-    """Every swept value checked once, those of a ``hparams_search`` file too, and a folder claimed for the sweep."""
+    """Check every swept value once, including those of a ``hparams_search`` file, and claim a folder for the sweep."""
     for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
         if _value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
@@ -211,7 +211,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
     composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
-    lines = lines[len(lines) - len(overrides) :]  # each job takes over what it needs from an autoencoder
+    lines = lines[len(lines) - len(overrides) :]  # drop inherited overrides, which each job adds itself
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
     folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished
@@ -228,7 +228,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
 
 
 def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
-    """``hydra.sweeper.params`` as if typed: what was typed wins, and the rest is checked and handed on like it."""
+    """Turn ``hydra.sweeper.params`` into overrides, checked and passed on like typed ones, which take precedence."""
     params = flat(sweeper.get("params") or {})
     typed = {override.key_or_group for override in parse(overrides)}
     lines = [f"{key}={value}" for key, value in params.items() if key not in typed]
@@ -236,7 +236,7 @@ def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
 
 
 def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
-    """What only one of the sweepers can do, or needs."""
+    """Check what only one of the sweepers supports or requires."""
     swept = [override for override in parse(overrides) if override.is_sweep_override()]
     if sweeper["_target_"] != "hydra_plugins.flowergen.OptunaSweeper":
         for override in swept:
@@ -254,13 +254,13 @@ def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
 
 
 def _value_of(key: str, overrides: Sequence[str]) -> Any:
-    """The last value given for a key, behind ``+`` and ``++`` too; None where there is none."""
+    """Return the last value given for a key, with or without ``+`` or ``++``; None if there is none."""
     values = [override.value() for override in parse([line for line in overrides if line.lstrip("+").startswith(f"{key}=")])]
     return values[-1] if values else None
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as dotted keys and values.
+    """Flatten a config to dotted keys and values.
 
     >>> flat({"model": {"beta": 1, "channels": [8, 16]}})
     {'model.beta': 1, 'model.channels': [8, 16]}
@@ -271,10 +271,10 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process of a distributed run that writes files, known before any of it is set up."""
-    if "RANK" in os.environ:  # of torchrun
+    """Return True in the process of a distributed run that writes files; works before the run is set up."""
+    if "RANK" in os.environ:  # set by torchrun
         return int(os.environ["RANK"]) == 0
-    # srun's, and Lightning's own: in a shell that srun has opened, SLURM_PROCID is 0 for all that Lightning starts
+    # set by srun and by Lightning: in a shell opened by srun, SLURM_PROCID is 0 in every process that Lightning starts
     return all(int(os.environ.get(variable, "0")) == 0 for variable in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 

@@ -1,4 +1,4 @@
-"""What may stand in the config of every command but ``train``, as dataclasses; see ``schema``. Imports nothing heavy."""
+"""Schema of the config of every command except ``train``, as dataclasses; see ``schema``. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -41,14 +41,14 @@ class Split:
 
 @dataclass
 class DataOfRun:
-    """What a command may say about the data of a run."""
+    """Options of a command for the data of a run."""
 
     root: Annotated[str, EXISTING_FOLDER] | None
 
 
 @dataclass
 class PathsOfRun:
-    """What a command may say about the paths of a run."""
+    """Options of a command for the paths of a run."""
 
     cache_dir: str | None
 
@@ -75,7 +75,7 @@ class Vary:
 
 @dataclass
 class Sampling:
-    """How a command samples a run; see conf/sample.yaml."""
+    """Sampling options of a command; see conf/sample.yaml."""
 
     source: Literal["auto", "prior", "mixture"]
     sampler: SamplerName | None
@@ -103,7 +103,7 @@ class Sample(Sampling):
 
 @dataclass
 class PathsOfEvaluation:
-    """What evaluate may say about the paths of a run."""
+    """Options of evaluate for the paths of a run."""
 
     cache_dir: str | None
     weights_dir: str | None

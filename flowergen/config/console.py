@@ -1,4 +1,4 @@
-"""What ``train`` says, and what it keeps from the terminal."""
+"""Terminal output of ``train``, and messages that it suppresses."""
 
 import logging
 import shlex
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def essentials(
     datamodule: "ImageDataModule", module: "ImageModel", trainer: "Trainer", run: RunFolder, budget: str | None
 ) -> str:
-    """What is about to be trained, on what and where, a line each."""
+    """Summarise data, model, training, device and run folder, one line each."""
     import torch
 
     parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -37,7 +37,7 @@ def essentials(
 
 
 def last_good(run: RunFolder) -> str:
-    """Where to go on from after numbers that are not finite."""
+    """Describe the checkpoint to resume from after non-finite values."""
     from flowergen.config.build import read_checkpoint, steps_done
 
     last = run.checkpoints / "last.ckpt"
@@ -48,7 +48,7 @@ def last_good(run: RunFolder) -> str:
 
 
 def farewell(run: RunFolder, budget: str | None) -> str:
-    """Where everything lies, and how to go on."""
+    """List the run's files and how to continue training."""
     lines = ["done"]
     for what, path in (
         ("page", run.page),
@@ -66,22 +66,22 @@ def farewell(run: RunFolder, budget: str | None) -> str:
 
 
 def quieten() -> None:
-    """Lightning's advice that does not hold here: batches come from a memory map, and our order is resumable."""
+    """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
     threading.excepthook = _without_disk_trouble
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # says in four lines what our error says in one
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # repeats our one-line error in four lines
     for message in (
         ".*does not have many workers.*",
         ".*dataloader is not resumable.*",
         ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",  # the moving average
-        ".*sync_dist=True.*",  # what is logged has been summed over the devices
+        ".*in eval mode at the start of training.*",  # the moving average is in eval mode
+        ".*sync_dist=True.*",  # logged values are already summed over the devices
         ".*treespec.*",  # Lightning's own use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def _without_disk_trouble(error: threading.ExceptHookArgs) -> None:
-    """What ends a thread goes to the terminal, but for the full disk of TensorBoard's: its next call says so in a line."""
+    """Print an exception that ends a thread, except on a full disk, which TensorBoard's next call reports in one line."""
     if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)

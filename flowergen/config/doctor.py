@@ -1,6 +1,6 @@
-"""What training needs, and whether it is there: packages, hardware, folders, weights, data sets, a line each.
+"""Check what training needs: packages, hardware, folders, weights and data sets, one line each.
 
-Nothing is downloaded, decoded, made or written, and whatever cannot be looked at is a line too.
+Nothing is downloaded, decoded, made or written; a failed check is also reported in a line.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ from flowergen.data.listing import Listing, printable
 from flowergen.errors import UserError
 
 OLDEST_PYTHON = (3, 11)
-LITTLE_ROOM = 10**9  # bytes: less than a run of a larger recipe writes in checkpoints, or a collection of thousands decoded
-EXTRAS = {  # what the optional packages are for
+LITTLE_ROOM = 10**9  # bytes; checkpoints of a larger recipe or thousands of decoded pictures take more
+EXTRAS = {  # purpose of the optional packages
     "celeba": "the download of data=celeba",
     "export": "python -m flowergen.export format=onnx",
     "sweep": "hparams_search=beta_optuna",
 }
-DOWNLOADED: dict[type | None, str] = {  # without being asked
+DOWNLOADED: dict[type | None, str] = {  # data sets that training downloads automatically
     Flowers102: "training downloads it (330 MB), or: ",
     CelebA: "training downloads it (1.4 GB, often over its quota, needs gdown), or: ",
 }
@@ -43,13 +43,13 @@ DOWNLOADED: dict[type | None, str] = {  # without being asked
 
 @dataclass(frozen=True)
 class Line:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        status: ``missing`` and ``warning`` say what to do.
-        what: was looked at.
-        text: what is there, or how to get it.
-        fatal: training cannot start without.
+        status: for ``missing`` and ``warning``, ``text`` says what to do.
+        what: the item checked.
+        text: what was found, or how to get it.
+        fatal: True if training cannot start without it.
     """
 
     status: Literal["ok", "missing", "warning"]
@@ -62,13 +62,13 @@ class Line:
 
 
 def examined(paths: dict[str, str]) -> Iterator[Line]:
-    """Look at everything.
+    """Run all checks.
 
     Args:
         paths: ``paths`` of a config, absolute.
 
     Yields:
-        The lines, each as soon as it is known.
+        Each line as soon as it is known.
     """
     weights_dir = Path(paths["weights_dir"])
     yield from _guarded("python", python)
@@ -90,20 +90,20 @@ def examined(paths: dict[str, str]) -> Iterator[Line]:
 def _guarded(what: str, look: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     try:
         yield from look()
-    except Exception as error:  # whatever a broken installation, driver or disk raises: the other lines still count
+    except Exception as error:  # a broken installation, driver or disk may raise anything; other checks continue
         yield Line("warning", what, f"could not be looked at ({type(error).__name__}: {str(error)[:500]})")
 
 
 # ---- Environment -----------------------------------------------------------------------------------------------------
 def python() -> Iterator[Line]:
-    """The interpreter."""
+    """Check the Python version."""
     right = sys.version_info >= OLDEST_PYTHON
     need = "" if right else "; flowergen needs {}.{} or newer: make PYTHON=/path/to/python setup".format(*OLDEST_PYTHON)
     yield Line("ok" if right else "missing", "python", f"{platform.python_version()}{need}", fatal=not right)
 
 
 def packages() -> Iterator[Line]:
-    """Each required package, and those that options need, against pyproject.toml's ranges."""
+    """Check required packages, and those that options need, against pyproject.toml's ranges."""
     for requirement, extra in requirements():
         if extra == "dev":
             continue
@@ -121,7 +121,7 @@ def packages() -> Iterator[Line]:
 
 
 def requirements() -> list[tuple[Requirement, str]]:
-    """Each with the extra that it belongs to, "" for those that everybody needs: a checkout's own, else those of the wheel."""
+    """Return each requirement of the checkout, or else of the wheel, with its extra, or "" if always required."""
     pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if pyproject.is_file():
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
@@ -138,11 +138,11 @@ def requirements() -> list[tuple[Requirement, str]]:
 
 
 def imports() -> Iterator[Line]:
-    """Whether the heavy packages load, which versions alone do not tell: a CUDA torchvision does not go with a CPU torch."""
+    """Check that the heavy packages load: versions alone do not reveal a CUDA torchvision next to a CPU torch."""
     for name in ("torch", "torchvision", "lightning.pytorch"):
         try:
             __import__(name)
-        except Exception as error:  # a mismatch shows as ImportError, OSError, RuntimeError, AttributeError
+        except Exception as error:  # a mismatch raises ImportError, OSError, RuntimeError or AttributeError
             reason = f"{type(error).__name__}: {str(error)[:300]}"
             yield Line("missing", "import", f"{name} does not load ({reason}): install it again", fatal=True)
             return
@@ -151,7 +151,7 @@ def imports() -> Iterator[Line]:
 
 # ---- Hardware --------------------------------------------------------------------------------------------------------
 def gpus() -> Iterator[Line]:
-    """Those that torch sees, and what precision=auto means on them."""
+    """Report the GPUs that torch sees, and what precision=auto means on them."""
     import torch
 
     from flowergen.config.trainer import resolve_precision
@@ -185,7 +185,7 @@ def gpus() -> Iterator[Line]:
 
 
 def cpu() -> Iterator[Line]:
-    """Cores that this process may use, and threads."""
+    """Report the cores that this process may use, and torch's threads."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -198,20 +198,20 @@ def cpu() -> Iterator[Line]:
 
 
 def memory() -> Iterator[Line]:
-    """Of the machine, or of the container: by what ``data.batch_size=auto`` and the errors go."""
+    """Report the memory of the machine or container, as used by ``data.batch_size=auto`` and error messages."""
     yield Line("ok", "memory", f"{_gb(total_memory())}, about {_gb(available_memory())} free")
 
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------
 def folder(key: str, path: Path) -> Iterator[Line]:
-    """Whether a folder of the config can be written to, and what room there is.
+    """Check that a folder of the config can be written to and has free space.
 
     Args:
-        key: within ``paths``.
-        path: of it; need not exist.
+        key: key in ``paths``.
+        path: the folder; need not exist.
     """
-    above = next(p for p in (path, *path.parents) if os.path.lexists(p))  # the folder, or where it would be made
-    needed = key == "output_dir" or (key == "cache_dir" and not _folders(path))  # caches that are there can be read
+    above = next(p for p in (path, *path.parents) if os.path.lexists(p))  # the folder, or its closest existing parent
+    needed = key == "output_dir" or (key == "cache_dir" and not _folders(path))  # existing caches are only read
     how = f"choose another with paths.{key}=DIR"
     if not above.is_dir():
         yield Line("missing", key, f"{above} is no folder: {how}", fatal=needed)
@@ -225,7 +225,7 @@ def folder(key: str, path: Path) -> Iterator[Line]:
 
 
 def caches(cache_dir: Path) -> Iterator[Line]:
-    """What decoded pictures, and what else is made once, take."""
+    """Report the disk space of decoded pictures and other caches."""
     found = _folders(cache_dir)
     num_bytes = sum(file.stat().st_size for path in found for file in os.scandir(path) if file.is_file())
     room = f" take {_gb(num_bytes)}; any may be deleted, and is made again when it is needed" if found else ""
@@ -233,7 +233,7 @@ def caches(cache_dir: Path) -> Iterator[Line]:
 
 
 def _folders(path: Path) -> list[str]:
-    """Folders in a folder, other than hidden ones and the weights; none where it cannot be read."""
+    """List the readable folders in a folder, except the weights; empty if it cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [e.path for e in entries if e.is_dir() and os.access(e.path, os.R_OK | os.X_OK) and e.name != "weights"]
@@ -247,10 +247,10 @@ def _gb(num_bytes: int) -> str:
 
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 def weights(weights_dir: Path) -> Iterator[Line]:
-    """Networks that others have trained.
+    """Check the pretrained networks.
 
     Args:
-        weights_dir: where they lie, or go.
+        weights_dir: folder of their files.
     """
     from flowergen.evaluation.extractors import INCEPTION_URL, INSTEAD
     from flowergen.modules.outside_weights import VGG16_URL, MissingWeights, load_efficientnet
@@ -279,18 +279,18 @@ def weights(weights_dir: Path) -> Iterator[Line]:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a file's SHA-256 begins as the end of its name says."""
+    """Return True if a file's SHA-256 starts with the digits at the end of its name."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
 
 
 # ---- Data sets -------------------------------------------------------------------------------------------------------
 def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
-    """Whether the pictures of a data set are there; they are listed, as training does, and none is decoded.
+    """Check that the pictures of a data set exist; they are listed as in training, but not decoded.
 
     Args:
-        file: its YAML file in ``conf/data``.
-        paths: of the config.
+        file: YAML file of the data set in ``conf/data``.
+        paths: ``paths`` of the config.
     """
     what = f"data={file.stem}"
     config = OmegaConf.create({"paths": paths, "seed": 0, "data": OmegaConf.load(file)})
@@ -314,7 +314,7 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
 
 
 def _listing(node: dict[str, Any]) -> Listing | None:
-    """The pictures of a data set of ours; None for one that only its class knows."""
+    """List the pictures of a built-in data set; None if only its class can list them."""
     from flowergen.config.build import build_datamodule
     from flowergen.data.celeba import list_celeba
     from flowergen.data.flowers102 import list_flowers102
@@ -330,9 +330,9 @@ def _listing(node: dict[str, Any]) -> Listing | None:
     return None
 
 
-# ---- What else options need ------------------------------------------------------------------------------------------
+# ---- Other requirements ----------------------------------------------------------------------------------------------
 def distributed() -> Iterator[Line]:
-    """The backends of trainer=ddp."""
+    """Check the backends of trainer=ddp."""
     import torch
     from torch import distributed
 
@@ -350,7 +350,7 @@ def distributed() -> Iterator[Line]:
 
 
 def compiler() -> Iterator[Line]:
-    """The C++ compiler that torch.compile calls on a CPU."""
+    """Check the C++ compiler that torch.compile calls on a CPU."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     found = shutil.which(name)
     how = "install one (apt-get install g++), or name it in the variable CXX"

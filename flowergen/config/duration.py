@@ -1,4 +1,4 @@
-"""Times as people type them: 30s, 10min, 1h30min. Imports nothing heavy."""
+"""Durations such as 30s, 10min, 1h30min. Imports nothing heavy."""
 
 import re
 
@@ -7,16 +7,16 @@ _SECONDS = (24 * 3600, 3600, 60, 1)
 
 
 def seconds_of(text: str) -> float:
-    """A duration in seconds.
+    """Convert a duration to seconds.
 
     >>> seconds_of("1h30min"), seconds_of("0.5h"), seconds_of("90s")
     (5400.0, 1800.0, 90.0)
 
     Args:
-        text: numbers with the units d, h, min (or m) and s, the larger ones first.
+        text: numbers with the units d, h, min (or m) and s, larger units first.
 
     Raises:
-        ValueError: it is not of that form, or no time at all.
+        ValueError: the text is not of that form, or the duration is zero.
     """
     match = _DURATION.fullmatch(text)
     seconds = (
@@ -28,7 +28,7 @@ def seconds_of(text: str) -> float:
 
 
 def is_duration(value: object) -> bool:
-    """Whether ``seconds_of`` takes it."""
+    """Return True if ``seconds_of`` accepts the value."""
     try:
         return isinstance(value, str) and seconds_of(value) > 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""From the options of ``evaluate`` to what is measured, and by what."""
+"""Translate the options of ``evaluate`` into an evaluation subject, and measure it."""
 
 import os
 from dataclasses import dataclass
@@ -40,26 +40,26 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
 
-MOST_SAMPLES = 10_000  # of a repeat, unless more are asked for
-SMALLEST_PX, LARGEST_PX = 16, 1024  # of image_size=
+MOST_SAMPLES = 10_000  # per repeat, unless num_samples= is larger
+SMALLEST_PX, LARGEST_PX = 16, 1024  # limits of image_size=
 
 
 @dataclass
 class Subject:
-    """What is measured, and by what.
+    """The pictures to evaluate, with the networks and settings of the evaluation.
 
     Attributes:
-        described: what made the pictures, for the card.
-        protocol: what must be the same for two cards to be compared.
-        generated: the pictures.
-        real: what they are held against.
-        networks: of them.
-        num: generated pictures in a repeat.
-        repeats: of which.
-        seed: of what is drawn.
+        described: the source of the pictures, for the card.
+        protocol: settings that must be equal for two cards to be comparable.
+        generated: the pictures to evaluate.
+        real: the real pictures to compare them with.
+        networks: the evaluation networks.
+        num: number of generated pictures per repeat.
+        repeats: number of repeats.
+        seed: random seed of the sampling.
         model: the run's model; None for folders.
-        step: optimiser steps that it was trained for.
-        weights_dir: of networks from outside.
+        step: number of optimiser steps of the model.
+        weights_dir: folder of pretrained weights.
     """
 
     described: dict[str, Any]
@@ -76,24 +76,24 @@ class Subject:
 
     @property
     def hash(self) -> str:
-        """Of what and how."""
+        """Hash of the subject and the protocol."""
         return card.hash_of(self.mark)
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What a folder holds the card of; LPIPS' weights may come later."""
+        """Identity of the card in a folder, with or without LPIPS, whose weights may be added later."""
         with_lpips = self.model is not None and vgg16_path(self.weights_dir).is_file()
         return {"protocol": self.protocol, "subject": self.described, "lpips": with_lpips}
 
     @property
     def probe(self) -> dict[str, Any] | None:
-        """What classifies pictures, and its accuracy on held-out pictures."""
+        """Fingerprint of the picture classifier, and its accuracy on held-out pictures."""
         probe = self.networks.probe
         return {"weights": probe.fingerprint, "accuracy": probe.accuracy} if probe else None
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures behind each column of the card, in a repeat."""
+        """Number of pictures behind each column of the card, per repeat."""
         real = self.real
         num_train = min(self.num, len(real.train)) if real.train else 0
         return {
@@ -107,14 +107,14 @@ class Subject:
 
 
 def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
-    """A run's model against its own data.
+    """Return the subject for a run's model, compared with its own data.
 
     Args:
-        config: of the command.
-        run: to measure.
+        config: config of the command.
+        run: the run to evaluate.
 
     Raises:
-        UserError: its data has moved or changed, or an extractor cannot be had.
+        UserError: the data was moved or changed, or an extractor is unavailable.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_run(config["run"], str(device))
@@ -152,13 +152,13 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
 
 
 def subject_of_folders(config: dict[str, Any]) -> Subject:
-    """Any pictures against any others.
+    """Return the subject for a folder of pictures, compared with those of other folders.
 
     Args:
-        config: of the command.
+        config: config of the command.
 
     Raises:
-        UserError: a folder holds too few pictures, or they do not decode.
+        UserError: a folder holds too few pictures, or they cannot be decoded.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     defaults: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "paths" / "default.yaml"), resolve=True)
@@ -177,11 +177,11 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
 
 
 def measure(subject: Subject, work: Path) -> Measured:
-    """Everything that can be measured of it.
+    """Compute all metrics that apply to a subject.
 
     Args:
-        subject: what.
-        work: folder for what is found on the way.
+        subject: the subject to measure.
+        work: folder for intermediate results.
 
     Raises:
         UserError: the disk is full.

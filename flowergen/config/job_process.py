@@ -1,4 +1,4 @@
-"""A job of a sweep as a process of its own."""
+"""Run a job of a sweep in a separate process."""
 
 import shlex
 import signal
@@ -15,29 +15,29 @@ from flowergen.config.overrides import quoted_path
 
 Process = subprocess.Popen[Any]
 
-PATIENCE_SECONDS = 30  # between asking a process to stop and killing it: training stops at the end of a batch
+PATIENCE_SECONDS = 30  # between SIGTERM and SIGKILL: training stops at the end of a batch
 
 
 def start_job(sweep: DictConfig, overrides: Sequence[str], folder: Path, resume: bool = False) -> Process:
-    """Start ``python -m flowergen.train``.
+    """Start a job with ``python -m flowergen.train``.
 
     Args:
-        sweep: the config of the sweep.
-        overrides: of the job.
-        folder: its run folder.
-        resume: go on with the run that is there.
+        sweep: config of the sweep.
+        overrides: overrides of the job.
+        folder: run folder of the job.
+        resume: resume the run in the folder.
     """
     search = [line for line in sweep.hydra.overrides.hydra if line.startswith("hydra.searchpath=")]  # from --config-dir
     places = [line for line in overrides if line.startswith("paths.")]
     own = (
         [f"resume={quoted_path(folder)}", *places] if resume else [*search, *overrides, f"hydra.run.dir={quoted_path(folder)}"]
     )
-    # a file that sets hydra.mode for the sweep must not make a sweep of the job
+    # a config file that sets hydra.mode for the sweep must not turn the job into a sweep
     return subprocess.Popen([sys.executable, "-m", "flowergen.train", *own, "hydra.mode=RUN"])
 
 
 def stop(process: Process) -> None:
-    """Ask a process to end, and after a while make it."""
+    """Terminate a process, and kill it if it does not exit in time."""
     process.terminate()
     try:
         process.wait(PATIENCE_SECONDS)
@@ -48,7 +48,7 @@ def stop(process: Process) -> None:
 
 @contextmanager
 def stopped_with_us(process: Process) -> Iterator[Process]:
-    """Let no job outlive its sweep: on Ctrl-C, which a terminal sends to the job too, or an error of ours."""
+    """Stop the job if the sweep ends by an error or by Ctrl-C, which a terminal sends to the job, too."""
     try:
         yield process
     except KeyboardInterrupt:
@@ -62,8 +62,8 @@ def stopped_with_us(process: Process) -> Iterator[Process]:
 
 @contextmanager
 def saying_how_to_go_on(say: Callable[[str], None]) -> Iterator[None]:
-    """Around a sweep: the last words of an interrupted one are the command that continues it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is a Ctrl-C as well
+    """Wrap a sweep and, if it is interrupted, report the command that continues it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat a scheduler's SIGTERM like Ctrl-C
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The stages of latent diffusion: what a run takes from the one before, and what it leaves to sample from."""
+"""Stages of latent diffusion: prepare what a run needs from the previous stage, and store what sampling needs."""
 
 import logging
 import shutil
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
-    """Copy the autoencoder's run or the diffusion run into the run folder, as a run folder within: the original may go.
+    """Copy the autoencoder's or the diffusion run into the run folder, nested, so the original may be deleted.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such run.
     """
     before = stage_before(config)
     if before is None or (run.path / before[0]).is_dir() or not is_first_process():
@@ -42,12 +42,12 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
 
 
 def _copy_run(key: str, value: str | Path, folder: Path) -> None:
-    """Of a run and of the one that it carries, what loading them reads."""
+    """Copy the files needed to load a run, including those of the run nested in it."""
     source, checkpoint = find_run(value, key)
     path, stored = checkpoint_to_load(source, checkpoint), source.read_config()
     refuse_wrong_stage(key, str(value), stored)
     content = read_checkpoint(path)
-    content["optimizer_states"] = []  # two thirds of the file
+    content["optimizer_states"] = []  # they take two thirds of the file
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     shutil.copyfile(source.config, folder / "config.yaml")
@@ -59,11 +59,13 @@ def _copy_run(key: str, value: str | Path, folder: Path) -> None:
 def prepare_latents(
     config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, before: LoadedModel | None
 ) -> None:
-    """For diffusion: encode the collection, scale the module's latents by it, and keep some for sampling. For a decoder: draw
-    the samples that it is trained on.
+    """Prepare the latents of a diffusion model or the training samples of a decoder.
+
+    For diffusion, encode the collection, set the module's latent scale from it, and store some latents for sampling. For a
+    decoder, draw the samples that it is trained on.
 
     Raises:
-        UserError: the stage before was trained on pictures that this run holds out, or the alignment's network is missing.
+        UserError: the previous stage was trained on pictures that this run holds out, or the alignment network is missing.
     """
     if before is not None:
         _check_same_pictures(config, data, before)
@@ -97,7 +99,7 @@ def prepare_latents(
 
 def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
     model, names = before.module, [printable(name) for name in data.class_names]
-    assert isinstance(model, LatentDDPMModule)  # on the device already, as the decoder's module is not
+    assert isinstance(model, LatentDDPMModule)  # already on the device, unlike the decoder's module
     if list(before.class_names) != names:
         raise UserError(
             f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or others: "
@@ -127,12 +129,12 @@ def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: 
 
 
 def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
-    """Of an autoencoder: latents and a prior fitted to them, of the weights that loading the run gives.
+    """Store an autoencoder's latents and a prior fitted to them, computed with the weights that loading the run gives.
 
     Raises:
         UserError: the disk is full.
     """
-    if module.sampling_model.denoises:  # which has stored its own before they began
+    if module.sampling_model.denoises:  # diffusion runs store their latents before training
         return
     try:
         store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)

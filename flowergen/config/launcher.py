@@ -1,4 +1,4 @@
-"""The launcher of sweeps: every job is a process of its own."""
+"""Launcher of sweeps: each job runs in a separate process."""
 
 import logging
 import shlex
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Make our plugins known to Hydra, which takes them from the package ``hydra_plugins`` only, registered or not."""
+    """Register our plugins under ``hydra_plugins``, the only package from which Hydra accepts even registered ones."""
     plugins = Plugins.instance()
     for plugin in (ProcessLauncher, OptunaSweeper):
         plugins.register(plugin)
@@ -30,10 +30,10 @@ def register() -> None:
 
 
 class ProcessLauncher(Launcher):
-    """Runs the jobs of a sweep one after the other, each as ``python -m flowergen.train`` with a run folder of its own.
+    """Runs the jobs of a sweep one after the other, each as ``python -m flowergen.train`` with its own run folder.
 
-    Hydra's own launcher runs them in one process: a crash ends the sweep, memory and global state leak from job to job, and
-    the children of a multi-device job, started with the same arguments, would start the sweep again.
+    Hydra's own launcher runs them in one process: a crash ends the sweep, memory and global state leak between jobs, and the
+    child processes of a multi-device job, started with the same arguments, would start the sweep again.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -41,7 +41,7 @@ class ProcessLauncher(Launcher):
         self.hydra_context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs but those that have finished; one that failed has an exception as its return value."""
+        """Run all jobs that have not finished; the return value of a failed job is an exception."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep = SweepFolder(str(self.config.hydra.sweep.dir))

@@ -1,4 +1,4 @@
-"""What only the machine can refuse, while it works: memory, and compilation. In one line that says what to change."""
+"""Report out-of-memory and compilation errors, which occur only at run time, in one line that says what to change."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 from flowergen.config.command import one_line
 from flowergen.errors import UserError
 
-# of a RuntimeError: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
+# RuntimeError messages: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
 OUT_OF_MEMORY = (
     "defaultcpuallocator",
     "can't allocate memory",
@@ -20,18 +20,18 @@ OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "out of memory",
 )
-CONTAINER = Path("/sys/fs/cgroup")  # of control groups, version 2
+CONTAINER = Path("/sys/fs/cgroup")  # control groups, version 2
 
 
 @contextmanager
 def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
-    """Converts out-of-memory errors to a ``UserError``; a context manager and a decorator.
+    """Convert out-of-memory errors to a ``UserError``; a context manager and a decorator.
 
     Args:
-        advice: what to do about it, or a function that knows by then.
+        advice: what to change, or a function that returns it when the error occurs.
 
     Raises:
-        UserError: memory did not suffice.
+        UserError: out of memory.
     """
     try:
         yield
@@ -46,13 +46,13 @@ def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
-    """Around a training run: out of memory, and a compiler that fails, are one line.
+    """Convert out-of-memory and compiler errors of a training run to one line.
 
     Args:
-        config: the whole of it, with the batch size that it has by then.
+        config: the whole config; its batch size is read when the error occurs.
 
     Raises:
-        UserError: what to change.
+        UserError: says what to change.
     """
     try:
         with says_what_to_shrink(lambda: training_advice(config, _has_gpu())):
@@ -72,11 +72,11 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
 
 
 def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
-    """What would make a training run smaller, the end of a sentence.
+    """Return advice on reducing the memory of a training run, as the end of a sentence.
 
     Args:
-        config: the whole of it.
-        on_gpu: half precision saves memory there.
+        config: the whole config.
+        on_gpu: True on a GPU, where half precision saves memory.
     """
     data, trainer = config["data"], config["trainer"]
     size, parts = data["batch_size"], trainer["accumulate_grad_batches"]
@@ -94,7 +94,7 @@ def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and those that it was raised from: Hydra and the compiler wrap what they meet."""
+    """Yield an exception and its causes, as Hydra and the compiler wrap exceptions."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -114,7 +114,7 @@ def _has_gpu() -> bool:
 
 
 def _memory() -> str:
-    """Whose it is, and how much there is of it."""
+    """Describe the device and its total memory."""
     if _has_gpu():
         import torch
 
@@ -124,12 +124,12 @@ def _memory() -> str:
 
 
 def total_memory() -> int:
-    """Bytes of the machine's memory, or of the container's."""
+    """Return the memory of the machine or container in bytes."""
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_container_limit()])
 
 
 def available_memory() -> int:
-    """Bytes that a process may still take."""
+    """Return the memory that a process can still allocate, in bytes."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():  # macOS
         return total_memory() // 2
@@ -140,13 +140,13 @@ def available_memory() -> int:
 
 
 def _container_use() -> int:
-    """Bytes, without the files that the system would drop."""
+    """Return the container's memory use in bytes, without reclaimable file cache."""
     stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
     return int((CONTAINER / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
 
 
 def _container_limit() -> list[int]:
-    """Bytes; empty where there is none."""
+    """Return the container's memory limit in bytes; empty if there is none."""
     limit = CONTAINER / "memory.max"
     text = limit.read_text().strip() if limit.exists() else "max"
     return [] if text == "max" else [int(text)]

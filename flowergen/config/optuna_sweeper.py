@@ -1,4 +1,4 @@
-"""The sweeper behind ``hparams_search=beta_optuna``: Optuna chooses the values, every trial is a process of its own."""
+"""Sweeper behind ``hparams_search=beta_optuna``: Optuna chooses the values, and each trial runs in a separate process."""
 
 import csv
 import io
@@ -21,29 +21,29 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.config.sweep_folder import Status, SweepFolder, job_overrides
 from flowergen.errors import UserError
 
-if TYPE_CHECKING:  # an optional package, and half a second
+if TYPE_CHECKING:  # an optional package that takes half a second to import
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-MANY_FAILURES = 3  # trials that fail before any other has come to an end: something is wrong with all of them
+MANY_FAILURES = 3  # failed trials before any has ended: the error is common to all
 
 
 class OptunaSweeper(Sweeper):
-    """Searches with Optuna: TPE chooses the values, trials that fall behind the median of the others are stopped.
+    """Searches with Optuna: TPE chooses the values, and trials worse than the median of the others are pruned.
 
-    Intervals (``tag(log, interval(a, b))``, ``int(interval(a, b))``), ``range(...)`` and choices are searched, all other
-    overrides are every trial's. State lives in ``optuna.db`` of the sweep folder, so that a killed search goes on.
+    Intervals (``tag(log, interval(a, b))``, ``int(interval(a, b))``), ``range(...)`` and choices are searched; all other
+    overrides apply to every trial. The state is stored in ``optuna.db`` in the sweep folder, so a killed search can continue.
 
     Args:
-        metric: column of ``metrics.csv``; a trial is worth its best value over the run.
+        metric: column of ``metrics.csv``; a trial's value is its best over the run.
         direction: maximize or minimize.
-        n_trials: finished and pruned ones, over all sessions.
-        seed: of the sampler.
+        n_trials: number of finished and pruned trials, over all sessions.
+        seed: seed of the sampler.
         pruner: ``n_startup_trials`` and ``n_warmup_epochs``.
-        params: null: ``prepare_train`` has put them among the overrides.
+        params: null, as ``prepare_train`` has added them to the overrides.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class OptunaSweeper(Sweeper):
         self.folder = SweepFolder(str(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run trials until enough have come to an end, and say which is the best."""
+        """Run trials until enough have finished or been pruned, and report the best."""
         from optuna import samplers
 
         setup_globals()
@@ -85,10 +85,10 @@ class OptunaSweeper(Sweeper):
         self._farewell(study)
 
     def _study(self, overrides: Sequence[str]) -> "Study":
-        """A new one, or the folder's own with what its last session left undone."""
+        """Create a study, or load the folder's and enqueue the trials that its last session left unfinished."""
         import optuna
 
-        if set("?%") & set(str(self.folder.optuna)):  # they mean something in the address of a database
+        if set("?%") & set(str(self.folder.optuna)):  # special characters in a database URL
             raise UserError(f"{self.folder.path}: give a hydra.sweep.dir without ? and %")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.folder.holds_jobs() and not self.folder.optuna.exists():
@@ -100,17 +100,17 @@ class OptunaSweeper(Sweeper):
             pruner=optuna.pruners.MedianPruner(self.pruner.n_startup_trials, self.pruner.n_warmup_epochs),
             load_if_exists=True,
         )
-        kept = sorted(line for line in overrides if not line.startswith("paths."))  # where things lie may change
+        kept = sorted(line for line in overrides if not line.startswith("paths."))  # folders may change
         search = {"metric": self.metric, "direction": self.direction, "overrides": kept}
         before = study.user_attrs.get("search", search)
         if before != search:
             changed = [f"{key} was {before[key]} and is {search[key]}" for key in search if before[key] != search[key]]
             raise UserError(f"{self.folder.path}: {changed[0]}; a continued search keeps what it searches")
         study.set_user_attr("search", search)
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # no other sweeper is here: its own is dead
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # the folder is locked: their sweeper died
             run = RunFolder(self.folder.path / str(trial.number))
             if run.path.exists():
-                with run.locked():  # else its process has outlived the sweeper
+                with run.locked():  # fails if the trial's process is still running
                     pass
             log.info(f"trial {trial.number} was interrupted: its values are tried again")
             study.enqueue_trial(trial.params)
@@ -119,7 +119,7 @@ class OptunaSweeper(Sweeper):
         return study
 
     def _run(self, study: "Study", trial: "Trial", overrides: Sequence[str]) -> bool:
-        """One trial, watched while it runs; whether it came to an end, finished or pruned."""
+        """Run and monitor one trial; return True if it finished or was pruned."""
         from optuna.trial import TrialState
 
         run = RunFolder(self.folder.path / str(trial.number))
@@ -132,7 +132,7 @@ class OptunaSweeper(Sweeper):
             if pruned:
                 log.info(f"trial {trial.number} is pruned after epoch {max(values)}")
                 stop(process)
-                pruned = process.returncode != 0  # else it has come to its end all the same
+                pruned = process.returncode != 0  # otherwise it finished after all
         self._report(trial, run, values)
         finite = [value for value in values.values() if math.isfinite(value)]
         status: Status = "pruned" if pruned else "finished" if process.returncode == 0 and finite else "failed"
@@ -145,12 +145,12 @@ class OptunaSweeper(Sweeper):
             why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never a number"
             log.info(f"trial {trial.number} failed ({why}), the search goes on; its log: {run.path / 'train.log'}")
         self.folder.record(trial.number, run.path, overrides, status, process.returncode)
-        if process.returncode == 0 and not values:  # nor would any other trial have it
+        if process.returncode == 0 and not values:  # no other trial would have it either
             raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
         return status != "failed"
 
     def _report(self, trial: "Trial", run: RunFolder, values: dict[int, float]) -> bool:
-        """Tell Optuna of the epochs that are new; whether it wants the trial to stop."""
+        """Report new epochs to Optuna; return True if the trial should be pruned."""
         stop_it = False
         for epoch, value in read_metric(run, self.metric).items():
             if epoch not in values:
@@ -173,7 +173,7 @@ class OptunaSweeper(Sweeper):
 
 
 def search_space(overrides: Sequence[str]) -> dict[str, "BaseDistribution"]:
-    """What Optuna may choose from, by key; a choice keeps the words of Hydra's grammar."""
+    """Return Optuna's distributions by key; choices stay in Hydra's grammar."""
     return {o.get_key_element(): _distribution(o) for o in parse(overrides) if o.is_sweep_override()}
 
 
@@ -195,17 +195,17 @@ def _distribution(override: Override) -> "BaseDistribution":
 
 
 def trial_overrides(overrides: Sequence[str], params: dict[str, Any]) -> list[str]:
-    """A trial's overrides: the chosen values in place of what they were chosen from.
+    """Return a trial's overrides, with the chosen values in place of the sweeps.
 
     >>> trial_overrides(["seed=1", "model.beta=interval(0,1)"], {"model.beta": 0.5})
     ['seed=1', 'model.beta=0.5']
     """
-    chosen = {key: f"{key}={value}" for key, value in params.items()}  # not all of them if it was killed while choosing
+    chosen = {key: f"{key}={value}" for key, value in params.items()}  # incomplete if killed while choosing
     return [chosen.get(override.get_key_element(), str(override.input_line)) for override in parse(overrides)]
 
 
 def read_metric(run: RunFolder, metric: str) -> dict[int, float]:
-    """A column of ``metrics.csv`` by epoch, while the run writes it; empty where there is no such column yet."""
+    """Read a column of ``metrics.csv`` by epoch, possibly during the run; empty if it does not exist yet."""
     try:
         text = run.metrics.read_text()
     except OSError:

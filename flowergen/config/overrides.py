@@ -1,4 +1,4 @@
-"""What was typed: Hydra's grammar made friendlier, and checked before Hydra makes a folder."""
+"""Command-line overrides: a more lenient form of Hydra's grammar, checked before Hydra makes a folder."""
 
 import copy
 import difflib
@@ -34,19 +34,19 @@ PATH_KEYS = (
     "paths.output_dir",
     "hydra.run.dir",
     "hydra.sweep.dir",
-)  # of train; the other commands mark theirs in the schema
+)  # keys of train; the other commands mark theirs in the schema
 
 
-LONGEST = 20_000  # characters of an override: the grammar takes a second for them
-MOST_VALUES = 1000  # of a swept key: each is checked
+LONGEST = 20_000  # characters of an override; parsing that many takes a second
+MOST_VALUES = 1000  # per swept key, as each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
-    """Quote the values of path keys, which Hydra's grammar refuses with blanks, brackets, ``~``, ``=``, quotes, umlauts.
+    """Quote the values of path keys: Hydra's grammar rejects blanks, brackets, ``~``, ``=``, quotes and umlauts.
 
-    ``~`` and relative paths become absolute, so that what a run stores holds from everywhere. Under ``-m`` a value with a
-    comma is a sweep unless it is the name of something that exists.
+    ``~`` and relative paths become absolute, so stored paths do not depend on the working directory. With ``-m``, a value with
+    a comma is a sweep unless a file or folder of that name exists.
 
     >>> quote_paths(["data.root=/my pictures/IMG (1)", "model.beta=2"])
     ["data.root='/my pictures/IMG (1)'", 'model.beta=2']
@@ -78,20 +78,20 @@ def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
 
 
 def quoted_path(path: str | Path) -> str:
-    """An absolute path as Hydra's grammar takes it; ``~name`` is a file's name where there is no such user."""
+    """Return an absolute path quoted for Hydra's grammar; ``~name`` is a file name if there is no such user."""
     return quoted(str(Path(os.path.expanduser(path)).absolute()))
 
 
 def quoted(text: str) -> str:
-    """Any text as Hydra's grammar takes it."""
+    """Quote any text for Hydra's grammar."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse by Hydra's grammar.
+    """Parse overrides with Hydra's grammar.
 
     Raises:
-        UserError: for a line that the grammar refuses.
+        UserError: the grammar rejects an override.
     """
     parsed = []
     for override in overrides:
@@ -99,7 +99,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"{override[:40]}... has {len(override):,} characters: put it into a YAML file, see --config-dir")
         try:
             parsed += OverridesParser.create().parse_overrides([override])
-        except Exception as error:  # the grammar's casts raise whatever they please, and deep nesting a RecursionError
+        except Exception as error:  # the grammar's casts may raise anything, deep nesting a RecursionError
             raise UserError(
                 f"{override!r} is not of the form key=value: {_first_line(error)} (quote odd characters: \"key='value'\")"
             ) from error
@@ -110,14 +110,14 @@ def compose_train(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """Compose ``conf/train.yaml``.
 
     Args:
-        overrides: as typed, no sweeps among them.
+        overrides: as typed, without sweeps.
 
     Returns:
-        The config, its ``hydra`` node included, and the overrides as Hydra wants them: a key that the schema knows and the
-        YAML leaves out gets the ``++`` that Hydra asks for.
+        The config with its ``hydra`` node, and the overrides in Hydra's form: a key that is in the schema but not in the YAML
+        gets the ``++`` that Hydra requires.
 
     Raises:
-        UserError: unknown keys (behind ``+`` and ``++`` too) and group options, with the nearest right one.
+        UserError: unknown key (also after ``+`` or ``++``) or group option; names the closest valid one.
     """
     search = [override for override in overrides if override.startswith("hydra.searchpath=")]
     GlobalHydra.instance().clear()
@@ -134,7 +134,7 @@ def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[s
     """Compose ``conf/NAME.yaml``, a config without groups.
 
     Args:
-        name: of the command.
+        name: name of the command.
         schema: dataclass of the config.
         overrides: as typed, paths quoted.
 
@@ -142,7 +142,7 @@ def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[s
         The config as plain data, unchecked.
 
     Raises:
-        UserError: unknown keys, with the nearest right one.
+        UserError: unknown key; names the closest valid one.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
@@ -151,7 +151,7 @@ def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[s
 
 
 def _checked(override: Override, config: dict[str, Any], root: type) -> str:
-    """The override in the form that Hydra takes."""
+    """Return the override in Hydra's form."""
     key, line = override.key_or_group, str(override.input_line)
     if key.startswith("hydra.") or _exists(key, config):
         return line
@@ -160,7 +160,7 @@ def _checked(override: Override, config: dict[str, Any], root: type) -> str:
     if schema is not None and name in {field.name for field in fields(schema)}:
         return "++" + line.lstrip("+")
     if schema is None and _exists(parent, config) and line.startswith("+"):
-        return line  # a node that only its class knows, such as a callback or a model of one's own
+        return line  # a node without a schema, such as a user's own callback or model
     raise unknown_key(key, config)
 
 
@@ -181,19 +181,19 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         near = difflib.get_close_matches(option, options, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(options))}"
         raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # the last for deep nesting
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # RecursionError: deep nesting
         emptied = [line for line in overrides if line.endswith("=null") and "." not in line]
         hint = f" (to go without, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
         raise UserError(_first_line(error) + hint) from error
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """A composed config as plain data: interpolations resolved, paths absolute, without the ``hydra`` node.
+    """Return a composed config as plain data: interpolations resolved, paths absolute, without the ``hydra`` node.
 
-    ``${hydra:...}`` asks ``HydraConfig``, which ``hydra.main`` or the caller has set.
+    ``${hydra:...}`` reads ``HydraConfig``, which ``hydra.main`` or the caller must have set.
 
     Raises:
-        UserError: for an interpolation that leads nowhere.
+        UserError: an interpolation cannot be resolved.
     """
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
@@ -209,7 +209,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def merged(overrides: Sequence[str]) -> list[str]:
-    """One override a key, the last one: Hydra refuses two choices for a group.
+    """Keep only the last override of each key: Hydra refuses two choices for a group.
 
     >>> merged(["model=vae", "seed=1", "model=vae", "seed=2"])
     ['model=vae', 'seed=2']
@@ -218,7 +218,7 @@ def merged(overrides: Sequence[str]) -> list[str]:
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
-    """From a sweep, the fewest jobs that show every swept value once, an interval's ends: enough to find a mistyped one.
+    """Return the fewest jobs that contain every swept value, or both ends of an interval, to find invalid ones.
 
     >>> sweep_samples(["model.beta=1,4", "seed=0"])
     [['model.beta=1', 'seed=0'], ['model.beta=4', 'seed=0']]

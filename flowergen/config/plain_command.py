@@ -1,4 +1,4 @@
-"""The command line of every command but ``train``: ``key=value`` as there, no Hydra folder, ``--help`` is the YAML file."""
+"""Command line of every command except ``train``: same ``key=value``, no Hydra folder, ``--help`` prints the YAML file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,18 +15,18 @@ from flowergen.errors import UserError
 
 
 def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str, Any] | None:
-    """Phase 1 of a command: its checked config, without importing torch.
+    """Phase 1 of a command: return its checked config without importing torch.
 
     Args:
-        name: of the command; ``conf/NAME.yaml`` holds its keys.
-        schema: the dataclass that describes them.
-        argv: without the program's name. Of commands that take a run, an argument without "=" is the run's path.
+        name: name of the command; ``conf/NAME.yaml`` holds its keys.
+        schema: dataclass that describes the keys.
+        argv: arguments without the program name. For commands that take a run, one without "=" is the run's path.
 
     Returns:
-        The config, plain data, paths absolute; None where help was asked for and has been printed.
+        The config as plain data with absolute paths; None if help was requested and printed.
 
     Raises:
-        UserError: one line that says what to do.
+        UserError: the command line is invalid; one line says what to do.
     """
     if any(argument in ("-h", "--help") for argument in argv):
         print(help_text(name))
@@ -46,14 +46,14 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
 
 @contextmanager
 def output_folder(out: str | None, default: Path) -> Iterator[Path]:
-    """A new folder to write into, so that nothing is ever overwritten; removed if left empty.
+    """Make a new folder to write into, so nothing is overwritten; removed if left empty.
 
     Args:
-        out: as given.
-        default: where none was given; numbered if there is one.
+        out: folder from the command line, or None.
+        default: folder to use if ``out`` is None; numbered if it exists.
 
     Raises:
-        UserError: it cannot be made or written to, or holds something.
+        UserError: the folder cannot be made or written to, or is not empty.
     """
     folder = claim(default, key="out") if out is None else _empty_folder(out)
     try:
@@ -78,7 +78,7 @@ def _empty_folder(out: str) -> Path:
 
 
 def help_text(name: str) -> str:
-    """``conf/NAME.yaml``, its head as plain text."""
+    """Return ``conf/NAME.yaml`` with its head comment as plain text."""
     lines = (Path(conf_dir()) / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = next((row for row, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join([*(line.removeprefix("#").removeprefix(" ") for line in lines[:head]), *lines[head:]])

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, and how a run is named on a command line."""
+"""The files of a run, and how to find a run named on a command line."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from flowergen.errors import TrainingEnded, UserError
 from flowergen.files import replacing
 
-LARGEST_YAML = 1_000_000  # bytes; a run's are a few thousand
-REFUSED = f"{UserError.__name__}:"  # how the exit of a session begins that ended before an optimiser step
+LARGEST_YAML = 1_000_000  # bytes; a run's files have a few thousand
+REFUSED = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended before an optimiser step
 
 
 class RunFolder:
@@ -39,8 +39,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights.safetensors"
         self.latents = self.path / "latents.safetensors"
-        self.autoencoder = self.path / "autoencoder"  # of a diffusion run: a run folder within
-        self.diffusion = self.path / "diffusion"  # of a decoder's run: likewise
+        self.autoencoder = self.path / "autoencoder"  # in a diffusion run: a nested run folder
+        self.diffusion = self.path / "diffusion"  # in a decoder's run: likewise
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
@@ -48,16 +48,16 @@ class RunFolder:
 
     @property
     def of_model(self) -> "RunFolder":
-        """The folder whose config says what samples: of a decoder's run, that of the diffusion run that it carries.
+        """The folder whose config describes sampling: for a decoder's run, that of the nested diffusion run.
 
         Raises:
-            UserError: where this run's config cannot be read as one.
+            UserError: this run's config cannot be read.
         """
         return RunFolder(self.diffusion) if self.read_config().get("diffusion") not in (None, "none") else self
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
-        """Write what the run was started with."""
-        for path, content in ((self.overrides, list(overrides)), (self.config, config)):  # config.yaml makes it a run
+        """Write the config and overrides that the run was started with."""
+        for path, content in ((self.overrides, list(overrides)), (self.config, config)):  # config.yaml last, as it marks a run
             write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def locked(self) -> AbstractContextManager[None]:
@@ -65,33 +65,33 @@ class RunFolder:
         return locked(self.path, "training")
 
     def is_complete(self) -> bool:
-        """Whether training has left what it leaves at its end."""
+        """Return True if the files written at the end of training exist."""
         return self.weights.is_file() and self.latents.is_file()
 
     def exit(self) -> str | None:
-        """How its last session ended, "finished" among others; None where nothing is known."""
+        """Return how the last session ended, such as "finished"; None if unknown."""
         try:
             return json.loads(self.provenance.read_text()).get("exit")
         except (OSError, ValueError, AttributeError):
             return None
 
     def never_started(self) -> bool:
-        """Whether its only sessions were refused before an optimiser step, so that a new run may take the folder."""
+        """Return True if all sessions were refused before an optimiser step, so a new run may use the folder."""
         return str(self.exit()).startswith(REFUSED) and not any(self.checkpoints.glob("*.ckpt"))
 
     def clear_refused(self) -> None:
-        """Remove the copy of the stage before that refused sessions have left, if there were no others."""
+        """Remove the copy of the previous stage that refused sessions have left, if there were no other sessions."""
         if not self.never_started():
             return
         for carried in (RunFolder(self.autoencoder), RunFolder(self.diffusion)):
-            if carried.config.is_file() and not carried.provenance.exists():  # a copy, and no run of its own
+            if carried.config.is_file() and not carried.provenance.exists():  # a copy, not a run in its own right
                 shutil.rmtree(carried.path)
 
     def read_config(self) -> dict[str, Any]:
-        """config.yaml.
+        """Read config.yaml.
 
         Raises:
-            UserError: where it cannot be read as one.
+            UserError: it is not the config of a run.
         """
         config = _read_yaml(self.config, dict)
         groups = [config.get(key) for key in ("paths", "model", "data", "trainer")]
@@ -104,13 +104,13 @@ class RunFolder:
         return config
 
     def read_overrides(self) -> list[str]:
-        """overrides.yaml.
+        """Read overrides.yaml.
 
         Raises:
-            UserError: where it cannot be read as one.
+            UserError: it does not hold the overrides of a run.
         """
         lines = _read_yaml(self.overrides, list)
-        for line in lines:  # Hydra calls what its own node names: a run folder must not say what
+        for line in lines:  # a run folder must not set Hydra's own node, as Hydra instantiates what it names
             ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
             if not ours:
                 raise UserError(f"{self.overrides} was not written by flowergen: {line!r} is nothing that a run stores")
@@ -119,10 +119,10 @@ class RunFolder:
 
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from doing the same in a folder; a killed process leaves it free.
+    """Keep other processes from doing the same in a folder; the lock of a killed process is released.
 
     Raises:
-        UserError: one is at it, or the folder is read-only.
+        UserError: another process holds the lock, or the folder is read-only.
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -138,7 +138,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
-    """What RUN on a command line means: a run folder, or a ``.ckpt`` in its ``checkpoints``.
+    """Resolve RUN on a command line: a run folder, or a ``.ckpt`` in its ``checkpoints``.
 
     Args:
         value: as typed.
@@ -148,10 +148,10 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
         The run, and the checkpoint if one was named.
 
     Raises:
-        UserError: where there is no run.
+        UserError: there is no such run.
     """
     path = Path(os.path.expanduser(value)).absolute()
-    if not os.path.exists(path):  # unlike Path's, false for a name that no disk can hold
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that the file system rejects
         raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")
     checkpoint = path if path.is_file() else None
     folder = path.parent.parent if checkpoint else path
@@ -163,11 +163,11 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
 
 
 def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
-    """Make a new folder; if there is one of that name, the next free name.
+    """Make a new folder; if the name is taken, use the next free one.
 
     Args:
         folder: the wanted name.
-        key: the option that another place is given with.
+        key: the option to choose another folder with, for the error message.
 
     Returns:
         The folder, which no other process has claimed.
@@ -183,14 +183,14 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
             path.mkdir()
         except FileExistsError:
             continue
-        except (OSError, ValueError) as error:  # the latter for characters that no name can hold
+        except (OSError, ValueError) as error:  # ValueError for invalid characters
             raise UserError(f"{path} cannot be made ({_reason(error)}): choose another {key}=") from error
         return path
     raise UserError(f"{wanted} and 999 numbered ones exist already: choose another {key}=")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+    """Make a folder and its parents.
 
     Raises:
         UserError: it cannot be made, or is a file.
@@ -206,14 +206,14 @@ def _reason(error: OSError | ValueError) -> object:
 
 
 class Provenance:
-    """provenance.json: where a run's numbers come from. A context manager around the run; earlier sessions are kept.
+    """Writes provenance.json, the origin of a run's results. A context manager around the run; earlier sessions are kept.
 
-    A session that is refused with a ``UserError`` leaves the record of a run that has begun, and its config.yaml and
-    overrides.yaml, as they were.
+    If a session is refused with a ``UserError``, the provenance.json, config.yaml and overrides.yaml of a run that has begun
+    are restored.
 
     Args:
-        run: its folder.
-        seed: of the run.
+        run: the run folder.
+        seed: seed of the run.
     """
 
     def __init__(self, run: RunFolder, seed: int):
@@ -257,13 +257,13 @@ class Provenance:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file: a reader sees the old one or the new one."""
+    """Replace a text file atomically: a reader sees the old or the new content."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases, which we never write: a few lines of them stand for billions of values."""
+    """A loader without aliases, which we never write: a few lines of them can expand to billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -290,7 +290,7 @@ def _now() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout that the code lies in; None for an installed wheel."""
+    """Return commit and dirty flag of the checkout that contains the code; None for an installed wheel."""
 
     def git(*args: str) -> str:
         return subprocess.run(
@@ -298,14 +298,14 @@ def git_state() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is the repository around an environment
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails if installed inside another repository
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on."""
+    """Return the versions of Python and the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in ("flowergen", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "pillow"):
         try:
@@ -316,8 +316,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """What this process computes on."""
-    import torch  # the command line is checked without it
+    """Return the hardware that this process computes on."""
+    import torch  # checking the command line must not import it
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "system": platform.platform(), "cpu_cores": os.cpu_count(), "gpus": gpus}

@@ -1,4 +1,4 @@
-"""The page of a run folder, for the commands that add to it."""
+"""Update the page of a run folder, for the commands that add to it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from flowergen.errors import UserError
 
 
 def write_page(run: RunFolder) -> Path:
-    """Write ``index.html`` again; where a process trains in the folder, as one that reloads itself.
+    """Rewrite ``index.html``; if a process is training in the folder, the page reloads itself.
 
     Raises:
         OSError: it cannot be written.

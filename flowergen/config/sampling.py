@@ -1,4 +1,4 @@
-"""What ``sample`` and ``evaluate`` have in common: how a run is to be sampled."""
+"""Sampling options shared by ``sample`` and ``evaluate``."""
 
 import logging
 import sys
@@ -25,16 +25,16 @@ OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta"
 def check_sampling(
     config: Mapping[str, Any], stored: Mapping[str, Any], typed: Sequence[str], unread: Mapping[str, str]
 ) -> None:
-    """What a run's own config can say about the options, before anything is loaded.
+    """Check the options against the run's config, before anything is loaded.
 
     Args:
-        config: of the command.
+        config: config of the command.
         stored: ``model`` of the run's config.
         typed: the command line, for a note on options that have no effect.
-        unread: more of those, by key, and what they are for.
+        unread: further keys without effect, and what they are for.
 
     Raises:
-        UserError: for what the model cannot do.
+        UserError: the model does not support an option.
     """
     own = stored.get("sampling")
     name = ""
@@ -57,28 +57,28 @@ def check_sampling(
 
 
 def stored_latents(model: "LoadedModel") -> "LatentStore | None":
-    """What the run has stored of its latents, if it is of these weights."""
+    """Return the run's stored latents, if they belong to these weights."""
     from flowergen.evaluation.latent_store import read_latents
 
     return read_latents(model.run.latents, model.module.latents_owner)
 
 
 def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampling":
-    """The diffusion model's own way of sampling, but for what the command line says."""
+    """Return the diffusion model's sampling settings, overridden by the command line."""
     return replace(module.sampling, **{key: config[key] for key in OF_DIFFUSION if config[key] is not None})
 
 
 def sampler_of(config: Mapping[str, Any], model: "LoadedModel", store: "LatentStore | None", by_class: bool) -> "Sampler":
-    """The way in which the model draws samples.
+    """Return the sampler of the model.
 
     Args:
-        config: of the command.
-        model: of the run.
+        config: config of the command.
+        model: the loaded run.
         store: see ``stored_latents``.
-        by_class: of an autoencoder: from a Gaussian for each class.
+        by_class: for an autoencoder, sample from a Gaussian for each class.
 
     Raises:
-        UserError: the run has no mixture model, and one is asked for.
+        UserError: a mixture model is requested, and the run has none.
     """
     from flowergen.evaluation.sampling import autoencoder_sampler, diffusion_sampler
     from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -90,7 +90,7 @@ def sampler_of(config: Mapping[str, Any], model: "LoadedModel", store: "LatentSt
 
 
 def batch_size_of(config: Mapping[str, Any], on_gpu: bool) -> tuple[int, bool]:
-    """Pictures at a time, and whether to halve them where memory does not suffice."""
+    """Return the batch size, and whether to halve it if out of memory."""
     auto = config["batch_size"] == "auto"
     return (256 if on_gpu else 64) if auto else config["batch_size"], auto
 
@@ -98,7 +98,7 @@ def batch_size_of(config: Mapping[str, Any], on_gpu: bool) -> tuple[int, bool]:
 def samples_of(
     model: "LoadedModel", num: int, seed: int, classes: Sequence[str | int] | None, options: Mapping[str, Any]
 ) -> "Tensor":
-    """What ``flowergen.sample`` draws for these arguments, everything else at its default; see ``LoadedModel.sample``."""
+    """Sample as ``flowergen.sample`` does with these arguments and defaults otherwise; see ``LoadedModel.sample``."""
     import torch
 
     from flowergen.data.class_names import class_label

@@ -1,8 +1,8 @@
-"""What may stand in a config: the type and range of every key, as dataclasses. Imports nothing heavy.
+"""Schema of a config: the type and range of every key, as dataclasses. Imports nothing heavy.
 
-A dataclass without defaults describes a node whose YAML file gives every key; a field with a default may be left out. Values
-live in ``conf/``, meanings in the comments there and in the docstring of the class that ``_target_`` names. A ``_target_``
-that is not listed here, such as a model of one's own, is not checked until it is called.
+A dataclass without defaults describes a node whose YAML file sets every key; a field with a default may be omitted. Values
+are in ``conf/``, their meanings in the comments there and in the docstring of the class that ``_target_`` names. A
+``_target_`` that is not listed here, such as a user's own model, is not checked until it is instantiated.
 """
 
 import os
@@ -15,28 +15,28 @@ from flowergen.config.duration import is_duration
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value and the words for it."""
+    """A condition on a value and its description."""
 
     holds: Callable[[Any], bool]
     words: str
 
 
 def at_least(low: float) -> Rule:
-    """value >= low."""
+    """Require value >= low."""
     return Rule(lambda value: value >= low, f"must be at least {low}")
 
 
 def above(low: float) -> Rule:
-    """value > low."""
+    """Require value > low."""
     return Rule(lambda value: value > low, f"must be above {low}")
 
 
 def between(low: float, high: float) -> Rule:
-    """low <= value <= high."""
+    """Require low <= value <= high."""
     return Rule(lambda value: low <= value <= high, f"must be from {low} to {high}")
 
 
-MAY_BE_LEFT_OUT: Any = None  # the key then stays away from the constructor, whose own default holds
+MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
 NATURAL = between(1, 10**9)
 NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
@@ -60,7 +60,7 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Folder:
-    """A data set's folder, and what to do where there is none."""
+    """A data set's folder, and what to do if it is missing."""
 
     where_from: str
 
@@ -330,7 +330,7 @@ class Flowers102(_Images):
     split: Literal["stratified", "all", "official"]
 
 
-CelebAAttribute = Literal[  # of list_attr_celeba.txt
+CelebAAttribute = Literal[  # columns of list_attr_celeba.txt
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
     "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee",
     "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
@@ -406,7 +406,7 @@ class Trainer:
 
 @dataclass
 class Target:
-    """A node with nothing to set."""
+    """A node without options."""
 
     _target_: str
 
@@ -479,7 +479,7 @@ class OptunaSearch:
     n_trials: Natural
     seed: Annotated[int, between(0, 2**31)]
     pruner: Pruner
-    params: Any  # checked as if they had been typed
+    params: Any  # checked like typed overrides
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a run takes from the run of the stage before it. Imports nothing heavy."""
+"""What a run inherits from the run of the previous stage. Imports nothing heavy."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,42 +8,42 @@ from flowergen.config.run_folder import RunFolder, find_run
 from flowergen.errors import UserError
 
 OF_THE_PICTURES = ("data.image_size",)
-OF_THE_SPLIT = ("data.split", "data.split_seed")  # another one would train on pictures that the other holds out
-STAGES = ("autoencoder", "diffusion")  # keys that name the run of the stage before
+OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
+STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
 
 def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Which run a run builds on.
+    """Return the run that a run builds on.
 
     Args:
-        config: of a run.
+        config: config of a run.
 
     Returns:
-        The key of ``STAGES`` that names it, and its value; None for a run that builds on none.
+        The key of ``STAGES`` that names it, and its value; None if the run builds on none.
     """
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
 
 
 def place_of(before: tuple[str, str], run: RunFolder) -> Path:
-    """Where the stage before lies: in the run folder, or where it was while another process has not copied it yet.
+    """Return the path of the previous stage: the copy in the run folder, or the original if it is not copied yet.
 
     Args:
-        before: as ``stage_before`` returns it.
-        run: that builds on it.
+        before: as returned by ``stage_before``.
+        run: the run that builds on it.
     """
     key, value = before
     return run.path / key if (run.path / key).is_dir() else Path(value)
 
 
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
-    """An autoencoder is of the first stage, a diffusion model of the second.
+    """Check the stage of a run: the first for an autoencoder, the second for a diffusion model.
 
     Args:
-        key, value: as ``stage_before`` returns them.
+        key, value: as returned by ``stage_before``.
         stored: that run's config.
 
     Raises:
-        UserError: it is of another stage.
+        UserError: the run belongs to another stage.
     """
     if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
         raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
@@ -54,21 +54,21 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
 
 
 def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
-    """Overrides that a command line is completed with.
+    """Return the overrides inherited from the previous stage, to be added to the command line.
 
     Args:
-        key, value: of the stage before, as typed: a run, or a checkpoint in one.
-        run: that is resumed; its own copy of the stage before counts, and the original may be gone.
+        key, value: of the previous stage, as typed: a run, or a checkpoint in one.
+        run: the resumed run, if any; its own copy of the previous stage is used, as the original may be gone.
         data: the composed and resolved ``data`` node.
-        typed: the keys that were given on the command line, with their values.
+        typed: the keys given on the command line, with their values.
 
     Returns:
-        ``++KEY=VALUE``, for those of that run's keys that were not typed. A run folder does not keep them: when it is
-        resumed they are taken over again.
+        ``++KEY=VALUE`` for each inherited key that was not typed. A run folder does not store them; they are inherited again
+        when the run is resumed.
 
     Raises:
-        UserError: there is no such run, it is of another stage, it was trained on another data set than this run has without
-            being told, or another value was typed.
+        UserError: there is no such run, it belongs to another stage, it was trained on another data set and ``data`` was not
+            typed, or another value was typed.
     """
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
@@ -78,7 +78,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
             f"{key}={value} was trained on data={theirs.get('name')}: add data={theirs.get('name')}, or, to train on other "
             f"pictures than it was, data={data.get('name')}"
         )
-    same_kind = theirs.get("_target_") == data.get("_target_")  # it may have moved since
+    same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
     elsewhere = theirs.get("root") != data.get("root")
     lines = []
     for option in OF_THE_PICTURES + (OF_THE_SPLIT if same_kind else ()):
@@ -96,5 +96,5 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
 
 
 def is_inherited(line: str) -> bool:
-    """Whether an override is one of ``inherited``'s."""
+    """Return True if an override comes from ``inherited``."""
     return line.startswith(tuple(f"++{key}=" for key in OF_THE_PICTURES + OF_THE_SPLIT))

@@ -1,4 +1,4 @@
-"""What a sweep leaves on the disk beside the run folders of its jobs."""
+"""The files of a sweep beside the run folders of its jobs."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,10 +15,10 @@ Status = Literal["finished", "failed", "pruned"]
 
 
 class SweepFolder:
-    """The files of a sweep: a run folder for each job, ``jobs.yaml``, and ``optuna.db`` where Optuna chose the values.
+    """The files of a sweep: a run folder for each job, ``jobs.yaml``, and ``optuna.db`` if Optuna chose the values.
 
-    ``jobs.yaml`` is a list of ``number``, ``folder``, ``overrides``, ``status`` and ``exit_code``. It also knows of a job that
-    failed before it could write anything; a job that runs, or was killed with its sweep, is not in it yet.
+    ``jobs.yaml`` is a list of ``number``, ``folder``, ``overrides``, ``status`` and ``exit_code``. It includes jobs that failed
+    before they could write anything, but not yet jobs that are running or were killed with their sweep.
 
     Args:
         path: the folder.
@@ -30,11 +30,11 @@ class SweepFolder:
         self.optuna = self.path / "optuna.db"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other sweeps out."""
+        """Lock the folder against other sweeps."""
         return locked(self.path, "sweeping")
 
     def holds_jobs(self) -> bool:
-        """Whether a sweep has been here."""
+        """Return True if a sweep has used the folder."""
         return any(file.exists() for file in (self.jobs, self.optuna)) or any(self.path.glob("*/config.yaml"))
 
     def record(
@@ -45,7 +45,7 @@ class SweepFolder:
         status: Status,
         exit_code: int | None,
     ) -> None:
-        """Enter how a job ended; None is the exit code of one that was not waited for."""
+        """Record how a job ended; ``exit_code`` is None if the job was not waited for."""
         jobs = {job["number"]: job for job in self._read()}
         place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
         jobs[number] = {
@@ -59,7 +59,7 @@ class SweepFolder:
         write_atomically(self.jobs, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def _read(self) -> list[dict[str, Any]]:
-        """The entries so far; a damaged file is written anew, as the run folders know the rest."""
+        """Return the entries so far; a damaged file is rewritten, as the run folders hold the rest."""
         try:
             content = yaml.safe_load(self.jobs.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -69,12 +69,12 @@ class SweepFolder:
 
 
 def job_overrides(overrides: Sequence[str]) -> list[str]:
-    """Without what the sweep reads, the jobs do not: one that inherited ``hparams_search`` would start a sweep of its own."""
+    """Remove the overrides meant for the sweep; a job with ``hparams_search`` would start another sweep."""
     return [line for line in overrides if not line.lstrip("+~").startswith(("hydra.", "hydra/", "hparams_search=", "sweep."))]
 
 
 def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> None:
-    """A run folder of a sweep that is continued must be of the job that comes into it now, and no process may be using it.
+    """Check that a run folder of a continued sweep belongs to the same job, and that no process is using it.
 
     Raises:
         UserError: names the job and the first value that differs.
@@ -91,6 +91,6 @@ def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> No
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """By key; but for where things lie, which a resumed run keeps."""
+    """Return the values by key, except paths, which a resumed run keeps."""
     parsed = [override for override in parse(overrides) if not override.key_or_group.startswith(("paths.", "hydra."))]
     return {override.key_or_group: override.value() for override in parsed}

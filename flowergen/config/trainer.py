@@ -1,4 +1,4 @@
-"""Lightning's Trainer with our loggers and callbacks, and what it runs on."""
+"""Lightning's Trainer with our loggers and callbacks, its device and precision."""
 
 import os
 from typing import Any
@@ -20,11 +20,11 @@ from flowergen.config.run_folder import RunFolder
 from flowergen.errors import UserError
 from flowergen.lightning_internals import allow_unused_parameters
 
-MOST_EPOCHS = 10**6  # where a budget decides
+MOST_EPOCHS = 10**6  # if a budget ends training
 
 
 def resolve_device(trainer: dict[str, Any]) -> str:
-    """Where this process encodes pictures before the Trainer is there: its GPU, or ``cpu``."""
+    """Return the device on which this process encodes pictures before the Trainer exists: its GPU, or ``cpu``."""
     if trainer["accelerator"] not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return "cpu"
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
@@ -32,9 +32,9 @@ def resolve_device(trainer: dict[str, Any]) -> str:
 
 
 def resolve_precision(precision: str, accelerator: str) -> str:
-    """``auto``: bf16 where a GPU computes in it, fp16 on an older one, float32 on anything else.
+    """Resolve ``auto`` to bf16 on GPUs that support it, fp16 on older ones, float32 on anything else.
 
-    CPUs get float32: without AVX512-BF16 or AMX, bf16 is slower there by far.
+    CPUs use float32: without AVX512-BF16 or AMX, bf16 is much slower.
     """
     if precision != "auto":
         return precision
@@ -46,20 +46,20 @@ def resolve_precision(precision: str, accelerator: str) -> str:
 def build_trainer(
     config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None, started: float | None = None
 ) -> Trainer:
-    """Lightning's Trainer with our loggers and callbacks, all of them writing into the run folder.
+    """Build Lightning's Trainer with our loggers and callbacks, all of which write to the run folder.
 
     Args:
-        config: the whole of it.
-        run: where.
-        resumed_from: the checkpoint that training goes on from.
-        started: when the command began, by ``time.monotonic``; None for now.
+        config: the whole config.
+        run: the run folder.
+        resumed_from: the checkpoint that training resumes from, if any.
+        started: start of the command by ``time.monotonic``; None for now.
 
     Raises:
-        UserError: for hardware that is not there and arguments that Lightning refuses.
+        UserError: the hardware is missing, or Lightning rejects an argument.
     """
     ours = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
     settings = {key: value for key, value in config["trainer"].items() if key not in ours}
-    if isinstance(settings["limit_train_batches"], int):  # of ours, which Lightning sees in parts
+    if isinstance(settings["limit_train_batches"], int):  # Lightning counts the parts of our batches
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
     manual = bool(accepted_arguments(config["model"], **manual_optimization_arguments(config)))
     if manual:
@@ -69,11 +69,11 @@ def build_trainer(
     callbacks = [*_build_callbacks(config, run), StopSignals()]
     if config["trainer"]["budget"]:
         budget = Budget(seconds_of(config["trainer"]["budget"]), started)
-        callbacks.insert(0, budget)  # its clock then counts what the others do
+        callbacks.insert(0, budget)  # first, so its clock includes the other callbacks
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
     if config["trainer"]["compile"]:
-        callbacks.insert(0, CompiledSteps())  # the budget's rehearsal is no training step
+        callbacks.insert(0, CompiledSteps())  # before the budget: its rehearsal is not compiled
     try:
         trainer: Trainer = instantiate(
             settings,
@@ -86,7 +86,7 @@ def build_trainer(
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the injected one always shuffles, validation too
+            use_distributed_sampler=False,  # Lightning's always shuffles, even for validation
         )
     except (hydra.errors.InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
@@ -104,7 +104,7 @@ def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[st
             "name": "",
             "version": "",
             "default_hp_metric": False,
-            # without it TensorBoard shows what a killed run logged after its last checkpoint beside what is logged now
+            # otherwise TensorBoard also shows what a killed run logged after its last checkpoint
             "purge_step": ours["optimizer_steps"] + 1 if ours else None,
         },
         "flowergen.callbacks.metrics_csv.MetricsCsv": {
@@ -136,14 +136,14 @@ def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
 
 
 def _hyperparameters(config: dict[str, Any], run: RunFolder) -> dict[str, Any]:
-    """What the HPARAMS tab compares: model, data and seed, and what was typed or swept, but for paths and observers."""
-    lines = run.read_overrides() if run.overrides.is_file() else []  # the first process has written it, and logs
+    """Return the values for the HPARAMS tab: model, data, seed and typed or swept values, except paths and observers."""
+    lines = run.read_overrides() if run.overrides.is_file() else []  # only the first process, which logs, writes it
     typed = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
     left_out = ("hydra", "paths", "callbacks", "logger", "name", "data.root", "data.cache_dir", "model.weights_dir")
     values = flat(config)
     found = {"model": config["model"]["_target_"].rpartition(".")[2], "data": config["data"]["name"], "seed": config["seed"]}
     for key, text in typed.items():
         if not key.startswith(left_out):
-            value = values.get(key, text)  # of a group, what was typed
+            value = values.get(key, text)  # for a config group, as typed
             found[key] = value if isinstance(value, int | float | str) else str(value)
     return found

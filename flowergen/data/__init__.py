@@ -1,4 +1,4 @@
-"""Pictures: listing, reading, the cache, splits, the procedural flowers, and a LightningDataModule for each data set."""
+"""Listing, reading, caching and splitting pictures, procedural flowers, and a LightningDataModule for each data set."""
 
 from flowergen.data.split_folders import FolderSplit, split_dataset
 

@@ -1,4 +1,4 @@
-"""How far something has come."""
+"""Progress reporting."""
 
 import sys
 import time
@@ -10,18 +10,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 T = TypeVar("T")
-EVERY_SECONDS = 30.0  # between two lines where there is no terminal
+EVERY_SECONDS = 30.0  # between two lines if there is no terminal
 
 
 def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Callable[[Any], int] = lambda _: 1) -> Iterator[T]:
-    """The items, with a bar on a terminal, and elsewhere (a notebook, a log) with a line every half a minute.
+    """Yield the items with a progress bar on a terminal; elsewhere (a notebook, a log), print a line every 30 seconds.
 
     Args:
-        what: is being done, a word.
-        items: to pass on.
-        total: of the sizes, with ``done``.
-        done: before the first item.
-        size: of an item, such as its number of pictures.
+        what: name of the activity, one word.
+        items: items to yield.
+        total: sum of all sizes, including ``done``.
+        done: progress before the first item.
+        size: returns the size of an item, such as its number of pictures.
     """
     on_terminal, first = sys.stderr.isatty(), done
     started = said = time.monotonic()
@@ -39,5 +39,5 @@ def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Cal
 
 
 def num_pictures(batch: Any) -> int:
-    """The size of a batch of arrays, or of the first of several."""
+    """Return the length of a batch, or of its first array if it is a tuple."""
     return len(batch[0]) if isinstance(batch, tuple) else len(batch)

@@ -1,7 +1,7 @@
-"""Pictures are decoded once, into one memory-mapped array that every process and run shares.
+"""Cache of decoded pictures: one memory-mapped array shared by all processes and runs.
 
 A cache is a folder, ``<name>_<size>px_<key>/``, with the pixels in ``images.npy`` and the rest in ``meta.json``. The
-key stands for the source files and the transform. The folder appears by one rename: it is there whole or not at all.
+key is a hash of the source files and the transform. The folder is created by one rename, so it is either complete or absent.
 """
 
 import json
@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRANSFORM_VERSION = 1  # raise it when reading.py gives other pixels for the same file
+TRANSFORM_VERSION = 1  # increment when reading.py produces different pixels for the same file
 
 
 @dataclass(frozen=True)
 class CachedImages:
-    """The pictures of a listing that decode.
+    """The pictures of a listing that can be decoded.
 
     Attributes:
         images: (M, 3, S, S) uint8, a read-only memory map.
-        rows: (M,) int64 position of each in the listing, rising.
-        digests: (M,) str, of the source bytes: equal for byte-identical duplicates.
-        unreadable: "name (reason)" of the rest.
-        key: of the cache: stands for the source files and the transform.
+        rows: (M,) int64 position of each in the listing, ascending.
+        digests: (M,) str, hash of the source bytes: equal for byte-identical duplicates.
+        unreadable: "name (reason)" of the other pictures.
+        key: cache key, a hash of the source files and the transform.
     """
 
     images: np.ndarray
@@ -59,26 +59,26 @@ def cached_images(
     num_threads: int | None = None,
     instead: str = ", or set data.on_corrupt=skip",
 ) -> CachedImages:
-    """Open the cache of a listing; decode the pictures first if there is none, or only a damaged one.
+    """Open the cache of a listing; decode the pictures first if it is missing or damaged.
 
-    Whoever comes while another process decodes waits for it. A process that is killed leaves the lock free and nothing
-    that would be mistaken for a cache. An existing cache is opened without writing anything.
+    If another process is decoding, wait for it. A killed process releases the lock and leaves nothing that could be
+    mistaken for a cache. An existing cache is opened without writing anything.
 
     Args:
         listing: the pictures.
-        name: of the data set, for the folder's name.
+        name: name of the data set, for the folder's name.
         size_px: side S of the square pictures.
         cache_dir: the folder of all caches.
-        on_corrupt: ``error`` raises where pictures do not decode, ``skip`` goes on without them.
-        num_threads: that decode; None leaves it to Python, which takes a few more than there are cores.
-        instead: what else can be done about those that do not decode, for the error.
+        on_corrupt: ``error`` raises if pictures cannot be decoded, ``skip`` leaves them out.
+        num_threads: number of decoding threads; None uses Python's default, a few more than there are cores.
+        instead: alternative remedy to name in the error about pictures that cannot be decoded.
 
     Returns:
-        The M pictures that decode, in the order of the listing.
+        The M pictures that can be decoded, in the order of the listing.
 
     Raises:
-        UserError: pictures do not decode (all of them are named, and the rest is cached nevertheless), not a single one
-            does, or the cache cannot be written.
+        UserError: some pictures cannot be decoded (all of them are named, and the rest is cached nevertheless), none can
+            be decoded, or the cache cannot be written.
     """
     key = key_of(listing, size_px)
     folder = cache_dir / f"{name}_{size_px}px_{key[:16]}"
@@ -87,21 +87,21 @@ def cached_images(
         open_=lambda: _open(folder, key, listing, size_px),
         build=lambda temporary: _build(temporary, folder, key, listing, size_px, num_threads),
         content="the decoded pictures",
-        num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # and a digest each
+        num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # pixels and a digest each
     )
     return without_unreadable(cached, len(listing.names), on_corrupt, instead)
 
 
 def key_of(listing: Listing, size_px: int) -> str:
-    """What the pictures of a listing are, pixel by pixel, as a hash."""
+    """Return a hash that identifies the pixels of a listing's pictures."""
     return blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
 
 
 def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["error", "skip"], instead: str) -> CachedImages:
-    """The same, having said which of num pictures do not decode.
+    """Return ``cached`` after reporting which of the ``num`` pictures cannot be decoded.
 
     Raises:
-        UserError: there are such, and ``on_corrupt`` is ``error``.
+        UserError: some cannot be decoded and ``on_corrupt`` is ``error``.
     """
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {num:,} pictures cannot be decoded"
@@ -112,17 +112,17 @@ def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["erro
 
 
 def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str, num_bytes: int) -> T:
-    """What is in a cache folder, which is built first if it is not there; other processes wait meanwhile.
+    """Return the content of a cache folder, building it first if it is missing; other processes wait meanwhile.
 
     Args:
-        folder: there whole or not at all, as it appears by one rename.
-        open_: gives the content, None where there is none or a damaged one; writes nothing.
-        build: fills the temporary folder that it is given.
-        content: what it is, for the error.
-        num_bytes: that it takes, about.
+        folder: cache folder; created by one rename, so it is either complete or absent.
+        open_: returns the content, or None if it is missing or damaged; writes nothing.
+        build: fills the temporary folder passed to it.
+        content: description of the content, for the error.
+        num_bytes: approximate size.
 
     Raises:
-        UserError: there is no room for it, before any work is done; or it cannot be written.
+        UserError: there is not enough disk space (checked before any work is done), or the folder cannot be written.
     """
     found = open_()
     if found is not None:
@@ -133,7 +133,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
             found = open_()  # another process may have built it meanwhile
             if found is None:
                 temporary = folder.with_name(folder.name + ".tmp")
-                _remove(temporary)  # what a killed process left: we hold the lock
+                _remove(temporary)  # left by a killed process: we hold the lock
                 _check_room(folder, content, num_bytes)
                 temporary.mkdir()
                 try:
@@ -153,7 +153,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
 
 
 def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImages | None:
-    """The cache in a folder, or None if there is none, or it is damaged or of other pictures."""
+    """Return the cache in a folder, or None if it is missing, damaged or of other pictures."""
     if not folder.exists():
         return None
     try:
@@ -165,7 +165,7 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
         found = (meta["key"], images.dtype, images.shape, digests.shape)
         if found != (key, np.uint8, (len(rows), 3, size_px, size_px), rows.shape):
             raise ValueError(f"not the expected pictures: {found}")
-    except Exception as error:  # damaged bytes make json and numpy raise whatever they please, tokenize.TokenError too
+    except Exception as error:  # json and numpy raise errors of any type on damaged bytes, even tokenize.TokenError
         log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
         return None
     return CachedImages(images, rows, digests, tuple(unreadable.values()), key)
@@ -176,7 +176,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
     digests, unreadable = list[str](), list[tuple[int, str]]()
     log.info("decoding %s pictures to %d px, once", f"{num:,}", size_px)
     start = time.perf_counter()
-    # Written as a stream: through a memory map, a full disk would be no OSError but kill the process (SIGBUS).
+    # Written as a stream: with a memory map, a full disk would kill the process (SIGBUS) instead of raising OSError.
     with open(temporary / "images.npy", "wb") as file:
         write_header(file, "|u1", (num, 3, size_px, size_px))
         for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, num_threads)):
@@ -186,7 +186,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
                 file.write(image.tobytes())
                 digests.append(digest_or_reason)
         file.seek(0)
-        # of the same length: numpy leaves the first axis room to change
+        # same header length: numpy pads it so that the first axis can change
         write_header(file, "|u1", (len(digests), 3, size_px, size_px))
         sync(file)
     if not digests:
@@ -200,7 +200,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
 
 
 def decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
-    """In the order of the listing: ((3, S, S) uint8, digest), or (None, reason) where a picture does not decode."""
+    """Yield ((3, S, S) uint8, digest), or (None, reason) if a picture cannot be decoded, in the order of the listing."""
 
     def decode(row: int) -> tuple[np.ndarray | None, str]:
         try:
@@ -214,7 +214,7 @@ def decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator
 
 def _check_room(folder: Path, content: str, num_bytes: int) -> None:
     disk = shutil.disk_usage(folder.parent)
-    if disk.free < num_bytes and disk.total:  # some network file systems do not know
+    if disk.free < num_bytes and disk.total:  # 0 on some network file systems
         raise UserError(
             f"{content} take {num_bytes:,} bytes, and {printable(str(folder.parent))} has {disk.free:,} left: "
             "make room there or choose another folder with paths.cache_dir="
@@ -231,12 +231,12 @@ def _lock(folder: Path) -> AcquireReturnProxy:
 
 
 def write_header(file: BinaryIO, dtype: str, shape: tuple[int, ...]) -> None:
-    """The head of an ``.npy`` file; the values follow."""
+    """Write the header of an ``.npy`` file; the values follow."""
     np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
 def sync(file: BinaryIO) -> None:
-    """On the disk, or an OSError."""
+    """Flush a file to the disk, or raise OSError."""
     file.flush()
     os.fsync(file.fileno())
 

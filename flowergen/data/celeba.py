@@ -1,4 +1,4 @@
-"""CelebA, on the disk."""
+"""Listing and download of CelebA."""
 
 from http.client import HTTPException
 from pathlib import Path
@@ -18,16 +18,16 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
     """List CelebA (Liu et al. 2015, arXiv:1411.7766) in torchvision's layout, or any folder of faces.
 
     Args:
-        root: the folder ``celeba`` with ``img_align_celeba`` and the lists, or to download them into; its parent; or a
-            folder with pictures of faces.
-        attribute: one of the 40, such as ``Smiling``: the label is 1 where a face has it, else 0. None for no labels.
-        download: fetch what is missing (1.4 GB), through torchvision.
+        root: the folder ``celeba`` that contains ``img_align_celeba`` and the lists or that they are downloaded into; its
+            parent; or a folder with pictures of faces.
+        attribute: one of the 40, such as ``Smiling``: the label is 1 if a face has it, else 0. None for no labels.
+        download: download missing files (1.4 GB) through torchvision.
 
     Returns:
-        202,599 aligned faces in the official partition; or those of the folder.
+        202,599 aligned faces in the official partition, or those of the folder.
 
     Raises:
-        UserError: CelebA is not there, or not all of it, and could not be downloaded; or a bare folder has no attributes.
+        UserError: CelebA is missing or incomplete and could not be downloaded, or a plain folder has no attributes.
     """
     folder = root / "celeba" if (root / "celeba").is_dir() else root
     known = any((folder / name).exists() for name in (PICTURES, f"{PICTURES}.zip", ATTRIBUTES, PARTITION))
@@ -74,7 +74,7 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
 
 
 def _has_attribute(path: Path, attribute: str) -> dict[str, int]:
-    """By picture: 1 where it has the attribute, else 0. The second line names the 40, a row gives -1 or 1 for each."""
+    """Map each picture to 1 if it has the attribute, else 0. Line 2 names the 40; each row holds -1 or 1 for each of them."""
     _, names, *rows = _rows(path)
     if attribute not in names or any(len(row) != len(names) + 1 for row in rows):
         raise _unusable(path, "not CelebA's own, or cut short")
@@ -97,12 +97,12 @@ def _unusable(path: Path, reason: str) -> UserError:
 
 
 def _download(root: Path, source: str) -> None:
-    from torchvision.datasets import CelebA  # here, because it takes seconds
+    from torchvision.datasets import CelebA  # imported here because it takes seconds
 
     try:
         with downloading(root / "celeba"):
             CelebA(str(root), download=True)
-    except Exception as error:  # gdown, which torchvision calls, raises its own kinds
+    except Exception as error:  # gdown, used by torchvision, raises its own types
         if not isinstance(error, OSError | RuntimeError | EOFError | BadZipFile | HTTPException) and "gdown" not in str(
             type(error)
         ):

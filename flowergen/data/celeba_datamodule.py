@@ -1,4 +1,4 @@
-"""CelebA, or any folder of faces."""
+"""Data module of CelebA or any folder of faces."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from flowergen.data.listing import Listing
 
 
 class CelebADataModule(ImageDataModule):
-    """Liu et al. 2015 (arXiv:1411.7766), 202,599 aligned faces with 40 attributes, through torchvision's download.
+    """CelebA (Liu et al. 2015, arXiv:1411.7766): 202,599 aligned faces with 40 attributes, downloaded through torchvision.
 
     Args:
-        root: the folder ``celeba``, there or to be downloaded into; or any folder of faces.
-        attribute: one of the 40 that becomes the label, or None.
+        root: the folder ``celeba``, existing or to be downloaded into; or any folder of faces.
+        attribute: one of the 40 attributes, used as the label, or None.
         **options: see ``ImageDataModule``.
     """
 
@@ -22,5 +22,5 @@ class CelebADataModule(ImageDataModule):
         self.root, self.attribute = Path(root), attribute
 
     def listing(self) -> Listing:
-        """All faces, downloaded if they are not there."""
+        """List all faces, downloading them first if they are missing."""
         return list_celeba(self.root, self.attribute)

@@ -1,4 +1,4 @@
-"""What users call a class."""
+"""Lookup of classes by the names or numbers that users type."""
 
 import csv
 import difflib
@@ -10,17 +10,17 @@ from flowergen.errors import UserError
 
 
 def class_label(name: str | int, class_names: Sequence[str]) -> int:
-    """The label that a user means: by exact name, else by slug in any case, else by number.
+    """Find the label of a class by exact name, else by case-insensitive slug, else by number.
 
     Args:
-        name: such as ``colt's foot``, ``colts_foot`` or ``"3"``; an int is a label itself.
-        class_names: by label.
+        name: name or number, such as ``colt's foot``, ``colts_foot`` or ``"3"``; an int is the label itself.
+        class_names: class names by label.
 
     Returns:
         The label.
 
     Raises:
-        UserError: for an unknown name, with the nearest ones, and for one that fits several classes.
+        UserError: the name is unknown (the error suggests the nearest ones) or matches several classes.
 
     >>> class_label("Colt's Foot", ["daisy", "colts_foot"])
     1
@@ -49,17 +49,17 @@ def class_label(name: str | int, class_names: Sequence[str]) -> int:
 
 
 def class_labels(text: str, class_names: Sequence[str]) -> list[int]:
-    """The labels of a list that a user typed.
+    """Parse a list of classes typed by a user.
 
     Args:
-        text: ``all``, or names and numbers as in ``[0,5,sunflower]``; a name with commas or quotes stands in double quotes.
-        class_names: by label.
+        text: ``all``, or names and numbers as in ``[0,5,sunflower]``; names with commas or quotes go in double quotes.
+        class_names: class names by label.
 
     Returns:
         The labels, in the order typed.
 
     Raises:
-        UserError: the list is empty or holds an unknown class.
+        UserError: the list is empty or contains an unknown class.
 
     >>> class_labels('["C++",0]', ["C", "C#", "C++"])
     [2, 0]

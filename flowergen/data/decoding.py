@@ -1,4 +1,4 @@
-"""Pictures decoded by several threads, in order; what takes long is named."""
+"""Multithreaded decoding in order, with warnings about slow pictures."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,22 +11,22 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PICTURES_AHEAD = 256  # decoded or queued before they are used: bounds memory, and the wait after Ctrl-C
-SLOW_SECONDS = 30.0  # a photograph takes less than one
+PICTURES_AHEAD = 256  # decoded or queued in advance; limits memory and the wait after Ctrl-C
+SLOW_SECONDS = 30.0  # a photograph takes less than 1 s
 
 
 def in_order(decode: Callable[[int], T], names: Sequence[str], num_threads: int | None = None) -> Iterator[T]:
-    """What ``decode`` makes of picture 0, 1, ...
+    """Yield ``decode(0)``, ``decode(1)``, ..., computed by several threads.
 
-    No thread can be stopped, so a picture that takes for ever would hold everything up without a word: the log names one that
-    takes longer than 30 s, and again after twice the time.
+    Threads cannot be stopped, so a picture that never finishes would block silently. The log therefore names a picture that
+    takes longer than 30 s, and repeats the warning at doubling intervals.
 
     Args:
         decode: called from several threads at once.
-        names: of the pictures, for the log.
-        num_threads: None leaves it to Python, which takes a few more than there are cores.
+        names: names of the pictures, for the log.
+        num_threads: number of threads; None uses Python's default, a few more than there are cores.
     """
-    pool = ThreadPoolExecutor(num_threads)  # threads: Pillow gives the interpreter lock back while it decodes
+    pool = ThreadPoolExecutor(num_threads)  # threads suffice: Pillow releases the GIL while decoding
     try:
         for first in range(0, len(names), PICTURES_AHEAD):
             rows = range(first, min(first + PICTURES_AHEAD, len(names)))
@@ -37,4 +37,4 @@ def in_order(decode: Callable[[int], T], names: Sequence[str], num_threads: int 
                     seconds *= 2
                 yield future.result()
     finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C, or where the pictures cannot be written
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, or if the pictures cannot be written

@@ -1,4 +1,4 @@
-"""Downloading with manners."""
+"""Downloads with a lock and a timeout."""
 
 import socket
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ TIMEOUT_SECONDS = 30
 
 @contextmanager
 def downloading(folder: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
-    """One process at a time downloads into a folder, which is made, and none waits for ever for a dead connection.
+    """Allow one process at a time to download into a folder, with a timeout for dead connections.
 
     Args:
-        folder: the lock lies beside it.
-        timeout_seconds: of each wait for the network; torchvision sets none.
+        folder: target of the download; its parent is created and holds the lock file.
+        timeout_seconds: limit of each wait for the network; torchvision sets none.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout_seconds)

@@ -1,4 +1,4 @@
-"""Oxford 102 Flowers, on the disk."""
+"""Listing and download of Oxford 102 Flowers."""
 
 import os
 from dataclasses import replace
@@ -19,27 +19,27 @@ from flowergen.errors import UserError
 NUM_PICTURES = 8189  # Nilsback & Zisserman 2008
 SEGMENTATIONS = "102segmentations.tgz"
 # The segmentations are the photographs with a pure blue background, as JPEG files. The bound on its noise is a guess, wide
-# enough for strong compression: the official files were not at hand.
+# enough for strong compression: the official files were not available.
 SEGMENTED_OUT = (0, 0, 254)
-MAX_DEVIATION = 64  # of each channel
-BACKGROUND = 0  # grey level of the plain colour; white flowers are common, black ones are not
+MAX_DEVIATION = 64  # per channel
+BACKGROUND = 0  # grey level of the plain background; white flowers are common, black ones are not
 
 
 def list_flowers102(root: Path, download: bool = True, segmented: bool = False) -> Listing:
-    """List Oxford 102 Flowers with its official split, through torchvision's loader and download.
+    """List Oxford 102 Flowers with its official split, loaded and downloaded through torchvision.
 
     Args:
-        root: the folder that holds, or will hold, ``flowers-102/``.
-        download: fetch what is missing (330 MB).
-        segmented: with a plain background, by the official segmentations, which must be there.
+        root: the folder that contains, or will contain, ``flowers-102/``.
+        download: download missing files (330 MB).
+        segmented: use a plain background, from the official segmentations, which must exist.
 
     Returns:
         8,189 pictures of 102 classes: 1,020 train, 1,020 val, 6,149 test.
 
     Raises:
-        UserError: the pictures are not there, or not all of them, and could not be downloaded.
+        UserError: the pictures are missing or incomplete and could not be downloaded.
     """
-    from torchvision.datasets import Flowers102  # here, because it takes seconds
+    from torchvision.datasets import Flowers102  # imported here because it takes seconds
 
     folder = root / "flowers-102"
     source = (
@@ -64,7 +64,7 @@ def list_flowers102(root: Path, download: bool = True, segmented: bool = False) 
 
 # ---- The files -------------------------------------------------------------------------------------------------------
 def _present(root: Path) -> list[tuple[str, int, str]]:
-    """(name, label, subset) of the pictures in the official lists that are there; none without the lists."""
+    """Return (name, label, subset) of the existing pictures in the official lists; empty if the lists are missing."""
     from torchvision.datasets import Flowers102
 
     try:
@@ -73,7 +73,7 @@ def _present(root: Path) -> list[tuple[str, int, str]]:
             for subset in SUBSETS
             for file, label in Flowers102(root, subset, loader=os.path.basename)
         ]
-    except (RuntimeError, OSError):  # RuntimeError is how torchvision says that a file is missing or damaged
+    except (RuntimeError, OSError):  # torchvision raises RuntimeError if a file is missing or damaged
         return []
     return [row for row in official if (root / "flowers-102" / row[0]).is_file()]
 
@@ -82,7 +82,7 @@ def _download(root: Path, source: str) -> None:
     from torchvision.datasets import Flowers102
 
     try:
-        with downloading(root / "flowers-102"):  # the processes of one run all come here at once
+        with downloading(root / "flowers-102"):  # all processes of a run get here at once
             Flowers102(root, download=True)
     except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -91,7 +91,7 @@ def _download(root: Path, source: str) -> None:
 
 # ---- Segmentations ---------------------------------------------------------------------------------------------------
 def _segmented(pictures: Listing, folder: Path) -> Listing:
-    """The same pictures, split and classes, with a plain background."""
+    """Return the same pictures, split and classes with a plain background."""
     from torchvision.datasets import Flowers102
 
     names = [f"segmim/segmim_{name[-len('00001.jpg') :]}" for name in pictures.names]
@@ -116,14 +116,14 @@ def _read_segmented(pictures: Listing, segmentations: Listing, index: int) -> tu
 
 
 def without_background(image: np.ndarray, segmented: np.ndarray) -> np.ndarray:
-    """Paint over what the segmentation has painted blue.
+    """Replace the background, which is blue in the segmentation, by a plain grey level.
 
     Args:
         image: (H, W, 3) uint8.
-        segmented: (H, W, 3) uint8, the same picture with a background of `SEGMENTED_OUT`, give or take what JPEG does.
+        segmented: (H, W, 3) uint8, the same picture with a background of `SEGMENTED_OUT`, up to JPEG artefacts.
 
     Returns:
-        (H, W, 3) uint8, its background of the grey level `BACKGROUND`.
+        (H, W, 3) uint8 with a background of the grey level `BACKGROUND`.
     """
     deviation = np.abs(segmented.astype(np.int16) - np.array(SEGMENTED_OUT, dtype=np.int16)).max(axis=-1)  # (H, W)
     return np.where((deviation <= MAX_DEVIATION)[..., None], np.uint8(BACKGROUND), image)  # (H, W, 3)

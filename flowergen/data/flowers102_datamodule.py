@@ -1,4 +1,4 @@
-"""Oxford 102 Flowers."""
+"""Data module of Oxford 102 Flowers."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from flowergen.data.listing import Listing
 
 
 class Flowers102DataModule(ImageDataModule):
-    """Nilsback & Zisserman 2008, 8,189 photographs of 102 flowers, through torchvision's loader and download.
+    """8,189 photographs of 102 flowers (Nilsback & Zisserman 2008), loaded and downloaded through torchvision.
 
     Args:
-        root: the folder that holds, or will hold, ``flowers-102/``.
-        segmented: with a plain background, by the official segmentations.
+        root: the folder that contains, or will contain, ``flowers-102/``.
+        segmented: use a plain background, from the official segmentations.
         **options: see ``ImageDataModule``.
     """
 
@@ -22,5 +22,5 @@ class Flowers102DataModule(ImageDataModule):
         self.root, self.segmented = Path(root), segmented
 
     def listing(self) -> Listing:
-        """All 8,189 pictures, downloaded if they are not there."""
+        """List all 8,189 pictures, downloading them first if they are missing."""
         return list_flowers102(self.root, segmented=self.segmented)

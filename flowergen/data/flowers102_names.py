@@ -1,7 +1,7 @@
-"""What the 102 flowers of Oxford 102 are called."""
+"""Class names of Oxford 102 Flowers."""
 
-# In the order of the labels in imagelabels.mat (Nilsback & Zisserman 2008), not the alphabetical one of the web page;
-# from 0 here, from 1 there. Slugs of torchvision.datasets.Flowers102.classes: importing that takes seconds.
+# In the order of the labels in imagelabels.mat (Nilsback & Zisserman 2008), not in the alphabetical order of the web page;
+# labels start at 0 here, at 1 there. Slugs of torchvision.datasets.Flowers102.classes, whose import takes seconds.
 CLASS_NAMES = (
     "pink_primrose",
     "hard_leaved_pocket_orchid",

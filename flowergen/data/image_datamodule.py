@@ -1,4 +1,4 @@
-"""The LightningDataModule that all data sets share: cached pictures, a split, resumable batches, flips on the device."""
+"""Base LightningDataModule of all data sets: cached pictures, a split, resumable batches, augmentation on the device."""
 
 import hashlib
 import logging
@@ -26,12 +26,12 @@ from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]  # for so many pictures
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # draws the parameters of that many pictures
 Split = Literal["auto", "official", "stratified", "all"]
 
 
 class CachedPictures(Dataset[Batch]):
-    """Whole batches out of the memory-mapped array.
+    """Dataset that returns whole batches from the memory-mapped array.
 
     Args:
         images: (M, 3, S, S) uint8.
@@ -50,13 +50,13 @@ class CachedPictures(Dataset[Batch]):
 
 
 class CachedLatents(Dataset[LatentBatch]):
-    """Whole batches of posteriors.
+    """Dataset that returns whole batches of posteriors.
 
     Args:
         mean: (M, F, C, h, w) float32, see ``LatentBatch``.
-        logvar: likewise.
+        logvar: log variance, shaped like ``mean``.
         labels: (M,) int64.
-        features: (M, F, K, h', w') float16; None for none.
+        features: (M, F, K, h', w') float16, or None.
     """
 
     def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None):
@@ -73,26 +73,28 @@ class CachedLatents(Dataset[LatentBatch]):
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Decodes a collection once, splits it, and feeds it.
+    """Decodes a collection once, splits it, and yields batches.
 
-    A data set of one's own overrides ``listing`` and nothing else.
+    A custom data set only overrides ``listing``.
 
     Args:
-        name: of the data set, in the cache's folder name and in messages.
+        name: name of the data set, used in the cache's folder name and in messages.
         image_size: side S of the square pictures, in px.
         batch_size: pictures per optimiser step, over all devices.
-        split: ``stratified`` 80/10/10, ``official`` (the data set's own), ``auto`` (official where there is one) or ``all``
-            (nothing held out).
-        split_seed: of the stratified split, apart from ``seed`` so that runs with other seeds stay comparable.
-        horizontal_flip: mirror half of the training pictures, anew every epoch.
-        on_corrupt: ``error`` stops at files that do not decode, ``skip`` goes on without them.
-        cache_dir: where decoded pictures lie.
-        seed: of data order, flips, crops and colours.
-        random_resized_crop: share of the picture's area that a crop keeps, from and to, anew every epoch; None for no crops.
-        color_jitter: strength s in [0, 1] of brightness, contrast, saturation and hue, anew every epoch; 0 for none.
-        decode: ``once``, into a cache on the disk, or ``stream``, every time a picture is asked for.
-        device_resident: keep the collection on the device; ``auto``: on a GPU of which it takes a third of the free memory
-            at most.
+        split: ``stratified`` 80/10/10, ``official`` (the data set's own), ``auto`` (official if there is one, else
+            stratified) or ``all`` (nothing held out).
+        split_seed: seed of the stratified split, separate from ``seed`` so that runs with different seeds stay comparable.
+        horizontal_flip: mirror half of the training pictures, redrawn every epoch.
+        on_corrupt: ``error`` stops at files that cannot be decoded, ``skip`` leaves them out.
+        cache_dir: folder of the decoded pictures.
+        seed: seed of data order, flips, crops and colour jitter.
+        random_resized_crop: smallest and largest fraction of the picture's area to crop, redrawn every epoch; None for no
+            crops.
+        color_jitter: strength s in [0, 1] of the jitter of brightness, contrast, saturation and hue, redrawn every epoch; 0
+            for none.
+        decode: ``once`` into a cache on the disk, or ``stream`` on every access.
+        device_resident: keep the collection on the device; ``auto`` does so on a GPU if it takes at most a third of the free
+            memory.
     """
 
     def __init__(
@@ -128,19 +130,19 @@ class ImageDataModule(LightningDataModule, ABC):
         self._whole: tuple[Dataset[Any], Batch | LatentBatch | None] | None = None
         self._copies: torch.cuda.Stream | None = None
 
-    # -- what a data set provides
+    # -- to be overridden
 
     @abstractmethod
     def listing(self) -> Listing:
-        """The pictures of this data set, before any is decoded."""
+        """List the pictures of this data set without decoding any."""
 
-    # -- setting up
+    # -- setup
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache, building it if need be, and split. Cheap to call again.
+        """Open the cache, building it if necessary, and split the data. Repeated calls do nothing.
 
         Raises:
-            UserError: where the data cannot be had, or is too little to train or to validate on.
+            UserError: the data is unavailable, or too small to train or validate on.
         """
         if hasattr(self, "pictures"):
             return
@@ -149,7 +151,7 @@ class ImageDataModule(LightningDataModule, ABC):
         cached = images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
         self.class_names = listing.class_names
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
-        self.pixels = cached.key  # what the pictures are, pixel by pixel
+        self.pixels = cached.key  # hash that identifies the pixels of all pictures
         self.source: Dataset[Any] = self.pictures
         subsets = self._subsets(listing, cached.rows, cached.digests)
         identity = hashlib.blake2b(digest_size=16)
@@ -163,15 +165,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Yield ``LatentBatch`` from now on.
 
         Args:
-            mean: (M, F, C, h, w), of all pictures, see ``LatentBatch``; F = 2 if they are flipped.
-            logvar: likewise.
-            features: (M, F, K, h', w'), of all pictures; None for none.
+            mean: (M, F, C, h, w), for all pictures, see ``LatentBatch``; F = 2 if they are flipped.
+            logvar: log variance, shaped like ``mean``.
+            features: (M, F, K, h', w'), for all pictures, or None.
         """
         self.source = CachedLatents(mean, logvar, self.pictures.labels, features)
 
     @property
     def held_out(self) -> bool:
-        """Whether validation pictures are kept from training."""
+        """True if validation pictures are excluded from training."""
         return self.split != "all"
 
     def _subsets(self, listing: Listing, rows: np.ndarray, digests: np.ndarray) -> np.ndarray:
@@ -185,7 +187,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.split == "stratified" or listing.subsets is None:
             return stratified_split(labels, digests, self.split_seed)
         if self.split == "official" and {"train", "val", "test"} <= set(listing.subsets):
-            # as published, so that figures compare with the papers'; "auto" moves such copies out of train
+            # kept as published, for comparison with papers; "auto" moves such copies out of train
             leaked = np.isin(digests[listing.subsets[rows] == "train"], digests[listing.subsets[rows] != "train"]).sum()
             if leaked:
                 log.warning(f"data.split=official: {leaked} training pictures are held out too, as byte-identical copies")
@@ -193,10 +195,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return complete_subsets(listing.subsets[rows], labels, digests, self.split_seed)
 
     def check_sizes(self) -> None:
-        """Whether there are pictures enough for a batch, and to validate on.
+        """Check that there are enough pictures to fill a batch and to validate on.
 
         Raises:
-            UserError: too few.
+            UserError: there are too few.
         """
         num_train = len(self.rows["train"])
         if num_train < self.batch_size:
@@ -213,7 +215,7 @@ class ImageDataModule(LightningDataModule, ABC):
     # -- batches
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of the training pictures; a resumed run goes on where it was in the epoch."""
+        """Return a loader of the training pictures; a resumed run continues at its position in the epoch."""
         trainer = self.trainer
         assert trainer is not None
         devices = trainer.world_size
@@ -228,9 +230,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(order)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Batches of the validation pictures; where nothing is held out, of a tenth of the training pictures.
+        """Return a loader of the validation pictures, or of a tenth of the training pictures if nothing is held out.
 
-        For a model that compares the two, a second loader has as many training pictures as were held out.
+        For a model that compares validation with training, a second loader has as many training pictures as the first has
+        validation pictures.
         """
         assert self.trainer is not None
         rows = self.rows["val"] if self.held_out else self.rows["train"][::10]
@@ -247,17 +250,17 @@ class ImageDataModule(LightningDataModule, ABC):
         return loaders if len(loaders) > 1 else loaders[0]
 
     def test_dataloader(self) -> DataLoader:
-        """Batches of the test pictures, in order.
+        """Return a loader of the test pictures, in order.
 
         Raises:
-            UserError: where nothing is held out.
+            UserError: nothing is held out.
         """
         if not len(self.rows["test"]):
             raise UserError(f"{self.name} has no test pictures: nothing was held out (data.split={self.split})")
         return self._loader(SequentialOrder(self.rows["test"], self.batch_size))
 
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
-        # a batch is one read of a memory map, or of nothing: worker processes would cost more than they save
+        # a batch is one read of a memory map, or only row numbers: worker processes would cost more than they save
         return (LoaderAhead if self._streams else DataLoader)(
             self.source if self._resident() is None else Rows(len(self.pictures)),
             sampler=order,
@@ -267,10 +270,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def _streams(self) -> bool:
-        return self.decode == "stream" and self.source is self.pictures  # cached latents are no files to decode
+        return self.decode == "stream" and self.source is self.pictures  # cached latents need no decoding
 
     def _resident(self) -> Batch | LatentBatch | None:
-        """The whole collection on the device, if that is wanted; what is fed is known once the loaders are asked for."""
+        """Return the collection on the device, or None. Built lazily: the source is known only when loaders are requested."""
         if self.trainer is None or self.device_resident is False or self._streams:
             return None
         if self._whole is None or self._whole[0] is not self.source:
@@ -296,15 +299,15 @@ class ImageDataModule(LightningDataModule, ABC):
         return whole
 
     def teardown(self, stage: str) -> None:
-        """Give the device its memory back."""
+        """Release the device memory."""
         self._whole = None
 
     # -- on the device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy on a stream of its own: on the model's, the copy would wait for the step before.
+        """Copy on a separate CUDA stream: on the model's stream, the copy would wait for the previous step.
 
-        Lightning copies without waiting, but on the model's stream, and fetches nothing ahead where a loader has a length.
+        Lightning copies asynchronously, but on the model's stream, and does not prefetch if the loader has a length.
         """
         if device.type != "cuda":
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -314,13 +317,13 @@ class ImageDataModule(LightningDataModule, ABC):
             moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         current.wait_stream(self._copies)
         for part in [moved] if isinstance(moved, torch.Tensor) else moved:
-            part.record_stream(current)  # else its memory could be written to again while the model reads it
+            part.record_stream(current)  # else its memory could be reused while the model reads it
         return moved
 
     def on_after_batch_transfer(self, batch: Batch | LatentBatch | torch.Tensor, dataloader_idx: int) -> Batch | LatentBatch:
-        """uint8 -> float32 in [0, 1], and what this epoch makes of it; of latents, the picture's or its mirror image's.
+        """Convert uint8 to float32 in [0, 1] and augment; for latents, select the picture's or its mirror image's.
 
-        Where the collection lies on the device, the batch that came there is row numbers.
+        If the collection is on the device, the transferred batch consists of row numbers.
         """
         if isinstance(batch, torch.Tensor):
             assert self._whole is not None
@@ -344,7 +347,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return batch._replace(image=image)
 
     def _of_epoch(self, purpose: str, draw: Draw, rows: torch.Tensor) -> torch.Tensor:
-        """(N, ...), what is drawn for these pictures: a function of (seed, epoch, picture), drawn for all M at once."""
+        """Return (N, ...) random parameters, a function of (seed, epoch, picture), drawn for all M pictures at once."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
         if purpose not in self._draws or self._draws[purpose][0] != epoch:
@@ -360,31 +363,31 @@ class ImageDataModule(LightningDataModule, ABC):
         return jitter_factors(rng.random((num, NUM_DRAWS)), self.color_jitter)
 
     def validation_images(self, num: int) -> torch.Tensor:
-        """The first validation pictures, spread over the set.
+        """Return validation pictures evenly spread over the set, or training pictures if nothing is held out.
 
         Returns:
-            (num, 3, S, S) float32 in [0, 1], fewer where there are not as many.
+            (num, 3, S, S) float32 in [0, 1], fewer if the set is smaller.
         """
         chosen = spread(self.rows["val"] if self.held_out else self.rows["train"], num)
         return self.pictures[chosen.tolist()].image.float().div(255)
 
     def summary(self) -> str:
-        """One line: what there is."""
+        """Summarise the data set in one line."""
         sizes = ", ".join(f"{len(rows):,} {subset}" for subset, rows in self.rows.items() if len(rows))
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
         return f"{self.name}: {sizes} pictures of {self.image_size} px, {classes}, split {self.split}"
 
-    # -- checkpoints: order and flips are functions of (seed, epoch), so only the pictures must be the same ones
+    # -- checkpoints: order and flips are functions of (seed, epoch), so only the pictures must be unchanged
 
     def state_dict(self) -> dict[str, Any]:
-        """What the pictures, their labels and the split are, as a hash; and what the classes are called."""
+        """Return a hash of the pictures, their labels and the split, and the class names."""
         return {"pictures": self.identity, "class_names": list(self.class_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other pictures.
+        """Refuse to resume with other pictures.
 
         Raises:
-            UserError: held-out pictures might be trained on.
+            UserError: pictures, labels or split differ, so held-out pictures might be trained on.
         """
         if state_dict.get("pictures") != self.identity:
             raise UserError(
@@ -394,7 +397,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
 
 def spread(rows: np.ndarray, num: int) -> np.ndarray:
-    """At most num of the rows, evenly spread.
+    """Return at most ``num`` of the rows, evenly spread.
 
     Args:
         rows: (M,).

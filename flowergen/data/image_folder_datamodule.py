@@ -1,4 +1,4 @@
-"""Any folder of pictures."""
+"""Data module of any folder of pictures."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from flowergen.data.listing import Listing, list_image_folder
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """A flat folder or one with a folder a class, at any depth; train, val and test folders are recognised.
+    """A flat folder or one with class folders, at any depth; train, val and test folders are recognised.
 
     Args:
         root: the folder.
@@ -20,5 +20,5 @@ class ImageFolderDataModule(ImageDataModule):
         self.root = Path(root)
 
     def listing(self) -> Listing:
-        """Every picture below the folder."""
+        """List every picture below the folder."""
         return list_image_folder(self.root)

@@ -1,4 +1,4 @@
-"""Landscapes."""
+"""Data module of landscapes."""
 
 from flowergen.data.image_folder_datamodule import ImageFolderDataModule
 from flowergen.data.listing import SPLIT_FOLDER_NAMES, Listing, printable
@@ -6,13 +6,13 @@ from flowergen.errors import UserError
 
 
 class LandscapesDataModule(ImageFolderDataModule):
-    """A folder with training, validation and testing folders, class folders inside, as Kaggle's "Landscape Classification"."""
+    """Training, validation and testing folders that contain class folders, as in Kaggle's "Landscape Classification"."""
 
     def listing(self) -> Listing:
-        """Every picture below the split's folders.
+        """List every picture below the split's folders.
 
         Raises:
-            UserError: where there are none and the split asks for them.
+            UserError: there are no such folders and the split requires them.
         """
         listing = super().listing()
         if listing.subsets is None and self.split in ("auto", "official"):

@@ -1,4 +1,4 @@
-"""What a data set consists of, before any picture is decoded."""
+"""Listing of a data set's pictures, before any is decoded."""
 
 import errno
 import logging
@@ -21,7 +21,7 @@ from flowergen.errors import UserError
 log = logging.getLogger(__name__)
 
 
-# "train", "Training Data", "val_set", "test-images"
+# matches "train", "Training Data", "val_set", "test-images"
 SPLIT_FOLDER = re.compile(
     r"(?:(train|training)|(val|valid|validation)|(test|testing))(?:[ _-]?(?:data|dataset|set|split|images|pictures))?",
     re.IGNORECASE,
@@ -38,12 +38,12 @@ class Listing:
     """The pictures of a data set.
 
     Attributes:
-        names: (N,) unique, sorted: POSIX paths relative to the root, whatever order the file system has.
-        labels: (N,) int64 class, -1 where unlabelled.
-        class_names: by label, fit for a line of text (``printable``).
-        subsets: (N,) "train", "val" or "test" where the data set has a split of its own, else None.
-        fingerprint: hex hash of all that determines the decoded pixels, apart from the transform.
-        read: index -> ((H, W, 3) uint8 RGB, hex digest of the source, equal where the bytes are equal); raises
+        names: (N,) unique POSIX paths relative to the root, sorted independently of the file system.
+        labels: (N,) int64 class, -1 if unlabelled.
+        class_names: names by label, escaped for one line of text (``printable``).
+        subsets: (N,) "train", "val" or "test" if the data set has its own split, else None.
+        fingerprint: hex hash of everything that determines the decoded pixels, except the transform.
+        read: index -> ((H, W, 3) uint8 RGB, hex digest of the source, equal if the bytes are equal); raises
             UnreadablePicture. Called from several threads at once.
     """
 
@@ -58,19 +58,19 @@ class Listing:
 def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     """List a folder of pictures: flat or with class folders, at any depth, with or without train/val/test folders.
 
-    Leading folders that all pictures share mean nothing. After them, and after the train, val and test folders if there
-    are any, the first folder is the class; pictures in none are unlabelled. Hidden files are left out, and so are
-    pictures beside train and test folders rather than in them.
+    Leading folders shared by all pictures are ignored. After them, and after the train, val and test folders if there
+    are any, the first folder is the class; pictures without one are unlabelled. Hidden files are left out, and so are
+    pictures beside the train and test folders.
 
     Args:
-        root: the folder. Moving it changes nothing, not even the fingerprint.
-        key: of the config that gave it, for errors.
+        root: the folder. Moving it does not change the listing, including the fingerprint.
+        key: config key of the folder, for errors.
 
     Returns:
         The listing; classes in natural order (``class 2`` before ``class 10``).
 
     Raises:
-        UserError: there is no such folder, it cannot be read, or no picture is in it.
+        UserError: the folder does not exist, cannot be read or contains no picture.
     """
     where = f"{key}={printable(str(root))}"
     found, others = find_pictures(root, key)
@@ -93,7 +93,7 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
 
 
 def _left_out(found: Sequence[str], others: Sequence[str]) -> str:
-    """What files that are no pictures by their extension are, and which folders hold nothing else."""
+    """Describe the files without a picture extension and the folders that contain nothing else."""
     extensions = Counter(PurePosixPath(name).suffix.lower() or "none" for name in others)
     kinds = ", ".join(f"{printable(extension)} {num:,}" for extension, num in extensions.most_common(5))
     with_pictures = {parent for name in found for parent in PurePosixPath(name).parents}
@@ -104,17 +104,17 @@ def _left_out(found: Sequence[str], others: Sequence[str]) -> str:
 
 
 def find_pictures(root: Path, key: str) -> tuple[list[str], list[str]]:
-    """Find the files that are pictures by their extension, hidden ones left out.
+    """Find the visible files with a picture extension.
 
     Args:
         root: the folder.
-        key: of the config that gave it, for errors.
+        key: config key of the folder, for errors.
 
     Returns:
-        Their names, sorted: POSIX paths relative to the root; and those of the other visible files.
+        Their names, sorted POSIX paths relative to the root, and the names of the other visible files.
 
     Raises:
-        UserError: there is no such folder, or it cannot be read.
+        UserError: the folder does not exist or cannot be read.
     """
     where = f"{key}={printable(str(root))}"
     try:
@@ -132,14 +132,14 @@ def find_pictures(root: Path, key: str) -> tuple[list[str], list[str]]:
 
 
 def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str], np.ndarray | None]:
-    """What the folders of pictures say about them, by the rules of ``list_image_folder``.
+    """Derive labels and subsets from the folders of pictures, by the rules of ``list_image_folder``.
 
     Args:
         names: POSIX paths relative to the root.
 
     Returns:
-        The names that are left, without those beside train and test folders; their labels; the class names; their
-        subsets, None where there are no train and test folders.
+        The names except those beside train and test folders; their labels; the class names; their subsets, None if there
+        are no train and test folders.
     """
     names = list(names)
     folders = _without_shared([name.split("/")[:-1] for name in names])
@@ -160,13 +160,13 @@ def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str],
 def listing_of(
     root: Path, names: Sequence[str], labels: Sequence[int], class_names: Sequence[str], subsets: np.ndarray | None
 ) -> Listing:
-    """A listing of picture files.
+    """Build a listing of picture files.
 
     Args:
         root: their folder.
-        names: POSIX paths below it, sorted.
-        labels: of each, -1 where unlabelled.
-        class_names: by label.
+        names: sorted POSIX paths relative to the root.
+        labels: class of each picture, -1 if unlabelled.
+        class_names: class names by label.
         subsets: (N,) "train", "val" or "test", or None.
     """
     fingerprint = blake2b(digest_size=16)
@@ -176,7 +176,7 @@ def listing_of(
     return Listing(
         names=tuple(names),
         labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(map(printable, class_names)),  # they reach grids, cards, checkpoints and TensorBoard
+        class_names=tuple(map(printable, class_names)),  # shown in grids, cards, checkpoints and TensorBoard
         subsets=subsets,
         fingerprint=fingerprint.hexdigest(),
         read=partial(_read, root, tuple(names), versions),
@@ -184,7 +184,7 @@ def listing_of(
 
 
 def subset_named(folder: str) -> str | None:
-    """The subset that a folder's name stands for.
+    """Return the subset that a folder's name denotes, or None.
 
     >>> subset_named("Training Data"), subset_named("trains")
     ('train', None)
@@ -200,19 +200,19 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
         (H, W, 3) uint8 RGB, and the hex digest of its bytes.
 
     Raises:
-        UnreadablePicture: it cannot be read, or does not decode.
+        UnreadablePicture: the file cannot be read or decoded.
     """
     data = bytes_of(path)
     return read_rgb(data), digest_of(data)
 
 
 def digest_of(data: bytes) -> str:
-    """The digest by which byte-identical pictures are known."""
+    """Return the digest that identifies byte-identical pictures."""
     return blake2b(data, digest_size=16).hexdigest()
 
 
 def printable(text: str) -> str:
-    r"""File names may hold any bytes; this makes one fit for a line of a message.
+    r"""Escape unprintable characters, which file names may contain, for a one-line message.
 
     >>> printable("Blüte\n")
     'Blüte\\n'
@@ -222,7 +222,7 @@ def printable(text: str) -> str:
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------
 def _files(root: Path) -> Iterator[str]:
-    """Visible files below the root; a folder that several ways lead to comes once, by the way without links if any."""
+    """Yield visible files below the root; a folder with several paths is listed once, by one without links if possible."""
     seen = set[tuple[int, int]]()
     folders, links = [""], list[str]()
     while folders or links:
@@ -245,15 +245,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link that leads to itself is as dead as one that leads nowhere
+        if error.errno == errno.ELOOP:  # a link to itself counts as a dead link
             return False
         raise
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False):  # without asking the file system
+    if entry.is_file(follow_symlinks=False):  # needs no file system access
         return True
-    return os.path.isfile(entry.path) or not os.path.exists(entry.path)  # a dead link is an unreadable file, a pipe is none
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)  # dead links count as unreadable files, pipes do not
 
 
 def _without_shared(folders: list[list[str]]) -> list[list[str]]:
@@ -262,12 +262,12 @@ def _without_shared(folders: list[list[str]]) -> list[list[str]]:
 
 
 def _natural(name: str) -> tuple[list[Any], str]:
-    parts = re.split("([0-9]+)", name.casefold())  # text and numbers in turn
+    parts = re.split("([0-9]+)", name.casefold())  # text and numbers alternate
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def _version(path: Path) -> tuple[int, ...]:
-    """Size and time of a file; nothing where it cannot be read: reading it says why, and mending that is another version."""
+    """Return size and mtime of a file, () if unreadable: reading it reports why, and a repaired file is a new version."""
     try:
         status = os.stat(path)
         return (status.st_size, status.st_mtime_ns) if os.access(path, os.R_OK) else ()
@@ -279,7 +279,7 @@ def _read(root: Path, names: Sequence[str], versions: Sequence[tuple[int, ...]],
     path = root / names[index]
     try:
         return read_picture(path)
-    finally:  # whether it was read or not: neither must be taken for what was listed
+    finally:  # also on errors: the result for a changed file must not be attributed to the listed one
         if _version(path) != versions[index]:
             raise UserError(
                 f"{printable(str(path))} has changed or vanished since the pictures were listed: "

@@ -1,13 +1,13 @@
-"""Class-conditional flowers drawn by the program: the data set that needs no data.
+"""Procedurally drawn class-conditional flowers: a data set that needs no files.
 
-A picture is a pure function of (seed, index, size, number of classes). What a class looks like (shape and number of
-petals, rings, markings, centre, colours) depends on its label alone; all else (background, view, light, small
-variations) is drawn from a generator keyed by (seed, index). Lengths are fractions of the picture or of a petal, so
-that the same picture can be drawn at any size.
+A picture is a pure function of (seed, index, size, number of classes). The appearance of a class (shape and number of
+petals, rings, markings, centre, colours) depends only on its label; everything else (background, view, light, small
+variations) is drawn from a generator keyed by (seed, index). Lengths are fractions of the picture or of a petal, so the
+same picture can be drawn at any size.
 
-How a flower is drawn: every pixel is cast onto the tilted plane of the flower, finds the petal whose axis is nearest,
-and measures its signed distance to the outlines of that petal and of the two beside it. Three layers per ring thus
-suffice for any number of petals, and the distance gives antialiased edges, soft shadows and coloured margins alike.
+To draw a flower, project every pixel onto the flower's tilted plane, find the petal with the nearest axis, and compute
+the signed distance to the outlines of that petal and its two neighbours. Three layers per ring thus suffice for any
+number of petals, and the distance yields antialiased edges, soft shadows and coloured margins.
 
 Arrays: a `Plane` is (H, W) float32; a `Canvas` is (3, H, W) float32, RGB in [0, 1]; a colour is a canvas of (3, 1, 1).
 H = W = side of the supersampled picture, which spans [-1, 1] with x to the right and y down.
@@ -25,11 +25,11 @@ from flowergen.errors import UserError
 
 MAX_CLASSES = 102  # as many as Oxford 102 Flowers
 MIN_SIZE_PX = 8
-DRAWING_VERSION = 1  # raise it when any pixel changes: it is part of the cache key
+DRAWING_VERSION = 1  # increment when any pixel changes: it is part of the cache key
 
 # Chosen by eye, on contact sheets at 32, 64 and 128 pixels.
-SUPERSAMPLING = 2  # edges are antialiased by distance already
-BACKGROUND_CELLS = 24  # a side; the background is out of focus and has no finer detail
+SUPERSAMPLING = 2  # low, as edges are already antialiased by distance
+BACKGROUND_CELLS = 24  # per side; the background is out of focus and has no finer detail
 OUTLINE_STEPS = 512
 MAX_HALF_WIDTH = 0.62  # petal lengths; a wider petal would reach past its neighbours
 MAX_EDGE_SLOPE = 1.0
@@ -46,20 +46,20 @@ def _rgbs(*hex_codes: str) -> tuple[Canvas, ...]:
     return tuple(np.array(list(bytes.fromhex(code)), dtype=np.float32).reshape(3, 1, 1) / 255 for code in hex_codes)
 
 
-# ---- What a class is -------------------------------------------------------------------------------------------------
+# ---- Classes ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class PetalShape:
     """A petal whose half width at the fraction s of its length is proportional to s^base (1 - s)^tip."""
 
     name: str
-    counts: tuple[int, ...]  # petal numbers; the classes of this shape take them in turn
-    base: float  # above 1 the petal starts as a narrow stalk
-    tip: float  # 1 ends in a point, towards 0 ends square
-    fullness: float  # widest half width, in units of the sector that the petal has for itself
+    counts: tuple[int, ...]  # numbers of petals, used in turn by the classes of this shape
+    base: float  # above 1, the petal starts as a narrow stalk
+    tip: float  # 1: pointed end; towards 0: square end
+    fullness: float  # largest half width, in units of the petal's own sector
     notch: float = 0.0  # depth of the cleft at the tip, fraction of the length
     fringe: float = 0.0  # depth of the teeth at the tip, fraction of the length
     curl: float = 0.0  # sideways bend at the tip, in units of the sector
-    starts_double: bool = False  # whether the first class of this shape has two rings
+    starts_double: bool = False  # True if the first class of this shape has two rings
 
 
 SHAPES = (
@@ -72,7 +72,7 @@ SHAPES = (
     PetalShape("pinwheel", (5, 8, 4, 6, 10), base=0.9, tip=0.6, fullness=0.75, curl=0.9),
     PetalShape("fringed", (5, 7, 4, 9, 6), base=1.2, tip=0.22, fullness=1.0, fringe=0.13, starts_double=True),
 )
-# Name, outer and inner colour. 13 colours and 8 shapes share no divisor: the first 104 labels are 104 different pairs.
+# Name, outer and inner colour. 13 colours and 8 shapes are coprime, so the first 104 labels give 104 different pairs.
 COLOUR_TABLE = """
     white   f6f4ee d9dcc0   blue    3a4fd0 e9ecff   pink    f7a6c4 d43f7d   orange  f4791f 9c2407
     red     d3181c 2a0610   yellow  fbd92b e07d0c   violet  7a3fc0 d9c2f6   magenta d0218f f9c3e3
@@ -86,7 +86,7 @@ CENTRE_COLOURS = _rgbs("f2b61c", "f8e36a", "6b3a12", "2a1420", "b9cf4a")
 
 @dataclass(frozen=True)
 class Species:
-    """What all pictures of one class share."""
+    """Properties shared by all pictures of one class."""
 
     name: str
     shape: PetalShape
@@ -100,7 +100,7 @@ class Species:
 
 
 def _species(label: int) -> Species:
-    """Count through the traits with different periods, so that classes of one shape differ in more than colour."""
+    """Cycle through the traits with different periods, so that classes of one shape differ in more than colour."""
     variant, family = divmod(label, len(SHAPES))
     shape, colour = SHAPES[family], label % len(COLOUR_NAMES)
     num_petals = shape.counts[variant % len(shape.counts)]
@@ -115,7 +115,7 @@ def _species(label: int) -> Species:
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
-    """Unique slugs of the first `num_classes` (1 to 102) classes by label, such as `white_21_ray`.
+    """Return unique slugs of the first `num_classes` (1 to 102) classes by label, such as `white_21_ray`.
 
     Raises:
         UserError: `num_classes` is out of range.
@@ -125,7 +125,7 @@ def class_names(num_classes: int) -> tuple[str, ...]:
 
 
 def label_of(index: int, num_classes: int) -> int:
-    """The class of a picture: classes take turns, so that every prefix of the data set is balanced."""
+    """Return the class of a picture; classes alternate so that every prefix of the data set is balanced."""
     return index % num_classes
 
 
@@ -136,17 +136,17 @@ def _check_num_classes(num_classes: int) -> None:
 
 # ---- Painting --------------------------------------------------------------------------------------------------------
 def _paint(canvas: Canvas, colour: Canvas, alpha: Plane) -> None:
-    """Lay a colour, the same everywhere or one per pixel, over the canvas in place."""
+    """Blend a colour, uniform or per pixel, over the canvas in place."""
     canvas += (colour - canvas) * alpha
 
 
 def _coverage(distance: Plane, softness: float) -> Plane:
-    """How much of a pixel lies inside an outline: 0 to 1 across an edge that is `softness` wide."""
+    """Return the fraction of a pixel inside an outline: 0 to 1 across an edge of width `softness`."""
     return np.clip(distance * np.float32(1 / softness) + np.float32(0.5), 0, 1)
 
 
 def _axis(side: int) -> Plane:
-    """Centres of `side` pixels across the picture, (W,)."""
+    """Return the centres of `side` pixels across the picture, (W,)."""
     return (np.arange(side, dtype=np.float32) * 2 + 1) / np.float32(side) - 1
 
 
@@ -155,7 +155,7 @@ def _vary(rgb: Canvas, rng: np.random.Generator) -> Canvas:
 
 
 def _outline(base: float, tip: float) -> tuple[Plane, Plane]:
-    """Tables over s in [0, 1]: the half width s^base (1 - s)^tip, scaled to a peak of 1, and its slope."""
+    """Tabulate the half width s^base (1 - s)^tip, scaled to a peak of 1, and its slope over s in [0, 1]."""
     s = (np.arange(OUTLINE_STEPS) + 0.5) / OUTLINE_STEPS
     widest = base / (base + tip)
     width = (s / widest) ** base * ((1 - s) / (1 - widest)) ** tip
@@ -163,16 +163,16 @@ def _outline(base: float, tip: float) -> tuple[Plane, Plane]:
 
 
 def _petal_distance(s: Plane, v: Plane, half_width: float, outline: tuple[Plane, Plane]) -> tuple[Plane, Plane]:
-    """Signed distance to a petal's outline, positive inside, and the half width; both (H, W), in petal lengths.
+    """Return the signed distance to a petal's outline, positive inside, and the half width; both (H, W), in petal lengths.
 
     Args:
         s, v: (H, W) positions along the axis (0 at the base, 1 at the tip) and across it.
-        half_width: where the petal is widest.
-        outline: tables of `_outline`.
+        half_width: half width at the widest point of the petal.
+        outline: tables from `_outline`.
     """
     step = np.clip(s * OUTLINE_STEPS, 0, OUTLINE_STEPS - 1).astype(np.intp)
     width, across = outline[0].take(step) * np.float32(half_width), np.abs(v)
-    # The distance to a slanted edge is shorter than the gap along v; bounded, for a round tip is infinitely steep.
+    # The distance to a slanted edge is shorter than the gap along v. The slope is bounded: a round tip is infinitely steep.
     slope = np.minimum(half_width * np.abs(outline[1]), MAX_EDGE_SLOPE)
     to_edge = (width - across) * (1 / np.sqrt(1 + slope**2)).take(step)
     to_box = np.minimum(np.minimum(s, 1 - s), half_width - across)
@@ -182,17 +182,17 @@ def _petal_distance(s: Plane, v: Plane, half_width: float, outline: tuple[Plane,
 # ---- The view --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class View:
-    """The pixels as they fall on the tilted plane of the flower, in units of its radius, and the light."""
+    """Pixel positions on the tilted plane of the flower, in units of its radius, and the light."""
 
-    right: Plane  # (1, W) and
-    down: Plane  # (H, 1): from the centre of the flower, in the picture
+    right: Plane  # (1, W), offset from the centre of the flower in the picture
+    down: Plane  # (H, 1), likewise
     x: Plane
     y: Plane
     radius: Plane
     angle: Plane
     spin: float  # angle of the first petal
     light_angle: float
-    lit: Plane  # -1 to 1: how far the direction away from the centre points towards the light
+    lit: Plane  # -1 to 1, alignment of the direction away from the centre with the light
     pixel: float  # side of a sample
 
 
@@ -212,14 +212,14 @@ def _draw_view(side: int, rng: np.random.Generator) -> View:
 # ---- Petals ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Petal:
-    """Where the pixels lie on one layer of petals."""
+    """Pixel positions relative to one layer of petals."""
 
     s: Plane  # along the axis, 0 at the base, 1 at the tip
     q: Plane  # across the axis, -1 and 1 at the edges
-    edge: Plane  # signed distance to the outline, petal lengths
+    edge: Plane  # signed distance to the outline, in petal lengths
 
 
-# How much of the inner colour a petal shows at each pixel, 0 to 1.
+# Weight of the inner colour of a petal at each pixel, 0 to 1.
 MARKINGS: tuple[Callable[[Petal], Plane], ...] = (
     lambda petal: np.clip(1.1 - 1.6 * petal.s, 0, 1),  # flushed towards the base
     lambda petal: np.clip(1.6 - 5 * np.abs(petal.q) - 0.6 * petal.s, 0, 1),  # a stripe along the middle
@@ -233,7 +233,7 @@ OUTLINES = {shape.name: _outline(shape.base, shape.tip) for shape in SHAPES}
 
 
 def _locate(u: Plane, v: Plane, shape: PetalShape, num_petals: int) -> Petal:
-    """Undo the bend, the cleft and the teeth of the petal, then measure it; u and v lie along and across its chord."""
+    """Undo the petal's bend, cleft and teeth, then compute positions in it; u and v run along and across its chord."""
     sector = tan(pi / num_petals)
     half_width = min(shape.fullness * sector * shape.base / (shape.base + shape.tip), MAX_HALF_WIDTH)
     v = v - shape.curl * sector * u * u
@@ -244,13 +244,13 @@ def _locate(u: Plane, v: Plane, shape: PetalShape, num_petals: int) -> Petal:
 
 
 def _light_on(petal: Petal, lit: Plane, sideways: Plane) -> Plane:
-    """Brightness of a petal that is cupped along, arched across, creased in the middle and dark at its base."""
+    """Return the brightness of a petal that is cupped along, arched across, creased in the middle and dark at its base."""
     base = 0.78 + 0.22 * np.clip(1.6 * petal.s, 0, 1)
     return base + 0.2 * lit * petal.s + 0.13 * sideways * petal.q - 0.1 * np.clip(1 - 5 * np.abs(petal.q), 0, 1)
 
 
 def _draw_ring(canvas: Canvas, view: View, species: Species, ring: int, rng: np.random.Generator) -> None:
-    """Petals in a circle, each over the one before it; a second ring is shorter and stands in the gaps of the first."""
+    """Draw petals in a circle, each over the previous one; a second ring is shorter and fills the gaps of the first."""
     n, sector, length = species.num_petals, 2 * pi / species.num_petals, RING_LENGTHS[ring]
     start = view.spin + ring * sector / 2
     outer, inner = (_vary(rgb, rng) for rgb in species.colours)
@@ -261,7 +261,7 @@ def _draw_ring(canvas: Canvas, view: View, species: Species, ring: int, rng: np.
     facing = np.sin(view.light_angle - angles).astype(np.float32)
     nearest = np.rint((view.angle - start) / sector).astype(np.intp)
     for neighbour in (-1, 0, 1):
-        k = (nearest + neighbour) % n  # (H, W) which petal
+        k = (nearest + neighbour) % n  # (H, W) petal index
         u, v = view.x * cosines[k] + view.y * sines[k], view.y * cosines[k] - view.x * sines[k]
         petal = _locate(u, v, species.shape, n)
         canvas *= 1 - SHADOW_DEPTH * np.clip(1 + petal.edge / SHADOW_WIDTH, 0, 1) ** 2
@@ -273,32 +273,32 @@ def _draw_ring(canvas: Canvas, view: View, species: Species, ring: int, rng: np.
         )
 
 
-# ---- Centres: painted over the petals; r is 1 at their rim, soft the width of a sample -------------------------------
+# ---- Centres: painted over the petals; r is 1 at the rim, soft is the width of a sample ------------------------------
 DrawCentre = Callable[[Canvas, View, Plane, float, Canvas], None]
 EYE_RGB, FILAMENT_RGB, PISTIL_RGB = _rgbs("fcedb8", "edebb3", "809933")
 
 
 def _disk(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> None:
-    """A dome of florets on crossing spirals, as in daisies and sunflowers."""
+    """Paint a dome of florets on crossing spirals, as in daisies and sunflowers."""
     florets = np.cos(13 * view.angle + 9 * r) * np.cos(8 * view.angle - 14 * r)
     light = 1.05 - 0.45 * r * r - 0.25 * view.lit * r + 0.22 * florets * np.clip(2 * r, 0, 1)
     _paint(canvas, rgb * light, _coverage(1 - r, soft))
 
 
 def _throat(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> None:
-    """A glow around a small dark well, as in morning glories."""
+    """Paint a glow around a small dark well, as in morning glories."""
     _paint(canvas, rgb, np.clip(1.25 - r, 0, 1) ** 2)
     _paint(canvas, rgb * 0.35, _coverage(0.32 - r, max(soft, 0.15)))
 
 
 def _eye(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> None:
-    """A pale ring around a button, as in primroses."""
+    """Paint a pale ring around a button, as in primroses."""
     _paint(canvas, EYE_RGB, _coverage(1 - r, soft))
     _paint(canvas, rgb * (1 - 0.2 * view.lit), _coverage(0.58 - r, soft))
 
 
 def _stamens(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> None:
-    """Filaments that end in anthers around a green pistil, as in lilies."""
+    """Paint filaments that end in anthers around a green pistil, as in lilies."""
     spoke, reach = np.cos(11 * view.angle), 0.75 + 0.2 * np.cos(4 * view.angle)
     _paint(canvas, FILAMENT_RGB, _coverage(reach - r, soft) * np.clip(3 * spoke - 1.8, 0, 1))
     _paint(canvas, rgb, _coverage(0.16 - np.hypot(r - reach, 0.3 - 0.3 * np.clip(spoke, 0, 1)), soft))
@@ -306,7 +306,7 @@ def _stamens(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> 
 
 
 def _crown(canvas: Canvas, view: View, r: Plane, soft: float, rgb: Canvas) -> None:
-    """The ruffled cup of a daffodil."""
+    """Paint the ruffled cup of a daffodil."""
     rim = 1 + 0.07 * np.cos(12 * view.angle)
     depth = np.clip(r / rim, 0, 1)
     canvas *= 1 - 0.35 * np.clip(1 + (rim - r) * 3.5, 0, 1)
@@ -319,7 +319,7 @@ SPECIES = tuple(map(_species, range(MAX_CLASSES)))
 
 
 # ---- Backgrounds and leaves ------------------------------------------------------------------------------------------
-# Top and bottom of the gradient, then the discs.
+# Colours: top and bottom of the gradient, then the discs.
 SETTINGS = {
     "meadow": _rgbs("5d8a45", "27431f", "7fae55", "1f3a1c", "a9c77a", "3e6a35"),
     "shade": _rgbs("1d2d1c", "0c120d", "2e4a2a", "16241a", "3f5a3a"),
@@ -327,13 +327,13 @@ SETTINGS = {
     "soil": _rgbs("7b6147", "3a2a1d", "5a4532", "967b5c", "4a5a2c", "2c2118"),
     "wall": _rgbs("d9d4c6", "a9a996", "e8e4da", "b4bd9a", "c3b8a4"),
 }
-NUM_DISCS, LEAFINESS = 12, 0.6  # LEAFINESS: the chance of a stem, and of each leaf
+NUM_DISCS, LEAFINESS = 12, 0.6  # LEAFINESS: probability of a stem and of each leaf
 LEAF_COLOURS = _rgbs("3d6b2a", "5d8f37", "2c5433", "7a9f4a")
 LEAF_OUTLINE = _outline(0.8, 1.0)
 
 
 def _draw_background(side: int, rng: np.random.Generator) -> Canvas:
-    """Soft discs over a vertical gradient, blurred by construction: drawn on few cells, then enlarged smoothly."""
+    """Draw soft discs over a vertical gradient on few cells, then enlarge them smoothly, which blurs them."""
     axis = _axis(BACKGROUND_CELLS)
     top, bottom, *discs = SETTINGS[rng.choice(list(SETTINGS))]
     cells = _vary(top, rng) + np.zeros((3, BACKGROUND_CELLS, BACKGROUND_CELLS), dtype=np.float32)
@@ -348,7 +348,7 @@ def _draw_background(side: int, rng: np.random.Generator) -> Canvas:
 
 
 def _draw_foliage(canvas: Canvas, view: View, rng: np.random.Generator) -> None:
-    """Perhaps a stem and some leaves behind the flower, more or less in focus."""
+    """Draw a random stem and random leaves, or none, behind the flower, more or less in focus."""
     right, down, rgb = view.right, view.down, LEAF_COLOURS[rng.integers(len(LEAF_COLOURS))]
     if rng.random() < LEAFINESS:
         lean, bow = rng.uniform(-0.35, 0.35, 2).tolist()
@@ -365,13 +365,13 @@ def _draw_foliage(canvas: Canvas, view: View, rng: np.random.Generator) -> None:
 
 # ---- The picture -----------------------------------------------------------------------------------------------------
 def draw_flower(seed: int, index: int, size_px: int, num_classes: int) -> NDArray[np.uint8]:
-    """Draw one picture of the data set; safe to call from many threads.
+    """Draw one picture of the data set; thread-safe.
 
     Args:
-        seed: of the data set, 0 or more.
-        index: of the picture, 0 or more; its class is `label_of(index, num_classes)`.
-        size_px: side of the picture, 8 or more; another size shows the same picture.
-        num_classes: 1 to 102; the look of a class does not depend on it.
+        seed: seed of the data set, at least 0.
+        index: index of the picture, at least 0; its class is `label_of(index, num_classes)`.
+        size_px: side of the picture, at least 8; the same picture is drawn at every size.
+        num_classes: 1 to 102; the appearance of a class does not depend on it.
 
     Returns:
         uint8 (size_px, size_px, 3), RGB.

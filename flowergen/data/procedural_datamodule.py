@@ -1,4 +1,4 @@
-"""The embedded data set: flowers that the program draws."""
+"""Data module of the built-in procedural flowers."""
 
 import hashlib
 from typing import Any
@@ -14,9 +14,9 @@ class ProceduralDataModule(ImageDataModule):
     """Class-conditional flowers, a function of (seed, index) alone.
 
     Args:
-        num_images: how many.
-        num_classes: 1 to 102; picture i is of class i mod num_classes.
-        drawing_seed: of the drawings, apart from the run's seed so that runs see the same pictures.
+        num_images: number of pictures.
+        num_classes: 1 to 102; picture i has class i mod num_classes.
+        drawing_seed: seed of the drawings, separate from the run's seed so that all runs see the same pictures.
         **options: see ``ImageDataModule``.
     """
 
@@ -25,7 +25,7 @@ class ProceduralDataModule(ImageDataModule):
         self.num_images, self.num_classes, self.drawing_seed = num_images, num_classes, drawing_seed
 
     def listing(self) -> Listing:
-        """As many pictures as asked for, none drawn yet."""
+        """List the requested number of pictures without drawing any."""
 
         def read(index: int) -> tuple[np.ndarray, str]:
             image = draw_flower(self.drawing_seed, index, self.image_size, self.num_classes)

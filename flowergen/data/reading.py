@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to uint8 RGB pixels."""
+"""Decoding of picture files to uint8 RGB pixels."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-try:  # the pictures of iPhones, if the package is there
+try:  # iPhone pictures, if the package is installed
     import_module("pillow_heif").register_heif_opener()
     HEIF = True
 except ImportError:
@@ -25,14 +25,14 @@ IMAGE_EXTENSIONS = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *((".heic", ".heif") if HEIF else ()),
 )  # of file names, in lower case
-# What those hold. Pillow goes by content and would hand an EPS file in disguise to Ghostscript, which executes it.
+# Their formats. Pillow detects formats by content and would pass a disguised EPS file to Ghostscript, which executes it.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", *(("HEIF",) if HEIF else ()))
 
-MAX_BYTES = 2**30  # of a file: the largest picture that Pillow takes has half of that in RGB without any compression
-MAX_SCANS = 100  # of a JPEG, each a pass over all of it; ten are usual. As in libtiff, LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER
-PIXELS_AT_ONCE = 2**28  # that all threads together decode, at seven bytes and more: eleven photographs of 24 megapixels
+MAX_BYTES = 2**30  # per file; twice the uncompressed RGB size of the largest picture that Pillow accepts
+MAX_SCANS = 100  # per JPEG, each a full pass; ten are usual. Same as libtiff's LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER
+PIXELS_AT_ONCE = 2**28  # decoded by all threads together, at least seven bytes each: eleven photographs of 24 megapixels
 
-# EXIF 2.3, section 4.6.4 A: which transposition brings the scene upright
+# EXIF 2.3, section 4.6.4 A: transposition that turns each orientation upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,21 +43,21 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # of a JPEG, those that begin a segment, and the end
+MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # JPEG markers that begin a segment, and the end marker
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
-# The value of white in Pillow's deep grey modes. None of them records it, so it is the smallest that no pixel exceeds.
+# Possible white values of Pillow's deep grey modes. None records its own, so the smallest that no pixel exceeds is used.
 WHITE = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 
 class UnreadablePicture(Exception):
-    """A file that does not decode; the message is the reason, a few words in one line."""
+    """Raised for a file that cannot be decoded; the message is a short one-line reason."""
 
 
 def read_rgb(source: Path | bytes) -> np.ndarray:
-    """Decode a picture: upright by its EXIF orientation, its first frame, any colour mode.
+    """Decode the first frame of a picture of any colour mode and turn it upright by its EXIF orientation.
 
-    Transparency is laid over white. Grey of more than 8 bits is scaled, not clipped.
+    Transparency is composited over white. Grey of more than 8 bits is scaled, not clipped.
 
     Args:
         source: a file, or the bytes of one.
@@ -66,10 +66,10 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UnreadablePicture: the file is missing, empty, truncated, no picture, or so large or so many times coded over that
-            it may be a decompression bomb.
+        UnreadablePicture: the file is missing, empty, truncated, not a picture, or has so many pixels or scans that it may
+            be a decompression bomb.
     """
-    # Damaged files make Pillow raise errors of a dozen kinds, struct.error, KeyError and MemoryError among them.
+    # Pillow raises a dozen types of error on damaged files, including struct.error, KeyError and MemoryError.
     try:
         data = source if isinstance(source, bytes) else bytes_of(source)
         if not data:
@@ -77,7 +77,7 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         with Image.open(BytesIO(data), formats=FORMATS) as image, _turn(image.width * image.height):
             if isinstance(image, JpegImageFile) and _num_scans(data) > MAX_SCANS:
                 raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take for ever")
-            image.load()  # before the orientation is read: TIFF files turn themselves while they load
+            image.load()  # before the orientation is read: Pillow turns TIFF files upright on loading
             return _rgb(_upright(image))
     except UnreadablePicture:
         raise
@@ -90,16 +90,16 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
 
 
 def bytes_of(path: Path) -> bytes:
-    """What is in a picture file.
+    """Read the bytes of a picture file.
 
     Raises:
-        UnreadablePicture: it cannot be read, is larger than any picture, or no file at all but a pipe or a device.
+        UnreadablePicture: the file cannot be read, is larger than any picture, or is a folder, a pipe or a device.
     """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise UnreadablePicture("a folder")
-        if not stat.S_ISREG(status.st_mode):  # merely to open a pipe might wait for ever
+        if not stat.S_ISREG(status.st_mode):  # even opening a pipe may block for ever
             raise UnreadablePicture("a pipe or a device")
         if status.st_size > MAX_BYTES:
             raise UnreadablePicture(f"{status.st_size:,} bytes, more than any picture has")
@@ -127,7 +127,7 @@ _pixels_left, _pixels_returned = PIXELS_AT_ONCE, threading.Condition()
 
 @contextmanager
 def _turn(num_pixels: int) -> Iterator[None]:
-    """Wait until so many pixels may be decoded beside those that other threads decode."""
+    """Wait until ``num_pixels`` can be decoded within the limit shared by all threads."""
     global _pixels_left
     num_pixels = min(num_pixels, PIXELS_AT_ONCE)
     with _pixels_returned:
@@ -142,8 +142,8 @@ def _turn(num_pixels: int) -> Iterator[None]:
 
 
 def _num_scans(data: bytes) -> int:
-    """The scans of a JPEG up to its end, without those of thumbnails in its segments (ITU-T T.81, annex B)."""
-    if data.count(b"\xff\xda") <= MAX_SCANS:  # thumbnails, and what lies behind the picture, included
+    """Count the scans of a JPEG up to its end, excluding thumbnails in its segments (ITU-T T.81, annex B)."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:  # upper bound, including thumbnails and data after the picture
         return 0
     scans, position = 0, 2
     while match := MARKER.search(data, position):
@@ -151,18 +151,18 @@ def _num_scans(data: bytes) -> int:
         if marker == END_OF_IMAGE:
             break
         scans += marker == START_OF_SCAN
-        position += int.from_bytes(data[position : position + 2], "big")  # the segment; what a scan codes has no length
+        position += int.from_bytes(data[position : position + 2], "big")  # skip the segment; scan data has no length field
     return scans
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # not ImageOps.exif_transpose: it writes the remaining EXIF block anew, which fails on slightly damaged ones
+    # not ImageOps.exif_transpose: it rewrites the remaining EXIF block, which fails if that is slightly damaged
     method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if method is None else image.transpose(method)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    depth = "I;16" if image.mode.startswith("I;16") else image.mode  # in either byte order
+    depth = "I;16" if image.mode.startswith("I;16") else image.mode  # either byte order
     if depth in WHITE:
         grey = _to_8_bits(np.asarray(image), WHITE[depth])
         return np.repeat(grey[..., None], 3, axis=-1)  # (H, W, 3)
@@ -173,7 +173,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bits(grey: np.ndarray, whites: tuple[int, ...]) -> np.ndarray:
-    strips = np.array_split(grey, min(len(grey), 1 + grey.size // 2**20))  # in float64 all of it might take gigabytes
+    strips = np.array_split(grey, min(len(grey), 1 + grey.size // 2**20))  # a whole picture in float64 could take gigabytes
     highest = max(_finite(strip).max() for strip in strips)
     white = next((white for white in whites if highest <= white), highest)
     return np.concatenate([np.rint(_finite(strip) * (255 / white)).astype(np.uint8) for strip in strips])

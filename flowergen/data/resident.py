@@ -1,4 +1,4 @@
-"""A collection that lies on the device, so that only row numbers travel there."""
+"""Collections kept on the device, so that batches are transferred as row numbers only."""
 
 import torch
 from torch import Tensor
@@ -6,15 +6,15 @@ from torch.utils.data import Dataset
 
 from flowergen.data.batch import Batch, LatentBatch
 
-SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not there yet
-CHUNK_SIZE = 1024  # rows that are copied
+SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not yet allocated
+CHUNK_SIZE = 1024  # rows per copy
 
 
 class Rows(Dataset[Tensor]):
-    """Row numbers in place of whole batches.
+    """Dataset that returns row numbers in place of whole batches.
 
     Args:
-        num: M.
+        num: number of rows M.
     """
 
     def __init__(self, num: int):
@@ -28,16 +28,16 @@ class Rows(Dataset[Tensor]):
 
 
 def size_of(source: Dataset[Batch] | Dataset[LatentBatch]) -> int:
-    """Bytes of all batches of a collection."""
+    """Return the size of a whole collection in bytes."""
     return len(source) * sum(part.nbytes for part in source[[0]])  # type: ignore[arg-type]
 
 
 def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) -> Batch | LatentBatch:
-    """The whole collection as one batch on the device; each process has its own.
+    """Copy a whole collection to the device as one batch; each process has its own copy.
 
     Args:
-        source: gives a batch for a list of rows.
-        device: where to.
+        source: returns a batch for a list of rows.
+        device: target device.
     """
     num = len(source)  # type: ignore[arg-type]
     first = source[[0]]
@@ -50,10 +50,10 @@ def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) 
 
 
 def picked(whole: Batch | LatentBatch, rows: Tensor) -> Batch | LatentBatch:
-    """What the source would have given for these rows.
+    """Return the batch that the source would return for these rows.
 
     Args:
         whole: see ``copied``.
-        rows: (N,) int64 on its device.
+        rows: (N,) int64 on the same device.
     """
     return type(whole)(*(values[rows] for values in whole))

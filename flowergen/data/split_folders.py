@@ -1,8 +1,8 @@
-"""Divide a picture collection into train, val and test folders, so that an interrupted division can be completed.
+"""Split a picture collection into train, val and test folders; an interrupted split can be completed.
 
-All is decided before anything is written: the split is a function of the set of pictures and the seed, so a second run comes
-to the same one and finds part of it done. While pictures move, source and targets together are the collection; a hidden file
-in the train folder holds its fingerprint, by which a second run distinguishes moved pictures from others.
+Everything is decided before anything is written: the split is a function of the set of pictures and the seed, so a second
+run computes the same split and finds part of it done. During a move, source and targets together form the collection; a
+hidden file in the train folder holds its fingerprint, by which a second run distinguishes moved pictures from others.
 """
 
 import errno
@@ -29,7 +29,7 @@ from flowergen.errors import UserError
 Mode = Literal["copy", "link", "move"]
 
 FINGERPRINT_FILE = ".flowergen-split"
-PARTIAL_PREFIX = ".flowergen-split-"  # of copies under way
+PARTIAL_PREFIX = ".flowergen-split-"  # of unfinished copies
 AGAIN = "then run the same command again, which goes on where this one stopped"
 REMEDIES = {
     errno.ENOSPC: "make room",
@@ -42,13 +42,13 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """What ``split_dataset`` did.
+    """Result of ``split_dataset``.
 
     Attributes:
-        folders: by subset, "train", "val" where asked for, "test".
-        counts: pictures in each.
-        unreadable: "name (reason)" of those that do not decode and stay where they are.
-        num_others: files of the source that are no pictures by their extension.
+        folders: folders by subset, "train", "val" if requested, "test".
+        counts: number of pictures in each.
+        unreadable: "name (reason)" of pictures that cannot be decoded and stay in the source.
+        num_others: number of source files without a picture extension.
     """
 
     folders: dict[str, Path]
@@ -58,7 +58,7 @@ class FolderSplit:
 
     @property
     def root(self) -> Path | None:
-        """What ``data.root=`` would be for these folders; None where it would not find them, or find others besides."""
+        """Value of ``data.root=`` for these folders; None if it would not find them or would find others as well."""
         folders = self.folders.values()
         parents = {folder.parent for folder in folders}
         own = all(subset_named(folder.name) == subset for subset, folder in self.folders.items())
@@ -82,27 +82,27 @@ def split_dataset(
     seed: int = 42,
     mode: Mode = "copy",
 ) -> FolderSplit:
-    """Divide a folder of pictures, each class in the same proportion, byte-identical copies on one side.
+    """Split a folder of pictures, stratified by class, with byte-identical copies in the same subset.
 
-    ceil(N * test_size) of the N pictures that decode go to test, ceil(N * val_size) to val, the rest to train, under their
+    ceil(N * test_size) of the N decodable pictures go to test, ceil(N * val_size) to val, the rest to train, under their
     paths relative to the source. Nothing is overwritten. Run it again after an interruption to complete the same split.
 
     Args:
-        source: the folder, flat or with a folder a class, at any depth.
-        train: folder to make.
-        test: folder to make.
-        val: folder to make; goes with ``val_size``.
+        source: the folder, flat or with class folders, at any depth.
+        train: folder to create.
+        test: folder to create.
+        val: folder to create; requires ``val_size``.
         test_size: fraction of all pictures, above 0 and below 1.
-        val_size: fraction of all pictures, from 0 to below 1.
-        seed: of the draw, not negative.
+        val_size: fraction of all pictures, from 0 to below 1; requires ``val`` if above 0.
+        seed: seed of the draw, not negative.
         mode: ``copy``, ``link`` (symbolic links to absolute paths) or ``move``.
 
     Returns:
-        The folders, how many pictures are in each, and what was left where it is.
+        The folders, the number of pictures in each, and the files that were left out.
 
     Raises:
-        UserError: one line that says what to do. If it is for the arguments or for what the folders hold, nothing has been
-            touched; else running again completes the split.
+        UserError: one line that says what to do. If the arguments or the contents of the folders are invalid, nothing has
+            been touched; otherwise, running again completes the split.
     """
     source = _absolute(source)
     given = {"train": train, "val": val, "test": test}
@@ -111,7 +111,7 @@ def split_dataset(
 
     names, others = find_pictures(source, "source")
     present = {subset: _pictures_in(folder, subset) for subset, folder in targets.items()}
-    # where a picture was moved already, its target stands in for the source
+    # for pictures already moved, use the target in place of the source
     paths = {name: targets[subset] / name for subset, held in present.items() for name in held}
     moved = paths.keys() - set(names)
     paths = dict(sorted((paths | {name: source / name for name in names}).items()))
@@ -136,7 +136,7 @@ def split_dataset(
     try:
         for folder in targets.values():
             folder.mkdir(parents=True, exist_ok=True)
-            for stale in list(folder.rglob(f"{PARTIAL_PREFIX}*")):  # of a run that was killed
+            for stale in list(folder.rglob(f"{PARTIAL_PREFIX}*")):  # left by a killed run
                 stale.unlink()
         if mode == "move":
             _write_fingerprint(fingerprint_file, fingerprint)
@@ -195,7 +195,7 @@ def _pictures_in(folder: Path, subset: str) -> list[str]:
 def _check_source(
     source: Path, names: Sequence[str], num_others: int, paths: Mapping[str, Path], targets: Mapping[str, Path]
 ) -> None:
-    """Whether there is a collection that is not split yet, and no link leads from it into a target."""
+    """Check that the source is not empty, is not split yet, and contains no link into a target."""
     where = f"source={printable(str(source))}"
     if not paths:
         raise UserError(
@@ -211,7 +211,7 @@ def _check_source(
 
 
 def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
-    """The digests of the pictures that decode, and the reasons of those that do not, by name."""
+    """Return the digests of decodable pictures and the reasons why others cannot be decoded, by name."""
 
     names = list(paths)
 
@@ -231,7 +231,7 @@ def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]
 
 
 def _draw(digests: Mapping[str, str], test_size: float, val_size: float, seed: int) -> dict[str, str]:
-    """The subset of every picture."""
+    """Assign a subset to every picture."""
     num = len(digests)
     num_test, num_val = _ceil(num * test_size), _ceil(num * val_size)
     labels = np.array(read_folders(list(digests))[1])
@@ -246,7 +246,7 @@ def _draw(digests: Mapping[str, str], test_size: float, val_size: float, seed: i
 
 
 def _ceil(number: float) -> int:
-    """Round up, but not for float fuzz.
+    """Round up, ignoring floating-point errors.
 
     >>> _ceil(100 * 0.07), math.ceil(100 * 0.07)
     (7, 8)
@@ -262,10 +262,10 @@ def _check_targets(
     digests: Mapping[str, str],
     mode: Mode,
 ) -> set[str]:
-    """The names that are in their place already.
+    """Return the names that are already in place.
 
     Raises:
-        UserError: a target holds something else.
+        UserError: a target contains something else.
     """
     for parent, folder in {((targets[subset] / name).parent, targets[subset]) for name, subset in plan.items()}:
         if parent.resolve() != folder.resolve() / parent.relative_to(folder):
@@ -292,7 +292,7 @@ def _is_right(target: Path, path: Path, digest: str, mode: Mode) -> bool:
         return target.is_symlink() and target.resolve() == path.resolve()
     if target.is_symlink() or not target.is_file():  # a link would dangle once its source has moved
         return False
-    if target == path:  # moved already, and read as a part of the collection
+    if target == path:  # already moved, and read as part of the collection
         return True
     try:
         return digest_of(target.read_bytes()) == digest
@@ -309,7 +309,7 @@ def _unknown_picture(path: Path) -> UserError:
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------
 def _place(path: Path, target: Path, mode: Mode) -> None:
-    """Let a picture appear in its target, whole and never over another file."""
+    """Create a picture in its target atomically, without overwriting another file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if mode == "link":
         target.symlink_to(path.resolve())
@@ -333,7 +333,7 @@ def _copy(path: Path, target: Path, durably: bool) -> None:
 
 
 def _second_name(path: Path, new: Path) -> bool:
-    """A hard link: unlike a rename, it fails where ``new`` exists. False where the file systems cannot."""
+    """Create a hard link, which unlike a rename fails if ``new`` exists. Return False if it is not supported."""
     try:
         os.link(path, new)
     except FileExistsError:
@@ -362,6 +362,6 @@ def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
     return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
 
 
-# ---- Small things ----------------------------------------------------------------------------------------------------
+# ---- Helpers ---------------------------------------------------------------------------------------------------------
 def _absolute(folder: str | Path) -> Path:
     return Path(os.path.expanduser(folder)).absolute()

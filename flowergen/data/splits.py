@@ -1,7 +1,7 @@
-"""Which pictures are trained on and which are held out.
+"""Splits of a data set into training and held-out pictures.
 
 A split is a function of the seed and of the set of pictures and labels: files may be listed in any order, renamed or
-moved. To that end, pictures are known by their digest alone, and drawn in the order of their digests.
+moved. To that end, pictures are identified only by their digests and drawn in the order of these.
 """
 
 import logging
@@ -19,15 +19,15 @@ def apportion(counts: Sequence[int], total: int) -> list[int]:
     """Divide a total in proportion to counts, by largest remainder (Hamilton's method).
 
     Args:
-        counts: of each class, not negative.
-        total: to be divided, from 0 to the sum of the counts.
+        counts: count of each class, not negative.
+        total: number to divide, from 0 to the sum of the counts.
 
     Returns:
-        A share for each class: the exact proportion rounded down or up, so never more than the count. They sum to the
-        total; of equal remainders, the earlier class is rounded up.
+        The share of each class: the exact proportion rounded down or up, so never more than the count. The shares sum to
+        the total; of equal remainders, the earlier class is rounded up.
 
     Raises:
-        ValueError: the counts do not hold the total.
+        ValueError: the total is negative or exceeds the sum of the counts.
 
     >>> apportion([50, 30, 20], 7)
     [4, 2, 1]
@@ -49,14 +49,14 @@ def stratified_split(
     val_fraction: float = VAL_FRACTION,
     test_fraction: float = TEST_FRACTION,
 ) -> np.ndarray:
-    """Hold out the same fraction of every class, and byte-identical duplicates together, whatever their labels.
+    """Hold out the same fraction of every class, keeping byte-identical duplicates together regardless of their labels.
 
     Args:
-        labels: (N,) int64 class; the unlabelled, -1, are a class of their own.
+        labels: (N,) int64 class; unlabelled pictures, -1, form a separate class.
         digests: (N,) str, equal for byte-identical pictures.
-        seed: of the draw, not negative.
-        val_fraction: of all pictures, in [0, 1]; with ``test_fraction`` at most 1.
-        test_fraction: of all pictures.
+        seed: seed of the draw, not negative.
+        val_fraction: fraction of all pictures, in [0, 1]; at most 1 together with ``test_fraction``.
+        test_fraction: fraction of all pictures.
 
     Returns:
         (N,) str: "train", "val" or "test". round(N * fraction) pictures are held out, each class with its share by
@@ -66,14 +66,14 @@ def stratified_split(
 
 
 def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, num_test: int) -> np.ndarray:
-    """``stratified_split`` by numbers of pictures.
+    """Split as in ``stratified_split``, but by numbers of pictures.
 
     Args:
-        labels: (N,) int64 class; the unlabelled, -1, are a class of their own.
+        labels: (N,) int64 class; unlabelled pictures, -1, form a separate class.
         digests: (N,) str, equal for byte-identical pictures.
-        seed: of the draw, not negative.
-        num_val: pictures to hold out for val; what is left where there are fewer.
-        num_test: for test, which is drawn first.
+        seed: seed of the draw, not negative.
+        num_val: number of pictures for val, capped at those left after test.
+        num_test: number of pictures for test, which is drawn first.
 
     Returns:
         (N,) str: "train", "val" or "test".
@@ -81,7 +81,7 @@ def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, n
     class_sizes = Counter(labels.tolist())
     classes = sorted(class_sizes)
     left = [class_sizes[label] for label in classes]
-    needs = {}  # subset -> class -> how many are still to be held out
+    needs = {}  # subset -> class -> number still to be held out
     for subset, total in (("test", num_test), ("val", num_val)):
         shares = apportion(left, min(total, sum(left)))
         left = [num - share for num, share in zip(left, shares, strict=True)]
@@ -91,7 +91,7 @@ def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, n
     for row, digest in enumerate(digests.tolist()):
         groups.setdefault(digest, []).append(row)
     generator = np.random.default_rng(np.random.SeedSequence([seed, *b"split"]))
-    # not generator.permutation, whose algorithm numpy may change: runs of other versions would see held-out pictures
+    # not generator.permutation, whose algorithm may change: runs with another numpy would train on held-out pictures
     order = np.argsort(generator.random(len(groups)), kind="stable")
     shuffled = [rows for _, rows in sorted(groups.items())]
     shuffled = [shuffled[index] for index in order]
@@ -104,7 +104,7 @@ def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, n
                 need.subtract(content)
                 subsets[rows] = subset
                 break
-    # Where the duplicates of a class do not add up to its share, any other pictures make up the total.
+    # If the duplicates of a class do not add up to its share, fill up with any other pictures.
     for subset, need in needs.items():
         missing = need.total()
         for rows in shuffled:
@@ -115,23 +115,23 @@ def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, n
 
 
 def complete_subsets(subsets: np.ndarray, labels: np.ndarray, digests: np.ndarray, seed: int) -> np.ndarray:
-    """Make a data set's own split fit to train on: nothing leaks, and both val and test are there.
+    """Prepare a data set's own split for training: remove leaks, and add val or test if missing.
 
-    A picture with copies in several subsets is held out with all its copies: in test if one lies there, else in val. So
-    no picture is dropped, and the data set's own test pictures all stay, joined by the copies. After that, where val or
-    test is missing or empty, 10% of train become it, drawn as in ``stratified_split``.
+    A picture with copies in several subsets is held out with all its copies: in test if one of them is there, else in val.
+    No picture is dropped, and the data set's own test pictures stay in test, joined by the copies. Then, if val or test is
+    empty, 10% of train is used for it, drawn as in ``stratified_split``.
 
     Args:
         subsets: (N,) "train", "val" or "test".
-        labels: (N,) int64, -1 where unlabelled.
+        labels: (N,) int64, -1 if unlabelled.
         digests: (N,) str, equal for byte-identical pictures.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         (N,) str: "train", "val" or "test".
     """
     completed = subsets.astype("<U5")  # a copy
-    for held_out in ("val", "test"):  # test has the last word
+    for held_out in ("val", "test"):  # test takes precedence
         completed[np.isin(digests, digests[subsets == held_out])] = held_out
     num_moved = np.count_nonzero(completed != subsets)
     if num_moved:

@@ -1,6 +1,6 @@
-"""Pictures that are decoded each time they are asked for, where the decoded collection would not fit the disk.
+"""Pictures decoded on every access, for collections that would not fit on the disk when decoded.
 
-Only an index is kept, ``<name>_index_<key>/``: which files decode, and the digest of each.
+Only an index is stored, ``<name>_index_<key>/``: which files can be decoded, and the digest of each.
 """
 
 import json
@@ -23,20 +23,20 @@ from flowergen.errors import UserError
 
 log = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2  # decoded while the model is at the one before
+BATCHES_AHEAD = 2  # decoded while the model processes an earlier one
 
 
 class StreamedImages:
-    """The pictures of a collection as an (M, 3, S, S) uint8 array that lies in their files.
+    """The pictures of a collection as an (M, 3, S, S) uint8 array that is decoded from their files on access.
 
-    As with a memory map, a slice is a view that has read nothing, and a list of rows reads them.
+    As with a memory map, a slice is a view that reads nothing, and a list of rows reads them.
 
     Args:
-        listing: of the files.
-        rows: (M,) int64 which of them.
-        digests: (M,) str, what they were when the index was made.
-        size_px: S.
-        pool: of the threads that decode.
+        listing: listing of the files.
+        rows: (M,) int64 rows of the listing.
+        digests: (M,) str, digests when the index was built.
+        size_px: side S of the pictures.
+        pool: thread pool for decoding.
     """
 
     dtype = np.dtype(np.uint8)
@@ -74,10 +74,10 @@ class StreamedImages:
 
 
 class LoaderAhead(DataLoader):
-    """Has a thread that is batches ahead: pictures are decoded while the model computes.
+    """DataLoader that prefetches batches in a thread: pictures are decoded while the model computes.
 
-    A thread, as decoding is done by threads already, and an error of a worker process would arrive as a traceback. The order
-    is asked for ahead, and counted by who takes the batches: a resumed run misses none.
+    It uses a thread because decoding is multithreaded already, and an error in a worker process would surface as a
+    traceback. The sampler is read ahead, but only consumed batches are counted, so a resumed run misses none.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -101,19 +101,19 @@ class LoaderAhead(DataLoader):
 def streamed_images(
     listing: Listing, name: str, size_px: int, cache_dir: Path, on_corrupt: Literal["error", "skip"] = "error"
 ) -> CachedImages:
-    """The pictures that ``cached_images`` gives, pixel by pixel, decoded when they are asked for.
+    """Return the same pixels as ``cached_images``, decoded on access.
 
-    Every file is read once to know which decode; that is kept.
+    Every file is read once to find those that can be decoded; the result is stored.
 
     Args:
         listing: the pictures.
-        name: of the data set, for the folder's name.
+        name: name of the data set, for the folder's name.
         size_px: side S of the square pictures.
         cache_dir: the folder of all caches.
-        on_corrupt: ``error`` raises where pictures do not decode, ``skip`` goes on without them.
+        on_corrupt: ``error`` raises if pictures cannot be decoded, ``skip`` leaves them out.
 
     Raises:
-        UserError: as ``cached_images``.
+        UserError: as in ``cached_images``.
     """
     num = len(listing.names)
     key = blake2b(f"index/{TRANSFORM_VERSION}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
@@ -127,7 +127,7 @@ def streamed_images(
             digests, unreadable = np.array(meta["digests"], dtype=str), dict[int, str](meta["unreadable"])
             if (meta["key"], digests.shape) != (key, (num - len(unreadable),)):
                 raise ValueError("not the expected pictures")
-        except Exception as error:  # damaged bytes make json raise whatever it pleases
+        except Exception as error:  # json raises errors of any type on damaged bytes
             log.warning("%s is damaged (%s): reading the pictures again", folder, printable(str(error)))
             return None
         return digests, unreadable
@@ -151,7 +151,7 @@ def streamed_images(
     rows = np.setdiff1d(np.arange(num), list(unreadable))
     images = StreamedImages(listing, rows, digests, size_px, ThreadPoolExecutor())
     found = CachedImages(
-        images=cast(np.ndarray, images),  # what is asked of it anywhere: len, shape, a slice, rows
+        images=cast(np.ndarray, images),  # supports every operation in use: len, shape, slices, rows
         rows=rows,
         digests=digests,
         unreadable=tuple(f"{printable(listing.names[row])} ({printable(why)})" for row, why in unreadable.items()),

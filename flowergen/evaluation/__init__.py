@@ -1,1 +1,1 @@
-"""What a trained model makes of pictures, and how good it is."""
+"""Sampling, reconstruction and evaluation of trained models."""

@@ -1,4 +1,4 @@
-"""The metric card: what was found, beside its floor, and the protocol without which the figures mean nothing."""
+"""The metric card: results beside their floors, and the protocol needed to interpret them."""
 
 import json
 import math
@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 from flowergen.errors import UserError
 
-VERSION = 2  # of the protocol: raise it when the same words would give other figures
+VERSION = 2  # of the protocol: increment it if the same settings would give different values
 
 
 class Figure(NamedTuple):
-    """How a metric is shown.
+    """How to display a metric.
 
     Attributes:
-        label: its name; EXTRACTOR is replaced.
-        style: format of its values.
-        better: ``lower`` or ``higher``; empty where neither is.
-        part: of the card.
+        label: display name; see ``label_of``.
+        style: format specification of its values.
+        better: ``lower`` or ``higher``; empty if neither.
+        part: section of the card.
     """
 
     label: str
@@ -68,19 +68,19 @@ OF = {  # columns, in this order
     "samples_as_floor": "as many samples as the floor has pictures",
 }
 DENOISING_OF = {"train": "as many training pictures", "held_out": "held-out pictures"}
-INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # that belong to Inception's features alone
+INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # names reserved for Inception features
 
 
 def hash_of(plain: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits of plain data."""
+    """Return a hash of plain data, 12 hexadecimal digits."""
     return blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation (n - 1) over repeats, and the values themselves; no deviation of what is no number.
+    """Return mean, standard deviation (n - 1) and values over repeats; no standard deviation if a value is not finite.
 
     Args:
-        results: by metric and column, a value for each repeat.
+        results: one value per repeat, by metric and column.
     """
     return {
         metric: {
@@ -96,10 +96,10 @@ def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """The card in a folder; None where there is none.
+    """Return the card in a folder, or None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the card is damaged.
     """
     path = folder / "card.json"
     try:
@@ -114,10 +114,10 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 
 def newest_card(path: Path) -> dict[str, Any]:
-    """The card that is meant by a run folder (its newest one), a card's folder, or the file.
+    """Return the newest card of a run folder, or the card given by its folder or file.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no card.
     """
     if path.name == "card.json":
         path = path.parent
@@ -129,7 +129,7 @@ def newest_card(path: Path) -> dict[str, Any]:
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """A card as text: the tables, what is missing, the protocol, and where and when."""
+    """Format a card as Markdown: tables, missing metrics, notes, protocol and provenance."""
     protocol, subject, results = card["protocol"], card["subject"], card["results"]
     sizes = {of: f"{OF[of]}, n = {count:,}" for of, count in card["counts"].items() if of in OF}
     lines = [f"# {subject['what']}", ""]
@@ -179,14 +179,14 @@ def _table(
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, its columns aligned for those who read it as text; the first row is the head."""
+    """Format a Markdown table with aligned columns; the first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def label_of(metric: str, extractor: str) -> str:
-    """Its name; what is FID's formula in other features than Inception's says so."""
+    """Return a metric's display name; FID and the like are renamed if the features are not Inception's."""
     label = FIGURES[metric].label
     if metric not in INCEPTION_NAMES or extractor == "inception":
         return label
@@ -201,14 +201,14 @@ def label_of(metric: str, extractor: str) -> str:
 
 
 def key_in_logs(metric: str, extractor: str) -> str:
-    """Its key in logs; what is FID's formula in other features than Inception's says whose: ``fid_efficientnet``."""
+    """Return a metric's log key; FID and the like name the extractor if it is not Inception: ``fid_efficientnet``."""
     if metric not in INCEPTION_NAMES or extractor == "inception":
         return metric
     return f"{metric}_{Path(extractor.rpartition(':')[2]).stem}"
 
 
 def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
-    """Mean ± standard deviation, in the metric's own format; empty for nothing."""
+    """Format mean ± standard deviation in the metric's own format; empty if there is no entry."""
     if entry is None:
         return ""
     if not math.isfinite(entry["mean"]):
@@ -219,13 +219,13 @@ def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
 
 
 def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Several cards in one table, a column each, every figure's floor below it.
+    """Compare cards in one table, one column per card, with each metric's floors below it.
 
     Args:
         cards: at least two.
 
     Raises:
-        UserError: their protocols differ; names what.
+        UserError: their protocols differ; the message names the differences.
     """
     first = cards[0]
     for other in cards[1:]:
@@ -238,7 +238,7 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
             )
     extractor, left_out, notes = first["protocol"]["extractor"], set[str](), list[str]()
-    probes = [card.get("probe", card.get("classifier")) for card in cards]  # the latter: of protocol version 1
+    probes = [card.get("probe", card.get("classifier")) for card in cards]  # "classifier" in protocol version 1
     if any(probe != probes[0] for probe in probes):
         left_out.add("class_accuracy")
         notes.append("class consistency is left out: the cards have other linear probes")

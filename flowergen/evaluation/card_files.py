@@ -1,4 +1,4 @@
-"""What lies beside a card: the worst pairs as pictures, and the scalars in TensorBoard."""
+"""Files beside a card: the worst pairs as pictures, and scalars for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from flowergen.viz.grids import comparison_grid, write_png
 
 
 def write_pairs(folder: Path, pairs: Sequence[Pairs]) -> None:
-    """``copies_pixels.png`` and ``copies_features.png``: the samples nearest to training pictures, those below them."""
+    """Write ``copies_pixels.png`` and ``copies_features.png``: suspected copies above their nearest training pictures."""
     for found in pairs:
         samples, nearest = (torch.from_numpy(images).float() / 255 for images in (found.samples, found.nearest))
         write_png(folder / f"copies_{found.space}.png", comparison_grid(samples, nearest, columns=8, gap_px=4))
 
 
 def write_scalars(folder: Path, card: Mapping[str, Any], step: int) -> None:
-    """The card's means for TensorBoard, where each folder is a run.
+    """Write the card's means for TensorBoard, which treats each folder as a run.
 
     Args:
-        folder: for this card alone.
-        card: whose.
+        folder: output folder, used only for this card.
+        card: the metric card.
         step: optimiser steps that the model was trained for.
     """
     with SummaryWriter(str(folder)) as writer:

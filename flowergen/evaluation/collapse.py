@@ -1,4 +1,4 @@
-"""Posterior collapse: how much each latent dimension says about the pictures, and where the latents lie as a whole."""
+"""Posterior collapse: the information in each latent dimension, and how the aggregate posterior compares with the prior."""
 
 import math
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from flowergen.nn.latent_space import nats_per_unit
 from flowergen.nn.posterior import Posterior
 from flowergen.viz.latent_map import principal_plane
 
-SILENT_NATS = 0.01  # of KL, below which a dimension says next to nothing
-MANY = 0.25  # of the dimensions
-NOTHING_NATS = 0.1  # of information about which picture it is: among e^0.1 = 1.1 times fewer
-OFF_PRIOR = 2.0  # a variance is that many times the prior's, or one such part of it
-FEW_PICTURES = 50  # whose variances are wrong by a fifth
-DIMS_PER_CHUNK = 2048  # whose values in float64 are in memory at once
+SILENT_NATS = 0.01  # KL below which a dimension carries almost no information
+MANY = 0.25  # share of the dimensions that counts as many
+NOTHING_NATS = 0.1  # information about the picture's index; narrows the candidates by a factor of only e^0.1 = 1.1
+OFF_PRIOR = 2.0  # factor by which a variance is larger or smaller than the prior's
+FEW_PICTURES = 50  # at this number, variance estimates have a relative error of about a fifth
+DIMS_PER_CHUNK = 2048  # dimensions held in memory in float64 at a time
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """Of N pictures; q(z) = 1/N sum_n q(z|x_n) is their aggregate posterior.
+    """Collapse statistics of N pictures; q(z) = 1/N sum_n q(z|x_n) is their aggregate posterior.
 
     For each dimension, kl = information_bound + aggregate_kl (Hoffman & Johnson 2016, "ELBO surgery", section 2, with q(z)
     replaced by the Gaussian of the same mean and variance).
@@ -31,15 +31,15 @@ class Collapse:
     Attributes:
         num_pictures: N.
         kl: (C, h, w) KL(q(z_u|x) || N(0, 1)), averaged over the pictures, in nats.
-        mean: (C, h, w) of q(z).
-        variance: (C, h, w) of q(z): var_x mu + E_x sigma^2, the law of total variance.
+        mean: (C, h, w) mean of q(z).
+        variance: (C, h, w) variance of q(z): var_x mu + E_x sigma^2, the law of total variance.
         active: (C, h, w) bool, var_x mu > 0.01 (Burda et al. 2016, arXiv:1509.00519, section 5.2).
-        information_bound: (C, h, w) 1/2 (log variance - E_x log sigma^2): what z_u says about the picture at most, in nats,
-            as no density of that variance has a larger entropy than the Gaussian.
+        information_bound: (C, h, w) 1/2 (log variance - E_x log sigma^2): upper bound in nats on the information of z_u about
+            the picture, since the Gaussian has the largest entropy of all densities with that variance.
         aggregate_kl: (C, h, w) KL(N(mean, variance) || N(0, 1)) in nats.
-        largest_variance: of q(z) along the direction in which the posterior means spread most.
-        information: which of ``num_compared`` pictures a draw from a posterior came from, in nats; see ``index_information``.
-        num_compared: at most e^information of them can be told apart.
+        largest_variance: variance of q(z) along the direction in which the posterior means vary most.
+        information: about which of ``num_compared`` pictures a posterior draw came from, in nats; see ``index_information``.
+        num_compared: number of pictures compared; at most e^information of them can be distinguished.
     """
 
     num_pictures: int
@@ -55,12 +55,12 @@ class Collapse:
 
     @property
     def num_dims(self) -> int:
-        """C h w."""
+        """Number of latent dimensions, C h w."""
         return self.kl.numel()
 
     @property
     def largest_of_prior(self) -> float:
-        """What the largest variance along a direction is about, and at most, among N draws from N(0, I).
+        """Approximate upper limit of the variance along any direction among N draws from N(0, I).
 
         (1 + sqrt(D / N))^2, Marchenko & Pastur 1967, 10.1070/SM1967v001n04ABEH001994; at the edge, Johnstone 2001,
         10.1214/aos/1009210544.
@@ -69,23 +69,23 @@ class Collapse:
 
     @property
     def num_silent(self) -> int:
-        """Dimensions that carry less than 0.01 nats."""
+        """Number of dimensions with a KL below 0.01 nats."""
         return int((self.kl < SILENT_NATS).sum())
 
 
 def measure_collapse(posterior: Posterior, compared: Tensor, eps: Tensor) -> Collapse:
-    """See ``Collapse``; all in float64 but for the KL of each picture.
+    """Compute ``Collapse``, in float64 except for the KL of each picture.
 
     Args:
-        posterior: of N pictures, (N, C, h, w), finite.
-        compared: (M,) int64, rows of the pictures whose information is estimated.
+        posterior: posteriors of N pictures, (N, C, h, w), finite.
+        compared: (M,) int64 indices of the pictures used to estimate the information.
         eps: (M, C, h, w) standard normal noise.
     """
     mean, logvar = posterior
     num, shape = len(mean), mean.shape[1:]
     center = mean.mean(0, dtype=torch.float64)
     of_means, of_noise, log_noise = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
-    for mu, lv in zip(mean.split(256), logvar.split(256), strict=True):  # in parts, as float64 takes twice the memory
+    for mu, lv in zip(mean.split(256), logvar.split(256), strict=True):  # in chunks, as float64 takes twice the memory
         of_means += (mu.double() - center).square().sum(0) / num
         of_noise += lv.double().exp().sum(0) / num
         log_noise += lv.double().sum(0) / num
@@ -108,24 +108,24 @@ def measure_collapse(posterior: Posterior, compared: Tensor, eps: Tensor) -> Col
 
 
 def index_information(posterior: Posterior, eps: Tensor) -> float:
-    """I(n; z) = E_n E_q(z|x_n) [log q(z|x_n) - log 1/N sum_m q(z|x_m)], from one draw a picture.
+    """Estimate I(n; z) = E_n E_q(z|x_n) [log q(z|x_n) - log 1/N sum_m q(z|x_m)] from one draw per picture.
 
-    Source: Hoffman & Johnson 2016, "ELBO surgery", equation 6. It is at most log N: latents of few pictures that are all told
-    apart say no more about how much a latent could hold.
+    Source: Hoffman & Johnson 2016, "ELBO surgery", equation 6. The value is at most log N: if all of a few pictures can be
+    distinguished, it does not show how much more information a latent could hold.
 
     Args:
-        posterior: of N pictures, (N, C, h, w).
+        posterior: posteriors of N pictures, (N, C, h, w).
         eps: (N, C, h, w) standard normal noise.
 
     Returns:
-        Nats. The estimate of a collapsed posterior may be slightly negative.
+        The estimate in nats; it may be slightly negative for a collapsed posterior.
     """
     num = len(eps)
     log_ratio = torch.zeros(num, num, dtype=torch.float64)  # [n, m]: log q(z_n|x_m) - log q(z_n|x_n)
     moments = (part.flatten(1).split(DIMS_PER_CHUNK, dim=1) for part in (*posterior, eps))
     for mu32, logvar32, eps32 in zip(*moments, strict=True):
         logvar, noise = logvar32.double(), eps32.double()
-        mu = mu32.double() - mu32.mean(0, dtype=torch.float64)  # fewer digits are lost in the differences below
+        mu = mu32.double() - mu32.mean(0, dtype=torch.float64)  # centred to reduce cancellation in the differences below
         z, precision = mu + (logvar / 2).exp() * noise, (-logvar).exp()  # (N, D) each
         square = z.square() @ precision.T - 2 * z @ (mu * precision).T + (mu.square() * precision).sum(1)  # (N, N)
         log_ratio += (noise.square() + logvar).sum(1, keepdim=True) / 2 - (square + logvar.sum(1)) / 2
@@ -134,12 +134,12 @@ def index_information(posterior: Posterior, eps: Tensor) -> float:
 
 
 def verdict(collapse: Collapse, objective: Mapping[str, Any], diffused: bool = False) -> list[str]:
-    """What the figures mean and what to change, a plain sentence each.
+    """Explain the figures and what to change, one sentence per line.
 
     Args:
         collapse: the figures.
-        objective: the model's config; its ``beta``, ``beta_warmup_steps`` and ``divergence`` are named where it has them.
-        diffused: the run is a diffusion on these latents.
+        objective: the model's config; ``beta``, ``beta_warmup_steps`` and ``divergence`` are used if present.
+        diffused: whether the run is a diffusion model on these latents.
     """
     num, dims, silent = collapse.num_pictures, collapse.num_dims, collapse.num_silent
     if num == 1:

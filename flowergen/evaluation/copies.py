@@ -1,10 +1,10 @@
-"""Whether a generator repeats its training pictures.
+"""Detection of samples that copy training pictures.
 
-A sample is taken for a copy where its nearest training picture is far nearer than the second nearest: a new picture has many
+A sample counts as a copy if its nearest training picture is much closer than the second nearest: a new picture has many
 neighbours at about the same distance (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize";
-Gu et al. 2023, arXiv:2310.02664, section 2). That needs a training set without near-duplicates, whose distances are alike. The
-ratio's usual bound of 1/3 is held against one that is calibrated: the ratio that one held-out picture in a hundred falls below,
-and held-out pictures are no copies. Other held-out pictures are the control of both.
+Gu et al. 2023, arXiv:2310.02664, section 2). This requires removing near-duplicates from the training set, because their
+distances are almost equal. The usual bound of 1/3 on the ratio is complemented by a calibrated one: the ratio that one held-out
+picture in a hundred falls below, as held-out pictures are not copies. Other held-out pictures are the control for both bounds.
 """
 
 import math
@@ -18,21 +18,21 @@ import torch.nn.functional as F
 from flowergen.data.image_datamodule import spread
 from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
 
-LARGEST_PX = 64  # side at which pixels are compared: a copy need not have every pixel
+LARGEST_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
-QUANTILE = 0.01  # of held-out pictures' ratios, the calibrated bound
-DUPLICATE_SHARE = 0.48  # of the usual distance between neighbours: two that are nearer count as one (docs/evaluation.md)
-EQUAL = 1e-6  # a distance that only equal pictures are below
-MEASURED_OF = 512  # pictures that say what is usual
-CHUNK_SIZE = 1024  # pictures whose pixels are made smaller
+QUANTILE = 0.01  # of the held-out pictures' ratios: the calibrated bound
+DUPLICATE_SHARE = 0.48  # of the usual distance between neighbours: closer pictures count as one (docs/evaluation.md)
+EQUAL = 1e-6  # only identical pictures are closer than this
+MEASURED_OF = 512  # pictures used to estimate the usual distance
+CHUNK_SIZE = 1024  # pictures downsampled at a time
 
 
 class Neighbours(NamedTuple):
-    """The nearest training pictures of N pictures.
+    """The two nearest training pictures of N pictures.
 
     Attributes:
-        row: (N, 2) positions among all training pictures.
-        ratio: (N,) d1 / d2; 0 where d1 is 0, also where d2 is.
+        row: (N, 2) indices into all training pictures.
+        ratio: (N,) d1 / d2; 0 if d1 is 0, even if d2 is 0 too.
     """
 
     row: np.ndarray
@@ -40,11 +40,11 @@ class Neighbours(NamedTuple):
 
 
 def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """Pixels as vectors, made smaller with antialiasing to at most 64 px a side.
+    """Flatten pixels to vectors, after antialiased downsampling to at most 64 px a side.
 
     Args:
-        images: (M, 3, S, S) uint8, maybe a memory map.
-        rows: (N,) which of them; None for all.
+        images: (M, 3, S, S) uint8, possibly a memory map.
+        rows: (N,) indices of the pictures to use; None for all.
 
     Returns:
         (N, 3 s s) uint8, s = min(S, 64).
@@ -62,29 +62,29 @@ def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndar
 
 
 def mirrored(vectors: np.ndarray) -> np.ndarray:
-    """The mirror images of ``pixel_vectors``."""
+    """Mirror vectors from ``pixel_vectors`` horizontally."""
     side = math.isqrt(vectors.shape[1] // 3)
     return vectors.reshape(-1, 3, side, side)[..., ::-1].reshape(vectors.shape)
 
 
 def with_mirror_images(vectors: np.ndarray, wanted: bool) -> list[np.ndarray]:
-    """``pixel_vectors``, and their mirror images where training has shown those as well."""
+    """Return vectors from ``pixel_vectors`` and, if training used mirror images, their mirror images."""
     return [vectors, mirrored(vectors)] if wanted else [vectors]
 
 
 def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
-    """Which training pictures are left when near-duplicates are taken out.
+    """Return the training pictures that remain after removing near-duplicates.
 
     Args:
-        vectors: (M, D) of ``pixel_vectors``.
+        vectors: (M, D) from ``pixel_vectors``.
         mirror: whether mirror images count as duplicates.
 
     Returns:
-        (K,) rows, the first of each group, K >= 2 unless M < 2; all of them if M < 4.
+        (K,) indices, the first of each group, K >= 2 unless M < 2; all of them if M < 4.
     """
     if len(vectors) < 4:
         return np.arange(len(vectors))
-    # the second nearest, of the other half: where each picture is there twice, the nearest is its duplicate
+    # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
     usual = float(two_nearest([spread(vectors[::2], MEASURED_OF)], vectors[1::2]).distance[:, 1].median())
     closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
     kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), closer_than))
@@ -92,12 +92,12 @@ def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
 
 
 def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarray) -> Neighbours:
-    """The two nearest training pictures.
+    """Find the two nearest training pictures.
 
     Args:
-        variants: of the same N vectors, (N, D) each, see ``two_nearest``.
-        train: (K, D) of the training pictures that are left.
-        kept: (K,) their rows among all.
+        variants: variants of the same N vectors, (N, D) each, see ``two_nearest``.
+        train: (K, D) the remaining training pictures.
+        kept: (K,) their indices among all training pictures.
     """
     nearest: Nearest = two_nearest(variants, train)
     first, second = nearest.distance.double().numpy().T
@@ -106,30 +106,30 @@ def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarr
 
 
 def calibrated_ratio(held_out: np.ndarray) -> tuple[float, float]:
-    """The bound below which at most one new picture in a hundred falls, or as few as so many pictures can tell.
+    """Return the bound below which at most 1 % of new pictures fall, or the smallest ratio if N < 99.
 
-    A new picture is below the k-th smallest of N with probability k / (N + 1), as each place among them is as likely.
+    A new picture falls below the k-th smallest of N with probability k / (N + 1), since every rank is equally likely.
 
     Args:
         held_out: (N,) ratios of held-out pictures.
 
     Returns:
-        The bound, and that probability.
+        The bound and that probability.
     """
     k = max(1, int(QUANTILE * (len(held_out) + 1)))
     return float(np.sort(held_out)[k - 1]), k / (len(held_out) + 1)
 
 
 def copy_rate(ratio: np.ndarray, below: float) -> float:
-    """The share of pictures that a bound takes for copies.
+    """Return the share of pictures that a bound classifies as copies.
 
     Args:
-        ratio: (N,) of the pictures.
+        ratio: (N,) d1 / d2 of the pictures.
         below: the bound.
     """
     return float((ratio < below).mean())
 
 
 def worst(ratio: np.ndarray, num: int) -> np.ndarray:
-    """Numbers of those with the smallest ratios, the smallest first; of equal ones the first."""
+    """Return the indices of the smallest ratios, in ascending order; ties keep their order."""
     return np.argsort(ratio, kind="stable")[:num]

@@ -1,4 +1,4 @@
-"""Samples of a diffusion model as latents, drawn once to train on."""
+"""Samples of a diffusion model as latents, drawn once as training data."""
 
 import json
 import logging
@@ -22,16 +22,16 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 log = logging.getLogger(__name__)
 
 CHUNK_SIZE = 128
-FIRST_INDEX = 2**40  # numbers of samples that no command draws, so that what is measured was not trained on
+FIRST_INDEX = 2**40  # first sample number, beyond those of any command: evaluated samples are never trained on
 
 
 def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cache_dir: Path) -> tuple[Tensor, Tensor]:
-    """Samples by the model's own ``sampling``, their classes as frequent as in training; drawn once for every process and run.
+    """Draw samples with the model's own ``sampling`` and training's class frequencies, once for all processes and runs.
 
     Args:
-        model: in eval mode.
-        data: set up.
-        num: P.
+        model: a model in eval mode.
+        data: the data module, set up.
+        num: number of samples P.
         cache_dir: the folder of all caches.
 
     Returns:
@@ -56,7 +56,7 @@ def cached_samples(model: LatentDDPMModule, data: ImageDataModule, num: int, cac
             found = (json.loads((folder / "meta.json").read_text())["key"], latents.shape, latents.dtype)
             if found != (key, whole, np.dtype("<f4")):
                 raise ValueError(f"not the expected samples: {found}")
-        except Exception as error:  # damaged bytes make json and numpy raise whatever they please
+        except Exception as error:  # json and numpy may raise anything on damaged files
             log.warning("%s is damaged (%s): drawing again", folder, error)
             return None
         return latents

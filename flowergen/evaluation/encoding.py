@@ -1,4 +1,4 @@
-"""A whole collection as latents."""
+"""Latents and features of whole data sets."""
 
 import json
 import logging
@@ -21,24 +21,24 @@ from flowergen.nn.efficientnet import EfficientNetLite, feature_shape_for
 
 log = logging.getLogger(__name__)
 
-BATCH_VALUES = 64 * 64**2  # pixels of the pictures that are encoded at a time
+BATCH_VALUES = 64 * 64**2  # pixels encoded at a time
 Moments = tuple[np.ndarray, np.ndarray]  # mean and logvar, each (M, F, C, h, w) float32
 Encode = Callable[[Tensor], Iterable[Tensor]]  # (N, 3, S, S) in [0, 1] -> parts, each (N, ...)
 
 
 def batch_of(image_size: int) -> int:
-    """How many pictures of a size are encoded at a time."""
+    """Return how many pictures of this size are encoded at a time."""
     return max(1, BATCH_VALUES // image_size**2)
 
 
 def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, ...]]:
-    """q(z|x) of pictures, a batch at a time.
+    """Encode pictures to q(z|x), one batch at a time.
 
     Args:
         model: an autoencoder in eval mode.
-        data: set up.
-        rows: of the pictures.
-        flips: of their mirror images as well.
+        data: the data module, set up.
+        rows: indices of the pictures.
+        flips: whether to encode their mirror images as well.
 
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
@@ -47,11 +47,11 @@ def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips
 
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:
-    """q(z|x) of all pictures and, where training flips them, of their mirror images: encoded once for every process and run.
+    """Encode all pictures and, if training flips them, their mirror images to q(z|x), once for all processes and runs.
 
     Args:
         model: an autoencoder in eval mode.
-        data: set up.
+        data: the data module, set up.
         cache_dir: the folder of all caches.
 
     Returns:
@@ -66,12 +66,12 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
 
 
 def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.device, cache_dir: Path) -> np.ndarray:
-    """The last stage output of a frozen network, computed once like ``cached_posteriors``.
+    """Compute the last stage output of a frozen network, cached like ``cached_posteriors``.
 
     Args:
-        net: whose.
-        data: set up.
-        device: to compute on.
+        net: the frozen network.
+        data: the data module, set up.
+        device: device to compute on.
         cache_dir: the folder of all caches.
 
     Returns:
@@ -92,7 +92,7 @@ def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.
 def _of_pictures(
     encode: Encode, data: ImageDataModule, rows: np.ndarray, flips: bool, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """What ``encode`` gives for pictures and mirror images, each (N, F, ...) float32 on the CPU."""
+    """Yield the outputs of ``encode`` for pictures and mirror images, each (N, F, ...) float32 on the CPU."""
     batch_size = batch_of(data.image_size)
     for first in range(0, len(rows), batch_size):
         x = data.pictures[rows[first : first + batch_size].tolist()].image.to(device).float().div_(255)
@@ -111,7 +111,7 @@ def _cached(
     device: torch.device,
     cache_dir: Path,
 ) -> list[np.ndarray]:
-    """One array (M, F, *shape) for each name, of whatever ``encode`` gives, in a folder of the cache."""
+    """Return the outputs of ``encode`` from a cache folder, one array (M, F, *shape) per name."""
     num, flips = len(data.pictures), data.horizontal_flip
     whole = (num, 1 + flips, *shape)
     key = blake2b(f"{identity}/{data.pixels}/{flips}".encode(), digest_size=16).hexdigest()
@@ -125,7 +125,7 @@ def _cached(
             found = (json.loads((folder / "meta.json").read_text())["key"], [(a.shape, a.dtype) for a in arrays])
             if found != (key, [(whole, np.dtype(dtype))] * len(names)):
                 raise ValueError(f"not the expected {what}: {found}")
-        except Exception as error:  # damaged bytes make json and numpy raise whatever they please
+        except Exception as error:  # json and numpy may raise anything on damaged files
             log.warning("%s is damaged (%s): encoding again", folder, error)
             return None
         return arrays
@@ -155,19 +155,19 @@ def _cached(
 
 
 def in_parts(moments: Moments, rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
-    """Cached posteriors as ``posteriors`` yields them."""
+    """Yield cached posteriors in batches, like ``posteriors``."""
     for first in range(0, len(rows), 1024):
         mean, logvar = (torch.from_numpy(moment[rows[first : first + 1024]]) for moment in moments)
         yield mean, logvar
 
 
 def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of z ~ q(z|x) for each channel, over pictures, mirror images and positions.
+    """Return mean and standard deviation of z ~ q(z|x) for each channel, over pictures, mirror images and positions.
 
     var z = var mu + mean sigma^2, the law of total variance.
 
     Args:
-        parts: of the training split, mean and logvar, (N, F, C, h, w) each.
+        parts: mean and logvar of the training split, (N, F, C, h, w) each.
 
     Returns:
         (C,) each, float32.
@@ -176,11 +176,11 @@ def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
 
 
 def feature_scale(features: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, over pictures, mirror images and positions.
+    """Return mean and standard deviation of each channel, over pictures, mirror images and positions.
 
     Args:
         features: (M, F, K, h, w).
-        rows: of the training split.
+        rows: indices of the training split.
 
     Returns:
         (K,) each, float32.
@@ -190,7 +190,7 @@ def feature_scale(features: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tenso
 
 
 def _mean_and_std(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Of (N, F, C, h, w) values that each have a variance of their own, for each C."""
+    """Return mean and standard deviation for each C of (N, F, C, h, w) values, each with its own variance."""
     dims, total, square, count = (0, 1, 3, 4), torch.zeros(1), torch.zeros(1), 0
     for values, variance in parts:
         total = total + values.double().sum(dims)  # (C,)

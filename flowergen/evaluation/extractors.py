@@ -1,4 +1,4 @@
-"""Networks in whose features sets of pictures are compared, each with the exact resize in front of it."""
+"""Feature extractors for comparing sets of pictures, each with its exact resize."""
 
 import hashlib
 import warnings
@@ -16,18 +16,18 @@ from flowergen.modules.outside_weights import EFFICIENTNET_SHA256, fetch, load_e
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 INSTEAD = "extractor=efficientnet, whose weights are installed with flowergen"
-SMALLEST_PX, LARGEST_PX = 96, 224  # that EfficientNet-Lite1 sees
+SMALLEST_PX, LARGEST_PX = 96, 224  # smallest and largest input of EfficientNet-Lite1
 
 
 class Extractor(NamedTuple):
-    """Pictures to features.
+    """Maps pictures to features.
 
     Attributes:
-        name: what was asked for.
-        weights: hash of the file, or of the network.
-        resize: what happens to a picture before the network sees it, in words.
+        name: as shown on the card.
+        weights: hash of the file or of the network.
+        resize: description of the preprocessing.
         num_features: D.
-        num_logits: K of its own classes, 0 where it has none.
+        num_logits: number K of the network's own classes, 0 if it has none.
         features: (N, 3, S, S) uint8 -> (N, D) and (N, K), float32 on the CPU.
     """
 
@@ -40,12 +40,11 @@ class Extractor(NamedTuple):
 
 
 def chosen(name: str, weights_dir: str | Path) -> str:
-    """The extractor that ``auto`` stands for: Inception if its weights are there, else EfficientNet-Lite1, so that nothing is
-    downloaded; every other name as it is.
+    """Resolve ``auto`` to Inception if its weights are present, else to EfficientNet-Lite1, which needs no download.
 
     Args:
-        name: as it was asked for.
-        weights_dir: where weights lie.
+        name: as requested; names other than ``auto`` are returned unchanged.
+        weights_dir: directory of the weights.
     """
     if name != "auto":
         return name
@@ -53,20 +52,20 @@ def chosen(name: str, weights_dir: str | Path) -> str:
 
 
 def inception_path(weights_dir: str | Path) -> Path:
-    """Where Inception's weights lie, or go."""
+    """Return the path of Inception's weights, whether or not they are present."""
     return Path(weights_dir).expanduser() / INCEPTION_URL.rpartition("/")[2]
 
 
 def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
-    """The network with its weights.
+    """Load a network with its weights.
 
     Args:
         name: ``inception``, ``efficientnet``, ``torchvision:NAME``, or a file.
-        weights_dir: where weights lie, or go.
-        device: to compute on.
+        weights_dir: directory of the weights; missing ones are downloaded to it.
+        device: device to compute on.
 
     Raises:
-        MissingWeights: the weights are not there and cannot be had.
+        MissingWeights: the weights are missing and cannot be downloaded.
         UserError: they are damaged, or there is no such network.
     """
     if name == "inception":
@@ -79,14 +78,14 @@ def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> 
 
 
 def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
-    """EfficientNet-Lite1 trained on ImageNet, by its pooled last features (N, 1280) and its 1000 classes.
+    """Load EfficientNet-Lite1 trained on ImageNet: its pooled last features (N, 1280) and its 1000 class logits.
 
     Args:
-        what_for: the option that needs it, for the message.
-        device: to compute on.
+        what_for: the option that needs it, for the error message.
+        device: device to compute on.
 
     Raises:
-        MissingWeights: its package is not installed, or damaged.
+        MissingWeights: its package is not installed or is damaged.
     """
     net = load_efficientnet("lite1", what_for).to(device)
 
@@ -98,18 +97,18 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
-    """(N, 3, S, S) -> (N, 3, size, size)."""
+    """Resize (N, 3, S, S) to (N, 3, size, size)."""
     if x.shape[-1] == size:
         return x
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
-    """torch-fidelity's Inception-v3, with the weights of the original FID (arXiv:1706.08500) and its exact resize."""
+    """Load torch-fidelity's Inception-v3 with the weights of the original FID (arXiv:1706.08500) and its exact resize."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = fetch(INCEPTION_URL, weights_dir, "Inception's weights (91 MB)", INSTEAD)
-    _load(path)  # the library itself would run whatever code is in the file
+    _load(path)  # checked first, as the library would execute any code in the file
     try:
         net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     except Exception as error:
@@ -120,11 +119,11 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
 
 
 def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
-    """A network of torchvision's, by what goes into its last linear layer."""
+    """Load a torchvision classifier; its features are the input of the last linear layer."""
     from torchvision import models
 
     model = name.partition(":")[2]
-    if model not in models.list_models(module=models):  # without those for detection, video and the like
+    if model not in models.list_models(module=models):  # excludes models for detection, video etc.
         raise UserError(f"extractor={name}: torchvision has no such classifier; resnet50 and convnext_tiny are two")
     weights = models.get_model_weights(model).DEFAULT
     prepare = weights.transforms()
@@ -136,7 +135,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
         net.load_state_dict(state)
     except Exception as error:
         raise UserError(f"{path} does not hold torchvision's {model}: delete it, and it is fetched again") from error
-    if hasattr(net, "transform_input"):  # GoogLeNet and Inception: torchvision sets it with its weights
+    if hasattr(net, "transform_input"):  # GoogLeNet and Inception: torchvision sets it when loading weights
         net.transform_input = True
     last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     if not last:
@@ -161,9 +160,9 @@ class _BeforeLastLinear(nn.Module):
 
 
 def _file(path: Path, device: torch.device) -> Extractor:
-    """A TorchScript module with an attribute ``image_size``, or a program of ``torch.export``, whose input declares it.
+    """Load a TorchScript module with an attribute ``image_size``, or a ``torch.export`` program, whose input declares the size.
 
-    Either takes (N, 3, S, S) float32 in [0, 1], any N, and returns features (N, D), or those and logits (N, K).
+    Both take (N, 3, S, S) float32 in [0, 1] for any N and return features (N, D), or features and logits (N, K).
     """
     where = f"extractor={path}"
     try:
@@ -171,7 +170,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
         net = net.to(device)
     except UserError:
         raise
-    except Exception as error:  # whatever torch raises for a file that is none of its own
+    except Exception as error:  # torch may raise anything for a file in another format
         raise UserError(
             f"{where} is neither TorchScript nor a .pt2 of torch.export ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]})"
@@ -183,7 +182,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
         extractor = _of_network(path.name, _sha256(path), resize, net, prepare, device)
-        extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # another N than there
+        extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # a different N than in ``_of_network``
         return extractor
     except Exception as error:
         raise UserError(
@@ -194,7 +193,7 @@ def _file(path: Path, device: torch.device) -> Extractor:
 
 def _script(path: Path, device: torch.device) -> tuple[nn.Module, int]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still what people have
+        warnings.simplefilter("ignore")  # TorchScript is deprecated but still in use
         net = torch.jit.load(str(path), map_location=device).eval()
     size = getattr(net, "image_size", None)
     if not isinstance(size, int):
@@ -232,12 +231,12 @@ def _of_network(
 
 
 def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features and logits of many pictures.
+    """Compute features and logits of many pictures in batches.
 
     Args:
-        extractor: of them.
-        images: (N, 3, S, S) uint8, maybe a memory map.
-        batch_size: at a time.
+        extractor: the feature extractor.
+        images: (N, 3, S, S) uint8, possibly a memory map.
+        batch_size: pictures per batch.
 
     Yields:
         (n, D) and (n, K) float32.
@@ -248,7 +247,7 @@ def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> Ite
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A state dict; no code in it is run."""
+    """Load a state dict without executing code from the file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -259,7 +258,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _named(name: str, path: Path) -> tuple[str, str]:
-    """What the card calls it, and the file's hash, whose beginning a published file has in its name."""
+    """Return the name for the card, and the file's hash; names of published files contain the start of their hash."""
     found = _sha256(path)
     return name if found.startswith(path.stem.rpartition("-")[2]) else f"{name} with other weights", found
 

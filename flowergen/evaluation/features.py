@@ -1,4 +1,4 @@
-"""Features of real pictures, computed once and kept in the cache."""
+"""Features of real pictures, computed once and cached."""
 
 import logging
 from hashlib import blake2b
@@ -15,22 +15,22 @@ from flowergen.evaluation.rows import Rows
 
 log = logging.getLogger(__name__)
 
-CHUNK_SIZE = 64  # real pictures through a network
+CHUNK_SIZE = 64  # pictures per batch
 
 
 def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of all pictures of a collection, computed once for every command and run.
+    """Compute features and logits of all pictures of a collection, once for all commands and runs.
 
     Args:
-        extractor: of them.
-        pictures: some of the collection.
-        cache_dir: the folder of all caches; a killed process's work is gone on with.
+        extractor: the feature extractor.
+        pictures: a subset of the collection.
+        cache_dir: the folder of all caches; an interrupted computation is resumed.
 
     Returns:
         (M, D) and (M, K) float32, read-only memory maps.
 
     Raises:
-        UserError: they cannot be written.
+        UserError: the features cannot be written.
     """
     images = pictures.images
     identity = f"{extractor.weights}/{extractor.resize}/{pictures.key}"

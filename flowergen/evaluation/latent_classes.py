@@ -1,4 +1,4 @@
-"""Whether classes have places of their own in a latent space."""
+"""Class separation in a latent space."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ NEIGHBOURS = 10
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Attributes are None where they cannot be had.
+    """Measures of class separation; None if they cannot be computed.
 
     Attributes:
         silhouette: mean over the pictures, -1 to 1: near 0 the classes overlap. It needs two classes, one with two pictures.
-        accuracy: of k nearest training pictures, 0 to 1.
+        accuracy: accuracy of classification by the k nearest training pictures, 0 to 1.
         majority: accuracy of always guessing the most frequent class of the training pictures.
         neighbours: k.
     """
@@ -27,16 +27,15 @@ class ClassFigures:
 def class_figures(
     points: np.ndarray, labels: np.ndarray, train_points: np.ndarray | None, train_labels: np.ndarray
 ) -> ClassFigures:
-    """Silhouette (Rousseeuw 1987, 10.1016/0377-0427(87)90125-7) and k-nearest-neighbour accuracy, Euclidean, k = 10.
+    """Compute silhouette (Rousseeuw 1987, 10.1016/0377-0427(87)90125-7) and k-nearest-neighbour accuracy, Euclidean, k = 10.
 
     Args:
         points: (N, D) finite.
-        labels: (N,) int64, -1 where unlabelled; such pictures are left out.
-        train_points: (L, D) whose classes are known; None where they are the points themselves: none then counts as its own
-            neighbour.
-        train_labels: (L,) likewise.
+        labels: (N,) int64, -1 if unlabelled; unlabelled pictures are left out.
+        train_points: (L, D) reference points; None for the points themselves, none of which then counts as its own neighbour.
+        train_labels: (L,) their labels, as ``labels``.
     """
-    from sklearn.metrics import silhouette_score  # a second to import
+    from sklearn.metrics import silhouette_score  # takes a second to import
     from sklearn.neighbors import NearestNeighbors
 
     points, labels = points[labels >= 0], labels[labels >= 0]

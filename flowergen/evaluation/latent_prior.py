@@ -1,4 +1,4 @@
-"""A model of where the latents of a collection lie, to sample from: far better than N(0, I)."""
+"""A density model of a data set's latents, which samples far better than N(0, I)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,8 +11,8 @@ from flowergen.randomness import generator, normal_per_sample
 
 MOST_COMPONENTS = 32  # Gaussians in the mixture
 PICTURES_A_COMPONENT = 64
-MOST_PRINCIPAL = 512  # directions of the latent space that are kept
-MOST_CORRELATED = 64  # of them, those in which the mixture's Gaussians live; the others are independent of each other
+MOST_PRINCIPAL = 512  # principal directions kept
+MOST_CORRELATED = 64  # leading directions modelled by the mixture; the others are independent of each other
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class LatentPrior:
     (arXiv:1903.12436, section 4) in the principal directions of the latents.
 
     Attributes:
-        mean: (D,) of the latents.
-        basis: (R, D), orthonormal rows, the principal directions.
-        std: (R,) of the latents along them.
-        weights: (J,) of the mixture's Gaussians.
-        means: (J, K).
-        cholesky: (J, K, K), of their covariances.
-        class_means: (Kc, K), of a Gaussian for each class; NaN where the class has no training picture.
-        class_cholesky: (Kc, K, K).
+        mean: (D,) mean of the latents.
+        basis: (R, D) principal directions, orthonormal rows.
+        std: (R,) standard deviations of the latents along them.
+        weights: (J,) weights of the mixture's Gaussians.
+        means: (J, K) their means.
+        cholesky: (J, K, K) Cholesky factors of their covariances.
+        class_means: (Kc, K) means of one Gaussian per class; NaN if the class has no training picture.
+        class_cholesky: (Kc, K, K) Cholesky factors of their covariances.
     """
 
     mean: Tensor
@@ -43,12 +43,12 @@ class LatentPrior:
     class_cholesky: Tensor
 
     def sample(self, index: Sequence[int], seed: int, label: Tensor | None = None) -> Tensor:
-        """(N, D) latents; sample i depends on (seed, i) and its class alone.
+        """Draw (N, D) latents; sample i depends only on (seed, i) and its class.
 
         Args:
             index: (N,) numbers of the samples.
-            seed: of the draws.
-            label: (N,) classes to draw from; None for the mixture.
+            seed: random seed for the draws.
+            label: (N,) classes of the samples; None to draw from the mixture.
         """
         u = normal_per_sample(index, (len(self.std),), seed=seed, purpose="latent prior")  # (N, R)
         if label is None:
@@ -62,19 +62,19 @@ class LatentPrior:
         return self.mean + (self.std * u) @ self.basis
 
     def fits(self, dims: int) -> bool:
-        """Whether all shapes and types are those of a prior of latents with so many values."""
+        """Return whether all shapes and dtypes match a prior of latents with this many dimensions."""
         r, (j, k), c = len(self.std), self.means.shape, len(self.class_means)
         shapes = [(dims,), (r, dims), (r,), (j,), (j, k), (j, k, k), (c, k), (c, k, k)]
         tensors = self.tensors().values()
         return k <= r and j > 0 and [t.shape for t in tensors] == shapes and all(t.dtype == torch.float32 for t in tensors)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name."""
+        """Return the tensors by name."""
         return {f"prior.{field.name}": getattr(self, field.name).contiguous() for field in fields(self)}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "LatentPrior | None":
-        """The inverse of ``tensors``; None where there is none."""
+        """Build the prior from the result of ``tensors``; None if it contains no prior."""
         names = [field.name for field in fields(cls)]
         if f"prior.{names[0]}" not in tensors:
             return None
@@ -82,22 +82,22 @@ class LatentPrior:
 
 
 def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
-    """Principal directions by an SVD, the mixture by expectation-maximisation, both scikit-learn's, seed 0.
+    """Fit principal directions by an SVD and the mixture by expectation-maximisation, both with scikit-learn and seed 0.
 
-    The covariance of a class is shrunk towards that within all classes, with the weight of K pictures (regularised
+    The covariance of each class is shrunk towards the within-class covariance, which has the weight of K pictures (regularised
     discriminant analysis, Friedman 1989, 10.1080/01621459.1989.10478752, equation 16), as a class often has fewer pictures than
     directions.
 
     Args:
         z: (N, D) draws z ~ q(z|x) for training pictures, N >= 2.
-        label: (N,) int64, -1 where unlabelled.
+        label: (N,) int64, -1 if unlabelled.
         num_classes: Kc.
     """
-    from sklearn.decomposition import PCA  # a second to import, and only training ends here
+    from sklearn.decomposition import PCA  # takes a second to import, and only the end of training needs it
     from sklearn.mixture import GaussianMixture
 
     num, dims = z.shape
-    solver = "full" if num <= 2 * MOST_PRINCIPAL else "randomized"  # of so few pictures, the exact one is the faster
+    solver = "full" if num <= 2 * MOST_PRINCIPAL else "randomized"  # the exact solver is faster for so few pictures
     pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver=solver, random_state=0)
     coordinates = pca.fit_transform(z.numpy()).astype(np.float64)  # (N, R)
     std = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))  # (R,)

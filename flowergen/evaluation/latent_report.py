@@ -15,23 +15,23 @@ from flowergen.evaluation.latent_classes import ClassFigures, class_figures
 from flowergen.viz.kl_spectrum import draw_kl_spectrum
 from flowergen.viz.latent_map import draw_classes, principal_plane, tsne_plane
 
-MOST_ON_TSNE = 2000  # pictures, so that it takes under a minute on two cores
+MOST_ON_TSNE = 2000  # pictures; takes under a minute on two cores
 MOST_ROWS = 32  # of a table
 
 
 def figures_of_classes(
     mean: Tensor, labels: Tensor, train_mean: Tensor | None, train_labels: Tensor
 ) -> dict[str, ClassFigures]:
-    """Of the whole latent, and where it is spatial of its mean over positions, which forgets where in the picture things are.
+    """Measure class separation of the whole latent and, if it is spatial, of its mean over positions, which discards location.
 
     Args:
         mean: (N, C, h, w) posterior means.
-        labels: (N,) int64, -1 where unlabelled.
-        train_mean: (L, C, h, w) of the training pictures; None where they are the same.
-        train_labels: (L,) likewise.
+        labels: (N,) int64, -1 if unlabelled.
+        train_mean: (L, C, h, w) posterior means of the training pictures; None if they are the same pictures.
+        train_labels: (L,) their labels, as ``labels``.
 
     Returns:
-        By what was compared; empty where no picture has a class.
+        The figures by view; empty if no picture has a class.
     """
     if not bool((labels >= 0).any()):
         return {}
@@ -49,16 +49,16 @@ def figures_of_classes(
 def write_maps(
     folder: Path, collapse: Collapse, mean: Tensor, labels: Tensor, names: Sequence[str], of: str, seed: int
 ) -> None:
-    """``pca.png``, ``tsne.png`` and ``kl.png``.
+    """Write ``pca.png``, ``tsne.png`` and ``kl.png``.
 
     Args:
-        folder: to write into.
+        folder: output folder.
         collapse: the figures.
         mean: (N, C, h, w) posterior means.
-        labels: (N,) int64, -1 where unlabelled.
-        names: of the classes.
-        of: what the pictures are, for the titles.
-        seed: of t-SNE.
+        labels: (N,) int64, -1 if unlabelled.
+        names: class names.
+        of: description of the pictures, for the titles.
+        seed: random seed of t-SNE.
     """
     draw_kl_spectrum(folder / "kl.png", collapse.kl, collapse.variance.sqrt(), SILENT_NATS)
     points = mean.flatten(1)
@@ -76,10 +76,10 @@ def write_maps(
 
 
 def as_data(about: Mapping[str, Any], collapse: Collapse, classes: Mapping[str, ClassFigures], verdict: Sequence[str]) -> dict:
-    """All figures, plain data.
+    """Return all figures as plain data.
 
     Args:
-        about: what they are of.
+        about: entries that describe the run and the pictures.
         collapse: figures of the dimensions.
         classes: figures of the classes.
         verdict: sentences.
@@ -123,7 +123,7 @@ def as_data(about: Mapping[str, Any], collapse: Collapse, classes: Mapping[str, 
 
 
 def main_figures(data: Mapping[str, Any]) -> dict[str, str]:
-    """What is printed, by name."""
+    """Return the figures to print, by name."""
     figures = {
         "KL": f"{data['kl']:,.1f} nats a picture, {data['kl'] / data['dimensions']:.3f} a dimension",
         "silent dimensions": f"{data['silent_dimensions']:,} of {data['dimensions']:,}, below {SILENT_NATS} nats",
@@ -149,7 +149,7 @@ def main_figures(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The report to read."""
+    """Format the report as Markdown."""
     lines = [
         f"# Latent space of {data['run']}",
         "",

@@ -1,4 +1,4 @@
-"""What a run keeps of its latents, so that sampling needs no data: latents.safetensors."""
+"""Latents stored with a run for sampling without the data: latents.safetensors."""
 
 import logging
 import math
@@ -30,13 +30,13 @@ MOST_FITTED = 8192  # pictures that the prior is fitted to
 
 @dataclass(frozen=True)
 class LatentStore:
-    """Of the training split.
+    """Stored latents of the training split.
 
     Attributes:
-        latents: (L, C, h, w) float32 posterior means of pictures spread over it.
-        labels: (L,) int64, -1 where unlabelled.
-        class_counts: (K,) int64 pictures of each class.
-        prior: to sample latents from; None in a run that has a diffusion model for that.
+        latents: (L, C, h, w) float32 posterior means of pictures evenly spread over the split.
+        labels: (L,) int64, -1 if unlabelled.
+        class_counts: (K,) int64 number of pictures per class.
+        prior: model to sample latents from; None if the run samples with a diffusion model.
     """
 
     latents: Tensor
@@ -46,21 +46,21 @@ class LatentStore:
 
 
 def num_stored(shape: tuple[int, int, int]) -> int:
-    """How many latents of a shape are stored."""
+    """Return how many latents of this shape are stored."""
     return max(2, min(MOST_LATENTS, MOST_VALUES // math.prod(shape)))
 
 
 def store_latents(
     path: Path, data: ImageDataModule, rows: np.ndarray, latents: Tensor, owner: str, prior: LatentPrior | None
 ) -> None:
-    """Write the file.
+    """Write the file of latents.
 
     Args:
-        path: of it.
-        data: set up.
-        rows: (L,) of the stored pictures.
-        latents: (L, C, h, w) of them.
-        owner: fingerprint of the network whose latents these are.
+        path: output file.
+        data: the data module, set up.
+        rows: (L,) indices of the stored pictures.
+        latents: (L, C, h, w) their latents.
+        owner: fingerprint of the network that encoded them.
         prior: see ``LatentStore``.
     """
     train_labels = data.pictures.labels[data.rows["train"]]
@@ -72,19 +72,19 @@ def store_latents(
         **(prior.tensors() if prior else {}),
     }
     with replacing(path) as partial:
-        partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file's error on a full disk is no OSError
+        partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file does not raise OSError on a full disk
 
 
 def fit_to_pictures(model: ImageModel, data: ImageDataModule, rows: np.ndarray) -> tuple[Tensor, LatentPrior | None]:
-    """Encode pictures as they are, without augmentation, and fit the prior to a draw z ~ q(z|x) for each of them.
+    """Encode pictures without augmentation and fit the prior to one draw z ~ q(z|x) per picture.
 
     Args:
         model: an autoencoder in eval mode.
-        data: set up.
-        rows: (L,) of training pictures.
+        data: the data module, set up.
+        rows: (L,) indices of training pictures.
 
     Returns:
-        (L, C, h, w) posterior means, and the prior; None for it where there is one picture, or latents are not finite.
+        (L, C, h, w) posterior means, and the prior, or None if there is only one picture or the latents are not finite.
     """
     mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
     eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
@@ -98,9 +98,9 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
     """Encode the training split, fit the prior, and write both.
 
     Args:
-        path: of the file.
+        path: output file.
         model: an autoencoder in eval mode.
-        data: set up.
+        data: the data module, set up.
     """
     rows = spread(data.rows["train"], MOST_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
@@ -112,14 +112,14 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
 
 
 def read_latents(path: Path, owner: str) -> LatentStore | None:
-    """What ``store_latents`` wrote; None where there is none of these weights, as training has not ended or gone on since.
+    """Read the file of ``store_latents``; None if there is none for these weights, because training is unfinished or continued.
 
     Args:
-        path: of the file.
-        owner: fingerprint of the network that will decode them.
+        path: path of the file.
+        owner: fingerprint of the network that will decode the latents.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     if not path.is_file():
         return None
@@ -133,7 +133,7 @@ def read_latents(path: Path, owner: str) -> LatentStore | None:
             raise ValueError
         if store.prior and not store.prior.fits(store.latents[0].numel()):
             raise ValueError
-    except Exception as error:  # tensors of other shapes raise whatever they please
+    except Exception as error:  # tensors of unexpected shapes may raise anything
         raise UserError(
             f"{path} is damaged ({type(error).__name__}): bring it back, or train the run to its end again"
         ) from error

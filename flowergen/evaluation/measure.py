@@ -1,4 +1,4 @@
-"""From generated and real pictures to figures, every result beside its floor."""
+"""Metrics of generated pictures against real ones, each result beside its floor."""
 
 import logging
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ from flowergen.randomness import generator
 log = logging.getLogger(__name__)
 
 WORST_PAIRS = 16
-SEARCHED = 4096  # samples at a time
+SEARCHED = 4096  # samples searched at a time
 
 
 def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int, work: Path, measured: Measured) -> None:
-    """Distances, class consistency and copies of generated pictures.
+    """Measure distances, class consistency and copies of generated pictures.
 
     Args:
         generated: num * repeats pictures.
-        side: what they are held against, and by whom.
-        num: pictures in a repeat.
-        repeats: sets of pictures that are measured apart.
-        work: folder for what is found on the way; a killed process's work is gone on with.
-        measured: where results go.
+        side: the real pictures and the networks.
+        num: pictures per repeat.
+        repeats: number of sets, each measured separately.
+        work: folder for intermediate results; an interrupted computation is resumed.
+        measured: receives the results.
 
     Raises:
         UserError: the disk is full.
@@ -56,7 +56,7 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
         floors = floor_subsets(real, num, repeats, bool((labels >= 0).all()))
         for part in parts:
             side.distances.add(measured, "samples", features[part], logits[part])
-            if floors and len(floors[0]) < num:  # a distance of fewer pictures is larger: only as many can be compared
+            if floors and len(floors[0]) < num:  # distances are larger for fewer pictures: compare at equal n
                 fewer = slice(part.start, part.start + len(floors[0]))
                 side.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
         for subset in floors:
@@ -74,7 +74,7 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
 
 
 def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
-    """Every generated picture once through every network; pixels are kept for the search for copies."""
+    """Pass every generated picture through every network once; pixels are kept for the copy search."""
     extractor, probe = networks.extractor, networks.probe
     total, size = len(generated.labels), min(generated.image_size, copies.LARGEST_PX)
     rows = Rows(
@@ -124,7 +124,7 @@ def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequenc
 
 
 def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
-    """Of any number of samples, in parts, as mirror images take memory."""
+    """Find the neighbours of samples in chunks, as mirror images take memory."""
     starts = range(0, len(vectors), SEARCHED)
     parts = [vectors[first : first + SEARCHED] for first in starts]
     found = [copies.neighbours(side.variants(space.name, part), space.candidates, side.kept) for part in parts]
@@ -134,15 +134,17 @@ def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies
 def measure_reconstructions(
     model: ImageModel, side: RealSide, floors: Sequence[PictureSet], work: Path, measured: Measured
 ) -> None:
-    """Distances of an autoencoder's reconstructions: of the reference to itself (rFID), and of training pictures to the
-    reference, which is what samples through this decoder can reach.
+    """Measure distances of an autoencoder's reconstructions to the reference.
+
+    Reconstructions of the reference itself give the rFID; those of training pictures give the floor for samples that pass
+    through this decoder.
 
     Args:
         model: an autoencoder in eval mode.
-        side: the real pictures, and their networks.
+        side: the real pictures and the networks.
         floors: see ``floor_subsets``.
         work: see ``measure_samples``.
-        measured: where results go.
+        measured: receives the results.
 
     Raises:
         UserError: the disk is full.
@@ -170,13 +172,13 @@ def measure_reconstructions(
 
 
 def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, measured: Measured) -> None:
-    """The diffusion loss at each quarter of the noise levels, of held-out and of as many training pictures.
+    """Measure the diffusion loss in each quarter of the noise levels, on held-out and on equally many training pictures.
 
     Args:
-        model: in eval mode.
-        real: the pictures.
-        seed: of times and noise.
-        measured: where results go.
+        model: a model in eval mode.
+        real: the real pictures.
+        seed: random seed for times and noise.
+        measured: receives the results.
     """
     assert real.train is not None
     log.info("denoising loss")
@@ -197,16 +199,16 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
 
 
 def floor_subsets(real: RealPictures, num: int, repeats: int, by_class: bool) -> list[PictureSet]:
-    """Training pictures, as many as there are samples in a repeat: what a perfect generator of new pictures would score.
+    """Draw sets of training pictures, each the size of a repeat; they score as a perfect generator of new pictures would.
 
     Args:
-        real: the pictures.
-        num: of a repeat; where there are not as many, one set of all.
-        repeats: how many sets.
-        by_class: with the reference's classes, as class-conditional samples have them; else drawn without regard to them.
+        real: the real pictures.
+        num: pictures per repeat; if there are fewer, one set of all is returned.
+        repeats: number of sets.
+        by_class: whether to match the reference's class counts, as class-conditional samples do; else classes are ignored.
 
     Returns:
-        The sets; none where the reference was trained on.
+        The sets; empty if the training pictures are unknown or overlap with the reference.
     """
     train, reference = real.train, real.reference
     if train is None or (train.key == reference.key and np.isin(reference.rows, train.rows).any()):

@@ -1,10 +1,10 @@
-"""What was found, before it becomes a card."""
+"""Results of an evaluation, before they become a card."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-Results = dict[str, dict[str, list[float]]]  # by metric, by what was measured, a value for each repeat
+Results = dict[str, dict[str, list[float]]]  # by metric and by what was measured, one value per repeat
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Pairs:
     Attributes:
         space: ``pixels`` or ``features``.
         samples: (n, 3, S, S) uint8.
-        nearest: (n, 3, S, S) uint8, the training picture that each is nearest to.
+        nearest: (n, 3, S, S) uint8, the nearest training picture of each.
         ratio: (n,) d1 / d2.
     """
 
@@ -26,13 +26,13 @@ class Pairs:
 
 @dataclass
 class Measured:
-    """What was found.
+    """Results of an evaluation.
 
     Attributes:
-        results: of every metric.
+        results: values of every metric.
         pairs: worst first.
-        notes: what a reader must know.
-        missing: what was not measured, and why.
+        notes: remarks for the reader.
+        missing: metrics that were not measured, and why.
     """
 
     results: Results = field(default_factory=dict)
@@ -41,5 +41,5 @@ class Measured:
     missing: list[str] = field(default_factory=list)
 
     def add(self, metric: str, of: str, value: float) -> None:
-        """One more value."""
+        """Add one value."""
         self.results.setdefault(metric, {}).setdefault(of, []).append(float(value))

@@ -1,4 +1,4 @@
-"""The networks that pictures are measured with."""
+"""Networks used for evaluation."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +15,15 @@ NETWORKS = {"efficientnet": "EfficientNet-Lite1", "inception": "Inception-v3", "
 
 @dataclass(frozen=True)
 class EvaluationNetworks:
-    """What they are, and where their work on real pictures is kept.
+    """Evaluation networks and the cache of their features.
 
     Attributes:
-        name: of the extractor; what ``auto`` stood for.
-        extractor: of the features in which sets are compared; None where its weights are missing.
-        probe: of classes, fitted to the real pictures; None without labels, or where its weights are missing.
-        cache_dir: for the features of real pictures.
-        missing: what cannot be measured, and why.
-        notes: what a reader must know of them.
+        name: name of the extractor, with ``auto`` resolved.
+        extractor: feature extractor for comparing sets; None if its weights are missing.
+        probe: linear probe of the classes, fitted to the real pictures; None without labels or if its weights are missing.
+        cache_dir: cache folder for the features of real pictures.
+        missing: metrics that cannot be measured, and why.
+        notes: remarks on the networks for the reader.
     """
 
     name: str
@@ -34,13 +34,13 @@ class EvaluationNetworks:
     notes: list[str] = field(default_factory=list)
 
     def note_on_training(self, trained_with: str | None) -> list[str]:
-        """Whether the networks that measure a model were used in its training.
+        """Report whether the networks that measure a model were used in its training.
 
         Args:
             trained_with: see ``ImageModel.features_trained_with``.
 
         Returns:
-            A line for the card; none where no pretrained network was used in training, or none measures it.
+            A line for the card; empty if no pretrained network was used in training or none measures the model.
         """
         extractors = [self.extractor, self.probe.extractor if self.probe else None]
         names = list(dict.fromkeys(NETWORKS.get(one.name, one.name) for one in extractors if one is not None))
@@ -58,15 +58,15 @@ class EvaluationNetworks:
 def load_evaluation_networks(
     name: str, real: RealPictures, data_name: str, cache_dir: Path, weights_dir: str, device: torch.device
 ) -> EvaluationNetworks:
-    """The extractor, which may have to be downloaded, and the linear probe, which may have to be fitted.
+    """Load the extractor, downloading it if necessary, and the linear probe, fitting it if necessary.
 
     Args:
-        name: of the extractor: ``auto``, ``inception``, ``efficientnet``, ``torchvision:NAME`` or a file.
-        real: the pictures that the probe learns from.
-        data_name: of them, for a folder's name and messages.
-        cache_dir: of the probe, and of features.
-        weights_dir: of networks from outside.
-        device: to compute on.
+        name: name of the extractor: ``auto``, ``inception``, ``efficientnet``, ``torchvision:NAME`` or a file.
+        real: the real pictures that the probe is fitted to.
+        data_name: name of their data set, for the folder name and messages.
+        cache_dir: cache folder for the probe and the features.
+        weights_dir: directory of pretrained weights.
+        device: device to compute on.
 
     Raises:
         UserError: the extractor does not exist or is damaged, or the disk is full.

@@ -1,4 +1,4 @@
-"""Pictures to be measured: real ones, and those of whatever made them."""
+"""Real and generated pictures to evaluate."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from flowergen.data.listing import list_image_folder, printable
 from flowergen.errors import UserError
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
 
-HASHED = 256  # pictures whose pixels stand for those of all
-FEWEST = 4  # pictures in a set: precision and recall go to the third neighbour
+HASHED = 256  # pictures whose pixels are hashed to represent all
+FEWEST = 4  # pictures in a set: precision and recall use the third nearest neighbour
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Some pictures of a collection.
+    """A subset of a collection of pictures.
 
     Attributes:
-        name: what they are, in words: "test pictures".
-        images: (M, 3, S, S) uint8, the collection, maybe a memory map.
-        labels: (M,) int64, -1 where unlabelled.
-        rows: (N,) which of them.
-        key: stands for the pixels of the collection.
+        name: description, such as "test pictures".
+        images: (M, 3, S, S) uint8, the collection, possibly a memory map.
+        labels: (M,) int64, -1 if unlabelled.
+        rows: (N,) indices of the subset.
+        key: identifies the pixels of the collection.
     """
 
     name: str
@@ -42,27 +42,28 @@ class PictureSet:
         return len(self.rows)
 
     def at(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, 3, S, S) uint8, by position in this set."""
+        """Return (n, 3, S, S) uint8 by position in this set."""
         return np.asarray(self.images[self.rows[np.asarray(index, dtype=np.int64)]])
 
     def subset(self, index: np.ndarray) -> "PictureSet":
-        """Those at these positions."""
+        """Return the subset at these positions."""
         return replace(self, rows=self.rows[index])
 
 
 @dataclass(frozen=True)
 class RealPictures:
-    """What generated pictures are held against.
+    """Real pictures that generated pictures are compared with.
 
     Attributes:
         identity: hash of the files, their labels and which are held out.
-        reference: what generated pictures should be like, at best held out.
-        train: what the generator was trained on; None if unknown.
-        calibration: held-out pictures that say what is no copy; None where there are none.
-        mirrored: whether mirror images may have been trained on too.
-        class_names: by label.
-        note: what a reader must know about them; empty for nothing.
-        validation: held-out pictures of the same collection as ``train``, for the linear probe's accuracy; None likewise.
+        reference: pictures that generated ones should resemble, preferably held out.
+        train: the generator's training pictures; None if unknown.
+        calibration: held-out pictures that calibrate the copy test; None if there are none.
+        mirrored: whether mirror images may have been used in training too.
+        class_names: class names by label.
+        note: a remark for the reader; empty if there is none.
+        validation: held-out pictures of the same collection as ``train``, for the linear probe's accuracy; None if there are
+            none.
     """
 
     identity: str
@@ -76,21 +77,21 @@ class RealPictures:
 
     @property
     def pixels(self) -> str:
-        """Hash of some of the pictures as they are after reading: another transform of the same files gives another one."""
+        """Hash of some of the pictures after preprocessing; it changes if the same files are transformed differently."""
         pictures = self.train or self.reference
         return blake2b(pictures.at(spread(np.arange(len(pictures)), HASHED)).tobytes(), digest_size=16).hexdigest()
 
 
 def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test") -> RealPictures:
-    """The pictures of a run: its held-out ones as the reference, the validation pictures to calibrate with.
+    """Return the pictures of a run: held-out pictures as the reference, validation pictures for calibration.
 
     Args:
-        data: set up.
-        num: at most so many as the reference, spread over the subset; None for all.
+        data: the data module, set up.
+        num: maximum size of the reference, spread over the subset; None for all.
         subset: ``test``, or ``val`` during training, when half of it is the reference and the other half calibrates.
 
     Raises:
-        UserError: there are fewer pictures than a distance needs.
+        UserError: there are too few pictures for a distance.
     """
 
     def some(name: str, rows: np.ndarray) -> PictureSet:
@@ -110,16 +111,16 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
 
 
 def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir: Path) -> RealPictures:
-    """Folders of pictures, read as data sets are.
+    """Read folders of pictures in the same way as data sets.
 
     Args:
-        reference: the folder that generated pictures are held against.
-        train: the folder that the generator was trained on, if it is known; half of the reference calibrates then.
-        size_px: S.
-        cache_dir: of decoded pictures.
+        reference: folder of the reference pictures.
+        train: folder of the generator's training pictures, if known; half of the reference then calibrates.
+        size_px: side S in px.
+        cache_dir: cache folder for decoded pictures.
 
     Raises:
-        UserError: there are too few pictures in a folder, or they do not decode.
+        UserError: a folder has too few pictures, or they cannot be decoded.
     """
     real, names, key = picture_folder(reference, "reference", size_px, cache_dir)
     if train is None:
@@ -136,16 +137,16 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
 
 
 def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
-    """All pictures of a folder, its class names, and a hash of both.
+    """Return all pictures of a folder, its class names, and a hash of pictures and labels.
 
     Args:
-        folder: of pictures, flat or with a folder for each class.
-        key: of the command line that gave it, for errors.
-        size_px: S.
-        cache_dir: of decoded pictures.
+        folder: folder of pictures, flat or with one folder per class.
+        key: command-line key of the folder, for error messages.
+        size_px: side S in px.
+        cache_dir: cache folder for decoded pictures.
 
     Raises:
-        UserError: there are no pictures in it, or they do not decode.
+        UserError: it has no pictures, or they cannot be decoded.
     """
     listing = list_image_folder(Path(folder), key)
     cached = cached_images(listing, "folder", size_px, cache_dir, instead="")
@@ -157,10 +158,10 @@ def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tupl
 
 
 def enough(pictures: PictureSet) -> PictureSet:
-    """The same, if they are as many as precision and recall need.
+    """Return the pictures if there are enough for precision and recall.
 
     Raises:
-        UserError: they are not.
+        UserError: there are too few.
     """
     if len(pictures) < FEWEST:
         raise UserError(f"{len(pictures)} {pictures.name} to evaluate with, and {FEWEST} are the fewest: give more")
@@ -174,7 +175,7 @@ def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:
 
 
 def repeated(values: np.ndarray, num: int) -> np.ndarray:
-    """(num,) of the values, each as often as the others; of a last, incomplete round those spread over them."""
+    """Return (num,) values, repeating each equally often; an incomplete last round is evenly spread over the values."""
     rounds, rest = divmod(num, len(values))
     return np.concatenate([np.tile(values, rounds), spread(values, rest)])
 
@@ -185,12 +186,12 @@ def _halves(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:
 
 
 class Generated(Protocol):
-    """Generated pictures, by number.
+    """Generated pictures, accessed by number.
 
     Attributes:
-        labels: (N,) int64 classes that they should be of, -1 for none.
-        image_size: their side S, in px.
-        description: where they come from, for the card.
+        labels: (N,) int64 intended classes, -1 for none.
+        image_size: side S in px.
+        description: their source, for the card.
     """
 
     labels: Tensor
@@ -198,20 +199,20 @@ class Generated(Protocol):
     description: str
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
-        """(n, 3, S, S) uint8, from a number on to the end."""
+        """Yield (n, 3, S, S) uint8 from number ``first`` to the end."""
 
     def at(self, index: Sequence[int]) -> np.ndarray:
-        """(n, 3, S, S) uint8, of these numbers."""
+        """Return (n, 3, S, S) uint8 for these numbers."""
 
 
 class Sampled:
-    """Drawn from a model.
+    """Pictures drawn from a model.
 
     Args:
-        sampler: draws.
-        labels: (N,) int64 of all of them.
-        batch_size: at a time.
-        halve: where a batch does not fit the GPU's memory, go on with half as many.
+        sampler: draws the latents.
+        labels: (N,) int64 classes of all samples.
+        batch_size: samples per batch.
+        halve: halve the batch size if a batch does not fit into GPU memory.
     """
 
     def __init__(self, sampler: Sampler, labels: Tensor, batch_size: int, halve: bool):
@@ -232,20 +233,20 @@ class Sampled:
 
 
 class Given:
-    """Files of whatever made them.
+    """Pictures from files of any origin.
 
     Args:
-        pictures: all of them.
-        names: of their class folders.
-        real_names: of the real pictures' classes; the same names are the same classes.
-        batch_size: at a time.
+        pictures: all of the pictures.
+        names: names of their class folders.
+        real_names: class names of the real pictures; classes are matched by name.
+        batch_size: pictures per batch.
     """
 
     def __init__(self, pictures: PictureSet, names: Sequence[str], real_names: Sequence[str], batch_size: int):
         self.pictures, self.batch_size, self.description = pictures, batch_size, pictures.name
         self.image_size = pictures.images.shape[-1]
         label_of = {name: label for label, name in enumerate(real_names)}
-        mapped = np.array([*(label_of.get(name, NO_CLASS) for name in names), NO_CLASS])  # the last for -1
+        mapped = np.array([*(label_of.get(name, NO_CLASS) for name in names), NO_CLASS])  # the last entry is for label -1
         self.labels = torch.from_numpy(mapped[pictures.labels[pictures.rows]])
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
@@ -259,5 +260,5 @@ class Given:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """(N, 3, S, S) in [0, 1] -> uint8, as they would be in a file."""
+    """Convert (N, 3, S, S) in [0, 1] to uint8, as in an image file."""
     return x.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()

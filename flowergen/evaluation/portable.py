@@ -1,4 +1,4 @@
-"""A trained model as files for other programs: its weights, or ONNX graphs that are held against the model itself."""
+"""Export of a trained model for other programs: its weights, or ONNX graphs that are checked against the model."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.randomness import normal, uniform
 
-TOLERANCE = 1e-4  # of a graph's answers; above 1, of the largest of them, as float32 has no more digits there
-NUM_TRIED = 3  # rows of the larger batch that a graph is tried with
-# what the networks are built from; the rest of a model's config is for training
+TOLERANCE = 1e-4  # of a graph's outputs; relative to the largest output if that exceeds 1, as float32 has no more digits
+NUM_TRIED = 3  # size of the larger batch that a graph is tested with
+# config keys that define the networks; the others are for training
 NETWORK_KEYS = ("_target_", "channels", "latent_dim", "norm", "activation", "residual_blocks", "latent", "blocks", "network")
 
 
 class Encode(nn.Module):
-    """Pictures in [0, 1] to the posterior, whatever range the network itself works in.
+    """Encode pictures in [0, 1] to the posterior, whatever the network's own pixel range.
 
     Args:
         model: an autoencoder.
@@ -33,16 +33,16 @@ class Encode(nn.Module):
     def __init__(self, model: ImageModel):
         super().__init__()
         self.net = networks(model)["encoder"]
-        self._model = [model]  # out of sight: the graph holds the encoder's weights alone
+        self._model = [model]  # in a list, so not a submodule: the graph holds only the encoder's weights
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, S, S) in [0, 1] -> mean and logvar, (N, C, h, w) each."""
+        """Map (N, 3, S, S) in [0, 1] to mean and logvar, (N, C, h, w) each."""
         mean, logvar = self._model[0].encode(x)
         return mean, logvar
 
 
 class Decode(nn.Module):
-    """Latents to pictures in [0, 1].
+    """Decode latents to pictures in [0, 1].
 
     Args:
         model: an autoencoder.
@@ -54,15 +54,15 @@ class Decode(nn.Module):
         self._model = [model]
 
     def forward(self, z: Tensor) -> tuple[Tensor]:
-        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        """Map (N, C, h, w) to (N, 3, S, S) in [0, 1]."""
         return (self._model[0].decode(z),)
 
 
 class Denoise(nn.Module):
-    """The denoiser as it is.
+    """Apply the denoiser unchanged.
 
     Args:
-        model: a diffusion.
+        model: a diffusion model.
     """
 
     def __init__(self, model: LatentDDPMModule):
@@ -70,18 +70,18 @@ class Denoise(nn.Module):
         self.net = model.inference_net
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor]:
-        """(N, C, h, w), (N,) times and (N,) int64 labels, K for no class -> (N, C, h, w)."""
+        """Map (N, C, h, w), (N,) times and (N,) int64 labels, K for no class, to (N, C, h, w)."""
         return (self.net(x, t, label),)
 
 
 class Graph(NamedTuple):
-    """What becomes an ONNX file.
+    """A model part to export as an ONNX file.
 
     Attributes:
-        name: of the part.
-        net: gives a tuple.
-        inputs: by name, rows to try it with.
-        outputs: their names, none that an operation in the graph may have.
+        name: name of the part.
+        net: module that returns a tuple.
+        inputs: test inputs by name.
+        outputs: output names, distinct from those of operations in the graph.
     """
 
     name: str
@@ -91,16 +91,16 @@ class Graph(NamedTuple):
 
 
 def networks(model: ImageModel) -> dict[str, nn.Module]:
-    """The networks that encode, decode and denoise, with averaged weights where there are such.
+    """Return the networks that encode, decode and denoise, with averaged weights if available.
 
     Args:
-        model: of any family.
+        model: a model of any family.
 
     Returns:
-        ``encoder`` and ``decoder``, of a diffusion those of its autoencoder, if it has one, and ``denoiser``.
+        ``encoder`` and ``decoder``; for a diffusion model, its ``denoiser`` and those of its autoencoder, if it has one.
 
     Raises:
-        UserError: a model of the user's own, which has no such parts.
+        UserError: a user-defined model has no such parts.
     """
     if isinstance(model, LatentDDPMModule):
         return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
@@ -113,14 +113,14 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
 
 
 def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
-    """What a program must know of the model beside its files.
+    """Return what a program needs to know about the model besides its files.
 
     Args:
-        model: of any family.
-        class_names: by label.
+        model: a model of any family.
+        class_names: class names by label.
 
     Returns:
-        Plain data; docs/export.md says what each key is for.
+        Plain data; docs/export.md explains each key.
     """
     about: dict[str, Any] = {
         "image_size": model.image_size,
@@ -144,15 +144,15 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """A ``.safetensors`` file for each network.
+    """Write a ``.safetensors`` file for each network.
 
     Args:
-        model: of any family.
-        nodes: the configs ``model`` and, of a diffusion on latents, ``autoencoder``, that it was built from.
-        folder: to write into.
+        model: a model of any family.
+        nodes: configs that the model was built from: ``model`` and, for diffusion on latents, ``autoencoder``.
+        folder: output folder.
 
     Returns:
-        For those who rebuild the networks: what from, and, of an autoencoder of ours, the pixels that they see themselves.
+        Data to rebuild the networks: their configs and, for built-in autoencoders, pixel range and decoder activation.
     """
     for name, net in networks(model).items():
         weights = save({key: value.contiguous() for key, value in net.state_dict().items()})
@@ -168,10 +168,10 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
 
 
 def graphs(model: ImageModel) -> Iterator[Graph]:
-    """The parts of a model, and seeded inputs.
+    """Yield the parts of a model with seeded inputs.
 
     Args:
-        model: of any family, in eval mode, on the CPU.
+        model: a model of any family, in eval mode, on the CPU.
 
     Raises:
         UserError: see ``networks``.
@@ -191,17 +191,17 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
 
 
 def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
-    """An ``.onnx`` file for each part, run in onnxruntime and compared.
+    """Write an ``.onnx`` file for each part, run it in onnxruntime and compare the outputs with the model's.
 
     Args:
-        model: of any family, in eval mode, on the CPU.
-        folder: to write into.
+        model: a model of any family, in eval mode, on the CPU.
+        folder: output folder.
 
     Returns:
-        By part, the largest absolute deviation, see ``deviation``.
+        The largest absolute deviation by part, see ``deviation``.
 
     Raises:
-        UserError: the exporter cannot, or a graph answers otherwise than the model.
+        UserError: the export fails, or a graph's outputs deviate from the model's.
     """
     found = {}
     for graph in graphs(model):
@@ -225,15 +225,15 @@ def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
 
 
 def export_graph(graph: Graph, path: Path) -> None:
-    """Write it, for any batch size.
+    """Export a graph to ONNX for any batch size.
 
     Args:
-        graph: of which part.
-        path: of the file.
+        graph: the part to export.
+        path: output file.
     """
     batch = torch.export.Dim("N")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the exporter's own affairs
+        warnings.simplefilter("ignore")  # warnings about the exporter's internals
         program = torch.onnx.export(
             graph.net,
             tuple(graph.inputs.values()),
@@ -245,20 +245,20 @@ def export_graph(graph: Graph, path: Path) -> None:
         )
     assert program is not None
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces: larger than a small network, and with the names of our folders
+        node.metadata_props.clear()  # stack traces, which are larger than a small network and contain local paths
     program.save(path, external_data=False)
 
 
 @torch.inference_mode()
 def deviation(graph: Graph, path: Path) -> tuple[float, float]:
-    """How far onnxruntime's answers are from ours, for a batch of 1 and one of 3.
+    """Measure how far onnxruntime's outputs deviate from the model's, for batch sizes 1 and 3.
 
     Args:
-        graph: of which part.
-        path: of its file.
+        graph: the exported part.
+        path: path of its file.
 
     Returns:
-        The largest absolute deviation of a value, NaN where there is a NaN, and the largest absolute value of ours.
+        The largest absolute deviation, NaN if any value is NaN, and the largest absolute output of the model.
     """
     import onnxruntime
 

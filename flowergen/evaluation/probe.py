@@ -1,4 +1,4 @@
-"""A linear probe on EfficientNet-Lite1's features tells the classes of a data set apart."""
+"""Linear probe on EfficientNet-Lite1 features that classifies the pictures of a data set."""
 
 import json
 import logging
@@ -20,21 +20,21 @@ from flowergen.evaluation.pictures import PictureSet, RealPictures
 
 log = logging.getLogger(__name__)
 
-RECIPE_VERSION = 1  # raise it when the fit changes
+RECIPE_VERSION = 1  # increment it when the fit changes
 WEIGHT_DECAY = 0.01  # lambda of the objective: the best of 1, 0.1, 0.01 and 0.003 on validation pictures of Oxford 102 Flowers
-MOST_ITERATIONS, TOLERANCE = 300, 1e-4  # of L-BFGS, and of the largest derivative at its end, as scikit-learn has it
+MOST_ITERATIONS, TOLERANCE = 300, 1e-4  # of L-BFGS, and for its largest final derivative, as in scikit-learn
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Multinomial logistic regression on the features of a frozen network, and how good it is.
+    """Multinomial logistic regression on the features of a frozen network, and its accuracy.
 
     Attributes:
-        extractor: of the features.
+        extractor: the feature extractor.
         weight: (K', D) float64, for the K' classes that have training pictures.
         bias: (K',) float64.
-        labels: (K',) int64, of these classes.
-        accuracy: on held-out pictures, in [0, 1]; None where there are none.
+        labels: (K',) int64 labels of these classes.
+        accuracy: on held-out pictures, in [0, 1]; None if there are none.
     """
 
     extractor: Extractor
@@ -49,19 +49,19 @@ class LinearProbe:
         return blake2b(b"".join(array.tobytes() for array in (self.weight, self.bias, self.labels)), digest_size=16).hexdigest()
 
     def classes(self, features: np.ndarray) -> np.ndarray:
-        """(N, D) features -> (N,) int64, the most probable class of each."""
+        """Return the most probable class, (N,) int64, for (N, D) features."""
         found: np.ndarray = self.labels[(features @ self.weight.T + self.bias).argmax(1)]
         return found
 
 
 def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Extractor, cache_dir: Path) -> LinearProbe:
-    """The probe of a data set, fitted once for every process and run; its weights are a function of the pictures alone.
+    """Return the probe of a data set, fitted once for all processes and runs; its weights depend only on the pictures.
 
     Args:
-        name: of the data set, for the folder's name and messages.
-        real: the pictures; those held out for validation give the accuracy.
-        train: the pictures to fit on, some of them labelled; the others are left out.
-        extractor: of the features.
+        name: name of the data set, for the folder name and messages.
+        real: the real pictures; those held out for validation give the accuracy.
+        train: the pictures to fit on, at least some labelled; unlabelled ones are left out.
+        extractor: the feature extractor.
         cache_dir: the folder of all caches.
 
     Raises:
@@ -83,7 +83,7 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
             probe = LinearProbe(extractor, **load_file(folder / "weights.safetensors"), accuracy=accuracy)
             if (meta["key"], meta["fingerprint"]) != (key, probe.fingerprint):
                 raise ValueError("not the expected probe")
-        except Exception as error:  # damaged bytes make json and safetensors raise whatever they please
+        except Exception as error:  # json and safetensors may raise anything on damaged files
             log.warning("%s is damaged (%s): fitting it again", folder, error)
             return None
         return probe
@@ -111,10 +111,10 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
 
 
 def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multinomial logistic regression by L-BFGS, in float64 on the CPU (Nocedal & Wright 2006, chapter 7).
+    """Fit multinomial logistic regression by L-BFGS, in float64 on the CPU (Nocedal & Wright 2006, chapter 7).
 
-    The minimum of mean cross-entropy + ``WEIGHT_DECAY`` / 2 |W|^2, of features that have been standardised to mean 0 and
-    standard deviation 1; the returned weights are for the features as they are.
+    Minimises mean cross-entropy + ``WEIGHT_DECAY`` / 2 |W|^2 on features standardised to mean 0 and standard deviation 1; the
+    returned weights apply to the original features.
 
     Args:
         features: (N, D).

@@ -1,4 +1,4 @@
-"""The real pictures, prepared once for any number of generators."""
+"""Real pictures, prepared once for any number of generators."""
 
 import logging
 from collections.abc import Callable
@@ -29,9 +29,9 @@ class SetDistances:
     """Distances of sets of pictures to the reference, in the features of a network.
 
     Args:
-        extractor: of the features.
-        real: the reference among them.
-        cache_dir: where the features of real pictures lie.
+        extractor: the feature extractor.
+        real: the real pictures, which include the reference.
+        cache_dir: cache folder for the features of real pictures.
     """
 
     def __init__(self, extractor: Extractor, real: RealPictures, cache_dir: Path):
@@ -40,12 +40,12 @@ class SetDistances:
         self._gaussian: Gaussian = gaussian(self.reference)
 
     def of(self, pictures: PictureSet) -> tuple[np.ndarray, np.ndarray]:
-        """(N, D) features and (N, K) logits of real pictures."""
+        """Return (N, D) features and (N, K) logits of real pictures."""
         features, logits = collection_features(self.extractor, pictures, self.cache_dir)
         return features[pictures.rows], logits[pictures.rows]
 
     def add(self, measured: Measured, of: str, features: np.ndarray, logits: np.ndarray, prefix: str = "") -> None:
-        """Every distance of one set."""
+        """Add every distance of one set to the results."""
         measured.add(f"{prefix}fid", of, frechet_distance(gaussian(features), self._gaussian))
         measured.add(f"{prefix}kid", of, kernel_distance(features, self.reference))
         if prefix:
@@ -59,13 +59,13 @@ class SetDistances:
 
 @dataclass(frozen=True)
 class CopySpace:
-    """Where copies are looked for, prepared for any number of generators.
+    """A space in which to search for copies, prepared for any number of generators.
 
     Attributes:
         name: ``pixels`` or ``features``.
-        candidates: (K, D) of the training pictures without near-duplicates.
-        bounds: d1 / d2 below which a picture is a copy, by name.
-        control: (N,) d1 / d2 of held-out pictures; None where nothing is held out.
+        candidates: (K, D) training pictures without near-duplicates.
+        bounds: d1 / d2 below which a picture counts as a copy, by name.
+        control: (N,) d1 / d2 of held-out pictures; None if nothing is held out.
     """
 
     name: str
@@ -75,12 +75,12 @@ class CopySpace:
 
 
 class RealSide:
-    """All that is known of the real pictures before a generated one is seen.
+    """Everything that is computed from real pictures alone.
 
     Args:
-        real: the pictures.
-        networks: of them.
-        notes: for what a reader must know.
+        real: the real pictures.
+        networks: the evaluation networks.
+        notes: receives remarks for the reader.
     """
 
     def __init__(self, real: RealPictures, networks: EvaluationNetworks, notes: list[str]):
@@ -127,5 +127,5 @@ class RealSide:
         self.copy_spaces.append(CopySpace(name, candidates, bounds, control))
 
     def variants(self, space: str, vectors: np.ndarray) -> list[np.ndarray]:
-        """With mirror images, in pixels, if training has shown those."""
+        """Return the vectors and, in pixel space, their mirror images if training used those."""
         return copies.with_mirror_images(vectors, self.real.mirrored and space == "pixels")

@@ -1,4 +1,4 @@
-"""How well an autoencoder gives held-out pictures back, whatever its family: from ``encode`` and ``decode`` alone."""
+"""Reconstruction quality of autoencoders of any family on held-out pictures, from ``encode`` and ``decode`` alone."""
 
 from collections.abc import Iterator
 
@@ -18,19 +18,19 @@ from flowergen.randomness import normal_per_sample
 
 @torch.inference_mode()
 def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: str, seed: int) -> dict[str, float]:
-    """PSNR, SSIM, LPIPS, sharpness, active units, and the common ELBO with its two parts.
+    """Compute PSNR, SSIM, LPIPS, sharpness, active units, and the common ELBO with its two parts.
 
     The ELBO is the Gaussian one with a shared optimal sigma and beta 1 (``losses.reconstruction.gaussian_elbo``);
     ELBO = -distortion - rate, with the rate KL(q(z|x) || N(0, I)) (Alemi et al. 2018, arXiv:1711.00464).
 
     Args:
         model: an autoencoder in eval mode.
-        pictures: held-out ones.
-        weights_dir: where VGG-16 is, for LPIPS; without it that is left out.
-        seed: of the draws z ~ q(z|x); that of picture i depends on (seed, i) alone.
+        pictures: held-out pictures.
+        weights_dir: directory of VGG-16 for LPIPS, which is left out if the weights are missing.
+        seed: random seed for the draws z ~ q(z|x); the draw of picture i depends only on (seed, i).
 
     Returns:
-        By name: means over the pictures, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.
+        Means over the pictures by name, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.
     """
     means, scores = RunningMeans(), ReconstructionScores(model.image_size).to(model.device)
     lpips = load_lpips(weights_dir).to(model.device) if vgg16_path(weights_dir).is_file() else None
@@ -51,12 +51,12 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
 
 @torch.inference_mode()
 def reconstructions(model: ImageModel, pictures: PictureSet, first: int) -> Iterator[np.ndarray]:
-    """Decoded posterior means.
+    """Decode the posterior means of pictures.
 
     Args:
         model: an autoencoder in eval mode.
-        pictures: to give back.
-        first: position to begin with.
+        pictures: pictures to reconstruct.
+        first: position to start from.
 
     Yields:
         (n, 3, S, S) uint8.

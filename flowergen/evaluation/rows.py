@@ -1,4 +1,4 @@
-"""Arrays that grow by rows on the disk: memory stays small, and a killed process goes on where it was."""
+"""Arrays on disk that grow by rows: memory use stays small, and an interrupted process can resume."""
 
 import math
 import os
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Rows:
-    """A file for each array, appended to.
+    """Arrays stored in one append-only file each.
 
-    Nothing is written before the first ``append``, which cuts off what a killed process has left of a row.
+    Nothing is written before the first ``append``, which truncates an incomplete row left by a killed process.
 
     Args:
-        folder: made if need be.
-        fields: shape of a row and numpy's code for its values, by name: ``{"features": ((2048,), "<f4")}``.
+        folder: created if necessary.
+        fields: row shape and NumPy dtype code by name: ``{"features": ((2048,), "<f4")}``.
     """
 
     def __init__(self, folder: Path, fields: Mapping[str, tuple[Sequence[int], str]]):
@@ -32,14 +32,14 @@ class Rows:
             **arrays: (n, *shape) for every field.
 
         Raises:
-            OSError: the disk is full; the rows before stay.
+            OSError: the disk is full; earlier rows are kept.
         """
         if not self._cut:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, length in self._row_bytes.items():
                 with self._path(name).open("ab") as file:
                     file.truncate(self.num * length)
-        self._cut = False  # again, if this fails in mid-way
+        self._cut = False  # truncate again if this fails midway
         for name, (shape, dtype) in self.fields.items():
             values = np.ascontiguousarray(arrays[name], dtype=dtype)
             assert values.shape[1:] == tuple(shape), f"{name}: {values.shape[1:]} is not {tuple(shape)}"
@@ -49,14 +49,14 @@ class Rows:
         self.num += len(arrays[name])
 
     def sync(self) -> None:
-        """On the disk, or an OSError."""
+        """Flush the files to disk; raises an OSError on failure."""
         for name in self.fields:
             if self._path(name).exists():
                 with self._path(name).open("rb") as file:
                     os.fsync(file.fileno())
 
     def array(self, name: str) -> np.ndarray:
-        """(num, *shape), a read-only memory map."""
+        """Return (num, *shape) as a read-only memory map."""
         shape, dtype = self.fields[name]
         if not self.num or not self._row_bytes[name]:
             return np.zeros((self.num, *shape), dtype)

@@ -1,4 +1,4 @@
-"""``index.html`` of a run folder: its pictures, curves, metric card and the commands to go on, without a network."""
+"""``index.html`` of a run folder, viewable offline: its pictures, curves, metric card and the next commands."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, 
 MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
 MOST_DENOISED = 8
 MOST_EARLIER = 40
-OF_MODEL = {  # whose values are the model's, by part of the card
+OF_MODEL = {  # columns with the model's own values, by part of the card
     "samples": ("samples",),
     "copies": ("samples",),
     "reconstructions": ("reference",),
@@ -41,17 +41,17 @@ MEANINGS = {
 
 
 def write_run_page(folder: Path, training: bool = False) -> Path:
-    """Write the page of what lies in a run folder now.
+    """Write the page for the current contents of a run folder.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         training: whether the page reloads itself.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page cannot be written.
     """
     config = _config(folder)
     image_size = _image_size(config)
@@ -87,7 +87,7 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
 def _config(folder: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except Exception:  # bytes that are none of ours make yaml raise whatever it pleases
+    except Exception:  # yaml may raise anything on an unexpected file
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -119,7 +119,7 @@ def _status(folder: Path, config: Mapping[str, Any], training: bool) -> str:
 
 
 def _numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
-    """Epoch and file, in order."""
+    """Return epochs and files in ascending order."""
     found = (folder / "images").glob(f"{kind}_epoch_*.png")
     return sorted((int(match[1]), path) for path in found if (match := re.search(r"_(\d+)\.png$", path.name)))
 
@@ -129,13 +129,13 @@ def _newest(folder: Path, kind: str, caption: str, image_size: int) -> list[str]
 
 
 def _sampled(folder: Path) -> Path | None:
-    """The folder that ``flowergen.sample`` wrote last."""
+    """Return the folder that ``flowergen.sample`` wrote last."""
     grids = list(folder.glob("samples/*/grid.png"))
     return max(grids, key=_written).parent if grids else None
 
 
 def _written(path: Path) -> float:
-    """When; 0 where it is gone."""
+    """Return the modification time, or 0 if the file is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -163,7 +163,7 @@ def _samples(folder: Path, image_size: int) -> list[str]:
 
 
 def _class_of(path: Path) -> str:
-    """Of the name of a sample's file, see ``sample_files.file_name``: "53 sunflower" of seed0_class053_sunflower_00008.png."""
+    """Parse the class in a name by ``sample_files.file_name``: "53 sunflower" for seed0_class053_sunflower_00008.png."""
     match = re.fullmatch(r"seed\d+_class(\d+)_(\w*)_\d+", path.stem)
     return f"{int(match[1])} {match[2].replace('_', ' ')}" if match else ""
 
@@ -177,7 +177,7 @@ def _denoising(folder: Path, image_size: int) -> list[str]:
 def _card(folder: Path, image_size: int) -> list[str]:
     found = []
     for path in folder.glob("evaluation/*/card.json"):
-        with suppress(Exception):  # bytes that are none of ours make json and the formats raise whatever they please
+        with suppress(Exception):  # json and the formatting may raise anything on an unexpected file
             card = read_card(path.parent) or {}
             rows = [["", "this model", "beside it", "what it says"], *_rows_of(card)]
             against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}, {card['made']['date']}"
@@ -197,12 +197,12 @@ def _card(folder: Path, image_size: int) -> list[str]:
 
 
 def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
-    """Of the metrics that ``MEANINGS`` explains: name, the model's value, floors, meaning."""
+    """Return a row for each metric in ``MEANINGS``: name, the model's value, floors, meaning."""
     rows = []
     for metric in (name for name in MEANINGS if name in card["results"]):
         found, words = card["results"][metric], DENOISING_OF if FIGURES[metric].part == "denoising" else OF
         of = next((of for of in OF_MODEL[FIGURES[metric].part] if of in found), None)
-        if of is None:  # the photographs' value alone
+        if of is None:  # only real pictures have a value
             continue
         values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != of]
         label = label_of(metric, card["protocol"]["extractor"])
@@ -218,7 +218,7 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
     lines = [command("sample", run), command("evaluate", run), command("export", run)]
     data = f"data={_group(config, 'data').get('name')}"
     if _is_diffusion(config):
-        if "discriminator" in _group(_config(folder / "autoencoder"), "model"):  # the third stage is a VAE-GAN's
+        if "discriminator" in _group(_config(folder / "autoencoder"), "model"):  # only a VAE-GAN has a third stage
             lines.append(command("train", "model=decoder", data, f"diffusion={folder}"))
     elif not config.get("diffusion"):
         lines += [command("vary", run, "image=FILE"), command("train", "model=latent_ddpm", data, f"autoencoder={folder}")]

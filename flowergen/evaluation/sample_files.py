@@ -1,4 +1,4 @@
-"""Samples as files: grid, single pictures or one archive, and the denoising as GIF, strip and map."""
+"""Sample files: a grid, single pictures or one archive, and the denoising as GIF, strip and map."""
 
 import re
 import zipfile
@@ -19,22 +19,22 @@ from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import image_grid, labelled_grid, write_png
 from flowergen.viz.latent_map import draw_paths, principal_plane
 
-GRID_COLUMNS = 16  # pictures of a class in the grid, at most
-GRID_PICTURES = 1024  # in the grid, about
+GRID_COLUMNS = 16  # maximum pictures per class in the grid
+GRID_PICTURES = 1024  # approximate number of pictures in the grid
 STRIP_COLUMNS = 9
-HOLD_FRAMES = 10  # for which a GIF stays at its end
-LONGEST_NAME = 150  # bytes of a class in the names of files: file systems allow 255 for all of it
+HOLD_FRAMES = 10  # repetitions of a GIF's last frame
+LONGEST_NAME = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name
 
 
 class NpzWriter:
-    """An ``.npz`` archive of pictures and classes, written as they come; it appears when it is whole.
+    """Write an ``.npz`` archive of pictures and classes incrementally; the file appears once it is complete.
 
     The layout is that of guided-diffusion's samples (arXiv:2105.05233): ``arr_0`` (N, S, S, 3) uint8, ``arr_1`` (N,) int64.
 
     Args:
-        path: of the file.
-        labels: (N,) int64, of all pictures to come.
-        size_px: S.
+        path: output file.
+        labels: (N,) int64 classes of all pictures.
+        size_px: side S in px.
     """
 
     def __init__(self, path: Path, labels: Tensor, size_px: int):
@@ -49,7 +49,7 @@ class NpzWriter:
         return self
 
     def write(self, pixels: np.ndarray) -> None:
-        """(n, S, S, 3) uint8, the next ones."""
+        """Append (n, S, S, 3) uint8 pictures."""
         self.file.write(pixels.tobytes())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -62,7 +62,7 @@ class NpzWriter:
             if kind is None:
                 self.partial.replace(self.path)
         finally:
-            with suppress(OSError):  # again, if the disk was full: left open, it would say so once more at its end
+            with suppress(OSError):  # close again after a full disk, or garbage collection would report the error once more
                 self.archive.close()
             self.partial.unlink(missing_ok=True)
 
@@ -76,15 +76,15 @@ def write_samples(
     seed: int,
     file_format: str,
 ) -> list[str]:
-    """``grid.png`` and either ``pictures/*.png``, with seed, class and number in their names, or ``samples.npz``.
+    """Write ``grid.png`` and either ``pictures/*.png``, with seed, class and number in their names, or ``samples.npz``.
 
     Args:
-        folder: to write into.
-        batches: number of the first, and (n, 3, S, S) in [0, 1].
-        labels: (N,) int64 of all of them, ``NO_CLASS`` for none.
-        names: of the classes.
-        size_px: S.
-        seed: of the samples.
+        folder: output folder.
+        batches: number of the first sample, and (n, 3, S, S) in [0, 1].
+        labels: (N,) int64 classes of all samples, ``NO_CLASS`` for none.
+        names: class names.
+        size_px: side S in px.
+        seed: random seed for the samples.
         file_format: ``png`` or ``npz``.
 
     Returns:
@@ -105,7 +105,7 @@ def write_samples(
                     write_png(folder / "pictures" / f"{file_name(seed, label, names)}_{number:05d}.png", image_pixels)
                 taken[label] = taken.get(label, 0) + 1
                 if taken[label] <= a_class:
-                    shown.append((label, image.clone()))  # without the batch around it
+                    shown.append((label, image.clone()))  # a copy that does not keep the batch in memory
     if labels[0] == NO_CLASS:
         images = torch.stack([image for _, image in shown])
         grid = image_grid(images, max(1, round(len(images) ** 0.5)))
@@ -130,20 +130,20 @@ def write_denoising(
     store: LatentStore | None,
     batch_size: int,
 ) -> list[str]:
-    """How samples came about: a GIF and a strip each, x_t above x0_hat, both decoded, and the paths on a map.
+    """Write the denoising of samples: a GIF and a strip each, decoded x_t above decoded x0_hat, and the paths on a map.
 
-    The map is the plane in which the training latents spread most, in the scaled space in which diffusion takes place.
+    The map is the principal plane of the training latents, in the scaled space of the diffusion.
 
     Args:
-        folder: to write into.
-        model: in eval mode.
-        sampling: how they were sampled.
+        folder: output folder.
+        model: a model in eval mode.
+        sampling: settings that the samples were drawn with.
         index: (N,) numbers of the samples.
-        labels: (N,) int64 of them.
-        names: of the classes.
-        seed: of the samples.
+        labels: (N,) int64 classes of the samples.
+        names: class names.
+        seed: random seed for the samples.
         store: the training latents; None for no map.
-        batch_size: samples at a time.
+        batch_size: samples per batch.
 
     Returns:
         Lines for the user.
@@ -177,7 +177,7 @@ def write_denoising(
 
 
 def file_name(seed: int, label: int, names: Sequence[str]) -> str:
-    """Seed and class, for the name of a file: letters, digits and underscores only.
+    """Return seed and class for a file name, with letters, digits and underscores only.
 
     >>> file_name(0, 1, ["daisy", "colt's ../foot"])
     'seed0_class001_colts_foot'

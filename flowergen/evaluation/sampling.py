@@ -1,4 +1,4 @@
-"""New pictures of a trained model, of any family, and how they came about."""
+"""Sampling of new pictures from trained models of any family, and their denoising trajectories."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.randomness import generator, normal_per_sample
 
 NO_CLASS = -1
-MOST_STATES = 51  # of a trajectory
-MOST_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to while the model trains: a second or two
+MOST_STATES = 51  # states kept of a trajectory
+MOST_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to during training; takes a second or two
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws latents of samples, by whatever way the model's family has.
+    """Draws latents of samples with the method of the model's family.
 
     Attributes:
-        model: in eval mode.
+        model: a model in eval mode.
         draw: (indices, (N,) int64 labels, ``NO_CLASS`` for none) -> (N, C, h, w) latents in the autoencoder's units.
-        description: what it is, for the user.
+        description: description of the method, for the user.
     """
 
     model: ImageModel
@@ -36,12 +36,12 @@ class Sampler:
 
 
 def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) -> Sampler:
-    """By denoising.
+    """Return a sampler that denoises.
 
     Args:
-        model: in eval mode.
-        sampling: how.
-        seed: of the noise.
+        model: a model in eval mode.
+        sampling: sampler settings.
+        seed: random seed for the noise.
     """
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:
@@ -61,18 +61,18 @@ def autoencoder_sampler(
     seed: int,
     fitted_to: str = "the training latents",
 ) -> Sampler:
-    """From the prior, the mixture that was fitted to the latents, or its Gaussian for each class.
+    """Return a sampler that draws from N(0, I), the mixture fitted to the latents, or the Gaussian fitted to each class.
 
     Args:
         model: a VAE or VAE-GAN in eval mode.
-        prior: what was fitted to the latents, if anything was.
+        prior: the model fitted to the latents, if any.
         source: ``auto``, ``prior`` or ``mixture``.
         by_class: whether the samples are of given classes.
-        seed: of the draws.
+        seed: random seed for the draws.
         fitted_to: what the prior was fitted to, for the user.
 
     Raises:
-        UserError: the mixture or a class is asked for, and nothing was fitted.
+        UserError: the mixture or a class is requested, but nothing was fitted.
     """
     if prior is None and (by_class or source == "mixture"):
         what, instead = ("classes=", "leave them out") if by_class else ("source=mixture", "use source=prior")
@@ -98,16 +98,16 @@ def autoencoder_sampler(
 
 
 def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
-    """The model's own sampler as it will be once training has ended: denoising, or a mixture, fitted to the present latents.
+    """Return the model's own sampler as after training: denoising, or a mixture fitted to the current latents.
 
-    Nothing that training reads is changed.
+    The training state is not changed.
 
     Args:
-        model: in eval mode.
-        data: set up.
+        model: a model in eval mode.
+        data: the data module, set up.
 
     Returns:
-        A sampler of an autoencoder that draws from N(0, I) where no mixture can be fitted, and says so.
+        A sampler; for an autoencoder without a fitted mixture, it draws from N(0, I) and its description says so.
     """
     model = model.sampling_model
     if isinstance(model, LatentDDPMModule):
@@ -118,7 +118,7 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
 
 
 def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool = True) -> Tensor:
-    """Samples 0 to num - 1; of a diffusion model with K classes, sample i is of class i mod K.
+    """Draw samples 0 to num - 1; with a diffusion model of K classes, sample i is of class i mod K.
 
     Args:
         sampler: draws the latents.
@@ -134,17 +134,17 @@ def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool 
 
 
 def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """All samples, a batch at a time, so that any number of them needs the same memory.
+    """Draw all samples in batches, so memory use does not depend on their number.
 
     Args:
         sampler: draws the latents.
-        labels: (N,) int64 of the samples, ``NO_CLASS`` for none.
-        batch_size: at a time.
-        halve: where a batch does not fit the GPU's memory, go on with half as many.
-        first: the number to begin with.
+        labels: (N,) int64 classes of the samples, ``NO_CLASS`` for none.
+        batch_size: samples per batch.
+        halve: halve the batch size if a batch does not fit into GPU memory.
+        first: number of the first sample to draw.
 
     Yields:
-        The number of the first, and (n, 3, S, S) in [0, 1] on the CPU.
+        The number of the batch's first sample, and (n, 3, S, S) in [0, 1] on the CPU.
     """
     while first < len(labels):
         part = labels[first : first + batch_size]
@@ -166,17 +166,17 @@ def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, fir
 def trajectory(
     model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: Sampling
 ) -> tuple[Tensor, Tensor]:
-    """The way to samples: the same samples that ``diffusion_sampler`` draws. Of many steps, ``MOST_STATES`` are kept.
+    """Return the denoising trajectories of the samples that ``diffusion_sampler`` draws; at most ``MOST_STATES`` are kept.
 
     Args:
-        model: in eval mode.
-        index: (N,) their numbers.
+        model: a model in eval mode.
+        index: (N,) numbers of the samples.
         labels: (N,) int64 classes.
-        seed: of the noise.
-        sampling: how.
+        seed: random seed for the noise.
+        sampling: sampler settings.
 
     Returns:
-        x_t, from noise to sample, and x0_hat, what the network took the picture to be at that moment, each
+        x_t, from noise to sample, and x0_hat, the network's estimate of the clean picture at that step, each
         (N, T, C, h, w) in the autoencoder's units on the CPU, T at most steps + 1; the last of both is the sample.
     """
     kept = set(torch.linspace(0, sampling.steps, min(sampling.steps + 1, MOST_STATES)).round().int().tolist())
@@ -192,18 +192,18 @@ def trajectory(
 
 
 def labels_of_classes(classes: Sequence[int], num_per_class: int) -> Tensor:
-    """(N,) int64: so many of each, one class after the other."""
+    """Return (N,) int64 labels, ``num_per_class`` of each class, one class after the other."""
     return torch.tensor(classes, dtype=torch.int64).repeat_interleave(num_per_class)
 
 
 def labels_by_frequency(num: int, num_classes: int, counts: Tensor | None, seed: int) -> Tensor:
-    """Classes of so many samples; that of sample i depends on (seed, i) alone.
+    """Choose the classes of N samples; the class of sample i depends only on (seed, i).
 
     Args:
-        num: N.
+        num: number of samples N.
         num_classes: K; 0 for none.
-        counts: (K,) to draw in proportion to; None for each class in turn.
-        seed: of the draws.
+        counts: (K,) class frequencies to draw from; None to cycle through the classes.
+        seed: random seed for the draws.
 
     Returns:
         (N,) int64.
@@ -218,7 +218,7 @@ def labels_by_frequency(num: int, num_classes: int, counts: Tensor | None, seed:
 
 
 def first_of_each(labels: Tensor) -> list[int]:
-    """Numbers of the first sample of each run of equal labels."""
+    """Return the index of the first sample in each run of equal labels."""
     starts, position = [], 0
     for _, group in groupby(labels.tolist()):
         starts.append(position)

@@ -1,8 +1,8 @@
-"""What becomes of given pictures: reconstructions, variations, and walks through the latent space, as files.
+"""Reconstructions and variations of given pictures, and walks through the latent space, as files.
 
 Every function takes an autoencoder in eval mode and pictures (N, 3, S, S) in [0, 1], writes into a folder, and returns lines
-for the user. A picture's files do not depend on the pictures beside it, but for a scale that is looked for and for which
-dimensions are traversed: those are the same for all of them.
+for the user. A picture's files do not depend on the other pictures, except for an automatically chosen scale and the choice of
+traversed dimensions, which are shared by all pictures.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from flowergen.randomness import normal_per_sample
 from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import comparison_grid, image_grid, write_png
 
-BATCH = 64  # pictures that are decoded at a time
-SHOWS = 1 / 255  # mean difference of a pixel value below which a variation is invisible: one grey level
-AUTO_SHOWS = 8 / 255  # what scale=auto aims at
-MAX_SCALE = 1e8  # finds the noise for a posterior of standard deviation 1e-4 as well
-TRAVERSAL_SIGMAS = 3.0  # of the prior to each side, as in Higgins et al. 2017, figure 1
+BATCH = 64  # pictures encoded or decoded at a time
+SHOWS = 1 / 255  # mean pixel difference below which a variation is invisible: one grey level
+AUTO_SHOWS = 8 / 255  # target of scale=auto
+MAX_SCALE = 1e8  # large enough even for a posterior of standard deviation 1e-4
+TRAVERSAL_SIGMAS = 3.0  # standard deviations of the prior to each side, as in Higgins et al. 2017, figure 1
 MAX_STRENGTH = 2.0  # of latent arithmetic; 1 adds the difference of the means itself
 
 
 def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path) -> list[str]:
-    """``reconstruction.png``, real above reconstructed, and the single reconstructions."""
+    """Write ``reconstruction.png``, real above reconstructed, and the single reconstructions."""
     x_hat = decode(model, encode(model, x).mean)
     write_png(folder / "reconstruction.png", comparison_grid(x, x_hat, columns=8))
     for name, image in zip(names, x_hat, strict=True):
@@ -41,16 +41,16 @@ def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path
 def vary(
     model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, scale: float | None, seed: int
 ) -> list[str]:
-    """z = mu + sqrt(scale) sigma eps, decoded: ``variations.png``, a row or block each, and the single pictures.
+    """Decode z = mu + sqrt(scale) sigma eps and write ``variations.png``, a row or block each, and the single pictures.
 
     Args:
         model: the autoencoder.
         x: (N, 3, S, S).
-        names: of the pictures, for their files.
-        folder: to write into.
-        num: variations of each.
-        scale: of the posterior's variance; None for one that shows.
-        seed: variation j has noise of its own, the same for every picture.
+        names: names of the pictures, for their files.
+        folder: output folder.
+        num: variations per picture.
+        scale: factor on the posterior's variance; None to find one with a visible effect.
+        seed: random seed for the noise; variation j uses the same noise for every picture.
     """
     posterior = encode(model, x)
     eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
@@ -73,7 +73,7 @@ def vary(
 
 
 def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[str]:
-    """``interpolation.png``, a row for each picture and the next, and ``interpolation.gif`` through all of them and back."""
+    """Write ``interpolation.png``, a row per pair of consecutive pictures, and ``interpolation.gif`` through all and back."""
     if len(x) < 2:
         raise UserError("mode=interpolate goes from one picture to the next: give image=DIR with two pictures or more")
     mean = encode(model, x).mean
@@ -87,7 +87,7 @@ def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[st
 
 
 def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, num_dims: int) -> list[str]:
-    """``NAME_traversal.png``: a row for each of the dimensions that say most about the pictures."""
+    """Write ``NAME_traversal.png``: a row for each of the ``num_dims`` dimensions with the largest KL."""
     posterior = encode(model, x)
     nats, units = nats_per_unit(posterior).sort(descending=True)
     units = units[:num_dims]
@@ -100,14 +100,14 @@ def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
 
 
 def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, direction: Tensor) -> list[str]:
-    """``NAME_arithmetic.png`` and ``arithmetic.png``: original, reconstruction, then z = mu + s direction for rising s.
+    """Write ``NAME_arithmetic.png`` and ``arithmetic.png``: original, reconstruction, then z = mu + s direction for rising s.
 
     Args:
         model: the autoencoder.
         x: (N, 3, S, S).
-        names: of the pictures, for their files.
-        folder: to write into.
-        num: steps of s.
+        names: names of the pictures, for their files.
+        folder: output folder.
+        num: number of steps of s.
         direction: (C, h, w), the mean latent of one class minus that of another.
     """
     mean = encode(model, x).mean
@@ -122,28 +122,28 @@ def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     return [f"columns: original, reconstruction, the difference of the class means added {shown} times"]
 
 
-# ---- The autoencoder, a batch at a time --------------------------------------------------------------------------------
+# ---- The autoencoder, batch by batch -----------------------------------------------------------------------------------
 @torch.inference_mode()
 def encode(model: ImageModel, x: Tensor) -> Posterior:
-    """(N, 3, S, S) in [0, 1] on any device -> mean and logvar (N, C, h, w) on the CPU."""
+    """Encode (N, 3, S, S) in [0, 1] on any device to mean and logvar (N, C, h, w) on the CPU."""
     posteriors = [model.encode(part.to(model.device)) for part in x.split(BATCH)]
     return Posterior(*(torch.cat(moments).cpu() for moments in zip(*posteriors, strict=True)))
 
 
 @torch.inference_mode()
 def decode(model: ImageModel, z: Tensor) -> Tensor:
-    """(N, C, h, w) on any device -> (N, 3, S, S) in [0, 1] on the CPU."""
+    """Decode (N, C, h, w) on any device to (N, 3, S, S) in [0, 1] on the CPU."""
     return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)])
 
 
 def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:
-    """z = mu + sqrt(scale) sigma eps for every picture and noise, decoded.
+    """Decode z = mu + sqrt(scale) sigma eps for every picture and noise sample.
 
     Args:
         model: the autoencoder.
-        posterior: of N pictures, (N, C, h, w).
-        scale: of its variance.
-        eps: (V, C, h, w).
+        posterior: posteriors of N pictures, (N, C, h, w).
+        scale: factor on its variance.
+        eps: (V, C, h, w) noise.
 
     Returns:
         (N, V, 3, S, S) in [0, 1].
@@ -154,16 +154,16 @@ def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps
 
 
 def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
-    """The scale at which variations differ from the reconstruction by about eight grey levels on average.
+    """Find the scale at which variations differ from the reconstruction by about eight grey levels on average.
 
     Args:
         model: the autoencoder.
-        posterior: of N pictures, (N, C, h, w).
+        posterior: posteriors of N pictures, (N, C, h, w).
         x_hat: (N, 3, S, S) their reconstructions.
         eps: (V, C, h, w) noise of the variations.
 
     Raises:
-        UserError: no scale shows: the decoder makes nothing of its latents.
+        UserError: no scale has a visible effect, because the decoder ignores its latents.
     """
 
     def shows(scale: float) -> bool:

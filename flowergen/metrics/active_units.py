@@ -1,4 +1,4 @@
-"""How much of a latent space is in use."""
+"""Number of active latent dimensions."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ class ActiveUnits(Metric):
     """The number of latent dimensions u with Var_x(E_q(z|x)[z_u]) > 0.01.
 
     Source: Burda et al. 2016, arXiv:1509.00519, section 5.2. A dimension whose posterior mean is the same for all pictures
-    says nothing about them. Summed in float32, which every device has: right for means within some tens of the prior's 0.
+    carries no information about them. Sums are in float32, which every device supports: accurate for means within a few tens
+    of the prior's 0.
     """
 
     full_state_update = False
@@ -36,6 +37,6 @@ class ActiveUnits(Metric):
         self.num = self.num + len(flat)
 
     def compute(self) -> Tensor:
-        """() float32."""
+        """Return the number, () float32."""
         variance = self.sum_of_squares / self.num - (self.sum / self.num).square()  # (C h w,)
         return (variance > THRESHOLD).sum().float()

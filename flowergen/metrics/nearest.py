@@ -1,4 +1,4 @@
-"""Which vectors lie close to which: the search for copies.
+"""Nearest-neighbour search to find copies.
 
 Sources: Carlini et al. 2023, arXiv:2301.13188, section 5 (distances between pixels); Yoon et al. 2023 (ICML workshop on
 Structured Probabilistic Inference) and Gu et al. 2023, arXiv:2310.02664 (the nearest compared with the second nearest).
@@ -14,7 +14,7 @@ from torch import Tensor
 from flowergen.errors import UserError
 from flowergen.metrics.pairwise import BLOCK_ROWS, as_float32, centre_of, row_blocks, squared_distances
 
-RANKED = 4  # candidates that are measured again: float32 may confuse the order of the closest
+RANKED = 4  # candidates that are measured again: float32 may misorder the closest ones
 
 
 class Nearest(NamedTuple):
@@ -25,16 +25,16 @@ class Nearest(NamedTuple):
 
 
 def two_nearest(queries: Sequence[np.ndarray], candidates: np.ndarray) -> Nearest:
-    """The two candidates that are nearest to each query, by brute force in blocks.
+    """Find the two candidates nearest to each query, by brute force in blocks.
 
-    Ranked by matrix products in float32, then the first four are measured again by direct difference and ordered: an exact
-    copy has a distance of exactly 0. Among candidates whose distances differ by less than the products resolve, about a
-    thousandth of the vectors' spread, the nearest may be missed only if more than four lie that close. Of equal ones the first
-    comes first.
+    Candidates are ranked by matrix products in float32; the first four are measured again by direct difference and sorted, so
+    an exact copy has a distance of exactly 0. Among candidates whose distances differ by less than the products resolve, about
+    a thousandth of the vectors' spread, the nearest may be missed only if more than four lie that close. Ties keep the order of
+    the candidates.
 
     Args:
-        queries: variants of the same N vectors, each (N, D) float32 or uint8, for instance pictures and their mirror images: a
-            candidate is as far away as from the nearest of them. uint8 counts as value / 255.
+        queries: variants of the same N vectors, each (N, D) float32 or uint8, for instance pictures and their mirror images;
+            the distance to a candidate is that of the nearest variant. uint8 values are divided by 255.
         candidates: (M, D) float32 or uint8, M >= 2. Any of the arrays may be a memory map larger than memory.
 
     Raises:
@@ -54,7 +54,7 @@ def two_nearest(queries: Sequence[np.ndarray], candidates: np.ndarray) -> Neares
 
 
 def _rank(x: list[Tensor], candidates: np.ndarray, centre: Tensor) -> Tensor:
-    """The few candidates that seem nearest to B vectors, in ascending order of their numbers: (B, K) int64."""
+    """Return the approximately nearest ``RANKED`` candidates of B vectors, in ascending order of index: (B, K) int64."""
     value, index = x[0].new_empty(len(x[0]), 0), torch.empty(len(x[0]), 0, dtype=torch.int64)
     for columns in row_blocks(*candidates.shape):
         squared = _nearest_variant(x, as_float32(candidates[columns]).sub_(centre))[0]  # (B, M')
@@ -66,7 +66,7 @@ def _rank(x: list[Tensor], candidates: np.ndarray, centre: Tensor) -> Tensor:
 
 
 def _measure(x: list[Tensor], candidates: np.ndarray, index: Tensor) -> Tensor:
-    """Distances (B, K) of B vectors, each given in all variants, to the candidates with these numbers (B, K)."""
+    """Return the distances (B, K) of B vectors, each given in all variants, to the candidates with indices (B, K)."""
     columns = []
     for numbers in index.unbind(1):
         t = as_float32(candidates[numbers.numpy()])  # (B, D)
@@ -75,12 +75,12 @@ def _measure(x: list[Tensor], candidates: np.ndarray, index: Tensor) -> Tensor:
 
 
 def near_duplicates(vectors: Sequence[np.ndarray], closer_than: float) -> np.ndarray:
-    """Rows that lie closer than that to an earlier row which is no near duplicate itself.
+    """Find rows that are closer than a threshold to an earlier row that is not a near duplicate itself.
 
     Args:
-        vectors: variants of the same M vectors, each (M, D) float32 or uint8 (value / 255), the vectors themselves first: a row
-            is as far from an earlier one as the nearest of its variants.
-        closer_than: Euclidean distance; a row at exactly this distance stays.
+        vectors: variants of the same M vectors, each (M, D) float32 or uint8 (divided by 255), the vectors themselves first;
+            the distance of a row to an earlier one is that of its nearest variant.
+        closer_than: Euclidean distance; a row at exactly this distance is not a duplicate.
 
     Returns:
         (M,) bool.
@@ -105,7 +105,7 @@ def near_duplicates(vectors: Sequence[np.ndarray], closer_than: float) -> np.nda
 
 
 def _closer(x: list[Tensor], t: Tensor, closer_than: float, wanted: Tensor) -> Tensor:
-    """Which of the wanted pairs (B, M') are closer; those that rounding leaves open are measured by direct difference."""
+    """Return which wanted pairs (B, M') are closer; pairs within the rounding error are measured by direct difference."""
     squared, rounding = _nearest_variant(x, t)
     close = wanted & (squared < closer_than**2)
     for pairs in (wanted & ((squared - closer_than**2).abs() <= rounding)).nonzero().split(BLOCK_ROWS):
@@ -116,7 +116,7 @@ def _closer(x: list[Tensor], t: Tensor, closer_than: float, wanted: Tensor) -> T
 
 
 def _nearest_variant(x: list[Tensor], t: Tensor) -> tuple[Tensor, float]:
-    """Squared distances (B, M') of the nearest variants, and a bound of their error."""
+    """Return the squared distances (B, M') of the nearest variants, and a bound on their error."""
     squared, rounding = squared_distances(x[0], t)
     for variant in x[1:]:
         other, error = squared_distances(variant, t)

@@ -1,4 +1,4 @@
-"""Distances between all rows of two large arrays, a block at a time."""
+"""Distances between all rows of two large arrays, computed in blocks."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 BLOCK_ROWS = 1024  # enough for a matrix product to run at full speed
 BLOCK_VALUES = 2**25  # float32: 128 MiB
-ROUNDING = 1e-5  # a squared distance's error relative to its two squared norms: some 1e-7 to 1e-6 in float32 products
+ROUNDING = 1e-5  # bound on a squared distance's error relative to its two squared norms; 1e-7 to 1e-6 in float32
 
 
 def row_blocks(num: int, dim: int) -> Iterator[slice]:
-    """Cut `num` rows of `dim` values into blocks of bounded size."""
+    """Split `num` rows of `dim` values into blocks of bounded size."""
     size = max(1, min(BLOCK_ROWS, BLOCK_VALUES // dim))
     return (slice(start, min(start + size, num)) for start in range(0, num, size))
 
 
 def as_float32(rows: np.ndarray) -> Tensor:
-    """A copy of some rows; uint8 counts as value / 255.
+    """Copy rows to float32; uint8 values are divided by 255.
 
     Args:
         rows: (N, D) float32 or uint8, possibly of a read-only memory map.
@@ -31,19 +31,19 @@ def as_float32(rows: np.ndarray) -> Tensor:
 
 
 def centre_of(vectors: np.ndarray) -> Tensor:
-    """A point amid the vectors, (D,): the mean of the first. Subtracted on both sides it keeps `squared_distances` sharp."""
+    """Return the mean of the first vectors, (D,). Subtracting it on both sides keeps `squared_distances` accurate."""
     return as_float32(vectors[next(row_blocks(len(vectors), vectors.shape[1]))]).mean(0)
 
 
 def squared_distances(x: Tensor, t: Tensor) -> tuple[Tensor, float]:
-    """|x|^2 + |t|^2 - 2 x.t for all pairs of rows: as fast as a matrix product, but rounded where the two are close.
+    """Compute |x|^2 + |t|^2 - 2 x.t for all pairs of rows: as fast as a matrix product, but inaccurate for close pairs.
 
     Args:
         x: (N, D) float32, centred.
         t: (M, D) float32, centred.
 
     Returns:
-        (N, M) float32, slightly negative at times, and a bound of its absolute error.
+        (N, M) float32, sometimes slightly negative, and a bound on its absolute error.
     """
     x_norm, t_norm = (torch.linalg.vector_norm(rows, dim=1).square() for rows in (x, t))
     squared = torch.addmm(t_norm, x, t.T, alpha=-2).add_(x_norm[:, None])  # (N, M)

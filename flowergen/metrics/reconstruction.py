@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its picture, per image."""
+"""Reconstruction metrics per image."""
 
 import torch
 from torch import Tensor
@@ -6,41 +6,41 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio -10 log10 MSE of pictures in [0, 1].
+    """Compute the peak signal-to-noise ratio -10 log10 MSE of pictures in [0, 1].
 
     Args:
         x_hat: (N, 3, H, W) reconstruction in [0, 1].
         x: (N, 3, H, W) picture in [0, 1].
 
     Returns:
-        (N,) float32 in dB; infinite where the two are equal.
+        (N,) float32 in dB; infinite if the two are equal.
     """
     return peak_signal_noise_ratio(x_hat.float(), x.float(), data_range=1.0, reduction="none", dim=(1, 2, 3))  # (N,)
 
 
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, 10.1109/TIP.2003.819861), Gaussian window of sigma 1.5 and 11 px.
+    """Compute the structural similarity (Wang et al. 2004, 10.1109/TIP.2003.819861), Gaussian window of sigma 1.5 and 11 px.
 
-    Mean over channels and over all pixels, with the picture mirrored at its border.
+    The mean over channels and all pixels, with the picture mirrored at its border.
 
     Args:
         x_hat: (N, 3, H, W) reconstruction in [0, 1], at least 11 px a side.
         x: (N, 3, H, W) picture in [0, 1].
 
     Returns:
-        (N,) float32 in [-1, 1], 1 where the two are equal.
+        (N,) float32 in [-1, 1], 1 if the two are equal.
     """
-    with torch.autocast(x.device.type, enabled=False):  # its windows are convolutions, and 1/256 steps are too coarse
+    with torch.autocast(x.device.type, enabled=False):  # it uses convolutions, for which steps of 1/256 are too coarse
         scores = structural_similarity_index_measure(x_hat.float(), x.float(), data_range=1.0, reduction="none")
-    assert isinstance(scores, Tensor)  # a pair only where full images are asked for
+    assert isinstance(scores, Tensor)  # a pair only if full images are requested
     return scores  # (N,)
 
 
 def gradient_energy(x: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels, across and down: how much fine structure a picture has.
+    """Compute the mean squared difference of horizontal and vertical neighbours, a measure of fine structure.
 
-    The ratio of a reconstruction's to its picture's says how sharp it is: below 1 it is blurred, above 1 it has noise or edges
-    of its own. By Parseval's theorem it is the mean power of the picture's frequencies, weighted by 4 sin^2(omega / 2).
+    The ratio of a reconstruction's value to its picture's measures sharpness: below 1 it is blurred, above 1 it has added noise
+    or edges. By Parseval's theorem the value is the mean power over frequencies, weighted by 4 sin^2(omega / 2).
 
     Args:
         x: (N, 3, H, W) picture in [0, 1].

@@ -1,4 +1,4 @@
-"""How far apart two sets of pictures are, given their features: FID, KID, Inception score, precision and recall."""
+"""Metrics of sets of pictures, given their features: FID, KID, Inception score, precision and recall."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(features: np.ndarray) -> Gaussian:
-    """The Gaussian with the mean and the unbiased covariance of a set.
+    """Fit a Gaussian: the mean and the unbiased covariance of a set.
 
-    Two passes in float64, the second over deviations from the mean: a large mean costs no digits.
+    Two passes in float64, the second over deviations from the mean, so a large mean costs no precision.
 
     Args:
         features: (N, D) float32, N >= 2, possibly a memory map larger than memory.
@@ -41,15 +41,15 @@ def gaussian(features: np.ndarray) -> Gaussian:
 
 
 def frechet_distance(p: Gaussian, q: Gaussian) -> float:
-    """Squared Wasserstein-2 distance between two Gaussians; FID where they are those of Inception features.
+    """Compute the squared Wasserstein-2 distance between two Gaussians, which is FID for Inception features.
 
     |mu_p - mu_q|^2 + tr(S_p) + tr(S_q) - 2 tr (S_p S_q)^(1/2): Dowson & Landau 1982 (10.1016/0047-259X(82)90077-X), Heusel et
     al. 2017 (arXiv:1706.08500, equation 6). With S = L L^T the last trace is the sum of the singular values of G = L_p^T L_q:
-    S_p S_q has the eigenvalues of G G^T, which is symmetric. L has as many columns as S has rank, so that no square roots of
-    rounded zeros add up where there are fewer pictures than dimensions.
+    S_p S_q has the eigenvalues of G G^T, which is symmetric. L has rank(S) columns, which avoids summing square roots of
+    rounded zeros if there are fewer pictures than dimensions.
 
     Returns:
-        0 or more.
+        The distance, 0 or more.
     """
     product = _factor(p.covariance).T @ _factor(q.covariance)  # (K_p, K_q)
     gram = product @ product.T if len(product) <= product.shape[1] else product.T @ product
@@ -59,7 +59,7 @@ def frechet_distance(p: Gaussian, q: Gaussian) -> float:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """L (D, K) with L L^T the covariance, K its rank: Cholesky with pivots, ten times as fast as eigenvectors."""
+    """Return L (D, K) with L L^T the covariance and K its rank, by pivoted Cholesky, ten times as fast as eigenvectors."""
     triangle, pivots, rank, _ = dpstrf(covariance.numpy(), lower=1)
     factor = np.empty((len(triangle), rank))
     factor[pivots - 1] = np.tril(triangle)[:, :rank]
@@ -67,17 +67,18 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased; KID where the features are Inception's.
+    """Compute the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3: KID for Inception features.
 
-    Source: Binkowski et al. 2018, arXiv:1801.01401, section 4. Over all pairs: the usual mean over random subsets estimates the
-    same quantity, with more noise. In blocks and in float64: between alike sets the three means agree to four digits and more.
+    Source: Binkowski et al. 2018, arXiv:1801.01401, section 4. All pairs are used: the usual mean over random subsets estimates
+    the same quantity with more noise. In blocks and in float64, because for similar sets the three means agree to four digits
+    or more.
 
     Args:
         x: (N, D) float32, N >= 2.
         y: (M, D) float32, M >= 2.
 
     Returns:
-        Zero in expectation where both come from one distribution, so slightly negative at times.
+        The distance; zero in expectation if both sets have the same distribution, so sometimes slightly negative.
 
     Raises:
         UserError: fewer than two pictures in a set.
@@ -87,7 +88,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _mean_within(x: np.ndarray) -> float:
-    """Mean kernel over pairs of two different rows."""
+    """Return the mean kernel over pairs of different rows."""
     num, dim = x.shape
     total = 0.0
     for rows in row_blocks(num, dim):
@@ -110,20 +111,20 @@ def _mean_between(x: np.ndarray, y: np.ndarray) -> float:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     root = (a @ b.T).div_(a.shape[1]).add_(1)  # (N, M)
-    return root * root * root  # a power of tensors is ten times as slow
+    return root * root * root  # pow is ten times as slow
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """exp of the mean KL(p(y|x) || p(y)), the mutual information of picture and class: high for clear and various pictures.
+    """Compute exp of the mean KL(p(y|x) || p(y)), the mutual information of picture and class: high if clear and diverse.
 
-    Source: Salimans et al. 2016, arXiv:1606.03498, section 4. Over the whole set: the mean over ten parts, as in their code,
-    depends on the size of the parts (Barratt & Sharma 2018, arXiv:1801.01973, section 3.2). The KL is H(p(y)) - H(p(y|x)).
+    Source: Salimans et al. 2016, arXiv:1606.03498, section 4. Computed over the whole set, because the mean over ten splits, as
+    in their code, depends on their size (Barratt & Sharma 2018, arXiv:1801.01973, section 3.2). The KL is H(p(y)) - H(p(y|x)).
 
     Args:
         logits: (N, K) float32.
 
     Returns:
-        1 to K.
+        The score, 1 to K.
     """
     num, num_classes = logits.shape
     marginal, entropy = torch.zeros(num_classes, dtype=torch.float64), 0.0
@@ -135,17 +136,16 @@ def inception_score(logits: np.ndarray) -> float:
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
-    """How much of the fake set lies among the real one (precision), and the reverse (recall).
+    """Compute the fraction of fake pictures in the manifold of the real ones (precision), and the reverse (recall).
 
-    A set's manifold is the union of balls around its members, each as large as the distance to the k-th nearest other member;
-    its border belongs to it. Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2; k as in their code. Copies
-    count as members of their own; distances that float32 does not tell from 0 are 0, so that a copy of a member always lies
-    within.
+    A set's manifold is the union of closed balls around its members, with the distance to the k-th nearest other member as
+    radius. Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, equations 1 and 2; k as in their code. Copies count as separate
+    members; distances that float32 cannot distinguish from 0 are set to 0, so a copy of a member is always inside.
 
     Args:
         real: (N, D) float32, N > k.
         fake: (M, D) float32, M > k.
-        k: neighbours, 1 or more.
+        k: number of neighbours, 1 or more.
 
     Returns:
         Precision and recall, 0 to 1.
@@ -162,14 +162,14 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
 
 
 def _share_within(points: np.ndarray, members: np.ndarray, k: int, centre: Tensor) -> float:
-    """The share of points in the manifold of the members."""
+    """Return the fraction of points in the manifold of the members."""
     within = torch.zeros(len(points), dtype=torch.bool)
     for rows in row_blocks(*members.shape):
         ball = as_float32(members[rows]).sub_(centre)
         nearest = ball.new_empty(len(ball), 0)
         for columns in row_blocks(*members.shape):
             nearest = torch.cat((nearest, _squared(ball, as_float32(members[columns]).sub_(centre))), 1)
-            nearest = nearest.topk(min(k + 1, nearest.shape[1]), largest=False).values  # with the member itself
+            nearest = nearest.topk(min(k + 1, nearest.shape[1]), largest=False).values  # including the member itself
         radius = nearest.amax(1, keepdim=True)  # (B, 1), squared
         for columns in row_blocks(*points.shape):
             within[columns] |= (_squared(ball, as_float32(points[columns]).sub_(centre)) <= radius).any(0)

@@ -1,4 +1,4 @@
-"""The third stage of latent diffusion: the decoder learns to decode what the diffusion model samples."""
+"""The third stage of latent diffusion: training the decoder on the diffusion model's samples."""
 
 import copy
 from functools import partial
@@ -28,18 +28,18 @@ from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.randomness import normal, normal_per_sample, uniform
 
-# pictures of a batch that are reconstructed as well; the same ones on any number of devices if 4 divides its part of the batch
+# the pictures of a batch that are also reconstructed: the same on any number of devices if 4 divides a device's batch size
 RECONSTRUCTED = slice(None, None, 4)
 
 
 class DecoderModule(TwoOptimizers):
     """Adversarial training of a latent diffusion model's decoder on the model's own samples.
 
-    An autoencoder's decoder has only seen latents of pictures, z ~ q(z|x). A diffusion model's samples z_p ~ p(z|y) differ from
-    those, and the decoder handles them badly. A VAE-GAN shows its discriminator decoded draws from the
-    prior beside reconstructions (Larsen et al. 2016, arXiv:1512.09300, algorithm 1); here the prior is the diffusion model,
-    frozen, its samples drawn once. Encoder and latents stay as they are. With logits D of a projected discriminator and C_y of
-    a ``ClassProjection``, hinge losses, and T = ``zoom`` after ``diff_augment``,
+    An autoencoder's decoder is trained on latents of pictures only, z ~ q(z|x). A diffusion model's samples z_p ~ p(z|y) are
+    distributed differently, and the decoder handles them badly. In a VAE-GAN, the discriminator sees decoded draws from the
+    prior as well as reconstructions (Larsen et al. 2016, arXiv:1512.09300, algorithm 1); here the prior is the frozen diffusion
+    model, whose samples are drawn once. The encoder and the latents do not change. With logits D of a projected discriminator
+    and C_y of a ``ClassProjection``, hinge losses, and T = ``zoom`` after ``diff_augment``,
 
         decoder:        w_r (|x - Dec(z)| + w_p d(x, Dec(z))) - w_a (D + C_y)(T(Dec(z_p)))
         discriminator:  1/2 [max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p))))], and the same of C_y
@@ -48,21 +48,21 @@ class DecoderModule(TwoOptimizers):
         image_size: side S of the pictures, in px.
         seed: of all noise.
         num_classes: K of the data set, 0 without labels.
-        diffusion: the trained model. It decodes with this module's decoder from now on, and is no part of its state: its run
-            folder is carried in the run's own.
-        num_latents: samples that are drawn from it once.
+        diffusion: the trained model. From now on it decodes with this module's decoder. It is not part of this module's state:
+            its run folder is copied into the run's own.
+        num_latents: number of samples that are drawn from it, once.
         reconstruction_weight, perceptual_weight: w_r, and w_p of the distance in EfficientNet-Lite0's features.
         adversarial_weight: w_a.
         channels: of the ``ProjectedDiscriminator``.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
             gradient_clip_algorithm: see ``TwoOptimizers``.
-        ema_decay: average the decoder, and use the average for everything but training.
+        ema_decay: of the moving average of the decoder, used for everything except training.
 
     Raises:
         UserError: the diffusion model has no decoder, or a VAE's.
     """
 
-    best_metric = "psnr"  # never asked for: see ``may_be_best``
+    best_metric = "psnr"  # unused, see ``may_be_best``
     best_mode = "max"
 
     def __init__(
@@ -109,12 +109,12 @@ class DecoderModule(TwoOptimizers):
         self.ema = EMA(self.net, ema_decay)
         autoencoder.inference_net.decoder = self.ema.net  # type: ignore[assignment]
         diffusion.decoder_steps = 0
-        self._diffusion = [diffusion.requires_grad_(False).eval()]  # out of sight of state_dict
+        self._diffusion = [diffusion.requires_grad_(False).eval()]  # not in state_dict
         self._features = OutsideNet(partial(load_efficientnet, "lite0", "model=decoder"))
         widths = WIDTHS[: num_maps_for(image_size)]
         self.discriminator = ProjectedDiscriminator(image_size, widths, channels, "group")
         self.class_projection = ClassProjection(widths[-1], num_classes, 8 * channels) if num_classes else None
-        self.latents, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)  # no buffers, which DDP would broadcast
+        self.latents, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)  # not buffers, which DDP would broadcast
 
     # -- pictures and latents
 
@@ -163,28 +163,28 @@ class DecoderModule(TwoOptimizers):
         return self.diffusion.decode(z)
 
     def summary(self) -> str:
-        """One line: what the network is."""
+        """Describe the network in one line."""
         latent = " x ".join(map(str, self.latent_shape))
         return f"the decoder of latents of {latent}, on {self.num_latents:,} samples of {type(self._diffusion[0].net).__name__}"
 
     def feed_samples(self, latents: Tensor, labels: Tensor) -> None:
-        """What to train on.
+        """Set the samples to train on.
 
         Args:
             latents: (P, C, h, w) samples, in the autoencoder's units.
-            labels: (P,) int64 their classes, K for none.
+            labels: (P,) int64, their classes, K for none.
         """
         self.latents, self.labels = latents, labels
 
     def on_train_start(self) -> None:
-        """Samples to the device."""
+        """Move the samples to the device."""
         super().on_train_start()
         self.latents, self.labels = self.latents.to(self.device), self.labels.to(self.device)
 
     # -- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gradients of decoder and discriminator; their steps after the last part of an optimiser step."""
+        """Compute the gradients of both networks; step after the last batch of an optimiser step."""
         num, x = len(batch.label), 2 * batch.image - 1
         label = torch.where(batch.label < 0, self.num_classes, batch.label)
         u = self.step_draw(uniform, num, (), batch_idx, "sample")
@@ -230,17 +230,20 @@ class DecoderModule(TwoOptimizers):
             self.count_step({"lr": lr})
 
     def _augmented(self, x: Tensor, batch_idx: int, purpose: str) -> Tensor:
-        """T of (N, 3, S, S)."""
+        """Apply T to pictures (N, 3, S, S)."""
         u = self.step_draw(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
         return zoom(diff_augment(x, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:])
 
     def _logits(self, seen: list[Tensor], label: Tensor) -> list[Tensor]:
-        """Of frozen features: D (N, heads, 4, 4), and where there are classes C_y (N, 1)."""
+        """Return D (N, heads, 4, 4) and, if there are classes, C_y (N, 1), from frozen features."""
         logits = [self.discriminator(seen).logits]
         return logits if self.class_projection is None else [*logits, self.class_projection(seen[-1], label)]
 
     def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
-        """Of (N, 3, S, S) in [-1, 1]: error of a value and distance in frozen features, each (N,)."""
+        """Return the absolute error of a value and the distance in frozen features, each (N,).
+
+        Both batches are (N, 3, S, S) in [-1, 1].
+        """
         features = self._features.on(x.device)
         with torch.no_grad():
             seen = features((x + 1) / 2)
@@ -249,11 +252,11 @@ class DecoderModule(TwoOptimizers):
             "loss_perceptual": normalised_feature_distance(features((x_hat + 1) / 2), seen),
         }
 
-    # -- validation: of reconstructions; callbacks.evaluation measures samples
+    # -- validation of reconstructions; callbacks.evaluation measures samples
 
     @property
     def may_be_best(self) -> bool:
-        """No score of single pictures says how good samples are: the last checkpoint is taken."""
+        """False: no score of single pictures measures the quality of samples, so the last checkpoint is used."""
         return False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -261,7 +264,7 @@ class DecoderModule(TwoOptimizers):
         self.val_means.update(self.scores(batch))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """How well held-out pictures are still reconstructed; the noise of picture i depends on (seed, i) alone.
+        """Score the reconstructions of held-out pictures. The noise of picture i depends on (seed, i) alone.
 
         Returns:
             By name, each (N,): both terms of the reconstruction loss, ``psnr`` and ``ssim``.
@@ -279,15 +282,15 @@ class DecoderModule(TwoOptimizers):
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add which diffusion model the decoder is of."""
+        """Add the hash of the diffusion model."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["flowergen"]["diffusion"] = self.diffusion_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another one.
+        """Refuse a checkpoint of another diffusion model.
 
         Raises:
-            UserError: it has other samples.
+            UserError: the checkpoint was trained on the samples of another one.
         """
         if checkpoint["flowergen"].get("diffusion") != self.diffusion_hash:
             raise UserError(

@@ -9,9 +9,9 @@ from torch import nn
 class EMA(nn.Module):
     """The average theta_ema <- d theta_ema + (1 - d) theta, with d = min(decay, (1 + t) / (10 + t)) at step t.
 
-    The smaller decay of the first steps lets the average forget the initialisation (as in tensorflow's
-    ``ExponentialMovingAverage(num_updates=...)``). As a submodule it moves and is saved with its owner. BatchNorm's
-    statistics are averaged as well: those of the last few batches belong to the last weights, not to their average.
+    The smaller decay of the first steps removes the initialisation from the average (as in TensorFlow's
+    ``ExponentialMovingAverage(num_updates=...)``). As a submodule, it is moved and saved with its parent. BatchNorm's
+    statistics are averaged as well, because those of the last few batches match the last weights, not their average.
 
     Args:
         net: the network to average.
@@ -25,7 +25,7 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Take the weights in, after optimiser step ``step`` (from 0)."""
+        """Update the average with the weights after optimiser step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
         numbers = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -35,5 +35,5 @@ class EMA(nn.Module):
                 average.copy_(value)
 
     def train(self, mode: bool = True) -> "EMA":
-        """Stay in eval mode: the average is only ever used for inference."""
+        """Stay in eval mode, because the average is used only for inference."""
         return super().train(False)

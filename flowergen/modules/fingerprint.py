@@ -1,4 +1,4 @@
-"""Which weights a network has."""
+"""A hash of a network's weights."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def fingerprint(net: nn.Module) -> str:
-    """A hash of the names, shapes and values of a network's state: equal for equal networks, wherever they lie.
+    """Hash the names, shapes, dtypes and values of a network's state; the device does not matter.
 
     Args:
         net: on any device.

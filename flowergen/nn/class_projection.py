@@ -6,12 +6,12 @@ from torch import Tensor, nn
 class ClassProjection(nn.Module):
     """The projection discriminator, v_y . phi(x) / sqrt(D) + psi(phi(x)), on frozen features of pictures.
 
-    Source: Miyato & Koyama 2018 (arXiv:1802.05637, equation 4); phi is an MLP of the features' mean over positions, after
-    LayerNorm, and the division by sqrt(D) keeps the first logits near 0.
+    Source: Miyato & Koyama 2018 (arXiv:1802.05637, equation 4). phi is LayerNorm and an MLP of the features' mean over
+    positions; the division by sqrt(D) keeps the initial logits near 0.
 
     Args:
         channels: C of the features.
-        num_classes: K; label K stands for no class.
+        num_classes: K; label K means no class.
         dim: D of phi.
     """
 

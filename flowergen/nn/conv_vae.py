@@ -1,4 +1,4 @@
-"""Encoder and decoder of the plain convolutional VAE, of any image size."""
+"""Encoder and decoder of the plain convolutional VAE, for any image size."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ from flowergen.nn.posterior import Posterior
 
 
 def map_sizes(image_size: int) -> tuple[int, ...]:
-    """Side of the feature map at the input and after each stage: halved, rounding up, until it is 4 to 7 px.
+    """Return the side of the feature map at the input and after each stage: halved, rounding up, until it is 4 to 7 px.
 
     Args:
         image_size: S in pixels, at least 8.
@@ -25,11 +25,11 @@ def map_sizes(image_size: int) -> tuple[int, ...]:
 
 
 def stage_channels(image_size: int, channels: Sequence[int]) -> tuple[int, ...]:
-    """Channels after each stage: cut, or the last entry repeated, to as many as this image size has.
+    """Return the channels after each stage: truncated, or the last entry repeated, to the number of stages.
 
     Args:
         image_size: S in pixels, at least 8.
-        channels: from the input inwards, at least one.
+        channels: channels from the input inwards, at least one.
 
     Returns:
         One entry for each halving.
@@ -39,7 +39,7 @@ def stage_channels(image_size: int, channels: Sequence[int]) -> tuple[int, ...]:
 
 
 class ConvEncoder(nn.Module):
-    """q(z|x): stride-2 stages, residual blocks after each if any, then one linear layer for mean and logvar.
+    """q(z|x): stride-2 stages, each followed by residual blocks if any, then one linear layer for mean and logvar.
 
     Args:
         image_size: S in pixels, at least 8.
@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
         latent_dim: D.
         norm: key of `blocks.NORMS`.
         activation: key of `blocks.ACTIVATIONS`.
-        residual_blocks: on each map but the picture's own.
+        residual_blocks: number on each map, except at the picture's resolution.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ConvDecoder(nn.Module):
 
     Args:
         image_size: S in pixels, at least 8.
-        channels: from the picture inwards, as for the encoder.
+        channels: channels from the picture inwards, as for the encoder.
         latent_dim: D.
         norm: key of `blocks.NORMS`.
         activation: key of `blocks.ACTIVATIONS`.
-        residual_blocks: on each map but the picture's own.
+        residual_blocks: number on each map, except at the picture's resolution.
     """
 
     def __init__(
@@ -131,5 +131,5 @@ class ConvDecoder(nn.Module):
         """
         h = self.unflatten(self.from_latent(z.flatten(1)))  # (N, C, s, s)
         for stage, size in zip(self.stages, self.sizes, strict=True):
-            h = stage(h)[..., :size, :size]  # (N, C', size, size): an odd size loses the last of 2 s pixels
+            h = stage(h)[..., :size, :size]  # (N, C', size, size): an odd size drops the last of 2 s pixels
         return h  # (N, 3, S, S)

@@ -16,9 +16,9 @@ class DiscriminatorOutput(NamedTuple):
     """The output of a discriminator.
 
     Attributes:
-        logits: (N, K, h, w) float32, positive where a patch is taken for real; K = 1 for patches, the number of heads for a
-            projected discriminator.
-        features: (N, C, h', w') of each hidden layer of a patch discriminator, or the frozen ones that a projected one sees.
+        logits: (N, K, h, w) float32, positive for patches classified as real; K = 1 for a patch discriminator, the number of
+            heads for a projected one.
+        features: (N, C, h', w') of each hidden layer of a patch discriminator, or the frozen input features of a projected one.
     """
 
     logits: Tensor
@@ -26,7 +26,8 @@ class DiscriminatorOutput(NamedTuple):
 
 
 def num_halvings_for(image_size: int) -> int:
-    """Halvings whose receptive field is about a quarter of the picture, as 70 px are of 256 (arXiv:1611.07004, section 6.1.2).
+    """Return the halvings for a receptive field of about a quarter of the picture, as 70 of 256 px in arXiv:1611.07004,
+    section 6.1.2.
 
     Args:
         image_size: S in px.
@@ -38,7 +39,7 @@ def num_halvings_for(image_size: int) -> int:
 
 
 def logits_side(image_size: int, num_halvings: int) -> int:
-    """Side of the map of logits; 0 or less where there are more halvings than the picture bears.
+    """Return the side of the map of logits; 0 or less if the picture is too small for so many halvings.
 
     Args:
         image_size: S in px.
@@ -47,14 +48,14 @@ def logits_side(image_size: int, num_halvings: int) -> int:
     side = image_size
     for _ in range(num_halvings):
         side //= 2
-    return side - 2  # two convolutions with a kernel of 4 and a border of 1
+    return side - 2  # two convolutions with a kernel of 4 and a padding of 1
 
 
 def receptive_field(num_halvings: int) -> int:
-    """Side of the patch that one logit sees, in px.
+    """Return the side of the receptive field of a logit, in px.
 
     Args:
-        num_halvings: stride-2 convolutions, before two of stride 1, all with a kernel of 4.
+        num_halvings: number of stride-2 convolutions, before two of stride 1, all with a kernel of 4.
     """
     field = 1
     for stride in (1, 1, *[2] * num_halvings):  # from the logit outwards
@@ -63,23 +64,23 @@ def receptive_field(num_halvings: int) -> int:
 
 
 class PowerIterations(nn.Module):
-    """Spectral norms whose power iterations happen when they are asked for.
+    """Module with spectral norms whose power iterations run only on request.
 
-    At every forward pass, the result would depend on how often a step calls the network: with accumulation, in validation, for
-    the other network.
+    If they ran in every forward pass, the result would depend on how often a step calls the network: with gradient
+    accumulation, in validation, for the loss of the other network.
     """
 
     @torch.no_grad()
     def update_spectral_norms(self) -> None:
-        """One power iteration for each weight that is spectrally normalised; call it once for each optimiser step."""
+        """Run one power iteration for each spectrally normalised weight; call this once per optimiser step."""
         self._set_power_iterations(True)
         for module in self.modules():
             if parametrize.is_parametrized(module, "weight"):
-                module.weight  # noqa: B018  computing it is what iterates
+                module.weight  # noqa: B018  computing it runs the iteration
         self._set_power_iterations(False)
 
     def train(self, mode: bool = True) -> "PowerIterations":
-        """Nothing in it behaves differently in training."""
+        """Set the mode without enabling power iterations: the network behaves the same in training."""
         super().train(mode)
         self._set_power_iterations(False)
         return self
@@ -91,12 +92,12 @@ class PowerIterations(nn.Module):
 
 
 class PatchDiscriminator(PowerIterations):
-    """Isola et al. 2017 (arXiv:1611.07004, section 3.2.2 and appendix 6.1.2), without BatchNorm, which looks across pictures.
+    """PatchGAN (Isola et al. 2017, arXiv:1611.07004, sections 3.2.2 and 6.1.2) without BatchNorm, which mixes pictures.
 
     Args:
-        channels: after the first layer; doubled by each layer, up to eight times.
-        num_halvings: stride-2 convolutions, see `num_halvings_for`.
-        norm: ``group``: GroupNorm after each hidden layer but the first; ``spectral``: every weight divided by its largest
+        channels: channels after the first layer; doubled by each further layer, up to eight times.
+        num_halvings: number of stride-2 convolutions, see `num_halvings_for`.
+        norm: ``group``: GroupNorm after each hidden layer except the first; ``spectral``: every weight divided by its largest
             singular value (Miyato et al. 2018, arXiv:1802.05957), as estimated when `update_spectral_norms` was last called.
     """
 
@@ -115,7 +116,7 @@ class PatchDiscriminator(PowerIterations):
         self._set_power_iterations(False)
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
-        """Judge.
+        """Classify patches as real or fake.
 
         Args:
             x: (N, 3, S, S) in [-1, 1].
@@ -129,10 +130,10 @@ class PatchDiscriminator(PowerIterations):
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it, gradients pass through a module and none arrive at its parameters.
+    """Context manager in which gradients pass through a module but are not computed for its parameters.
 
     Args:
-        module: all of whose parameters want gradients outside.
+        module: a module all of whose parameters require gradients outside of the context.
     """
     module.requires_grad_(False)
     try:

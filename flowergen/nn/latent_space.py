@@ -1,4 +1,4 @@
-"""Ways through a latent space: tensors in, tensors out."""
+"""Interpolation, traversal and KL of latents."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ PARALLEL = 1e-4  # radians below which the great circle is a straight line in fl
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Spherical linear interpolation: [sin((1 - t) theta) a + sin(t theta) b] / sin theta, theta the angle between a and b.
+    """Interpolate spherically: [sin((1 - t) theta) a + sin(t theta) b] / sin theta, with theta the angle between a and b.
 
     Source: Shoemake 1985 (10.1145/325165.325242), for latents White 2016, arXiv:1609.04468, section 2.1: a straight line
-    between two draws from N(0, I) passes too close to the origin. Parallel latents are interpolated linearly, and so are
-    opposite ones, between which no great circle is the shortest, and a zero one, which has no direction.
+    between two samples of N(0, I) passes too close to the origin. The interpolation is linear if the latents are parallel,
+    opposite (no great circle between them is the shortest) or zero (no direction).
 
     Args:
         a: (C, h, w) at t = 0.
@@ -28,17 +28,17 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     if not (a.any() and b.any()):
         return (1 - t) * a + t * b
     u, v = a / a.norm(), b / b.norm()
-    theta = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # arccos has no digits left near 0 and pi
+    theta = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # arccos loses its precision near 0 and pi
     if theta < PARALLEL or theta > torch.pi - PARALLEL:
         return (1 - t) * a + t * b
     return (torch.sin((1 - t) * theta) * a + torch.sin(t * theta) * b) / torch.sin(theta)
 
 
 def nats_per_unit(posterior: Posterior) -> Tensor:
-    """KL(q(z_u|x) || N(0, 1)) of every latent dimension u: what it says about the pictures.
+    """Compute KL(q(z_u|x) || N(0, 1)) of every latent dimension u: the information it carries about the pictures.
 
     Args:
-        posterior: of N pictures, (N, C, h, w).
+        posterior: posterior of N pictures, (N, C, h, w).
 
     Returns:
         (C h w,) float32, averaged over the pictures.
@@ -48,7 +48,7 @@ def nats_per_unit(posterior: Posterior) -> Tensor:
 
 
 def traverse(z: Tensor, unit: int, values: Tensor) -> Tensor:
-    """Copies of a latent in which one dimension takes the given values (Higgins et al. 2017, beta-VAE, figure 1).
+    """Return copies of a latent in which one dimension takes the given values (Higgins et al. 2017, beta-VAE, figure 1).
 
     Args:
         z: (C, h, w).

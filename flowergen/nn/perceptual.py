@@ -1,4 +1,4 @@
-"""Networks in whose features pictures are compared."""
+"""Networks whose features are used to compare pictures."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # to
 
 
 class VGG16Features(nn.Module):
-    """Activations of VGG-16 (Simonyan & Zisserman 2015, arXiv:1409.1556), frozen, as far as the last layer asked for.
+    """Activations of VGG-16 (Simonyan & Zisserman 2015, arXiv:1409.1556), frozen, up to the last requested layer.
 
     Args:
-        state_dict: torchvision's for vgg16; keys other than ``features.*`` are not read.
+        state_dict: torchvision's for vgg16; keys other than ``features.*`` are ignored.
         layers: names from `VGG16_LAYERS`.
     """
 
@@ -40,13 +40,13 @@ class VGG16Features(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The activations.
+        """Compute the activations.
 
         Args:
             x: (N, 3, H, W), pictures in [0, 1], at least 16 px a side for relu5_3.
 
         Returns:
-            (N, C, h, w) for each layer asked for, from the picture inwards.
+            (N, C, h, w) for each requested layer, from the picture inwards.
         """
         h, activations = (x - self.mean) / self.std, []
         for number, layer in enumerate(self.features):
@@ -56,5 +56,5 @@ class VGG16Features(nn.Module):
         return activations
 
     def train(self, mode: bool = True) -> "VGG16Features":
-        """It stays as it is."""
+        """Stay in evaluation mode."""
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What every encoder of the project returns."""
+"""The Gaussian posterior that every encoder of the project returns."""
 
 from typing import NamedTuple, Self
 
@@ -9,16 +9,16 @@ LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as in latent diffusion's autoencoder (Ro
 
 
 def bounded_logvar(logvar: Tensor) -> Tensor:
-    """Clamp to [-30, 20] whose gradient is 1 everywhere (straight-through, Bengio et al. 2013, arXiv:1308.3432).
+    """Clamp to [-30, 20] with a gradient of 1 everywhere (straight-through, Bengio et al. 2013, arXiv:1308.3432).
 
-    The bound keeps exp(logvar) finite in float32. A plain clamp has no gradient beyond it: a unit that once gets there
-    never returns, as the KL can no longer pull it.
+    The bound keeps exp(logvar) finite in float32. A plain clamp has no gradient beyond it, so the KL could not pull back a
+    unit that has passed it.
 
     Args:
         logvar: any shape, any finite value.
 
     Returns:
-        Same shape, in [-30, 20]; a NaN or an infinity gives NaN, so that a diverged run shows.
+        Same shape, in [-30, 20]; NaN and infinities give NaN, so that divergence is noticed.
     """
     # x - x is exactly 0, whereas x + (clamp(x) - x).detach() loses the clamped value to rounding for a large x.
     return logvar.clamp(LOGVAR_MIN, LOGVAR_MAX).detach() + (logvar - logvar.detach())
@@ -36,15 +36,15 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
     def __repr__(self) -> str:
-        """Shapes, not values."""
+        """Show shapes, not values."""
         return f"Posterior(mean: {tuple(self.mean.shape)}, logvar: {tuple(self.logvar.shape)})"
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> Self:
-        """The posterior that an encoder's last layer describes.
+        """Build the posterior from the output of an encoder's last layer.
 
         Args:
-            moments: (N, 2C, h, w), the means before the raw log variances; may be half precision under autocast.
+            moments: (N, 2C, h, w), means and then raw log variances; may be half precision under autocast.
 
         Returns:
             mean and bounded logvar, each (N, C, h, w) float32.
@@ -53,7 +53,7 @@ class Posterior(NamedTuple):
         return cls(mean, bounded_logvar(logvar))
 
     def sample(self, eps: Tensor) -> Tensor:
-        """The reparameterised draw z = mu + sigma eps (arXiv:1312.6114, equation 10).
+        """Draw the reparameterised sample z = mu + sigma eps (arXiv:1312.6114, equation 10).
 
         Args:
             eps: (N, C, h, w) standard normal noise on the posterior's device.

@@ -1,4 +1,4 @@
-"""The discriminator of Projected GAN: small networks on frozen features of several resolutions."""
+"""The discriminator of Projected GAN: small networks on frozen features at several resolutions."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,18 +11,17 @@ from torch.nn.utils import parametrizations
 from flowergen.nn.blocks import group_norm
 from flowergen.nn.discriminator import DiscriminatorOutput, PowerIterations
 
-SIDE = 4  # of the map of logits that every head ends with
+SIDE = 4  # side of every head's map of logits
 
 
 class ProjectedDiscriminator(PowerIterations):
     """Sauer et al. 2021 (arXiv:2111.01007, section 3): frozen features are mixed by frozen random convolutions, across channels
-    and then across scales, and a head for each scale gives logits. GroupNorm stands in for BatchNorm, which looks across
-    pictures.
+    and then across scales, and a head for each scale computes logits. GroupNorm replaces BatchNorm, which mixes pictures.
 
     Args:
         image_size: S in px.
         widths: channels of the frozen features at 1/2, 1/4, ... of the picture's side.
-        channels: after the mixing at the largest map; doubled at each smaller one, up to eight times.
+        channels: channels of the largest map after mixing; doubled at each smaller one, up to eight times.
         norm: ``group`` or ``spectral``, see ``PatchDiscriminator``.
     """
 
@@ -30,7 +29,7 @@ class ProjectedDiscriminator(PowerIterations):
         super().__init__()
         sides = [-(-image_size // 2 ** (i + 1)) for i in range(len(widths))]
         mixed = [channels * min(2**i, 8) for i in range(len(widths))]
-        for i, c in enumerate(mixed):  # random and never trained: buffers, which a checkpoint holds
+        for i, c in enumerate(mixed):  # random and never trained: buffers, which are saved in checkpoints
             self.register_buffer(f"across_channels_{i}", _random_kernel(c, widths[i], 1))
             if i > 0:
                 self.register_buffer(f"across_scales_{i}", _random_kernel(mixed[i - 1], c, 3))
@@ -41,23 +40,23 @@ class ProjectedDiscriminator(PowerIterations):
         self._set_power_iterations(False)
 
     def forward(self, features: Sequence[Tensor]) -> DiscriminatorOutput:
-        """Judge.
+        """Classify pictures as real or fake.
 
         Args:
-            features: of the pictures, (N, C, h, w) for each of ``widths``.
+            features: features of the pictures, (N, C, h, w) for each of ``widths``.
 
         Returns:
-            Logits (N, number of maps, 4, 4); the frozen features.
+            Logits (N, number of maps, 4, 4), and the frozen features.
         """
         heads = zip(self.heads, self.mixed(features), strict=True)
         logits = [F.adaptive_avg_pool2d(head(h), SIDE) for head, h in heads]
         return DiscriminatorOutput(torch.cat(logits, dim=1).float(), list(features))
 
     def mixed(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """What the heads see: h_i = A_i f_i + B_(i+1) enlarged(h_(i+1)), A_i of 1 x 1 and B_i of 3 x 3, random.
+        """Compute the heads' inputs h_i = A_i f_i + B_(i+1) enlarged(h_(i+1)), with random kernels A_i (1 x 1) and B_i (3 x 3).
 
         Args:
-            features: of the pictures, (N, C, h, w) for each of ``widths``.
+            features: features of the pictures, (N, C, h, w) for each of ``widths``.
 
         Returns:
             (N, C', h, w) for each of them.
@@ -78,7 +77,7 @@ def _random_kernel(out_channels: int, in_channels: int, side: int) -> Tensor:
 
 
 def _head(channels: int, side: int, norm: Literal["group", "spectral"]) -> nn.Sequential:
-    """(N, channels, side, side) -> (N, 1, h, w), h at most twice ``SIDE``."""
+    """Build a head (N, channels, side, side) -> (N, 1, h, w), with h at most twice ``SIDE``."""
 
     def layer(c: int, c_next: int, kernel: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(c, c_next, kernel, stride, padding=1)

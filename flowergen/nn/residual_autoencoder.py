@@ -15,15 +15,15 @@ from flowergen.nn.posterior import Posterior
 
 @dataclass(frozen=True)
 class LatentShape:
-    """What the latent of a picture looks like.
+    """Shape of the latent of a picture.
 
     Attributes:
         kind: ``spatial``: a map; ``flat``: a vector, as (D, 1, 1).
-        factor: image size over the side of the smallest map, a power of two; ``auto``: see ``factor_for``.
+        factor: image size divided by the side of the smallest map, a power of two; ``auto``: see ``factor_for``.
         channels: C of a spatial latent.
-        dim: D of a flat one.
-        patch_size: of a spatial latent; with 2, the networks go down to ``factor`` / 2 only, and squares of 2 x 2 positions are
-            the channels of one position of the latent.
+        dim: D of a flat latent.
+        patch_size: for a spatial latent; with 2, the networks downsample by ``factor`` / 2 only, and squares of 2 x 2 positions
+            become the channels of one position of the latent.
     """
 
     kind: Literal["spatial", "flat"]
@@ -33,17 +33,16 @@ class LatentShape:
     patch_size: int = 1
 
     def factor_for(self, image_size: int) -> int:
-        """The factor, chosen if it is ``auto``.
+        """Return the factor, chosen by image size if it is ``auto``.
 
-        Spatial: the largest that divides the image size, up to 4 for pictures of 128 px, up to 8 for larger ones (latent
-        diffusion found these two best, arXiv:2112.10752, section 4.1). Flat: halvings as long as they come out even, to 4 to 7
-        px.
+        Spatial: the largest that divides the image size, up to 4 for pictures of up to 128 px, up to 8 for larger ones (the
+        best two in latent diffusion, arXiv:2112.10752, section 4.1). Flat: halved as long as the side is even, to 4 to 7 px.
 
         Args:
             image_size: S in px.
 
         Raises:
-            ValueError: the factor does not divide S, or no power of two leaves a flat latent a small map.
+            ValueError: the factor does not divide S, or no power of two gives a small enough map for a flat latent.
         """
         if self.factor != "auto":
             if image_size % self.factor:
@@ -53,12 +52,12 @@ class LatentShape:
         factor = 1
         while image_size % (2 * factor) == 0 and image_size // factor > smallest:
             factor *= 2
-        if self.kind == "flat" and image_size // factor > 16:  # its linear layers would have 100 million weights and more
+        if self.kind == "flat" and image_size // factor > 16:  # its linear layers would have 100 million weights or more
             raise ValueError(f"a flat latent wants pictures that halve down to 16 px or less, and {image_size} px do not")
         return factor
 
     def shape_for(self, image_size: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture's latent.
+        """Return (C, h, w) of a picture's latent.
 
         Args:
             image_size: S in px.
@@ -69,13 +68,13 @@ class LatentShape:
         return self.channels, side, side
 
     def network_factor_for(self, image_size: int) -> int:
-        """Image size over the side of the smallest map of encoder and decoder.
+        """Return the image size divided by the side of the smallest map of encoder and decoder.
 
         Args:
             image_size: S in px.
 
         Raises:
-            ValueError: the patches divide neither the channels of the latent nor its factor.
+            ValueError: the patch size does not divide the factor, or its square does not divide the channels.
         """
         factor, num = self.factor_for(image_size), self.patch_size**2
         if self.kind == "flat" or self.patch_size == 1:
@@ -90,20 +89,20 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the encoder and the decoder are built from.
+    """Blocks of the encoder and the decoder.
 
     Attributes:
-        channels: of the feature maps, one entry for each resolution from the outermost map inwards; cut, or the last repeated,
-            to as many as there are.
-        num_blocks: residual blocks on the map of each resolution, likewise.
+        channels: channels of the feature maps, one entry for each resolution from the outermost map inwards; truncated, or the
+            last one repeated, to the number of resolutions.
+        num_blocks: number of residual blocks at each resolution, likewise.
         norm: key of ``blocks.NORMS``.
         activation: key of ``blocks.ACTIVATIONS``.
         channel_attention: squeeze-and-excitation in every residual block.
         spatial_attention: CBAM's mask in every residual block.
-        self_attention: over the positions of the smallest map.
-        stem_px: side of the squares of pixels that are the channels of one position of the outermost map, in px (pixel shuffle,
-            Shi et al. 2016, arXiv:1609.05158): with 2, no convolution runs at full resolution. A power of two, at most the
-            latent's factor.
+        self_attention: self-attention over the positions of the smallest map.
+        stem_px: side in px of the squares of pixels that become the channels of one position of the outermost map (pixel
+            shuffle, Shi et al. 2016, arXiv:1609.05158); with 2, no convolution runs at full resolution. A power of two, at most
+            the latent's factor.
     """
 
     channels: Sequence[int]
@@ -116,13 +115,13 @@ class Blocks:
     stem_px: int = 1
 
     def maps_for(self, factor: int) -> list[tuple[int, int]]:
-        """Channels and number of residual blocks of each resolution, the outermost first.
+        """Return the channels and the number of residual blocks of each resolution, the outermost first.
 
         Args:
-            factor: image size over the side of the smallest map.
+            factor: image size divided by the side of the smallest map.
 
         Raises:
-            ValueError: the stem is no power of two, or larger than that factor.
+            ValueError: the stem is not a power of two, or larger than the factor.
         """
         if self.stem_px not in {2**i for i in range(factor.bit_length())}:
             raise ValueError(
@@ -134,26 +133,26 @@ class Blocks:
         ]
 
     def residual(self, channels: int) -> ResidualBlock:
-        """One residual block."""
+        """Build a residual block."""
         return ResidualBlock(channels, self.norm, self.activation, self.channel_attention, self.spatial_attention)
 
     def middle(self, channels: int) -> list[nn.Module]:
-        """On the smallest map: attention between two residual blocks, as in latent diffusion's autoencoder."""
+        """Build the layers on the smallest map: attention between two residual blocks, as in latent diffusion's autoencoder."""
         attention = [SelfAttention(channels, NORMS[self.norm](channels))] if self.self_attention else []
         return [self.residual(channels), *attention, self.residual(channels)]
 
     def end(self, channels: int) -> list[nn.Module]:
-        """The norm and the activation that a row of pre-activation blocks ends with."""
+        """Build the norm and activation that follow a sequence of pre-activation blocks."""
         return [NORMS[self.norm](channels), ACTIVATIONS[self.activation]()]
 
 
 class ResidualEncoder(nn.Module):
-    """q(z|x): residual blocks, a strided convolution to halve the map, and so on; then mean and logvar.
+    """q(z|x): residual blocks and a strided convolution to halve the map, repeated; then mean and logvar.
 
     Args:
         image_size: S in px.
-        latent: its shape.
-        blocks: what it is built from.
+        latent: shape of the latent.
+        blocks: configuration of the blocks.
     """
 
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
@@ -171,7 +170,7 @@ class ResidualEncoder(nn.Module):
             layers += [nn.Flatten(), to_moments, nn.Unflatten(1, (2 * latent.dim, 1, 1))]
         else:
             layers.append(nn.Conv2d(c, 2 * latent.channels // latent.patch_size**2, 3, padding=1))
-            # mean and logvar stay apart: the channels of a square follow each other
+            # mean and logvar stay separate: the channels of a square are adjacent
             layers += [nn.PixelUnshuffle(latent.patch_size)] if latent.patch_size > 1 else []
         self.layers = nn.Sequential(*layers)
 
@@ -192,8 +191,8 @@ class ResidualDecoder(nn.Module):
 
     Args:
         image_size: S in px.
-        latent: its shape.
-        blocks: what it is built from.
+        latent: shape of the latent.
+        blocks: configuration of the blocks.
     """
 
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
@@ -210,7 +209,7 @@ class ResidualDecoder(nn.Module):
             layers.append(nn.Conv2d(latent.channels // latent.patch_size**2, c, 3, padding=1))
         layers += [*blocks.middle(c), *(blocks.residual(c) for _ in range(num))]
         for (c, _), (c_next, num) in pairwise(maps):
-            # nearest upsampling and a convolution paint no checkerboard (Odena et al. 2016, 10.23915/distill.00003)
+            # nearest upsampling and a convolution cause no checkerboard (Odena et al. 2016, 10.23915/distill.00003)
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(c, c_next, 3, padding=1)]
             layers += [blocks.residual(c_next) for _ in range(num)]
         c = maps[-1][0]
@@ -219,7 +218,7 @@ class ResidualDecoder(nn.Module):
         self.to_picture = nn.Conv2d(c, 3 * blocks.stem_px**2, 3, padding=1)
 
     def features(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, c, S / stem_px, S / stem_px): what the last layer, ``to_picture``, makes a picture of."""
+        """(N, C, h, w) -> (N, c, S / stem_px, S / stem_px): the input of the last layer, ``to_picture``."""
         return self.layers(z)
 
     def picture(self, h: Tensor) -> Tensor:
@@ -233,18 +232,18 @@ class ResidualDecoder(nn.Module):
             z: (N, C, h, w).
 
         Returns:
-            x_hat, (N, 3, S, S), not bounded.
+            x_hat, (N, 3, S, S), unbounded.
         """
         return self.picture(self.features(z))
 
 
 class ResidualAutoencoder(nn.Module):
-    """Both halves.
+    """Encoder and decoder.
 
     Args:
         image_size: S in px.
-        latent: its shape.
-        blocks: what it is built from.
+        latent: shape of the latent.
+        blocks: configuration of the blocks.
     """
 
     def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):

@@ -1,1 +1,1 @@
-"""Tensors and tables in, picture files out."""
+"""Drawing: image files and HTML pages from tensors and tables."""

@@ -1,4 +1,4 @@
-"""Pictures that move."""
+"""Animated GIFs."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from flowergen.files import replacing
 
 
 def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
-    """Write an endless GIF that is either whole or not there, and make its folder.
+    """Write a looping GIF atomically, and create its folder.
 
     Args:
-        path: of the file; an old one is replaced.
+        path: the file to write; an existing one is replaced.
         frames: (T, 3, H, W) in [0, 1]; values outside are clamped.
-        seconds: that each frame stays.
+        seconds: duration of each frame.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

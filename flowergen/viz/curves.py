@@ -1,4 +1,4 @@
-"""The course of a training run as a picture."""
+"""Plots of a training run over its epochs."""
 
 import csv
 from collections import defaultdict
@@ -18,13 +18,13 @@ TITLES = {"psnr": "PSNR (dB)", "elbo": "ELBO (nats per image)", "loss_kl": "loss
 
 
 def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
-    """Draw the loss, its terms, PSNR and ELBO over the epochs, a panel each, training and validation in one.
+    """Plot the loss, its terms, PSNR and ELBO over the epochs, one panel each, training and validation together.
 
-    Rows of the same epoch are averaged. Nothing is written when the table is missing or has no such number.
+    Rows of the same epoch are averaged. Nothing is written if the table is missing or has none of these quantities.
 
     Args:
-        metrics_csv: a row for each time that something was logged: `epoch`, `step` and any of `train/NAME` (within an
-            epoch), `train_epoch/NAME` (its average), `val/NAME`, `trainset/NAME`; cells may be blank.
+        metrics_csv: table with a row per logging call: `epoch`, `step` and any of `train/NAME` (within an epoch),
+            `train_epoch/NAME` (its average), `val/NAME`, `trainset/NAME`; cells may be blank.
         png: the file to write, atomically.
     """
     metrics_csv = Path(metrics_csv)
@@ -48,12 +48,12 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
 
 
 def plot_evaluations(history: Sequence[Mapping[str, float | None]], memorising: int | None, png: str | Path) -> None:
-    """Draw what evaluations during training have found, a panel for each quantity, held-out pictures' values beside.
+    """Plot the results of evaluations during training, one panel per quantity, together with those of held-out pictures.
 
     Args:
         history: for each evaluation ``epoch``, values by name, ``NAME_held_out`` for the control of ``NAME``, and
-            ``held_out_loss``; None for one that was not measured.
-        memorising: the epoch from which on a line says so; None for none.
+            ``held_out_loss``; a value is None if it was not measured.
+        memorising: the epoch at which memorising begins, marked by a line; None for no line.
         png: the file to write, atomically.
     """
     names = [name for name in history[-1] if name != "epoch" and not name.endswith("_held_out")]
@@ -92,18 +92,18 @@ def _write(figure: Figure, png: str | Path) -> None:
 
 
 def _quantities(rows: list[dict[str, str]]) -> list[str]:
-    """The loss, its terms in the table's order, then the scores."""
+    """Return the loss, its terms in the table's order, then the scores."""
     names = [column.partition("/")[2] for column in (rows[0] if rows else {})]
     terms = dict.fromkeys(name for name in names if name.startswith("loss_"))
     return ["loss", *terms, "psnr", "elbo"]
 
 
 def _curves(rows: list[dict[str, str]], name: str) -> dict[str, dict[float, float]]:
-    """Label -> epoch -> average, of the splits that have this quantity."""
+    """Return label -> epoch -> average for the splits that have this quantity."""
     curves = {
         "training": _epoch_means(rows, f"train_epoch/{name}") or _epoch_means(rows, f"train/{name}"),
         "validation": _epoch_means(rows, f"val/{name}"),
-        "training set, evaluated": _epoch_means(rows, f"trainset/{name}"),  # where nothing is held out
+        "training set, evaluated": _epoch_means(rows, f"trainset/{name}"),  # if nothing is held out
     }
     return {label: curve for label, curve in curves.items() if curve}
 

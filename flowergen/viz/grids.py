@@ -1,4 +1,4 @@
-"""Grids of pictures, and how they reach the disk."""
+"""Image grids and PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from flowergen.files import replacing
 
 
 def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint8]:
-    """Pictures side by side in reading order, white between them and where the last row ends early.
+    """Arrange pictures in a grid in reading order, with white gaps and white cells at the end of the last row.
 
     Args:
         images: (N, 3, H, W) in [0, 1], N >= 1, on any device; values outside are clamped.
-        columns: pictures in a row; fewer when there are fewer pictures.
-        gap_px: pixels between two pictures, >= 0.
+        columns: pictures per row; fewer if there are fewer pictures.
+        gap_px: gap between pictures in pixels, >= 0.
 
     Returns:
         uint8 (rows * (H + gap_px) - gap_px, columns * (W + gap_px) - gap_px, 3).
@@ -33,13 +33,13 @@ def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint
 
 
 def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint8]:
-    """Real pictures in the top row, their reconstructions below, and so on in pairs of rows when N > columns.
+    """Arrange real pictures in one row and their reconstructions below, with more such pairs of rows if N > columns.
 
     Args:
         x: (N, 3, H, W) in [0, 1], N >= 1.
         x_hat: (N, 3, H, W) in [0, 1].
-        columns: pictures in a row; fewer when there are fewer pictures.
-        gap_px: pixels between two pictures, >= 0.
+        columns: pictures per row; fewer if there are fewer pictures.
+        gap_px: gap between pictures in pixels, >= 0.
 
     Returns:
         uint8 (H', W', 3), as `image_grid` with twice the rows.
@@ -51,11 +51,11 @@ def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> 
 
 
 def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArray[np.uint8]:
-    """A row of pictures for each label, the label in front of it.
+    """Arrange pictures in one row per label, with the label to its left.
 
     Args:
-        rows: label and (N, 3, H, W) pictures in [0, 1], N >= 1; at least one row, N may differ.
-        gap_px: pixels between two pictures, >= 0.
+        rows: label and (N, 3, H, W) pictures in [0, 1], N >= 1, of each row; at least one row, N may differ.
+        gap_px: gap between pictures in pixels, >= 0.
 
     Returns:
         uint8 (H', W', 3).
@@ -76,14 +76,14 @@ def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArra
 
 
 def captioned(grid: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
-    """A grid with a caption below it.
+    """Add a caption below a grid.
 
     Args:
         grid: uint8 (H, W, 3).
-        caption: broken into lines between words; a word wider than the grid makes the picture wider.
+        caption: text, wrapped between words; a word wider than the grid makes the picture wider.
 
     Returns:
-        uint8 (H', W', 3), H' > H and W' >= W, the grid in its upper left corner.
+        uint8 (H', W', 3), H' > H and W' >= W, with the grid in its upper left corner.
     """
     font = ImageFont.load_default(size=12)
     lines = [""]
@@ -104,10 +104,10 @@ def captioned(grid: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
 
 
 def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
-    """Write a PNG file that is either whole or not there, and make its folder.
+    """Write a PNG file atomically, and create its folder.
 
     Args:
-        path: of the file; an old one is replaced.
+        path: the file to write; an existing one is replaced.
         array: uint8 (H, W, 3).
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Pieces of HTML pages that open without a network or a server."""
+"""Building blocks of HTML pages that open without a network or a server."""
 
 import base64
 import html
@@ -10,8 +10,8 @@ from urllib.parse import quote
 from PIL import Image
 
 RELOAD_SECONDS = 30
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files that it refuses
-SHOWN_PX = 128  # side at which small pictures are shown, at least
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files that it rejects
+SHOWN_PX = 128  # minimum side at which small pictures are shown
 STYLE = """
 body { font-family: sans-serif; margin: 1.5em auto; padding: 0 1em; max-width: 1250px; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
@@ -29,12 +29,12 @@ figcaption { font-size: smaller; color: #555 } summary { cursor: pointer; margin
 
 
 def page(title: str, parts: Sequence[str], reloads: bool = False) -> str:
-    """A whole page.
+    """Return a complete page.
 
     Args:
         title: plain text.
         parts: HTML.
-        reloads: every ``RELOAD_SECONDS``.
+        reloads: whether the page reloads itself every ``RELOAD_SECONDS``.
     """
     refresh = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if reloads else ""
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -48,17 +48,17 @@ def page(title: str, parts: Sequence[str], reloads: bool = False) -> str:
 
 
 def text(words: str) -> str:
-    """Plain text, escaped."""
+    """Escape plain text."""
     return html.escape(words)
 
 
 def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = (), words: bool = False) -> str:
-    """Rows of cells, which are HTML; the first row is the head.
+    """Return a table of HTML cells; the first row is the header.
 
     Args:
-        rows: all of the same length.
+        rows: cells of each row, all of the same length.
         styles: CSS classes of the rows after the first.
-        words: whether the last column is text, and no number.
+        words: whether the last column is text rather than numbers.
     """
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in rows[0]) + "</tr>"]
     for row, style in zip(rows[1:], styles or [""] * len(rows), strict=False):
@@ -67,12 +67,12 @@ def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = (), words: bool
 
 
 def figure(source: str, caption: str, width_px: int | None = None) -> str:
-    """A picture with its caption, loaded when it comes into view.
+    """Return a lazily loaded picture with its caption.
 
     Args:
         source: URL.
         caption: plain text.
-        width_px: at which it is shown; a narrow window scrolls it. None for its own, or the window's if that is less.
+        width_px: displayed width; a narrow window scrolls. None for the picture's own width, or the window's if smaller.
     """
     size = f'width="{width_px}"' if width_px else 'style="max-width: 100%"'
     image = f'<img src="{source}" alt="{text(caption)}" {size} loading="lazy">'
@@ -80,29 +80,29 @@ def figure(source: str, caption: str, width_px: int | None = None) -> str:
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """The URL that holds a file itself.
+    """Return a data URL that contains a file.
 
     Args:
-        content: of the file.
+        content: content of the file.
         kind: its media type.
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def linked(path: Path, folder: Path) -> str:
-    """The URL of a file: from the page's folder, or absolute where the file lies elsewhere."""
+    """Return the URL of a file: relative if it is in the page's folder, otherwise absolute."""
     if path.is_relative_to(folder):
         return quote(os.fsencode(path.relative_to(folder).as_posix()))
     return path.absolute().as_uri()
 
 
 def pictures(paths: Sequence[Path], folder: Path, image_size: int) -> str:
-    """Small pictures side by side, as many in a line as fit, each at least ``SHOWN_PX`` wide.
+    """Return small pictures side by side, as many per line as fit, each at least ``SHOWN_PX`` wide.
 
     Args:
-        paths: of the pictures, in order.
-        folder: of the page.
-        image_size: side of each, px.
+        paths: paths of the pictures, in order.
+        folder: folder of the page.
+        image_size: side of each picture in px.
     """
     side = image_size * max(1, -(-SHOWN_PX // image_size))
     images = (f'<img src="{linked(path, folder)}" alt="{text(path.stem)}" width="{side}" height="{side}">' for path in paths)
@@ -110,13 +110,13 @@ def pictures(paths: Sequence[Path], folder: Path, image_size: int) -> str:
 
 
 def enlarged(path: Path, folder: Path, caption: str, image_size: int) -> str:
-    """A figure of a grid of small pictures, each at least ``SHOWN_PX`` wide; empty where the file is damaged or huge.
+    """Return a figure of a grid whose pictures are each at least ``SHOWN_PX`` wide; empty if the file is damaged or huge.
 
     Args:
-        path: of the grid.
-        folder: of the page.
+        path: file of the grid.
+        folder: folder of the page.
         caption: plain text.
-        image_size: side of a picture in the grid, px.
+        image_size: side of each picture in the grid, in px.
     """
     try:
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""How the nats of a latent are shared out among its dimensions."""
+"""Plot of the KL divergence of each latent dimension."""
 
 from pathlib import Path
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from flowergen.viz.grids import write_png
 
-LOWEST = 1e-5  # nats that are drawn; a dimension that is the prior has none
-MOST_COLORS = 10  # channels that are told apart
+LOWEST = 1e-5  # smallest value drawn, in nats; a dimension equal to the prior has 0
+MOST_COLORS = 10  # maximum number of channels with separate colours
 
 
 def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: float) -> None:
-    """KL of each dimension, sorted, beside its standard deviation over all pictures and draws, in the same order.
+    """Plot the KL of each dimension, sorted, next to its standard deviation over all pictures and draws, in the same order.
 
     Args:
         png: the file to write, atomically.
         kl: (C, h, w) in nats, averaged over pictures.
         std: (C, h, w) of the aggregate posterior; the prior has 1.
-        silent_nats: a line below which a dimension counts as silent.
+        silent_nats: threshold below which a dimension counts as silent, drawn as a line.
     """
     order = kl.flatten().argsort(descending=True, stable=True)
     rank = np.arange(len(order))

@@ -1,4 +1,4 @@
-"""Latents as points on a plane, and ways between them."""
+"""Plots of latents as points in a plane, and of paths between them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,25 +14,25 @@ from flowergen.viz.grids import write_png
 
 GREY = (0.6, 0.6, 0.6, 1.0)
 PERPLEXITY = 30.0  # van der Maaten & Hinton 2008: 5 to 50
-TSNE_DIMS = 50  # principal directions that t-SNE works on, as there
+TSNE_DIMS = 50  # principal components that t-SNE works on
 MOST_IN_LEGEND = 20  # classes; more are numbered on the map
 NAMES_A_COLUMN = 40
 MOST_NAMES = 160
-LONGEST_NAME = 24  # characters of a class in the list of names
+LONGEST_NAME = 24  # maximum characters of a class name in the list
 
 
 def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The plane in which points spread most (Pearson 1901, 10.1080/14786440109462720).
+    """Fit the plane of largest variance (Pearson 1901, 10.1080/14786440109462720).
 
     Args:
         points: (L, D), L >= 2.
 
     Returns:
-        Their mean (D,), and two orthonormal directions (2, D), with scikit-learn's signs; zero where there is none.
+        The points' mean (D,), and two orthonormal directions (2, D), with scikit-learn's signs; a missing one is zero.
     """
-    from sklearn.decomposition import PCA  # a second to import
+    from sklearn.decomposition import PCA  # takes a second to import
 
-    with np.errstate(invalid="ignore"):  # shares of a variance of zero
+    with np.errstate(invalid="ignore"):  # explained ratios of a variance of zero
         pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
     directions = np.zeros((2, points.shape[1]))
     directions[: len(pca.components_)] = pca.components_
@@ -40,17 +40,18 @@ def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tsne_plane(points: Tensor, seed: int) -> Tensor:
-    """t-SNE (van der Maaten & Hinton 2008): a plane on which near points stay near; distances and sizes of groups mean nothing.
+    """Embed points in a plane by t-SNE (van der Maaten & Hinton 2008): neighbours stay close, but distances and sizes of
+    clusters carry no meaning.
 
-    By scikit-learn, from the first 50 principal directions, beginning in the first two (Kobak & Berens 2019,
-    10.1038/s41467-019-13056-x), which keeps what structure there is at large.
+    Uses scikit-learn on the first 50 principal components, initialised with the first two (Kobak & Berens 2019,
+    10.1038/s41467-019-13056-x), which preserves global structure.
 
     Args:
         points: (L, D).
-        seed: of scikit-learn's generator.
+        seed: seed of scikit-learn's generator.
 
     Returns:
-        (L, 2); zeros for points that are all the same.
+        (L, 2); zeros if all points are equal.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -71,15 +72,15 @@ def tsne_plane(points: Tensor, seed: int) -> Tensor:
 def draw_classes(
     png: str | Path, points: Tensor, labels: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]
 ) -> None:
-    """Points coloured by class: with a legend for up to 20 classes; for more, numbers at their medians and a list of the names.
+    """Plot points coloured by class, with a legend for up to 20 classes, or numbers at class medians and a list of names.
 
     Args:
         png: the file to write, atomically.
         points: (L, 2).
-        labels: (L,) int64, -1 for none.
-        names: of the classes, by label.
-        title: of the picture.
-        axes: what is across, and what is up; no scale where the latter is empty.
+        labels: (L,) int64, -1 for no class.
+        names: class names, by label.
+        title: title of the plot.
+        axes: labels of the x and y axis; without the latter, no ticks are drawn.
     """
     shown = [label for label in labels.unique().tolist() if label >= 0]
     few = len(shown) <= MOST_IN_LEGEND
@@ -112,7 +113,7 @@ def draw_classes(
         legend = figure.legend(loc="outside right center", ncols=columns, fontsize="small" if few else 6.5, handletextpad=0.2,
                                columnspacing=0.8, labelspacing=0.4, borderpad=0.4)  # fmt: skip
         for text in legend.get_texts():
-            text.set_parse_math(False)  # a class may be called anything
+            text.set_parse_math(False)  # a class name may contain any characters
     canvas.draw()
     write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
 
@@ -122,19 +123,19 @@ def _class_colors(num: int) -> list[tuple[float, ...]]:
         return [colormaps["tab10"](k) for k in range(num)]
     if num <= MOST_IN_LEGEND:
         return [colormaps["tab20"](k) for k in range(num)]
-    # neighbours in the list differ in hue by the golden angle
+    # the hues of consecutive classes differ by the golden angle
     return [tuple(0.85 * value for value in colormaps["hsv"](k * 0.618034 % 1)[:3]) for k in range(num)]
 
 
 def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[tuple[int, str], Tensor], title: str) -> None:
-    """Points coloured by class, and ways over them that end in a star.
+    """Plot points coloured by class, and paths over them that end in a star.
 
     Args:
         png: the file to write, atomically.
         points: (L, 2).
-        labels: (L,) int64, -1 for none.
-        paths: (T, 2) each, by class number, -1 for none, and name.
-        title: of the picture.
+        labels: (L,) int64, -1 for no class.
+        paths: (T, 2) points of each path, by class number (-1 for no class) and name.
+        title: title of the plot.
     """
     figure = Figure(figsize=(9, 6.5), dpi=110, layout="tight")
     canvas = FigureCanvasAgg(figure)
@@ -153,6 +154,6 @@ def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[t
         )
     ax.set(title=title, xlabel="first principal direction", ylabel="second principal direction")
     for text in ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)).get_texts():
-        text.set_parse_math(False)  # a class may be called anything
+        text.set_parse_math(False)  # a class name may contain any characters
     canvas.draw()
     write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])

@@ -1,4 +1,4 @@
-"""A sweep as one HTML page that opens without a network, and as a table for a spreadsheet."""
+"""Report of a sweep: one HTML page that opens without a network, and a table for a spreadsheet."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ from flowergen.viz.html import table as html_table
 
 BETA = "model.beta"
 MOST_LABELS = 12  # in a chart
-WIDEST_PX = 1100  # of a picture in the page
-MOST_METRICS = 6  # beside what was swept; the table of all of them is folded
+WIDEST_PX = 1100  # of a grid in the page
+MOST_METRICS = 6  # besides the swept keys; the table of all metrics is collapsed
 LABELS = {"active_units": "active latent units", "elbo": "ELBO (nats per picture)"}
 
 
@@ -28,13 +28,13 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         status: "finished", "failed", "interrupted", "pruned" or "running, or killed".
-        reason: why it failed, in one line, or what else there is to say.
-        overrides: what was asked for, by key.
+        reason: why it failed, in one line, or another remark.
+        overrides: overridden config values, by key.
         epochs: rows of metrics.csv with a validation, in order: column -> number.
-        pictures: kind ("reconstruction", "generated") -> the newest PNG file of it.
-        page: of the run; None where it has none.
+        pictures: kind ("reconstruction", "generated") -> its newest PNG file.
+        page: HTML page of the run; None if there is none.
     """
 
     name: str
@@ -47,23 +47,23 @@ class Job:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the last epoch that was validated."""
+        """Metrics of the last validated epoch."""
         return self.epochs[-1] if self.epochs else {}
 
     def metric(self, name: str) -> float | None:
-        """Of held-out pictures, where nothing was held out of the training set; None also where it is no number."""
+        """Return a metric on held-out pictures, or on the training set if nothing was held out; None if not finite."""
         value = self.metrics.get(f"val/{name}", self.metrics.get(f"trainset/{name}"))
         return value if value is not None and isfinite(value) else None
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The keys in which jobs differ."""
+    """Return the keys in which jobs differ."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
 def title_of(job: Job, keys: Sequence[str]) -> str:
-    """What tells a job from the others, numbers rounded."""
+    """Return the overrides that distinguish a job from the others, with numbers rounded."""
     last = [key.rpartition(".")[2] for key in keys]
     names = [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
     return (
@@ -73,8 +73,8 @@ def title_of(job: Job, keys: Sequence[str]) -> str:
 
 
 def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
-    """Column names, and a row of cells for each job: swept overrides, then the metrics of the last validated epoch, the ELBO
-    first."""
+    """Return column names, and a row of cells for each job: swept overrides, then metrics of the last validated epoch, the
+    ELBO first."""
     keys = swept_keys(jobs)
     found = dict.fromkeys(name for job in jobs for name in job.metrics)
     metrics = sorted(found, key=lambda name: not name.endswith("/elbo"))
@@ -92,7 +92,7 @@ def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
 
 
 def csv_table(jobs: Sequence[Job]) -> str:
-    """The table, with the reasons in a last column."""
+    """Return the table as CSV, with the reasons in the last column."""
     header, rows = table(jobs)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -102,12 +102,12 @@ def csv_table(jobs: Sequence[Job]) -> str:
 
 
 def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
-    """Table, curves, failed jobs and grids side by side, everything embedded but for the links to the runs' own pages.
+    """Return a page with table, failed jobs, curves and grids side by side; everything is embedded, runs' own pages are linked.
 
     Args:
-        jobs: in order.
-        title: of the page.
-        folder: where it will lie.
+        jobs: the jobs, in order.
+        title: title of the page.
+        folder: folder of the page.
     """
     keys = swept_keys(jobs)
     best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
@@ -146,7 +146,7 @@ def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
 
 
 def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]:
-    """Those that there are numbers for: (SVG, caption)."""
+    """Return (SVG, caption) of each chart for which there is data."""
     charts = []
     rates = [
         (kl, -elbo - kl, title_of(job, keys))
@@ -212,8 +212,8 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
 
 
 def _as_jpeg(png: Path) -> bytes:
-    """A grid as JPEG, at most ``WIDEST_PX`` wide and small ones doubled: fifty jobs are to make a page that opens. Empty where
-    the file is damaged."""
+    """Convert a grid to JPEG, at most ``WIDEST_PX`` wide and doubled if small, so that a page of fifty jobs still opens. Empty
+    if the file is damaged."""
     out = io.BytesIO()
     try:
         with Image.open(png) as image:
