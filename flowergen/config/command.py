@@ -173,7 +173,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
         raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to where you may write")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
-    given = merged([*paths, *run.read_overrides(), *overrides])
+    given = merged([*paths, *run.read_overrides(), *_completed(stored), *overrides])
     composed, lines = checked(given, run)
     if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
         composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
@@ -189,6 +189,15 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
             )
     lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
     return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
+
+
+def _completed(stored: dict[str, Any]) -> list[str]:
+    """Add to an older run's config the keys that were added since with another default than what it was trained with."""
+    network = stored["model"].get("network")
+    if not isinstance(network, dict) or network.get("_target_") != "flowergen.nn.dit.DiT" or "block" in network:
+        return []
+    network["block"] = "original"
+    return ["++model.network.block=original"]
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

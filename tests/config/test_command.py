@@ -147,3 +147,21 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) ->
     for typed in ("data.color_jitter=0.5", "data={color_jitter:0.5}", "++data.color_jitter=0.5"):
         with pytest.raises(UserError, match=r"resume: data\.color_jitter was None and is 0\.5 now"):
             prepare_train([f"resume={tmp_path}", typed])
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(None, "original"), ("original", "original"), ("modern", "modern")])
+def test_a_diffusion_transformer_from_before_there_were_two_kinds_of_blocks_is_resumed_as_it_was(
+    stored: str | None, expected: str, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    lines = ["model=latent_ddpm", "model/network=dit", "autoencoder=none"]
+    lines += [f"model.network.block={stored}"] if stored else []
+    config = resolve(checked(lines)[0])
+    if stored is None:
+        del config["model"]["network"]["block"]
+    run.path.mkdir()
+    run.store(config, lines)
+    prepared = prepare_train([f"resume={run.path}"])
+    assert resolve(checked(prepared, run)[0])["model"]["network"]["block"] == expected
+    with pytest.raises(UserError, match=r"model\.network\.block was "):
+        prepare_train([f"resume={run.path}", f"model.network.block={'modern' if expected == 'original' else 'original'}"])
