@@ -121,7 +121,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         datamodule.load_state_dict(state)
     carry_stage_before(config, run)
     device = resolve_device(config["trainer"])
-    if device != "cpu":
+    if device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8:
         torch.set_float32_matmul_precision("high")  # TF32
     before = load_stage_before(config, run, device)
     module = build_module(config, len(datamodule.class_names), before.module if before else None)

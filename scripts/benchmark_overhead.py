@@ -240,6 +240,7 @@ def measure(family: str, batch_size: int, steps: int, rounds: int) -> None:
     """Measure a family and print its table."""
     num_train = batch_size * (steps + WARM_UP)
     quick = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.images=null", "trainer.precision=32-true"]
+    quick.append(f"trainer.limit_train_batches={steps + WARM_UP}")
     places = [f"data.batch_size={batch_size}", f"data.image_size={SIZE}"]
     config = resolve(checked([*quick, *places, *FAMILIES[family]])[0])
     if family == "latent_ddpm":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains, measures and benchmarks on a GPU within minutes. Run it in the project's root:
-#   bash scripts/gpu_campaign.sh OUT check     2 min: doctor, the tests that need a GPU, a short training of a VAE
+#   bash scripts/gpu_campaign.sh OUT check     4 min: doctor, the tests that need a GPU, a short training of a VAE
 #   bash scripts/gpu_campaign.sh OUT train     MINUTES (8): the three stages on Oxford 102 Flowers, samples, metric card
 #   bash scripts/gpu_campaign.sh OUT bench     5 min: overhead, share of peak, compiled against eager, samples against diffusers
 #   bash scripts/gpu_campaign.sh OUT all
@@ -9,40 +9,48 @@
 # PACK, a folder with wheels/*.whl and flowers.tar (flowers102_64px in it) for a machine without a network.
 set -u
 [ $# -ge 1 ] || { sed -n '2,9s/^# \?//p' "$0"; exit 2; }
-OUT=$(mkdir -p "$1" && cd "$1" && pwd); PART=${2:-all}
+OUT=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
+PART=${2:-all}
 case $PART in check | train | bench | all) ;; *) echo "$PART: choose from check, train, bench and all"; exit 2 ;; esac
 WORK=${WORK:-${TMPDIR:-/tmp}/gpu_campaign}; mkdir -p "$WORK"
 MINUTES=${MINUTES:-8} RECIPE=${RECIPE:-gpu} PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-1} # what the time limits are multiplied by, for a slower machine
 STEPS=${STEPS:-10} # of each round of the benchmarks
+for number in "$MINUTES" "$LIMIT" "$STEPS"; do
+    case $number in '' | *[!0-9]*) echo "MINUTES, LIMIT and STEPS are whole numbers"; exit 2 ;; esac
+done
+[ "$PART" != all ] && [ "$PART" != check ] || : >"$OUT/log.txt" # the first part begins a new log
 export PYTHONPATH=$PWD:${PYTHONPATH:-} PYTHONUNBUFFERED=1
-if [ -n "${PACK:-}" ]; then
-    $PYTHON -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$WORK/site" "$PACK"/wheels/*.whl
-    PYTHONPATH=$PYTHONPATH:$WORK/site
-    [ -d "$WORK/flowers102_64px" ] || tar -C "$WORK" -xf "$PACK/flowers.tar"
-    DATA=${DATA:-$WORK/flowers102_64px}
-fi
-PLACES="${DATA:+data.root=$DATA} paths.cache_dir=$WORK/cache"
 RUNS=$WORK/flowers
 
 say() { echo "== $(date +%T) $*" | tee -a "$OUT/log.txt"; }
 run() { # SECONDS COMMAND...: what it prints goes to the log, and so does its failure
     local limit=$(($1 * LIMIT)) status; shift
     say "$@"
-    timeout "$limit" "$@" >>"$OUT/log.txt" 2>&1; status=$?
+    timeout -k 10 "$limit" "$@" >>"$OUT/log.txt" 2>&1; status=$?
     say "-> exit $status"
 }
 wants() { [ "$PART" = "$1" ] || [ "$PART" = all ]; }
+
+if [ -n "${PACK:-}" ]; then
+    run 300 $PYTHON -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$WORK/site" "$PACK"/wheels/*.whl
+    export PYTHONPATH=$PYTHONPATH:$WORK/site
+    [ -d "$WORK/flowers102_64px" ] || run 60 tar -C "$WORK" -xf "$PACK/flowers.tar"
+    DATA=${DATA:-$WORK/flowers102_64px}
+fi
+PLACES=("paths.cache_dir=$WORK/cache")
+[ -z "${DATA:-}" ] || PLACES+=("data.root=$DATA")
 
 if wants check; then
     nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >>"$OUT/log.txt" 2>&1
     run 60 $PYTHON -m flowergen.doctor
     # these files alone: others import packages that a machine with a GPU may lack
-    run 120 $PYTHON -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -m gpu tests/test_gpu.py tests/data/test_resident.py
-    run 60 $PYTHON -m flowergen.train model=vae data=flowers102 $PLACES trainer.max_epochs=1 trainer.limit_train_batches=20 hydra.run.dir="$WORK/check"
+    run 240 $PYTHON -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -m gpu tests/test_gpu.py tests/data/test_resident.py
+    rm -rf "$WORK/check"
+    run 60 $PYTHON -m flowergen.train model=vae data=flowers102 "${PLACES[@]}" trainer.max_epochs=1 trainer.limit_train_batches=20 hydra.run.dir="$WORK/check"
 fi
 if wants train; then
-    run $((60 * MINUTES + 180)) $PYTHON scripts/reproduce.py recipe="$RECIPE" minutes="$MINUTES" $PLACES out="$RUNS"
+    run $((60 * MINUTES + 180)) $PYTHON scripts/reproduce.py recipe="$RECIPE" minutes="$MINUTES" "${PLACES[@]}" out="$RUNS"
     for stage in autoencoder diffusion decoder; do cp "$RUNS/$stage/metrics.csv" "$OUT/$stage.csv"; done
     cp "$RUNS"/decoder/samples/*/grid.png "$OUT/grid.png"
     cp "$RUNS"/decoder/evaluation/*/card.* "$OUT/"
@@ -51,9 +59,9 @@ fi 2>>"$OUT/log.txt"
 if wants bench; then
     run 120 $PYTHON scripts/benchmark_overhead.py rounds=3 steps="$STEPS"
     ARMS="arms=eager,bf16,compiled_bf16 rounds=3 steps=$STEPS"
-    run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_vae_gan" $PLACES $ARMS
+    run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_vae_gan" "${PLACES[@]}" $ARMS
     if [ -d "$RUNS/autoencoder" ]; then
-        run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_ldm" $PLACES autoencoder="$RUNS/autoencoder" $ARMS
+        run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_ldm" "${PLACES[@]}" autoencoder="$RUNS/autoencoder" $ARMS
     fi
     if [ -d "$RUNS/diffusion" ]; then run 120 $PYTHON scripts/benchmark_sample.py run="$RUNS/diffusion" num=256 rounds=3; fi
 fi

@@ -1,5 +1,6 @@
 """What only a GPU can show: ``python -m pytest -m gpu``. Under a minute; without a GPU all of it is skipped, and says so."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
 ) -> None:
     environment = {key: value for key, value in process_environment.items() if key != "CUDA_VISIBLE_DEVICES"}
     environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment |= {key: value for key, value in os.environ.items() if key == "CUDA_VISIBLE_DEVICES"}
     given = [*FAMILIES[family], *QUICK, "trainer.accelerator=gpu", "trainer.deterministic=true", "model.lr_schedule=constant"]
 
     def train(*arguments: str) -> None:

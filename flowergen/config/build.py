@@ -55,7 +55,8 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
         if isinstance(cause, UserError):
             raise cause from None
         if isinstance(cause, TypeError | ValueError):
-            at = traceback.extract_tb(cause.__traceback__)[-1]
+            frames = traceback.extract_tb(cause.__traceback__)
+            at = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
             raise UserError(
                 f"{where}: {node['_target_']} does not take these values: {type(cause).__name__}: {one_line(cause)} "
                 f"({Path(at.filename).name}, line {at.lineno})"
@@ -67,7 +68,7 @@ def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], 
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{where} needs a _target_, the class that it is for")
     package = node["_target_"].partition(".")[0]
-    if package.isidentifier() and importlib.util.find_spec(package) is None:
+    if package.isidentifier() and package != "__main__" and importlib.util.find_spec(package) is None:
         raise UserError(
             f"{where}._target_={node['_target_']} cannot be imported: there is no module {package} here: "
             "run this in the folder that has it, or add that folder to PYTHONPATH"

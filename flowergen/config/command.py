@@ -173,7 +173,9 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
         raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to where you may write")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
-    given = merged([*paths, *run.read_overrides(), *_completed(stored), *overrides])
+    regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
+    older = [] if regrouped else _completed(stored)
+    given = merged([*paths, *run.read_overrides(), *older, *overrides])
     composed, lines = checked(given, run)
     if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
         composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)

@@ -293,7 +293,9 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
         paths: ``paths`` of the config.
     """
     what = f"data={file.stem}"
-    config = OmegaConf.create({"paths": paths, "seed": 0, "data": OmegaConf.load(file)})
+    data: Any = OmegaConf.merge(OmegaConf.load(Path(conf_dir()) / "pictures" / "default.yaml"), OmegaConf.load(file))
+    del data["defaults"]  # the shared keys, which are there now
+    config = OmegaConf.create({"paths": paths, "seed": 0, "data": data})
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
     if "root" not in node:
         yield Line("ok", what, "needs no files")

@@ -141,9 +141,10 @@ def _hyperparameters(config: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     typed = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
     left_out = ("hydra", "paths", "callbacks", "logger", "name", "data.root", "data.cache_dir", "model.weights_dir")
     values = flat(config)
-    found = {"model": config["model"]["_target_"].rpartition(".")[2], "data": config["data"]["name"], "seed": config["seed"]}
+    named = {key: config[key]["_target_"].rpartition(".")[2] for key in ("model", "data")}
+    found = {**named, "seed": config["seed"]}
     for key, text in typed.items():
-        if not key.startswith(left_out):
+        if not key.startswith(left_out) and key not in named:
             value = values.get(key, text)  # for a config group, as typed
             found[key] = value if isinstance(value, int | float | str) else str(value)
     return found

@@ -16,6 +16,7 @@ from flowergen.losses.reconstruction import absolute_error
 from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.ema import EMA
 from flowergen.modules.fingerprint import fingerprint
+from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
@@ -127,6 +128,16 @@ class DecoderModule(TwoOptimizers):
     def sampling_model(self) -> LatentDDPMModule:
         """The diffusion model."""
         return self.diffusion
+
+    @property
+    def autoencoder(self) -> ImageModel | None:
+        """The diffusion model's, with this module's averaged decoder."""
+        return self.diffusion.autoencoder
+
+    @property
+    def latents_owner(self) -> str:
+        """See ``ImageModel``."""
+        return self._diffusion[0].latents_owner
 
     @property
     def inference_net(self) -> nn.Module:

@@ -141,7 +141,7 @@ class ImageModel(LightningModule, ABC):
         """Draw for the whole optimiser step, and return the rows of this device and batch.
 
         Args:
-            draw: ``randomness.normal`` or ``randomness.uniform``.
+            draw: ``normal``, ``uniform`` or ``stratified`` of ``randomness``.
             num: number of pictures in this batch.
             shape: of one row.
             batch_idx: within the epoch.
@@ -154,7 +154,7 @@ class ImageModel(LightningModule, ABC):
         first = ((batch_idx % self.accumulation_steps) * devices + self.global_rank) * num
         whole = (num * devices * self.accumulation_steps, *shape)
         rows = draw(whole, seed=self.seed, step=self.optimizer_steps, purpose=purpose, device=self.device)
-        return rows[first : first + num]
+        return rows if num == len(rows) else rows[first : first + num].clone()  # a view would keep all of them in memory
 
     def on_train_start(self) -> None:
         """Set the horizon of the schedules, which is longer for a run that is extended; report if the noise has changed."""
@@ -193,12 +193,14 @@ class ImageModel(LightningModule, ABC):
             group["lr"] = optimizer.defaults["lr"] * factor
 
     def build_optimizer(self, make: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Build an optimiser, on a GPU a fused one if it exists and the config does not set ``fused``.
+        """Build an optimiser, on a GPU a fused one if it exists and the config does not choose another kind.
 
         Not with 16-mixed, where gradients of a fused optimiser would be clipped before they are unscaled.
         """
-        settled = "fused" not in signature(make).parameters or "fused" in getattr(make, "keywords", {})
-        if settled or self.device.type not in FUSED_ON or self.trainer.precision == "16-mixed":
+        chosen = {"fused", "foreach", "differentiable"} & set(getattr(make, "keywords", {}))
+        settled = "fused" not in signature(make).parameters or chosen
+        precision = getattr(self._trainer, "precision", None)  # there may be no trainer
+        if settled or self.device.type not in FUSED_ON or precision == "16-mixed":
             return make(parameters)
         return make(parameters, fused=True)
 
@@ -210,7 +212,7 @@ class ImageModel(LightningModule, ABC):
     ) -> None:
         """Clip as Lightning does, but also for fused optimisers with bf16-mixed, which Lightning refuses without need."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.trainer.precision == "16-mixed":
+        if self.trainer.precision != "bf16-mixed" or not optimizer.defaults.get("fused"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val and gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)

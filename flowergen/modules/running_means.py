@@ -32,6 +32,7 @@ def batch_sums(values: dict[str, Tensor]) -> tuple[Tensor, int]:
 
 def _in_order(wanted: list[str], names: list[str], sums: Tensor, device: torch.device) -> Tensor:
     """The (K,) sums of these names as (L,) of those that are wanted; 0 for what is not there."""
+    sums = sums.to(device, _widest(device))  # a checkpoint is loaded before its model is on the device
     if wanted == names:
         return sums
     known, zero = dict(zip(names, sums, strict=True)), torch.zeros((), dtype=_widest(device), device=device)

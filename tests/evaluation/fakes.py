@@ -74,7 +74,7 @@ class Pictures:
         stops_after: raises KeyboardInterrupt when so many have come.
     """
 
-    says = "pictures of a test"
+    description = "pictures of a test"
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray | None = None, batch_size: int = 7, stops_after: int | None = None

@@ -33,7 +33,7 @@ FLAT: dict[str, Any] = {
     "latent": {"kind": "flat", "factor": "auto", "channels": 2, "dim": 6},
     "blocks": {**test_vae_gan.DEFAULTS["blocks"], "num_blocks": [0]},
 }
-TINY_DIT = partial(DiT, patch_size=2, hidden_size=16, depth=1, num_heads=2)
+TINY_DIT = partial(DiT, patch_size=2, hidden_size=16, depth=1, num_heads=2, block="modern")
 
 
 def example(name: str) -> str:

@@ -142,7 +142,7 @@ def test_what_has_diverged_for_good_ends(cache_dir: Path) -> None:
         train(module, cache_dir)
 
 
-def test_adversarial_step_step_or_none(cache_dir: Path) -> None:
+def test_both_networks_step_or_neither_does(cache_dir: Path) -> None:
     """A bad gradient of the discriminator's alone leaves the generator where it was, too."""
     module = make_game()
     module.on_nonfinite = "skip"

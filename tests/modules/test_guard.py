@@ -96,7 +96,7 @@ def test_a_failure_does_not_lower_the_best() -> None:
     assert guard.best_psnr == 20
 
 
-def test_a_rollback_restores_adversarial_step_and_their_optimisers_to_the_bit() -> None:
+def test_a_rollback_restores_both_networks_and_their_optimisers_to_the_bit() -> None:
     """Also when it is the second to the same epoch: what was restored and trained on has not changed what is kept."""
     (module, optimizers), guard = players(), Guard("rollback", 1.0)
     train(module, optimizers, seed=0)

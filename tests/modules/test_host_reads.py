@@ -1,7 +1,7 @@
-"""A training step asks the device for nothing and copies nothing there, so that a GPU is never waited for.
+"""A training step reads nothing from the device and copies nothing to it, so that the host never waits for a GPU.
 
-Without a GPU: the modules are on torch's meta device, which has no values to be read, and every operation that would copy
-between it and the host is refused.
+Tested without a GPU: the modules are on torch's meta device, which has no values to be read, and every operation on tensors of
+both devices is refused. Drawing the noise (tests/test_randomness.py) and the optimiser's step are not part of this.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,13 @@ META = torch.device("meta")
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what takes tensors from the host to the device or back; numbers are passed by value."""
+    """Refuses operations on tensors of the host and of the device; numbers are passed by value."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        if len({tensor.device.type for tensor in tensors}) > 1 and "copy" in str(func):
+        on_both = len({tensor.device.type for tensor in tensors}) > 1
+        if on_both and ("copy" in str(func) or any(tensor.dim() and not tensor.is_meta for tensor in tensors)):
             raise AssertionError(f"{func} copies between {sorted({str(tensor.device) for tensor in tensors})}")
         return result
 

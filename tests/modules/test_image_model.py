@@ -60,9 +60,12 @@ def test_clipping_is_lightning_s(clip: tuple[Any, Any], tmp_path: Any, monkeypat
         assert not torch.equal(weights(ours), weights(unclipped))
 
 
-def test_a_gpu_s_optimiser_is_fused_and_clipped_under_bf16_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_gpu_s_optimiser_is_fused_and_clipped_under_bf16_too(
+    algorithm: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The code for a GPU, on a CPU, which has fused optimisers as well. Lightning's own clipping refuses them."""
-    options: dict[str, Any] = {"gradient_clip_val": 1e-3, "precision": "bf16-mixed"}
+    options: dict[str, Any] = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm, "precision": "bf16-mixed"}
     plain, optimizer = trained(tmp_path, **options)
     assert not optimizer.defaults["fused"]
     monkeypatch.setattr(image_model, "FUSED_ON", ("cpu",))

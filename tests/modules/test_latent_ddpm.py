@@ -146,7 +146,7 @@ def test_cached_latents_give_the_loss_of_their_pictures() -> None:
 def test_the_alignment_is_that_of_the_head_s_prediction_with_the_standardised_features(network: str) -> None:
     """Weighed and added to the loss of the same draws; recorded apart, and in no way part of the scores."""
     if network == "dit":
-        changes: dict[str, Any] = {"network": partial(DiT, patch_size=2, hidden_size=8, depth=2, num_heads=2)}
+        changes: dict[str, Any] = {"network": partial(DiT, patch_size=2, hidden_size=8, depth=2, num_heads=2, block="modern")}
     else:
         changes = {}
     plain = drawing(diffusion(**changes))
@@ -627,3 +627,13 @@ def test_two_parts_of_four_pictures_are_one_batch_of_eight(
     parts = fit(tmp_path / "parts", *descent, "trainer.accumulate_grad_batches=2")
     assert whole.optimizer_steps == parts.optimizer_steps == 3
     torch.testing.assert_close(dict(parts.state_dict()), dict(whole.state_dict()), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("labels", "rows"), [([3, 3], 2), ([3, 1], 4)])
+def test_samples_without_a_class_cost_one_evaluation_a_step(labels: list[int], rows: int) -> None:
+    """Guidance has nothing to compare with; one class among them, and all rows are evaluated twice."""
+    module, seen = diffusion().eval(), list[int]()
+    module.net.register_forward_hook(lambda net, inputs, output: seen.append(len(inputs[0])))
+    with torch.inference_mode():
+        module.denoised(range(2), torch.tensor(labels), 0, replace(module.sampling, guidance_scale=3.0))
+    assert seen == [rows] * module.sampling.steps

@@ -47,5 +47,15 @@ def test_a_value_that_comes_later_is_added_up_from_then_on() -> None:
     assert means.compute() == {"loss": 24 / 6, "late": 16 / 6}
 
 
+def test_sums_that_were_loaded_before_the_model_is_on_its_device_follow_it_there() -> None:
+    """The device is torch's meta device, whose tensors cannot be added to those of the CPU."""
+    first, second = RunningMeans(), RunningMeans()
+    first.update(batches()[0])
+    second.load_state_dict(first.state_dict(), torch.device("cpu"))
+    second.update({name: value.to("meta") for name, value in batches()[1].items()})
+    second.update({name: value.to("meta") for name, value in batches()[2].items()})
+    assert second._sums.is_meta
+
+
 def test_nothing_seen_is_no_mean() -> None:
     assert RunningMeans().compute() == {}

@@ -171,7 +171,7 @@ def test_each_backward_pass_brings_gradients_to_its_own_player_and_none_to_the_o
 
 
 @pytest.mark.parametrize("kind", ["patch", "projected"])
-def test_the_flops_of_adversarial_step_can_be_counted(kind: str) -> None:
+def test_the_flops_of_an_adversarial_step_can_be_counted(kind: str) -> None:
     """By torch's counter, as scripts/benchmark_train.py does; its hooks refuse some ways to a gradient."""
     module = make(IN_PLAY, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
@@ -751,7 +751,7 @@ def test_a_game_that_never_begins_is_refused(tmp_path: Path, cache_dir: Path, mo
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-def test_adversarial_step_gradients_are_clipped(
+def test_the_gradients_of_both_networks_are_clipped(
     algorithm: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
