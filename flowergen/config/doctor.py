@@ -293,8 +293,9 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
         paths: ``paths`` of the config.
     """
     what = f"data={file.stem}"
-    data: Any = OmegaConf.merge(OmegaConf.load(Path(conf_dir()) / "pictures" / "default.yaml"), OmegaConf.load(file))
-    del data["defaults"]  # the shared keys, which are there now
+    data: Any = OmegaConf.load(file)
+    if data.pop("defaults", None):  # ours: the keys that all data sets share
+        data = OmegaConf.merge(OmegaConf.load(Path(conf_dir()) / "pictures" / "default.yaml"), data)
     config = OmegaConf.create({"paths": paths, "seed": 0, "data": data})
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
     if "root" not in node:

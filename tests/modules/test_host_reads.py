@@ -43,6 +43,7 @@ def on_device(module: ImageModel) -> ImageModel:
 
     module.step_draw = draw  # type: ignore[method-assign, assignment]
     module.manual_backward = lambda loss, **options: loss.backward(**options)  # type: ignore[method-assign, assignment]
+    module.clip_gradients = clip  # type: ignore[method-assign]
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1,
         global_rank=0,
@@ -52,6 +53,11 @@ def on_device(module: ImageModel) -> ImageModel:
         num_training_batches=8,
     )
     return module.train().to(META)
+
+
+def clip(optimizer: torch.optim.Optimizer, value: Any = None, algorithm: Any = None) -> None:
+    """What Lightning's precision plugin does."""
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], value)
 
 
 @contextmanager
