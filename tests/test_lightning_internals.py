@@ -89,8 +89,17 @@ def test_batches_begun_are_known_in_an_epoch_and_after_a_resume(tmp_path: Path) 
     assert found == [4, 4]
 
 
-def test_a_checkpoint_can_be_put_between_two_epochs(tmp_path: Path) -> None:
-    """The keys and counters of a checkpoint's ``loops``; the resumed run begins with the next epoch, whole."""
+@pytest.mark.parametrize("validate_every", [1, 5])
+def test_a_checkpoint_can_be_put_between_two_epochs(validate_every: int, tmp_path: Path) -> None:
+    """The keys and counters of a checkpoint's ``loops``; the resumed run begins with the whole next epoch."""
+    begun: list[int] = []
+
+    class Begin(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            begun.append(trainer.current_epoch)
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            begun.append(-trainer.current_epoch)
 
     class AtEpochEnd(Callback):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -100,15 +109,16 @@ def test_a_checkpoint_can_be_put_between_two_epochs(tmp_path: Path) -> None:
         def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
             lightning_internals.begin_next_epoch(checkpoint, 2)
 
-    fit(trainer_of(tmp_path, AtEpochEnd(), check_val_every_n_epoch=1), Line())
+    fit(trainer_of(tmp_path, AtEpochEnd(), check_val_every_n_epoch=validate_every), Line())
     content: Any = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for key in lightning_internals.EPOCHS_DONE:
         content = content[key]
     assert content == 2
     module = Line()
-    fit(trainer_of(tmp_path, max_epochs=4, check_val_every_n_epoch=1), module, tmp_path / "last.ckpt")
+    fit(trainer_of(tmp_path, Begin(), max_epochs=4, check_val_every_n_epoch=validate_every), module, tmp_path / "last.ckpt")
     assert module.batches == [2] * 6 + [3] * 6
-    assert module.validated == [2, 3]
+    assert module.validated == ([2, 3] if validate_every == 1 else [])
+    assert begun == [2, -2, 3, -3]
 
 
 def test_unused_parameters_are_allowed_under_ddp_and_nothing_is_changed_elsewhere(tmp_path: Path) -> None:
