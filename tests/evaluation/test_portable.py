@@ -73,9 +73,9 @@ def unet() -> ImageModel:
     return stirred(model)
 
 
-def dit() -> ImageModel:
+def dit(block: str = "modern") -> ImageModel:
     """On pixels, with a thousand times."""
-    return stirred(diffusion(on_pixels=True, network=TINY_DIT, num_timesteps=1000, ema_decay=0.9))
+    return stirred(diffusion(on_pixels=True, network=partial(TINY_DIT, block=block), num_timesteps=1000, ema_decay=0.9))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,7 @@ def dit() -> ImageModel:
         (vae_gan, {"encoder", "decoder"}),
         (unet, {"encoder", "decoder", "denoiser"}),
         (dit, {"denoiser"}),
+        (partial(dit, "original"), {"denoiser"}),
     ],
 )
 def test_onnxruntime_answers_as_the_model_does_at_any_batch_size(make: Any, names: set[str], tmp_path: Path) -> None:
