@@ -6,9 +6,10 @@
     python scripts/reproduce.py recipe=gpu            for a large GPU, with the budget of ten minutes (not measured on one)
 
 The experiments `flowers_laptop_vae_gan`, `flowers_laptop_ldm` and `flowers_laptop_decoder`, or those of another recipe, are
-trained for 0.2, 0.5 and 0.15 of the minutes, at 64 px; the rest is for samples and the metric card. `out` contains their run
-folders `autoencoder`, `diffusion` and `decoder`; the page is `index.html` in the last one. If it was stopped or killed, run
-the same command again: it resumes, and finished parts are not repeated.
+trained for 0.2, 0.5 and 0.15 of the minutes, at 64 px; the rest is for samples and the metric card. On a CPU, diffusion is
+compiled if there is a C++ compiler, and computes in bf16 if the CPU does. `out` contains their run folders `autoencoder`,
+`diffusion` and `decoder`; the page is `index.html` in the last one. If it was stopped or killed, run the same command again: it
+resumes, and finished parts are not repeated.
 """
 
 import signal
@@ -64,7 +65,7 @@ def main() -> None:
     say(minutes, "1 of 5: the autoencoder")
     train(first, AUTOENCODER * minutes, [f"experiment=flowers_{recipe}_vae_gan", *own], places)
     say((1 - AUTOENCODER) * minutes, "2 of 5: diffusion in its latent space")
-    more = [*places, f"autoencoder={first.path}"]
+    more = [*places, f"autoencoder={first.path}", *(cpu_options() if not second.config.exists() else [])]
     train(second, DIFFUSION * minutes, [f"experiment=flowers_{recipe}_ldm", *own], more)
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
     stage3 = [f"experiment=flowers_{recipe}_decoder", *own]
@@ -77,6 +78,26 @@ def main() -> None:
     say(None, "5 of 5: the metric card")
     run("evaluate", f"run={third.path}", *(place for place in places if place.startswith("data.root=")))
     print(f"\npage: {printable(str(third.page))}")
+
+
+def cpu_options() -> list[str]:
+    """Return the overrides that make a step of diffusion faster on this CPU; none if there is a GPU.
+
+    Measured in docs/lab-notebook.md: "bf16 and compilation on a CPU".
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        return []
+    computes_in = torch.cpu.get_capabilities()
+    bf16 = computes_in.get("avx512_bf16") or computes_in.get("amx_bf16")
+    return [*(["trainer.precision=bf16-mixed"] if bf16 else []), *(["trainer.compile=true"] if compiles() else [])]
+
+
+def compiles() -> bool:
+    """Return True if torch.compile works: it needs a C++ compiler and Python's headers."""
+    trial = [sys.executable, "-c", "import torch; torch.compile(torch.neg)(torch.zeros(8))"]
+    return subprocess.run(trial, capture_output=True).returncode == 0
 
 
 def say(minutes_left: float | None, what: str) -> None:
@@ -105,7 +126,7 @@ def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[st
     by_default = f"data={DEFAULTS['data']}" if not any(line.startswith("data=") for line in stored) else None
     other = [line for line in own if line not in stored and line != by_default]
     if other:
-        raise UserError(f"{folder.path} is a run without {' '.join(other)}: give another folder by out=")
+        raise UserError(f"{folder.path} contains a run without {' '.join(other)}: give another folder with out=")
     if folder.exit() != "finished" and not folder.is_complete():
         run("train", f"resume={folder.path}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import reproduce
+import torch
 import yaml
 
 from flowergen.config.command import checked
@@ -18,6 +19,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run, in order."""
     seen: list[list[str]] = []
     monkeypatch.setattr(reproduce, "run", lambda *arguments: seen.append(list(arguments)))
+    monkeypatch.setattr(reproduce, "compiles", lambda: False)
     return seen
 
 
@@ -59,6 +61,31 @@ def test_all_stages_samples_and_the_card_within_the_minutes(
     assert out.endswith(f"page: {tmp_path}/decoder/index.html\n")
     left_then = [line.rpartition(", ")[2] for line in out.splitlines() if line.endswith("left")]
     assert left_then == [f"about {minutes} minutes left" for minutes in (20, 16, 6, 3)]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_diffusion_uses_what_the_cpu_is_fast_at(
+    bf16: bool, compiles: bool, commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": bf16})
+    monkeypatch.setattr(reproduce, "compiles", lambda: compiles)
+    start(monkeypatch, f"out={tmp_path}")
+    for name, command in zip(("autoencoder", "diffusion", "decoder"), commands, strict=False):
+        assert ("trainer.precision=bf16-mixed" in command) == (bf16 and name == "diffusion")
+        assert ("trainer.compile=true" in command) == (compiles and name == "diffusion")
+    checked([argument for argument in commands[1] if argument.startswith("trainer.")])
+    commands.clear()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    start(monkeypatch, f"out={tmp_path}")
+    assert not any("trainer.compile=true" in command or "trainer.precision=bf16-mixed" in command for command in commands)
+
+
+def test_compilation_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert not reproduce.compiles()
 
 
 def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(

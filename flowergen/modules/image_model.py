@@ -21,7 +21,7 @@ from flowergen.randomness import noise_of
 log = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]  # from the parameters
-FUSED_ON = ("cuda",)  # kinds of device
+FUSED_ON = ("cuda", "cpu")  # kinds of device
 MOST_SKIPPED = 20  # consecutive steps; a model that has diverged does not recover
 
 
@@ -193,7 +193,7 @@ class ImageModel(LightningModule, ABC):
             group["lr"] = optimizer.defaults["lr"] * factor
 
     def build_optimizer(self, make: MakeOptimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Build an optimiser, on a GPU a fused one if it exists and the config does not choose another kind.
+        """Build an optimiser, a fused one if it exists and the config does not choose another kind.
 
         Not with 16-mixed, where gradients of a fused optimiser would be clipped before they are unscaled.
         """
@@ -238,7 +238,7 @@ class ImageModel(LightningModule, ABC):
             step, names = found
             raise NotFinite(
                 f"optimiser step {step:,}: {' and '.join(names)} is not finite: lower the learning rate, clip with "
-                "trainer.gradient_clip_val=1, or leave such steps out with trainer.on_nonfinite=skip"
+                "trainer.gradient_clip_val=1, or skip such steps with trainer.on_nonfinite=skip"
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -270,7 +270,7 @@ class ImageModel(LightningModule, ABC):
             self.skips_step = True
             self._skipped_in_a_row += 1
             if self.trainer.is_global_zero:
-                log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: left out")
+                log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: step skipped")
         if self._skipped_in_a_row == MOST_SKIPPED:
             raise NotFinite(
                 f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MOST_SKIPPED}th step in a row: "
