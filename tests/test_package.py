@@ -80,8 +80,23 @@ def test_help_is_written_for_people(command: Command) -> None:
     done = command("train", "--help")
     assert done.returncode == 0
     data = "data: celeba, dogs, flowers102, image_folder, landscapes, procedural"
-    for words in ("experiment=flowers_vae", "resume=RUN", "beta: 1.0", data):
+    for words in ("experiment=flowers_vae", "resume=RUN", "model.beta=1.0  # ", data):
         assert words in done.stdout, words
+    assert "hydra.job" not in done.stdout
+
+
+def test_help_lists_the_keys_of_the_chosen_groups_with_their_comments(command: Command) -> None:
+    typed = ("model=latent_ddpm", "model/network=dit", "data=image_folder", "seed=3", "--help")
+    lines = command("train", *typed).stdout.splitlines()
+    for line in (
+        "seed=3  # weights, data order, noise and augmentation; the split has its own seed",  # of train.yaml, as typed
+        "model.sampling.eta=0.0  # of ddim: 0 deterministic, 1 ancestral",  # of the chosen model, nested
+        "callbacks.evaluation.every_epochs=0  # 0 for never",  # below a key that has a comment itself
+    ):
+        assert line in lines
+    assert any(line.startswith("model.network.hidden_size=384  # 384, 12 and 6 are DiT-S") for line in lines)  # nested group
+    assert any(line.startswith("data.batch_size=64  # pictures per optimiser step") for line in lines)  # included by data
+    assert not any(line.startswith("model.blocks") for line in lines)
 
 
 def test_the_console_script_is_the_module(process_environment: dict[str, str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
+from flowergen.config.help import train_help
 from flowergen.config.overrides import compose_train, merged, parse, quote_paths, quoted, quoted_path, resolve, sweep_samples
 from flowergen.config.run_folder import RunFolder, claim, find_run, make_folder
 from flowergen.config.schema import OptunaSearch, Train
@@ -94,22 +95,25 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     args = parser.parse_intermixed_args(list(argv))  # allows "seed=1 -m model.beta=1,2"
-    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+    if args.help:
+        print(train_help(quote_paths(args.overrides)))
+        sys.exit()
+    if args.hydra_help or args.cfg or args.info or args.shell_completion:
         return list(argv)
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
         if getattr(args, flag):
-            raise UserError(f"--{flag.replace('_', '-')} is not for this command: configs of your own go into --config-dir DIR")
+            raise UserError(f"--{flag.replace('_', '-')} is not supported: pass your own configs with --config-dir DIR")
     multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
     overrides = quote_paths(args.overrides, multirun)
     if args.config_dir:
         if not os.path.isdir(args.config_dir):
-            raise UserError(f"--config-dir {args.config_dir} is no folder that exists")
+            raise UserError(f"--config-dir {args.config_dir} is not an existing folder")
         # as an override, it is passed to the jobs of a sweep and stored in the run folder
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
     if multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
     if _value_of("sweep.skip_finished", overrides):
-        raise UserError("sweep.skip_finished is for a sweep: add -m, or go on with a single run by resume=RUN")
+        raise UserError("sweep.skip_finished is for a sweep: add -m, or resume a single run with resume=RUN")
     if _value_of("resume", overrides):
         return _prepared_resume(overrides)
     composed, lines = checked(overrides)
@@ -150,11 +154,11 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
     if _value_of("hydra.run.dir", lines) is None:
         started = os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         if started or composed.trainer.num_nodes > 1:
-            raise UserError("several machines, torchrun or SLURM: give every process the same folder, hydra.run.dir=FOLDER")
+            raise UserError("torchrun, SLURM or several machines: give every process the same hydra.run.dir=FOLDER")
         return [f"hydra.run.dir={quoted_path(claim(folder))}"]
     run = RunFolder(folder)
     if is_first_process() and os.path.exists(run.config) and not run.never_started():
-        raise UserError(f"{folder} holds a run already: go on with it by resume={folder}, or choose another folder")
+        raise UserError(f"{folder} already contains a run: resume it with resume={folder}, or choose another folder")
     make_folder(folder)
     return []
 
@@ -170,7 +174,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     """Return the run's own overrides, then the new ones, and its own folder as run folder."""
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
     if not os.access(run.path, os.W_OK):  # Hydra opens its log there first
-        raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to where you may write")
+        raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to a writable folder")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
@@ -217,7 +221,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
         raise UserError("hparams_search takes one name")
     sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
     if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
-        raise UserError(f"hydra.sweeper={sweeper} is no sweeper: choose one by hydra/sweeper=NAME, or leave it out")
+        raise UserError(f"hydra.sweeper={sweeper} is not a sweeper: choose one with hydra/sweeper=NAME, or leave it out")
     sweeper = OmegaConf.to_container(sweeper)
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
@@ -228,11 +232,11 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished
     if _value_of("hydra.sweep.dir", overrides) is None:
         if skip_finished:
-            raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to go on with")
+            raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to continue")
         return [*swept, f"hydra.sweep.dir={quoted_path(claim(folder.path))}"]
     if folder.holds_jobs() and not skip_finished:
         raise UserError(
-            f"{folder.path} holds a sweep already: go on with it by sweep.skip_finished=true, or choose another folder"
+            f"{folder.path} already contains a sweep: continue it with sweep.skip_finished=true, or choose another folder"
         )
     make_folder(folder.path)
     return swept

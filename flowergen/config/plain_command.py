@@ -5,8 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from flowergen.config import conf_dir
 from flowergen.config.check import check
+from flowergen.config.help import help_text
 from flowergen.config.overrides import PATH_KEYS, compose_command, quote_paths, quote_texts
 from flowergen.config.run_folder import claim, make_folder
 from flowergen.config.schema import PATH, TEXT
@@ -33,7 +33,7 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
         return None
     for argument in argv:
         if argument.startswith("-"):
-            raise UserError(f"{argument} is no option of this command: it takes key=value; --help lists the keys")
+            raise UserError(f"{argument} is not an option of this command, which takes key=value; --help lists the keys")
     hints = get_type_hints(schema, include_extras=True)
     if "run" in hints:  # "sample PATH" means "sample run=PATH"
         argv = [argument if "=" in argument else f"run={argument}" for argument in argv]
@@ -73,15 +73,8 @@ def _empty_folder(out: str) -> Path:
     except OSError as error:
         raise UserError(f"out={printable(out)} cannot be read ({error.strerror}): choose another folder") from error
     if not empty:
-        raise UserError(f"out={printable(out)} holds files already, and none is overwritten: give a new folder")
+        raise UserError(f"out={printable(out)} already contains files, and nothing is overwritten: give a new folder")
     return folder
-
-
-def help_text(name: str) -> str:
-    """Return ``conf/NAME.yaml`` with its head comment as plain text."""
-    lines = (Path(conf_dir()) / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    head = next((row for row, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return "\n".join([*(line.removeprefix("#").removeprefix(" ") for line in lines[:head]), *lines[head:]])
 
 
 def _is(marker: str, hint: Any) -> bool:
