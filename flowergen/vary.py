@@ -30,7 +30,7 @@ LONGEST_NAME = 50  # characters of a picture's name in its file names: at most 4
 MOST_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twice as much with the grid
 
 
-@says_what_to_shrink("; take fewer at once with num= or num_pictures=")
+@says_what_to_shrink("; use fewer at once with num= or num_pictures=")
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("vary", Vary, sys.argv[1:])
@@ -64,14 +64,14 @@ def main() -> None:
 def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
     mode = config["mode"]
     if config["image"] and config["split"]:
-        raise UserError("image= and split= both say which pictures: give one of them")
+        raise UserError("image= and split= both select the pictures: give only one of them")
     if not config["image"] and not config["split"]:
         raise UserError("give the pictures: image=FILE, image=DIR, or split=test for those of the run's own data")
     if mode == "arithmetic" and (config["plus"] is None or config["minus"] is None):
         raise UserError("mode=arithmetic adds one class's mean and subtracts another's: give plus=CLASS minus=CLASS")
     for key, reader in READ_BY_ONE_MODE.items():
         if mode != reader and any(argument.startswith(f"{key}=") for argument in typed):
-            print(f"{key}= has no effect here: mode={reader} alone reads it", file=sys.stderr)
+            print(f"{key}= has no effect here: it is for mode={reader}", file=sys.stderr)
 
 
 def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModule | None") -> "tuple[Tensor, list[str], str]":
@@ -89,7 +89,8 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
         if not len(rows):
             raise UserError(f"split={config['split']}: the run's data has no such pictures (data.split={data.split})")
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        return data.pictures[rows.tolist()].image.float() / 255, [f"{row:06d}" for row in rows], config["split"]
+        names = [f"{row:06d}_{_stem(data.names[row])}" for row in rows]
+        return data.pictures[rows.tolist()].image.float() / 255, names, config["split"]
 
     path = Path(config["image"])
     if path.is_file():
@@ -106,11 +107,14 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
                 raise UserError(f"image={printable(str(file))} cannot be read: {printable(str(error))}") from error
             print(f"left out {printable(str(file))}: {printable(str(error))}", file=sys.stderr)
             continue
-        stem = file.stem[:LONGEST_NAME]
-        names.append(stem if len(files) == 1 else f"{number:03d}_{stem}")
+        names.append(_stem(file) if len(files) == 1 else f"{number:03d}_{_stem(file)}")
     if not images:
-        raise UserError(f"image={printable(str(path))}: not one of {len(files)} pictures can be read")
-    return torch.stack(images).float() / 255, names, path.stem[:LONGEST_NAME]
+        raise UserError(f"image={printable(str(path))}: none of {len(files)} pictures can be read")
+    return torch.stack(images).float() / 255, names, _stem(path)
+
+
+def _stem(path: str | Path) -> str:
+    return Path(path).stem[:LONGEST_NAME]
 
 
 def _walk(

@@ -1,5 +1,6 @@
 """The vary command on one tiny run: as a process once, else within this one, where torch is loaded already."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -85,6 +86,9 @@ def test_every_mode_makes_its_pictures(command: Command, here: Command, run: Pat
         assert (moved / "vary" / name).is_file(), (arguments, done.stdout)
         assert ("left out" in done.stderr) == (arguments[0] == f"image={pictures}"), done.stderr
     assert not list((moved / "vary").rglob("*.partial"))
+    singles = sorted(path.name for path in (moved / "vary" / "reconstruct_test").glob("0*.png"))
+    assert len(singles) == 4
+    assert all(re.fullmatch(r"(\d{6})_flower_\1_reconstruction.png", name) for name in singles), singles  # of the files
     assert not (tmp_path / "outputs").exists()
     first = (moved / "vary" / "variations_transparent (1)" / "variations.png").read_bytes()
     again = command("vary", f"run={moved}", image, "num=3", "scale=1", f"out={tmp_path / 'again'}")
@@ -98,14 +102,14 @@ def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_pat
         (image,): "run must be given",
         (f"run={run}",): "give the pictures",
         ("run=typo", image): "run=",
-        (f"run={run}", "image=typo.png"): "neither a file nor a folder",
+        (f"run={run}", "image=typo.png"): "does not exist",
         (f"run={run}", image, "mode=varations"): "did you mean variations?",
         (f"run={run}", image, "scale=0"): "scale=0",
         (f"run={run}", image, "scal=1"): "did you mean scale?",
         (f"run={run}", f"image={pictures / 'broken.jpg'}"): "cannot be read",
         (f"run={run}", image, "mode=arithmetic"): "plus=CLASS",
         (f"run={run}", image, "mode=arithmetic", "plus=rose", "minus=0"): "there is no class rose",
-        (f"run={run}", "-m", image): "-m is no option",
+        (f"run={run}", "-m", image): "-m is not an option",
     }
     for arguments, words in wrong.items():
         done = here("vary", *arguments)
@@ -119,7 +123,7 @@ def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_pat
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, words in {
-        (image, f"out={taken}"): "none is overwritten",
+        (image, f"out={taken}"): "nothing is overwritten",
         (image, "mode=interpolate"): "two pictures or more",
         (f"image={empty}",): "image=",
         (image, "mode=arithmetic", "plus=colt's foot, red", "minus=0"): "there is no class colt's foot, red",
@@ -149,7 +153,7 @@ def test_another_split_than_the_run_s_is_refused(here: Command, run: Path) -> No
     (run / "config.yaml").write_text(config.replace("split_seed: 0", "split_seed: 1"))
     done = here("vary", f"run={run}", "split=test", "mode=reconstruct")
     assert done.returncode == 2
-    assert "other pictures" in done.stderr
+    assert "pictures, labels or split" in done.stderr
 
 
 def test_help_lists_modes_and_keys(here: Command) -> None:

@@ -126,6 +126,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.random_resized_crop, self.color_jitter = random_resized_crop, color_jitter
         self.decode, self.device_resident = decode, device_resident
         self.class_names: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()  # paths of the pictures below the root
         self._draws: dict[str, tuple[int, torch.Tensor]] = {}
         self._whole: tuple[Dataset[Any], Batch | LatentBatch | None] | None = None
         self._copies: torch.cuda.Stream | None = None
@@ -150,6 +151,7 @@ class ImageDataModule(LightningDataModule, ABC):
         images = streamed_images if self.decode == "stream" else cached_images
         cached = images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
         self.class_names = listing.class_names
+        self.names = tuple(listing.names[row] for row in cached.rows)
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
         self.pixels = cached.key  # hash that identifies the pixels of all pictures
         self.source: Dataset[Any] = self.pictures
@@ -190,7 +192,7 @@ class ImageDataModule(LightningDataModule, ABC):
             # kept as published, for comparison with papers; "auto" moves such copies out of train
             leaked = np.isin(digests[listing.subsets[rows] == "train"], digests[listing.subsets[rows] != "train"]).sum()
             if leaked:
-                log.warning(f"data.split=official: {leaked} training pictures are held out too, as byte-identical copies")
+                log.warning(f"data.split=official: {leaked} training pictures have byte-identical copies that are held out")
             return listing.subsets[rows]
         return complete_subsets(listing.subsets[rows], labels, digests, self.split_seed)
 
@@ -295,7 +297,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"{device} has no room for the collection's {num_bytes:,} bytes: set data.device_resident=false"
             ) from error
-        log.info(f"the collection lies on {device}, {num_bytes:,} bytes (data.device_resident)")
+        log.info(f"the collection is stored on {device}, {num_bytes:,} bytes (data.device_resident)")
         return whole
 
     def teardown(self, stage: str) -> None:
@@ -391,8 +393,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if state_dict.get("pictures") != self.identity:
             raise UserError(
-                f"{self.name} has other pictures, labels or another split than when the run started: "
-                "bring the old ones back, or start a new run"
+                f"the pictures, labels or split of {self.name} have changed since the run started: "
+                "restore the old data, or start a new run"
             )
 
 
