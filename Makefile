@@ -5,35 +5,35 @@ BIN := $(VENV)/bin
 QUICKSTART := outputs/quickstart/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .PHONY: help setup quickstart flowers test lint
-help: ## these lines
+help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-setup: $(VENV)/installed ## the environment, in .venv
+setup: $(VENV)/installed ## create the environment in .venv
 
 # uv installs in seconds; where it can neither be found nor be fetched, pip does the same in minutes
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowergen needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 	else $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: apt-get install python3-venv"; exit 1; }; fi
-	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || echo "no uv: pip goes on without it"
+	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || echo "uv is not available: using pip"
 	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then \
 		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'; \
 	else $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'; fi
 	@touch $@
 
-quickstart: setup ## on drawn flowers: autoencoder, diffusion by class, pictures and GIFs, in five minutes
+quickstart: setup ## train on drawn flowers: autoencoder, diffusion by class, pictures and GIFs, in five minutes
 	$(BIN)/python -m flowergen.train experiment=vae_gan_tiny trainer.max_epochs=6 hydra.run.dir=$(QUICKSTART)/autoencoder
 	$(BIN)/python -m flowergen.train experiment=ldm_tiny autoencoder=$(QUICKSTART)/autoencoder hydra.run.dir=$(QUICKSTART)/diffusion
 	$(BIN)/python -m flowergen.sample run=$(QUICKSTART)/diffusion out=$(QUICKSTART)/samples
 
 FLOWERS := recipe minutes data data.root paths.cache_dir seed out
-flowers: setup ## on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, with the budget of an hour
+flowers: setup ## train on Oxford 102 Flowers, downloaded unless data.root=DIR is given: new flowers by class and a page, in an hour
 	$(BIN)/python scripts/reproduce.py $(foreach key,$(FLOWERS),$(if $(filter command,$(origin $(key))),$(key)='$($(key))'))
 
-test: setup ## the whole test suite
+test: setup ## run all tests
 	$(BIN)/python -m pytest
 
-lint: setup ## style, types, layers
+lint: setup ## check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

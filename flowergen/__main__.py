@@ -9,21 +9,23 @@ import flowergen
 
 COMMANDS = {
     "train": "train a model: python -m flowergen.train model=vae data=flowers102",
-    "sample": "new pictures, by class, and how they came about: python -m flowergen.sample run=RUN classes=all",
+    "sample": "generate pictures by class, with their denoising: python -m flowergen.sample run=RUN classes=all",
     "vary": "variations, reconstructions and latent walks of given pictures: python -m flowergen.vary run=RUN image=FILE",
     "evaluate": "the metric card of a run, or of any pictures: python -m flowergen.evaluate run=RUN",
-    "latents": "maps of a latent space, class figures, posterior collapse: python -m flowergen.latents run=RUN",
-    "export": "a model for programs without torch, as ONNX, or its weights: python -m flowergen.export run=RUN",
-    "report": "one page over a run or a sweep: python -m flowergen.report run=RUN",
-    "split": "divide a folder of pictures: python -m flowergen.split source=DIR train=DIR test=DIR",
-    "doctor": "what is there for training, what is missing, and how to get it",
+    "latents": "analyse a latent space (maps, class separation, posterior collapse): python -m flowergen.latents run=RUN",
+    "export": "export a model as ONNX, for programs without torch, or as weights: python -m flowergen.export run=RUN",
+    "report": "write a page about a run or a sweep: python -m flowergen.report run=RUN",
+    "split": "split a folder of pictures into subsets: python -m flowergen.split source=DIR train=DIR test=DIR",
+    "doctor": "check what training needs: what is available, what is missing, and how to get it",
 }
 
 
 def listing() -> str:
     """List the commands, one per line."""
     lines = [f"  python -m flowergen.{name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["flowergen: learn to generate images from a few thousand pictures", "", *lines, "", "--help says more"])
+    return "\n".join(
+        ["flowergen: learn to generate images from a few thousand pictures", "", *lines, "", "Each command has --help."]
+    )
 
 
 def console() -> None:
@@ -40,7 +42,7 @@ def console() -> None:
         return
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     print(
-        f"error: there is no command {name}: {f'did you mean {near[0]}?' if near else 'flowergen lists them'}",
+        f"error: there is no command {name}: {f'did you mean {near[0]}?' if near else 'run flowergen to list them'}",
         file=sys.stderr,
     )
     sys.exit(2)

@@ -10,7 +10,7 @@ def main() -> None:
         from flowergen.config.doctor import Line, examined
         from flowergen.config.plain_command import read_command_line
     except ImportError as error:  # the command must also work in an incomplete environment
-        print(f"missing  {error.name}: {error}; pip install flowergen's requirements again, see the README")
+        print(f"missing  {error.name}: {error}; reinstall flowergen's requirements, see the README")
         sys.exit(1)
     config = read_command_line("doctor", Doctor, sys.argv[1:])
     if config is None:

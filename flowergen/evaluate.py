@@ -28,7 +28,7 @@ OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root
 OF_FOLDERS = ("reference", "train", "image_size")
 
 
-@says_what_to_shrink("; take fewer pictures at a time with batch_size=, or in all with num_samples=")
+@says_what_to_shrink("; use fewer pictures at a time with batch_size=, or fewer in total with num_samples=")
 def main() -> None:
     """Check the options, measure, write the card, and print it."""
     config = read_command_line("evaluate", Evaluate, sys.argv[1:])
@@ -68,10 +68,10 @@ def _one_of(config: dict[str, Any]) -> str:
     if len(given) != 1:
         raise UserError(
             "give one of run=RUN, compare=[RUN1,RUN2], or generated=DIR with reference=DIR"
-            + (f", not {' and '.join(given)} together" if given else "; --help says more")
+            + (f", not {' and '.join(given)} together" if given else "; see --help")
         )
     if given[0] == "generated" and config["reference"] is None:
-        raise UserError("generated=DIR is held against real pictures: give reference=DIR too")
+        raise UserError("generated=DIR is compared with real pictures: give reference=DIR too")
     return given[0]
 
 
@@ -103,7 +103,7 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
 
     card = read_card(folder)
     if card is not None:
-        print(f"measured before: delete {printable(str(folder))} to measure again", file=sys.stderr)
+        print(f"already measured: delete {printable(str(folder))} to measure again", file=sys.stderr)
         return card
     start = time.monotonic()
     measured = measure(subject, folder / "work")
@@ -131,7 +131,7 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
             _log_scalars(run.tensorboard / "evaluation" / folder.name, card, subject.step)
         write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")  # last: it marks a complete evaluation
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, and give the command again") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, and run the command again") from error
     shutil.rmtree(folder / "work", ignore_errors=True)
     return card
 

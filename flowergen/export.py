@@ -41,7 +41,7 @@ def main() -> None:
         if config["format"] == "onnx":
             print("writing and comparing the graphs", file=sys.stderr)
             for name, deviation in portable.write_onnx(model.module, Path(partial)).items():
-                print(f"{name}.onnx: deviates from ours by {deviation:.1e} at most")
+                print(f"{name}.onnx: deviates from the model by {deviation:.1e} at most")
         else:
             about |= portable.write_weights(model.module, nodes, Path(partial))
         write_atomically(Path(partial) / "model.json", json.dumps(about, indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
 MOST_COMPARED = 1024  # pictures in the pairwise comparison
 
 
-@says_what_to_shrink("; take fewer pictures with num=")
+@says_what_to_shrink("; use fewer pictures with num=")
 def main() -> None:
     """Check the options, encode, measure, write the report, and print its main figures."""
     config = read_command_line("latents", Latents, sys.argv[1:])
@@ -61,7 +61,7 @@ def main() -> None:
         raise UserError(f"split={split}: the run's data has no such pictures (data.split={data.split})")
     num = min(config["num"], max(2, MOST_VALUES // math.prod(model.module.latent_shape)))
     if num < config["num"]:
-        print(f"num={num}: at most so many latents of {math.prod(model.module.latent_shape):,} values", file=sys.stderr)
+        print(f"num={num}: the maximum for latents of {math.prod(model.module.latent_shape):,} values", file=sys.stderr)
     rows, train_rows = spread(data.rows[split], num), spread(data.rows["train"], num)
     of = f"{'training' if split == 'train' else split} pictures"
 

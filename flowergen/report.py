@@ -28,7 +28,7 @@ def main() -> None:
     if config is None:
         return
     if (config["run"] is None) == (config["sweep"] is None):
-        raise UserError("give one of run=RUN and sweep=DIR; --help says more")
+        raise UserError("give one of run=RUN and sweep=DIR; see --help")
     if config["run"] is not None:
         _run_page(config)
         return
@@ -53,12 +53,12 @@ def main() -> None:
 
 def _run_page(config: dict[str, Any]) -> None:
     if config["out"] is not None:
-        raise UserError("out= is for sweep=: a run's page shows the files of its folder and lies beside them")
+        raise UserError("out= is for sweep=: a run's page is written into the run folder, whose files it shows")
     run, _ = find_run(config["run"])
     try:
         print(f"page: {printable(str(write_page(run)))}")
     except OSError as error:
-        raise UserError(f"{run.page} cannot be written ({error.strerror}): copy the run to where you may write") from error
+        raise UserError(f"{run.page} cannot be written ({error.strerror}): copy the run to a writable folder") from error
 
 
 def read_sweep(sweep: Path) -> list[Job]:
@@ -73,7 +73,7 @@ def read_sweep(sweep: Path) -> list[Job]:
         folders = {path.name for path in sweep.iterdir() if (path / "config.yaml").is_file() or (path / "train.log").is_file()}
         names = sorted(folders | started.keys(), key=lambda name: (len(name), name))  # 2 before 10
         if not names:
-            raise UserError(f"sweep={sweep} holds no run: give the folder that a sweep (-m) has printed")
+            raise UserError(f"sweep={sweep} contains no run: give the folder that a sweep (-m) printed")
         return [_read_job(sweep / name, started.get(name, {})) for name in names]
     except OSError as error:
         raise UserError(f"sweep={sweep} cannot be read: {error.strerror}: {error.filename}") from error
@@ -99,7 +99,7 @@ def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if started.get("status") == "pruned":
         return "pruned", "stopped early: its metric fell behind the other trials'"
     exit_, exit_code = run.exit(), started.get("exit_code")
-    go_on = f"go on with {shlex.quote(f'resume={run.path}')}"
+    go_on = f"resume with {shlex.quote(f'resume={run.path}')}"
     if started.get("status") == "failed" and (exit_ == "finished" or str(exit_).startswith("running")):
         if exit_code is None:
             return "interrupted", "its values were tried again by another trial"

@@ -25,7 +25,7 @@ MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising 
 DEFAULT_NUM = 64  # for a model without classes
 
 
-@says_what_to_shrink("; take fewer pictures at a time with batch_size=, or denoising=false")
+@says_what_to_shrink("; use fewer pictures at a time with batch_size=, or denoising=false")
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("sample", Sample, sys.argv[1:])
@@ -54,14 +54,14 @@ def main() -> None:
 def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[str]) -> None:
     """Check the options against each other and against the run's config, before the model is loaded."""
     if config["num"] and config["classes"]:
-        raise UserError("classes= goes with num_per_class=, and num= is for all classes together: give one of them")
+        raise UserError("classes= is used with num_per_class=, and num= is for all classes together: give only one of them")
     if config["class_frequencies"] == "train" and not config["num"]:
-        raise UserError("class_frequencies=train says which classes num= pictures have: give num=")
+        raise UserError("class_frequencies=train sets the class frequencies of num= pictures: give num=")
     own = stored.get("sampling")
     if config["classes"] and config["source"] != "auto":
         raise UserError("classes= draws from a Gaussian for each class, and source= is for all classes together: leave one out")
     if not own and config["class_frequencies"] == "train":
-        raise UserError("class_frequencies=train is for diffusion models: of a VAE, classes= gives pictures of given classes")
+        raise UserError("class_frequencies=train is for diffusion models: for a VAE, choose classes with classes=")
     check_sampling(config, stored, typed, {"num_per_class": "classes="} if config["num"] else {})
 
 

@@ -21,7 +21,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # damaged metadata of pictures that can be decoded
     split = split_dataset(**config)
     for line in split.unreadable:
-        print(f"unreadable, left where it is: {line}", file=sys.stderr)
+        print(f"unreadable, left in place: {line}", file=sys.stderr)
     if split.num_others:
         print(f"{split.num_others} other {'file' if split.num_others == 1 else 'files'} left alone", file=sys.stderr)
 

@@ -67,14 +67,16 @@ def run_job(composed: DictConfig) -> None:
         log.error(f"error: {one_line(error)}")
         sys.exit(2)
     except (KeyboardInterrupt, Stopped):
-        log.info(f"stopped; go on with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
+        log.info(f"stopped; resume with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
         raise
     except OSError as error:
         if error.errno not in (*NO_ROOM, *NOT_ALLOWED):
             raise
         advice = "make room" if error.errno in NO_ROOM else "make it writable"
-        go_on = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command again"
-        log.error(f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then {go_on}")
+        go_on = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command"
+        log.error(
+            f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then continue with {go_on}"
+        )
         sys.exit(2)
 
 
@@ -109,9 +111,9 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     steps_before = steps_done(checkpoint) if checkpoint else 0
     budget = config["trainer"]["budget"]
     if checkpoint and budget and seconds_spent(checkpoint) >= seconds_of(budget) and run.is_complete():
-        raise UserError(f"the budget of {budget} is spent: give more with trainer.budget=, of all sessions together")
+        raise UserError(f"the budget of {budget} is used up: raise trainer.budget=, which covers all sessions")
     if checkpoint and not budget and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
-        raise UserError(f"all {epochs_done(checkpoint)} epochs are done: give more with trainer.max_epochs=")
+        raise UserError(f"all {epochs_done(checkpoint)} epochs are done: raise trainer.max_epochs=")
 
     datamodule = build_datamodule(config)
     fetch_weights(config)
@@ -145,14 +147,16 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     stop_if_asked(trainer)  # for a signal in the last step or later
     if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise TrainingEnded(f"the last checkpoint could not be written: make room, then {shlex.quote(f'resume={run.path}')}")
+        raise TrainingEnded(
+            f"the last checkpoint could not be written: make room, then continue with {shlex.quote(f'resume={run.path}')}"
+        )
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         if any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             store_what_sampling_needs(config, run, module, datamodule)
         else:
-            log.warning(f"without callbacks.checkpoints nothing is left of this run but {run.weights}")
+            log.warning(f"without callbacks.checkpoints, only {run.weights} is saved of this run")
         log.info(farewell(run, budget))
 
 
@@ -186,8 +190,8 @@ def _fit(
         if trainer.world_size == 1 or not ("gloo" in str(error) or isinstance(error, DistError)):
             raise
         raise TrainingEnded(
-            f"another process of this run has ended or cannot be reached ({one_line(error)[:120]}): see what it said, then "
-            f"{shlex.quote(f'resume={run.path}')}"
+            f"another process of this run has ended or cannot be reached ({one_line(error)[:120]}): check its output, then "
+            f"continue with {shlex.quote(f'resume={run.path}')}"
         ) from error
     except SystemExit:  # Lightning raises it on Ctrl-C before training has begun
         raise KeyboardInterrupt from None

@@ -94,13 +94,13 @@ def main() -> None:
     load.append(os.getloadavg()[0])
     medians = {arm: [statistics.median(rate) for rate in rounds] for arm, rounds in rates.items()}
     print(f"{hardware()}; load {load[0]:.1f} before, {load[1]:.1f} after")
-    print(f"{num:,} numbers in the network; batches of 64 but in the last row; {' '.join(overrides)}\n")
+    print(f"{num:,} parameters; batches of 64 except in the last row; {' '.join(overrides)}\n")
     print(f"| | images/s | of {ONE} |\n|---|---|---|")
     for arm, rounds in rates.items():
         print(f"| {arm} | {spread([rate for rates in rounds for rate in rates])} | {ratio(medians[arm], medians[ONE])} |")
     double = [2 * rate for rate in medians[HALF]]
-    print(f"\ntwo processes, of twice one alone with half the batch: {ratio(medians[TWO], double)}")
-    print(f"two processes, of one with two threads: {ratio(medians[TWO], medians[TWO_THREADS])}")
+    print(f"\ntwo processes, relative to twice one process with half the batch: {ratio(medians[TWO], double)}")
+    print(f"two processes, relative to one with two threads: {ratio(medians[TWO], medians[TWO_THREADS])}")
     for arm, weights in zip((TWO_THREADS, TWO), others, strict=True):
         far = f"{(weights - one).norm() / one.norm():.1e} of their norm, at most {(weights - one).abs().max():.1e}"
         print(f"weights after {own['epochs']} epochs, {arm} against {ONE}: {far}")

@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(__doc__)
     model = flowergen.load(sys.argv[1])
     if model.config["data"]["name"] != "procedural":
-        raise flowergen.UserError("only drawn flowers go into the README: other pictures have rights of their own")
+        raise flowergen.UserError("only drawn flowers go into the README: other pictures may be under copyright")
     data = build_datamodule(model.config)
     data.setup()
     x = data.validation_images(COLUMNS)

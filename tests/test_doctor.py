@@ -41,19 +41,19 @@ def test_the_command_says_a_line_each_and_touches_nothing(command: Command, tmp_
     lines = done.stdout.splitlines()
     for line in lines:
         assert re.match(r"(ok     |missing|warning)  \S", line), line
-        assert "could not be looked at" not in line
+        assert "check failed" not in line
     for beginning in (
         r"ok       torch +2\.",
         r"ok       import +torch, torchvision and lightning load",
         r"missing  gpu +torch .* sees none \(CUDA_VISIBLE_DEVICES=''\)",
         r"ok       precision .* is 32-true here",
-        r"(ok     |warning)  output_dir .*/a/b/c, will be made",
+        r"(ok     |warning)  output_dir .*/a/b/c, will be created",
         r"ok       caches +1 in .*caches take 0\.2 GB",
         r"ok       EfficientNet-Lite Lite0 for model\.perceptual=efficientnet, Lite1 for",
         r"missing  VGG-16 .*model\.perceptual=efficientnet",
         r"missing  Inception .*extractor=efficientnet",
         r"missing  data=dogs .*is not a folder: unpack http://vision\.stanford\.edu",
-        r"missing  data=landscapes .*is no folder that exists: unpack",
+        r"missing  data=landscapes .*is not an existing folder: unpack",
         r"missing  data=flowers102 .*102flowers\.tgz, imagelabels\.mat, setid\.mat",
         r"missing  data=celeba .*img_align_celeba",
         r"ok       data=procedural ",
@@ -158,14 +158,14 @@ def test_gpus_and_the_precision_that_they_get(computes_in_bf16: bool, precision:
     assert str(first) == "ok       gpu 0             NVIDIA A100, compute capability 8.0, 60.0 GB of 80.0 GB free"
     assert second.what == "gpu 1"
     assert f"trainer.precision=auto is {precision} here" in third.text
-    assert "takes 2 GPUs" in found(doctor.distributed())["ddp on GPUs"].text
+    assert "uses 2 GPUs" in found(doctor.distributed())["ddp on GPUs"].text
 
 
 def test_a_gpu_that_torch_does_not_reach_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    for cuda, words in (("13.2", "does not reach it"), (None, "was built for the CPU")):
+    for cuda, words in (("13.2", "cannot use the GPU"), (None, "was built for the CPU")):
         monkeypatch.setattr("torch.version.cuda", cuda)
         line = next(doctor.gpus())
         assert (line.status, line.fatal) == ("warning", False)
@@ -184,8 +184,8 @@ def test_folders_in_the_way_full_or_read_only(monkeypatch: pytest.MonkeyPatch, t
     for name in ("file", "file/below", "dead"):
         (line,) = doctor.folder("output_dir", tmp_path / name)
         assert (line.status, line.fatal) == ("missing", True), name
-        assert "is no folder: choose another with paths.output_dir=DIR" in line.text
-    assert next(doctor.folder("output_dir", tmp_path / "new" / "run")).text.startswith(f"{tmp_path}/new/run, will be made, ")
+        assert "is not a folder: choose another with paths.output_dir=DIR" in line.text
+    assert next(doctor.folder("output_dir", tmp_path / "new" / "run")).text.startswith(f"{tmp_path}/new/run, will be created, ")
     assert list(tmp_path.glob("new")) == []
 
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
@@ -235,7 +235,7 @@ def test_data_sets_are_listed_and_not_decoded(picture_folder: Path, celeba: Path
     assert lacking.status == "missing"
     assert "lacks 1 of 60 pictures" in lacking.text
     (data_dir / "landscapes").mkdir()
-    assert "holds no pictures" in data_line("landscapes", data_dir).text
+    assert "contains no pictures" in data_line("landscapes", data_dir).text
 
 
 def test_a_data_set_of_ones_own_is_a_folder_or_not(tmp_path: Path) -> None:
@@ -256,9 +256,7 @@ def test_whatever_cannot_be_looked_at_is_a_line(tmp_path: Path, monkeypatch: pyt
         raise RuntimeError("CUDA error:\nno kernel image \x1b[31m")
 
     lines = [str(line) for line in doctor._guarded("gpu", broken)]
-    assert lines[1] == (
-        "warning  gpu               could not be looked at (RuntimeError: CUDA error: no kernel image \\x1b[31m)"
-    )
+    assert lines[1] == ("warning  gpu               check failed (RuntimeError: CUDA error: no kernel image \\x1b[31m)")
     (tmp_path / "caches").touch()
     assert next(doctor.caches(tmp_path / "caches")).text.startswith("none yet")
 

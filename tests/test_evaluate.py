@@ -117,7 +117,7 @@ def test_the_same_command_finds_its_card(
 ) -> None:
     before = (only_card(runs[0]) / "card.json").read_bytes()
     evaluated(f"run={runs[0]}", *SMALL)
-    assert "measured before" in capsys.readouterr().err
+    assert "already measured" in capsys.readouterr().err
     assert (only_card(runs[0]) / "card.json").read_bytes() == before
 
 
@@ -235,7 +235,7 @@ WRONG = {
     (): "give one of run=RUN",
     ("run=RUN", "generated=RUN"): "not run and generated together",
     ("generated=RUN",): "give reference=DIR too",
-    ("run=RUN", "extractor=classifier"): "extractor=classifier is no longer there: use extractor=efficientnet",
+    ("run=RUN", "extractor=classifier"): "extractor=classifier no longer exists: use extractor=efficientnet",
     ("compare=[RUN]",): "two cards or more",
     ("compare=[RUN,nowhere]",): "nowhere does not exist",
     ("run=RUN", "extractor=inceptoin"): "must be auto, inception, efficientnet",
@@ -261,14 +261,14 @@ def test_sets_of_fewer_than_four_pictures_are_refused(evaluated: Evaluate, tmp_p
     """Precision and recall go to the third neighbour; not only after all samples have been drawn."""
     few, many = save_pictures(tmp_path / "few", 0, num=3), save_pictures(tmp_path / "many", 1)
     for folders in ((few, many), (many, few)):
-        with pytest.raises(UserError, match=r"^3 pictures of few to evaluate with, and 4 are the fewest"):
+        with pytest.raises(UserError, match=r"^3 pictures of few are too few to evaluate with: give at least 4"):
             evaluated(f"generated={folders[0]}", f"reference={folders[1]}")
 
 
 def test_a_broken_picture_of_a_folder_is_named_without_options_of_training(evaluated: Evaluate, tmp_path: Path) -> None:
     real, new = save_pictures(tmp_path / "real", 0), save_pictures(tmp_path / "new", 1)
     (real / "roses" / "torn.png").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"torn\.png \(not a picture\); mend or remove them$"):
+    with pytest.raises(UserError, match=r"torn\.png \(not a picture\); repair or remove them$"):
         evaluated(f"generated={new}", f"reference={real}", "image_size=20")
 
 

@@ -73,7 +73,7 @@ def test_a_diffusion_run_samples_without_torch_as_it_does_with_it(
     folder = run / "export" / "onnx"
     assert done.stderr.splitlines() == ["writing and comparing the graphs"]
     for name in ("encoder", "decoder", "denoiser"):
-        assert f"{name}.onnx: deviates from ours by " in done.stdout
+        assert f"{name}.onnx: deviates from the model by " in done.stdout
     assert done.stdout.splitlines()[-1] == f"files: {folder}"
     assert {path.name for path in folder.iterdir()} == {"encoder.onnx", "decoder.onnx", "denoiser.onnx", "model.json"}
     about = json.loads((folder / "model.json").read_text())
@@ -142,7 +142,7 @@ def test_mistakes_are_one_line_and_leave_no_folder(
         ("run=typo",): "no such run",
         (f"run={untrained}",): "has no checkpoint yet",
         (run, "format=onx"): "did you mean onnx?",
-        (run, f"out={autoencoder_run}"): "none is overwritten",
+        (run, f"out={autoencoder_run}"): "nothing is overwritten",
     }
 
     def refused(words: str, *arguments: str) -> None:

@@ -130,8 +130,8 @@ def test_mistakes_are_one_line_and_leave_no_folder(
         (run, "split=tests"): "did you mean test?",
         (run, "num=0"): "num=0",
         (run, "numm=5"): "did you mean num?",
-        (run, f"data.root={tmp_path}"): "has no folder",
-        (run, "--split"): "is no option",
+        (run, f"data.root={tmp_path}"): "has no folder: leave data.root out",
+        (run, "--split"): "is not an option",
     }
     for arguments, words in wrong.items():
         status, stdout, stderr = here(*arguments)
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line_and_leave_no_folder(
         assert words in stderr, arguments
     status, _, stderr = here(run, f"out={taken}")
     assert status == 2
-    assert "none is overwritten" in stderr.splitlines()[-1]
+    assert "nothing is overwritten" in stderr.splitlines()[-1]
     assert [path.name for path in taken.iterdir()] == ["report.md"]
     assert not (autoencoder_run / "latents").exists()
 

@@ -100,7 +100,7 @@ def test_a_report_is_of_one_thing(arguments: list[str], monkeypatch: pytest.Monk
 
 
 def test_a_folder_without_runs_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         read_sweep(tmp_path)
 
 

@@ -176,7 +176,7 @@ def test_what_is_wrong_from_python_is_one_line(diffusion_run: Path, autoencoder_
     model = flowergen.load(diffusion_run)
     wrong = {
         "there is no class tulip": {"classes": ["tulip"]},
-        "holds no class": {"classes": []},
+        "classes is empty": {"classes": []},
         "1000 noise levels": {"steps": 1001},
         "num=0: it must be at least 1": {"num": 0},
         "steps=0: it must be at least 1": {"steps": 0},
@@ -207,13 +207,13 @@ def test_files_are_read_as_training_reads_them(autoencoder_run: Path, tmp_path: 
 WRONG = {
     ("classes=[white_21_rai]",): "did you mean white_21_ray?",
     ("classes=99",): "there is no class 99",
-    ("num=4", "classes=[0]"): "give one of them",
+    ("num=4", "classes=[0]"): "give only one of them",
     ("class_frequencies=train",): "give num=",
     ("sampler=heun",): "heun follows a flow",
     ("sampler=dpm",): "did you mean ddpm?",
     ("steps=1001",): "1000 noise levels",
     ("steps=0",): "must be from 1",
-    ("guidance_interval=[0.5,0.2]",): "rising numbers",
+    ("guidance_interval=[0.5,0.2]",): "increasing numbers",
     ("batch_size=0",): "from 1",
     ("colour=red",): "there is no key colour",
 }

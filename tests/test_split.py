@@ -33,7 +33,7 @@ def test_the_counts_the_folders_and_the_next_command_are_printed(
             f"next   python -m flowergen.train data=image_folder 'data.root={tmp_path}/my data'",
         ]
         unreadable, others = done.stderr.splitlines()
-        assert unreadable.startswith("unreadable, left where it is: cut.jpg (")
+        assert unreadable.startswith("unreadable, left in place: cut.jpg (")
         assert others == "3 other files left alone"
     assert len(list((tmp_path / "my data/train/roses").iterdir())) == 24
 
@@ -71,13 +71,13 @@ def test_the_next_command_trains_on_this_split(
     [
         (["train=a", "test=b"], "source must be given: source=..."),
         (["source=my pictures", "train=a"], "test must be given: test=..."),
-        (["source=nowhere", "train=a", "test=b"], "is no folder that exists"),
+        (["source=nowhere", "train=a", "test=b"], "is not an existing folder"),
         ([*TARGETS, "test_size=0"], "test_size=0 must be above 0 and below 1"),
         ([*TARGETS, "test_size=5"], "test_size=5 must be above 0 and below 1"),
         ([*TARGETS, "mode=cpoy"], "mode=cpoy must be copy or link or move: did you mean copy?"),
         ([*TARGETS, "val_size=0.1"], "val_size=0.1 needs a folder: give val=DIR"),
         ([*TARGETS, "testsize=0.1"], "there is no key testsize: did you mean test_size?"),
-        (["source=my pictures", "train=my pictures/train", "test=b"], "give folders that lie side by side"),
+        (["source=my pictures", "train=my pictures/train", "test=b"], "give separate folders, none inside another"),
     ],
 )
 def test_errors_are_one_line_and_touch_nothing(
@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(command: Command, picture_f
     (tmp_path / "my data").mkdir(mode=0o555)
     done = command("split", *TARGETS)
     assert done.returncode == 2
-    assert f"give yourself the right to write, in {tmp_path}/my data; then run the same command again" in done.stderr
+    assert f"get permission to write, in {tmp_path}/my data; then run the same command again" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -75,11 +75,11 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     refused = command("train", *go_on, "model.beta=1,8")
     assert refused.returncode == 2
     assert "error: job 1 " in refused.stderr
-    assert "started with model.beta=4, and now it is model.beta=8" in refused.stderr
+    assert "started with model.beta=4, but now has model.beta=8" in refused.stderr
 
     done = command("train", *go_on)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "has finished already" in done.stdout
+    assert "(already finished)" in done.stdout
     assert first.stat().st_mtime_ns == written
     assert statuses(sweep) == ["finished", "finished"]
     assert not any(

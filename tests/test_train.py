@@ -221,7 +221,7 @@ def test_a_killed_run_that_streams_goes_on_from_the_device_as_if_nothing_had_hap
     assert "data.color_jitter was 0.4 and is 0 now" in done.stderr
     done = command("train", f"resume={run}", "data.decode=once", "data.device_resident=true")
     assert done.returncode == 0, done.stderr
-    assert "the collection lies on cpu" in done.stderr
+    assert "the collection is stored on cpu" in done.stderr
     assert_equal_runs(whole, run)
 
 
@@ -305,10 +305,12 @@ def test_a_full_disk_costs_neither_the_run_nor_its_last_checkpoint(
     killed(run, "training step", 20, arguments, process_environment)
     full = process_environment | {"LARGEST_FILE": "40000"}
     said = killed(run, "training step", 0, [f"resume={run}"], full, status=2)
-    assert said.count("a checkpoint could not be written (File too large): training goes on") == 1
+    assert said.count("a checkpoint could not be written (File too large): training continues") == 1
     assert said.count("loss_plot.png could not be written") == 1
     assert "epoch 3/3" in said
-    assert said.splitlines()[-1] == f"error: the last checkpoint could not be written: make room, then resume={run}"
+    assert (
+        said.splitlines()[-1] == f"error: the last checkpoint could not be written: make room, then continue with resume={run}"
+    )
     assert steps_at_last_checkpoint(run) == 16 + 3
     assert not list(run.rglob("*.partial"))
     done = command("train", f"resume={run}")
@@ -327,14 +329,14 @@ def test_numbers_that_are_not_finite_end_a_run_that_says_where_to_go_on(
     said = killed(run, "training step", 0, options, poisoned, status=2)
     assert said.splitlines()[-1] == (
         "error: optimiser step 13: loss_kl is not finite: lower the learning rate, clip with trainer.gradient_clip_val=1, or "
-        "leave such steps out with trainer.on_nonfinite=skip; the last good checkpoint is "
-        f"{run}/checkpoints/last.ckpt of step 11: go on from it by resume={run}"
+        "skip such steps with trainer.on_nonfinite=skip; the last good checkpoint is "
+        f"{run}/checkpoints/last.ckpt of step 11: resume from it with resume={run}"
     )
     assert steps_at_last_checkpoint(run) == 11
     assert json.loads((run / "provenance.json").read_text())["exit"].startswith("TrainingEnded: optimiser step 13")
     assert not (run / "weights.safetensors").exists()
     said = killed(run, "training step", 0, [*options, "trainer.on_nonfinite=skip"], poisoned, status=0)
-    assert "optimiser step 13: loss_kl is not finite: left out" in said
+    assert "optimiser step 13: loss_kl is not finite: step skipped" in said
     assert (run / "weights.safetensors").exists()
 
 
@@ -343,7 +345,7 @@ def test_a_run_without_callbacks_leaves_its_weights(command: Command, tiny_run: 
     done = command("train", *options, "callbacks=none", "trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
-    assert f"without callbacks.checkpoints nothing is left of this run but {run}/weights.safetensors" in done.stderr
+    assert f"without callbacks.checkpoints, only {run}/weights.safetensors" in done.stderr
     assert (run / "weights.safetensors").is_file()
 
 
@@ -385,7 +387,7 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
     assert "model.latent_dim was 4 and is 5" in refused.stderr
     refused = command("train", *tiny_run, f"hydra.run.dir={one}")
     assert refused.returncode == 2
-    assert "holds a run already" in refused.stderr
+    assert "already contains a run" in refused.stderr
     done = command("train", f"resume={one}", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     assert "changed since the run started: trainer.max_epochs was 1 and is 2" in done.stderr
@@ -525,7 +527,7 @@ def test_a_folder_with_odd_names_trains_and_one_that_moved_resumes(
     for named in (new_run, new_run / "checkpoints" / "best.ckpt"):
         done = command("train", f"resume={named}", f"data.root={other}", "trainer.max_epochs=3")
         assert done.returncode == 2
-        assert "has other pictures, labels or another split than when the run started" in done.stderr.splitlines()[-1]
+        assert "labels or split of image_folder have changed since the run started" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
         after = {path: path.read_bytes() for path in new_run.rglob("*") if path.is_file() and path.name != "train.log"}
         assert after == before, "a refusal left its traces"
@@ -546,7 +548,7 @@ def test_a_folder_whose_run_was_refused_is_taken_by_the_next_one(
     assert done.returncode == 0, done.stderr
     done = command(*train_there)
     assert done.returncode == 2
-    assert "holds a run already" in done.stderr
+    assert "already contains a run" in done.stderr
 
 
 def test_where_nothing_is_held_out_nothing_claims_to_be_validation(

@@ -125,13 +125,13 @@ WRONG = {
     (): ("python -m flowergen.train model=latent_ddpm data=procedural", "diffusion=RUN"),
     ("diffusion=none",): ("diffusion=RUN",),
     ("diffusion=nothing",): ("diffusion=", "no such run"),
-    ("diffusion=STAGE1",): ("is no latent diffusion",),
+    ("diffusion=STAGE1",): ("is not a latent diffusion run",),
     ("diffusion=STAGE2", "data.image_size=64"): ("the diffusion model was trained with data.image_size=32",),
-    ("diffusion=STAGE2", "data.num_images=96"): ("other pictures", "diffusion model"),
+    ("diffusion=STAGE2", "data.num_images=96"): ("pictures, labels or split", "diffusion model"),
     ("diffusion=STAGE2", "model=vae"): ("model=decoder",),
-    ("autoencoder=STAGE1",): ("autoencoder= is what model=latent_ddpm",),
+    ("autoencoder=STAGE1",): ("autoencoder= is only for model=latent_ddpm",),
     ("autoencoder=DECODER", "model=latent_ddpm"): ("is a diffusion run itself",),
-    ("diffusion=DECODER",): ("is a decoder's run itself",),
+    ("diffusion=DECODER",): ("is the run of a decoder",),
 }
 
 

@@ -145,7 +145,7 @@ WRONG = {
     ("autoencoder=nothing",): ("autoencoder=", "no such run"),
     ("autoencoder=DIFFUSION",): ("is a diffusion run itself",),
     ("autoencoder=STAGE1", "data.split_seed=1"): ("data.split_seed=1",),
-    ("autoencoder=STAGE1", "data.num_images=96"): ("other pictures",),
+    ("autoencoder=STAGE1", "data.num_images=96"): ("pictures, labels or split",),
     ("autoencoder=STAGE1", "model.network.multipliers=[1,1,1,1]"): ("4 levels", "fewer multipliers"),
 }
 
@@ -183,5 +183,5 @@ def test_a_resumed_diffusion_keeps_its_autoencoder(
     torch.save(content, path)
     done = command("sample", f"run={run}", "num=1")
     assert done.returncode == 2
-    assert "another autoencoder" in done.stderr
+    assert "an autoencoder other than the one in its run folder" in done.stderr
     assert yaml.safe_load((run / "config.yaml").read_text())["autoencoder"] == str(autoencoder_run)

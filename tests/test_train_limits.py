@@ -33,7 +33,7 @@ def test_a_budget_and_a_batch_size_of_its_own_choice(command: Command, tiny_run:
 
     spent = command("train", f"resume={run}")
     assert spent.returncode == 2
-    assert "the budget of 8s is spent: give more with trainer.budget=" in spent.stderr
+    assert "the budget of 8s is used up: raise trainer.budget=" in spent.stderr
 
     more = command("train", f"resume={run}", "trainer.budget=14s")
     assert more.returncode == 0, more.stderr
@@ -51,6 +51,6 @@ def test_a_model_that_no_memory_holds_is_one_line(command: Command, tiny_run: tu
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: out of memory (CPU, "), done.stderr
     assert (
-        " at batches of 8: halve data.batch_size=4, or keep it and cut it with trainer.accumulate_grad_batches=2" in lines[-1]
+        " at batches of 8: set data.batch_size=4, or keep it and split it with trainer.accumulate_grad_batches=2" in lines[-1]
     )
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ class CompiledSteps(Callback):
             network.compile()
         torch.compiler.set_stance("force_eager")
         if trainer.is_global_zero:
-            log.info("compiling: the first step takes a minute or so, and others with new shapes or losses")
+            log.info("compiling: the first step takes about a minute, and so do steps with new shapes or losses")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
         """Enable compiled code for a training step."""

@@ -27,9 +27,9 @@ class DiskTrouble:
             return False
         if error is not None and not self.failing:
             log.warning(
-                f"{self.what} could not be written ({error.strerror or error}): training goes on; make room on the disk"
+                f"{self.what} could not be written ({error.strerror or error}): training continues; make room on the disk"
             )
         elif error is None and self.failing:
-            log.info(f"{self.what} is written again")
+            log.info(f"{self.what} can be written again")
         self.failing = error is not None
         return True

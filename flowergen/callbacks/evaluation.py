@@ -74,8 +74,8 @@ class PeriodicEvaluation(Callback):
         validated_every = trainer.check_val_every_n_epoch or 1
         if self.every_epochs % validated_every:
             notes.append(
-                f"only evaluations in epochs with a validation, every {validated_every}, can tell memorising: "
-                "let callbacks.evaluation.every_epochs be a multiple of trainer.check_val_every_n_epoch"
+                f"memorising is detected only by evaluations in epochs with validation, every {validated_every}: "
+                "make callbacks.evaluation.every_epochs a multiple of trainer.check_val_every_n_epoch"
             )
         for line in [*networks.missing, *notes]:
             log.info(f"evaluation: {line}")
@@ -90,7 +90,7 @@ class PeriodicEvaluation(Callback):
         try:
             measured = self._measure(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         except (UserError, OSError) as error:  # e.g. a full disk, which should not end the training
-            log.warning(f"no evaluation of epoch {epoch}: {error}")
+            log.warning(f"evaluation of epoch {epoch} failed: {error}")
             return
         values = {self._name(metric): of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
         for metric, of in measured.results.items():
@@ -158,7 +158,7 @@ class PeriodicEvaluation(Callback):
             log.info(
                 f"memorising begins at epoch {self.memorising}: the held-out loss has risen, and {last.copies} of {last.num} "
                 f"samples are copies of training pictures (held-out pictures: {last.control_copies} of {last.num_control}); "
-                "before_memorising.ckpt is left as it is from now on"
+                "before_memorising.ckpt is no longer updated"
             )
 
     def _evaluation(self, entry: dict[str, Any]) -> Evaluation | None:
@@ -186,7 +186,7 @@ class PeriodicEvaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, unless it was measured with other settings."""
         if state_dict["settings"] != self.state_dict()["settings"]:
-            log.info("evaluation: its settings have changed, so that its history begins anew")
+            log.info("evaluation: its settings have changed, so its history starts over")
             return
         self.history, self.memorising = state_dict["history"], state_dict["memorising"]
         if state_dict["metric"] == self.metric:

@@ -43,7 +43,7 @@ class StopSignals(Callback):
         self._interrupted = self._interrupted or signum == signal.SIGINT
         if not self.received:
             self.received = signum
-            again = "; once more ends it at once" if signum == signal.SIGINT else ""
+            again = "; interrupt again to stop immediately" if signum == signal.SIGINT else ""
             # not with the logging module, which this may have interrupted
             os.write(2, f"\n{signal.Signals(signum).name}: training ends after this step{again}\n".encode())
 

@@ -64,6 +64,6 @@ class TensorBoard(TensorBoardLogger):
                 raise
             self._is_off = True
             log.warning(
-                f"TensorBoard's file could not be written ({cause.strerror or cause}): training goes on, with nothing more for "
-                "TensorBoard until it is resumed; make room on the disk"
+                f"TensorBoard's file could not be written ({cause.strerror or cause}): training continues, without further "
+                "output for TensorBoard until it is resumed; make room on the disk"
             )

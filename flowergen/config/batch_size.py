@@ -54,7 +54,7 @@ def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataMod
         found = run.read_config()["data"]["batch_size"]
         if found == "auto":
             raise UserError(
-                "data.batch_size=auto is found by one process, and torchrun or SLURM started several: give a number"
+                "data.batch_size=auto does not work when torchrun or SLURM starts several processes: give a number instead"
             )
     config["data"]["batch_size"] = data.batch_size = found
     data.check_sizes()
@@ -95,12 +95,12 @@ def largest_that_fits(
     """
     chosen, why = (
         0,
-        "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "as large as it gets",
+        "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "the largest that is tried",
     )
     for size in sizes:
         taken = grows_by(size)
         if taken is None or (not foresees and taken > SHARE * available):
-            why = f"{size} would not fit the memory"
+            why = f"{size} would not fit in memory"
             break
         chosen = size
         if foresees and size != sizes[-1] and 2 * taken > SHARE * available:
@@ -108,7 +108,7 @@ def largest_that_fits(
             break
     if not chosen:
         raise UserError(
-            f"data.batch_size=auto: not even batches of {sizes[0]} fit the memory: take a smaller data.image_size or model"
+            f"data.batch_size=auto: not even batches of {sizes[0]} fit in memory: use a smaller data.image_size or model"
         )
     return chosen, why
 

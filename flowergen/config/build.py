@@ -46,7 +46,7 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
         UserError: the target cannot be imported, does not derive from ``kind`` or takes other arguments.
     """
     if "_partial_" in node:
-        raise UserError(f"{where} takes no _partial_")
+        raise UserError(f"{where} does not accept _partial_")
     _check_signature(node, where, (kind,), given)
     try:
         return hydra.utils.instantiate(node, **given, _convert_="all")
@@ -58,7 +58,7 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
             frames = traceback.extract_tb(cause.__traceback__)
             at = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
             raise UserError(
-                f"{where}: {node['_target_']} does not take these values: {type(cause).__name__}: {one_line(cause)} "
+                f"{where}: {node['_target_']} does not accept these values: {type(cause).__name__}: {one_line(cause)} "
                 f"({Path(at.filename).name}, line {at.lineno})"
             ) from error
         raise
@@ -66,12 +66,12 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
 
 def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], given: dict[str, Any]) -> None:
     if not isinstance(node.get("_target_"), str):
-        raise UserError(f"{where} needs a _target_, the class that it is for")
+        raise UserError(f"{where} needs a _target_, the class to instantiate")
     package = node["_target_"].partition(".")[0]
     if package.isidentifier() and package != "__main__" and importlib.util.find_spec(package) is None:
         raise UserError(
-            f"{where}._target_={node['_target_']} cannot be imported: there is no module {package} here: "
-            "run this in the folder that has it, or add that folder to PYTHONPATH"
+            f"{where}._target_={node['_target_']} cannot be imported: there is no module {package}: "
+            "run the command in the folder that contains it, or add that folder to PYTHONPATH"
         )
     try:
         target = hydra.utils.get_object(node["_target_"])
@@ -123,7 +123,7 @@ def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: s
     data = dict(model.config["data"])
     if root:
         if "root" not in data:
-            raise UserError(f"data.root={root}: the run's data, {data.get('name')}, has no folder")
+            raise UserError(f"data.root={root}: the run's data, {data.get('name')}, has no folder: leave data.root out")
         data["root"] = root
     if cache_dir:
         data["cache_dir"] = cache_dir
@@ -228,9 +228,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises various exceptions for invalid files
-        raise UserError(f"{path} is truncated or no checkpoint of flowergen ({type(error).__name__}): use another") from error
+        raise UserError(f"{path} is truncated or not a flowergen checkpoint ({type(error).__name__}): use another") from error
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
-        raise UserError(f"{path} is no checkpoint of flowergen: use one from a run folder's checkpoints/")
+        raise UserError(f"{path} is not a flowergen checkpoint: use one from a run folder's checkpoints/")
     return checkpoint
 
 
@@ -258,7 +258,7 @@ def _count(content: Any, what: str, *keys: str) -> int:
             content = content[key]
         return operator.index(content)
     except Exception as error:  # the value may be anything, even a tensor
-        raise UserError(f"the checkpoint does not say how many {what} are behind it: use another") from error
+        raise UserError(f"the checkpoint does not record its number of {what}: use another") from error
 
 
 def save_weights(module: ImageModel, path: Path) -> None:
@@ -366,7 +366,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         data_class = config["data"]["_target_"].rpartition(".")[2]  # Lightning's key for the data module's state
         pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
         if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
-            raise UserError(f"{path} does not say what it was trained on: use another")
+            raise UserError(f"{path} does not record what it was trained on: use another")
         class_names = [printable(name) for name in class_names]
         before = load_stage_before(config, folder)
         module = build_module(config, len(class_names), before.module if before else None)

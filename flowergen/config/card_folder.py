@@ -59,4 +59,4 @@ def _content(folder: Path) -> list[Path]:
 
 
 def _occupied(folder: Path) -> UserError:
-    return UserError(f"{printable(str(folder))} holds something else, and nothing is overwritten: give a new folder by out=")
+    return UserError(f"{printable(str(folder))} contains other files, and nothing is overwritten: give a new folder with out=")

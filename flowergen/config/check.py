@@ -75,7 +75,7 @@ def unknown_key(key: str, config: dict[str, Any]) -> UserError:
     else:
         hint = "python -m flowergen.train --help lists the keys"
     if key == "data.root":
-        hint = "pictures of your own are read by data=image_folder data.root=..."
+        hint = "for pictures of your own, use data=image_folder data.root=..."
     return UserError(f"there is no key {key}: {hint}")
 
 
@@ -150,14 +150,14 @@ def _broken(rule: Rule | Folder | str, value: Any) -> str:
     if isinstance(rule, Rule):
         return "" if rule.holds(value) else rule.words
     if rule == EXISTING_PATH:
-        return "" if value and os.path.exists(value) else "is neither a file nor a folder that exists"
+        return "" if value and os.path.exists(value) else "does not exist"
     if rule == EXISTING_FOLDER or isinstance(rule, Folder):
         if not value:
             return "must be a folder"
         how = f": {rule.where_from}" if isinstance(rule, Folder) else ""
         if os.path.isdir(value):  # unlike Path.is_dir, False for a name that the file system rejects
             return ""
-        return f"is {'not a folder' if os.path.exists(value) else 'no folder that exists'}{how}"
+        return f"is {'not a folder' if os.path.exists(value) else 'not an existing folder'}{how}"
     return ""  # PATH marks the kind of value and is no constraint
 
 
@@ -177,27 +177,27 @@ def contradictions(config: dict[str, Any]) -> None:
     if model.get("reconstruction") == "bce" and model.get("pixel_range") == [-1, 1]:
         raise UserError("model.reconstruction=bce needs pixels in [0, 1]: set model.pixel_range=[0,1]")
     if model.get("sigma") == "learned" and model.get("reconstruction") != "gaussian":
-        raise UserError("model.sigma=learned is read by model.reconstruction=gaussian only: set both or neither")
+        raise UserError("model.sigma=learned has an effect only with model.reconstruction=gaussian: set both or neither")
     if model.get("image_size", data.get("image_size")) != data.get("image_size"):
         raise UserError(
             f"model.image_size={model['image_size']} and data.image_size={data.get('image_size')} must be equal: "
-            "set data.image_size alone, the model reads it"
+            "set only data.image_size, which the model reads"
         )
     factor, size = (model.get("latent") or {}).get("factor", 1), data.get("image_size", 0)
     if isinstance(factor, int) and size % factor:
         nearest = (size - size % factor, size - size % factor + factor)
         raise UserError(
             f"model.latent.factor={factor} does not divide data.image_size={size}: "
-            f"take pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
+            f"use pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
         )
     if model.get("guard") == "rollback" and model.get("adversarial_weight") == 0:
-        raise UserError("model.guard=rollback watches adversarial training, and model.adversarial_weight=0 leaves it out")
+        raise UserError("model.guard=rollback needs adversarial training, which model.adversarial_weight=0 switches off")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
-        raise UserError("model.guard=rollback goes by validation pictures, and trainer.limit_val_batches=0 leaves them out")
+        raise UserError("model.guard=rollback needs validation, which trainer.limit_val_batches=0 switches off")
     if data.get("decode") == "stream" and data.get("device_resident") is True:
         raise UserError(
-            "data.device_resident=true keeps the decoded collection on the device, and data.decode=stream decodes it again and "
-            "again: set one of them"
+            "data.device_resident=true keeps the decoded collection on the device, but data.decode=stream decodes it every "
+            "time: set only one of them"
         )
     _check_diffusion(config)
     _check_decoder(config)
@@ -217,7 +217,7 @@ def contradictions(config: dict[str, Any]) -> None:
     never = not trainer["budget"] and trainer["check_val_every_n_epoch"] > trainer["max_epochs"]
     if trainer["limit_val_batches"] and never:
         raise UserError(
-            f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} never comes within "
+            f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} is never reached within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
         )
 
@@ -226,7 +226,7 @@ def _check_decoder(config: dict[str, Any]) -> None:
     model, given = config["model"], config.get("diffusion")
     if schema_of(model) is not Decoder:
         if given and schema_of(model):
-            raise UserError("diffusion= is what model=decoder is trained for, and this is another model: leave it out")
+            raise UserError("diffusion= is only for model=decoder: leave it out")
         return
     if given in (None, "none"):
         raise UserError(
@@ -239,7 +239,7 @@ def _check_diffusion(config: dict[str, Any]) -> None:
     model, given = config["model"], config.get("autoencoder")
     if schema_of(model) is not LatentDDPM:
         if given and schema_of(model):
-            raise UserError("autoencoder= is what model=latent_ddpm is trained on, and this is another model: leave it out")
+            raise UserError("autoencoder= is only for model=latent_ddpm: leave it out")
         return
     if not given:
         raise UserError(
@@ -253,17 +253,17 @@ def _check_diffusion(config: dict[str, Any]) -> None:
     for key in ("random_resized_crop", "color_jitter"):
         if given != "none" and model["latent_cache"] and config["data"].get(key):
             raise UserError(
-                f"data.{key} changes pictures, and model.latent_cache=true encodes each only once: "
+                f"data.{key} augments pictures, but model.latent_cache=true encodes each of them only once: "
                 f"set model.latent_cache=false, or leave data.{key} out"
             )
     if model["alignment_weight"] and (given == "none" or not model["latent_cache"]):
         raise UserError(
-            f"model.alignment_weight={model['alignment_weight']:g} compares with features that are cached beside latents: "
-            "it needs autoencoder=RUN and model.latent_cache=true"
+            f"model.alignment_weight={model['alignment_weight']:g} needs features that are cached with the latents: "
+            "set autoencoder=RUN and model.latent_cache=true"
         )
     if model["class_dropout"] == 0 and model["sampling"]["guidance_scale"] != 1:
         raise UserError(
-            "model.class_dropout=0 leaves out what guidance compares with, the network's answer without a class: "
+            "model.class_dropout=0 does not train the prediction without a class, which guidance needs: "
             "set model.sampling.guidance_scale=1 as well, or class_dropout=0.1"
         )
     sampler = model["sampling"]["sampler"]

@@ -44,7 +44,7 @@ def last_good(run: RunFolder) -> str:
     if not last.is_file():
         return "there was no checkpoint yet"
     step = steps_done(read_checkpoint(last))
-    return f"the last good checkpoint is {last} of step {step:,}: go on from it by {shlex.quote(f'resume={run.path}')}"
+    return f"the last good checkpoint is {last} of step {step:,}: resume from it with {shlex.quote(f'resume={run.path}')}"
 
 
 def farewell(run: RunFolder, budget: str | None) -> str:
@@ -59,9 +59,9 @@ def farewell(run: RunFolder, budget: str | None) -> str:
         if path.exists():
             lines.append(f"{what:<12} {path}")
     if run.tensorboard.exists():
-        lines.append(f"look closer  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
+        lines.append(f"TensorBoard  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
     more = "trainer.budget" if budget else "trainer.max_epochs"
-    lines.append(f"go on        python -m flowergen.train {shlex.quote(f'resume={run.path}')} {more}=...")
+    lines.append(f"continue     python -m flowergen.train {shlex.quote(f'resume={run.path}')} {more}=...")
     return "\n".join(lines)
 
 

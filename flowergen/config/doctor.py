@@ -91,7 +91,7 @@ def _guarded(what: str, look: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     try:
         yield from look()
     except Exception as error:  # a broken installation, driver or disk may raise anything; other checks continue
-        yield Line("warning", what, f"could not be looked at ({type(error).__name__}: {str(error)[:500]})")
+        yield Line("warning", what, f"check failed ({type(error).__name__}: {str(error)[:500]})")
 
 
 # ---- Environment -----------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def imports() -> Iterator[Line]:
             __import__(name)
         except Exception as error:  # a mismatch raises ImportError, OSError, RuntimeError or AttributeError
             reason = f"{type(error).__name__}: {str(error)[:300]}"
-            yield Line("missing", "import", f"{name} does not load ({reason}): install it again", fatal=True)
+            yield Line("missing", "import", f"{name} does not load ({reason}): reinstall it", fatal=True)
             return
     yield Line("ok", "import", "torch, torchvision and lightning load")
 
@@ -163,12 +163,12 @@ def gpus() -> Iterator[Line]:
     if not there:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is None and shutil.which("nvidia-smi"):
-            unreached = f"does not reach it ({reasons or 'is its driver loaded?'})"
+            unreached = f"cannot use the GPU ({reasons or 'is its driver loaded?'})"
             wrong = unreached if torch.version.cuda else "was built for the CPU"
-            yield Line("warning", "gpu", f"nvidia-smi is there, torch {torch.__version__} {wrong}: see https://pytorch.org")
+            yield Line("warning", "gpu", f"nvidia-smi exists, but torch {torch.__version__} {wrong}: see https://pytorch.org")
         else:
             why = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden!r})"
-            where = "trainer=auto takes the CPU, which experiment=quickstart and vae_gan_tiny are made for"
+            where = "trainer=auto uses the CPU, for which experiment=quickstart and vae_gan_tiny are made"
             yield Line("missing", "gpu", f"torch {torch.__version__} sees none{why}: {where}")
     for index in range(torch.cuda.device_count() if there else 0):
         free, total = torch.cuda.mem_get_info(index)
@@ -190,9 +190,9 @@ def cpu() -> Iterator[Line]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    text = f"{cores} cores of {os.cpu_count()}, threads of torch: {threads}"
+    text = f"{cores} of {os.cpu_count()} cores, threads of torch: {threads}"
     if threads > cores:
-        yield Line("warning", "cpu", f"{text}, which is more: set trainer.num_threads={cores}")
+        yield Line("warning", "cpu", f"{text}, too many: set trainer.num_threads={cores}")
     else:
         yield Line("ok", "cpu", text)
 
@@ -214,12 +214,12 @@ def folder(key: str, path: Path) -> Iterator[Line]:
     needed = key == "output_dir" or (key == "cache_dir" and not _folders(path))  # existing caches are only read
     how = f"choose another with paths.{key}=DIR"
     if not above.is_dir():
-        yield Line("missing", key, f"{above} is no folder: {how}", fatal=needed)
+        yield Line("missing", key, f"{above} is not a folder: {how}", fatal=needed)
     elif not os.access(above, os.W_OK | os.X_OK):
         yield Line("missing" if needed else "warning", key, f"{above} cannot be written to: {how}", fatal=needed)
     else:
         free = shutil.disk_usage(above).free
-        text = f"{path}, {'' if above == path else 'will be made, '}{_gb(free)} free"
+        text = f"{path}, {'' if above == path else 'will be created, '}{_gb(free)} free"
         enough = free >= LITTLE_ROOM
         yield Line("ok" if enough else "warning", key, text if enough else f"{text}: make room, or {how}")
 
@@ -228,7 +228,7 @@ def caches(cache_dir: Path) -> Iterator[Line]:
     """Report the disk space of decoded pictures and other caches."""
     found = _folders(cache_dir)
     num_bytes = sum(file.stat().st_size for path in found for file in os.scandir(path) if file.is_file())
-    room = f" take {_gb(num_bytes)}; any may be deleted, and is made again when it is needed" if found else ""
+    room = f" take {_gb(num_bytes)}; any of them may be deleted, and is rebuilt when it is needed" if found else ""
     yield Line("ok", "caches", f"{len(found) or 'none yet'} in {cache_dir}{room}")
 
 
@@ -269,7 +269,7 @@ def weights(weights_dir: Path) -> Iterator[Line]:
         ("Inception", "extractor=inception", INCEPTION_URL, "91 MB", INSTEAD),
     ):
         path = weights_dir / url.rpartition("/")[2]
-        how = f"is fetched when it is needed, or put {url} ({size}) into {weights_dir}; without: {instead}"
+        how = f"is downloaded when it is needed, or put {url} ({size}) into {weights_dir}; without it: {instead}"
         if not path.is_file():
             yield Line("missing", what, f"for {use}: {how}")
         elif is_published(path):
@@ -311,7 +311,9 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
         return
     if listing is None:
         there = os.path.isdir(node["root"])
-        yield Line("ok" if there else "missing", what, node["root"] if there else f"{node['root']} is no folder: data.root=DIR")
+        yield Line(
+            "ok" if there else "missing", what, node["root"] if there else f"{node['root']} is not a folder: set data.root=DIR"
+        )
         return
     yield Line("ok", what, f"{len(listing.names):,} pictures, {len(listing.class_names)} classes, in {node['root']}")
 
@@ -343,11 +345,11 @@ def distributed() -> Iterator[Line]:
     gloo = distributed.is_available() and distributed.is_gloo_available()
     nccl = distributed.is_available() and distributed.is_nccl_available()
     if gloo:
-        yield Line("ok", "ddp on CPUs", "gloo is there: trainer=ddp_cpu")
+        yield Line("ok", "ddp on CPUs", "gloo found: use trainer=ddp_cpu")
     else:
         yield Line("missing", "ddp on CPUs", f"torch {torch.__version__} has no gloo: install a build that has it")
     if nccl:
-        yield Line("ok", "ddp on GPUs", f"nccl is there: trainer=ddp takes {num} GPUs" if num else "nccl is there, no GPU is")
+        yield Line("ok", "ddp on GPUs", f"nccl found: trainer=ddp uses {num} GPUs" if num else "nccl found, but no GPU")
     elif num > 1:
         yield Line("missing", "ddp on GPUs", f"torch {torch.__version__} has no nccl for {num} GPUs: see https://pytorch.org")
 

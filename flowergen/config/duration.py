@@ -23,7 +23,7 @@ def seconds_of(text: str) -> float:
         sum(float(number) * unit for number, unit in zip(match.groups(), _SECONDS, strict=True) if number) if match else 0.0
     )
     if not seconds:
-        raise ValueError(f"{text} is no duration")
+        raise ValueError(f"{text} is not a duration")
     return seconds
 
 

@@ -240,7 +240,7 @@ def _size_of_first(folder: str) -> int:
         size = min(read_rgb(Path(folder) / listing.names[0]).shape[:2])
     except UnreadablePicture as error:
         raise UserError(
-            f"generated: {printable(listing.names[0])} cannot be read ({error}): mend or remove it, or give image_size="
+            f"generated: {printable(listing.names[0])} cannot be read ({error}): repair or remove it, or give image_size="
         ) from error
     if not SMALLEST_PX <= size <= LARGEST_PX:
         raise UserError(

@@ -69,5 +69,5 @@ def saying_how_to_go_on(say: Callable[[str], None]) -> Iterator[None]:
     except KeyboardInterrupt:
         own = [argument for argument in sys.argv[1:] if "sweep.skip_finished=" not in argument]
         command = ["python", "-m", "flowergen.train", *own, "sweep.skip_finished=true"]
-        say(f"interrupted; go on with: {shlex.join(command)}")
+        say(f"interrupted; continue with: {shlex.join(command)}")
         raise

@@ -102,8 +102,8 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
     assert isinstance(model, LatentDDPMModule)  # already on the device, unlike the decoder's module
     if list(before.class_names) != names:
         raise UserError(
-            f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or others: "
-            "a decoder is trained on pictures of the same classes"
+            f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or different ones: "
+            "a decoder must be trained on pictures of the same classes"
         )
     module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir))
     if is_first_process() and not run.latents.is_file():
@@ -119,12 +119,12 @@ def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: 
         return
     if theirs.get("root") == ours.get("root"):
         raise UserError(
-            f"{data.name} has other pictures, labels or another split than when the {what} was trained, so that held-out "
-            f"ones may be its training pictures: bring the old ones back, or begin with stage 1 on these"
+            f"the pictures, labels or split of {data.name} have changed since the {what} was trained, so held-out pictures "
+            f"may be its training pictures: restore the old data, or start with stage 1 on the new data"
         )
     log.warning(
-        f"the {what} was trained on {theirs.get('root')}: if pictures of {ours.get('root')} are among those, "
-        "what is held out here may be what it was trained on"
+        f"the {what} was trained on {theirs.get('root')}: if these include pictures of {ours.get('root')}, "
+        "pictures that are held out here may be its training pictures"
     )
 
 
@@ -139,4 +139,6 @@ def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: Im
     try:
         store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)
     except OSError as error:
-        raise UserError(f"{run.latents} cannot be written ({error.strerror}): make room, then resume={run.path}") from error
+        raise UserError(
+            f"{run.latents} cannot be written ({error.strerror}): make room, then continue with resume={run.path}"
+        ) from error

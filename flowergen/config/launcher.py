@@ -70,16 +70,16 @@ class ProcessLauncher(Launcher):
         result = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=str(job.run.path), task_name="train")
         status = 0
         if job.run.exit() == "finished":
-            log.info(f"job {job.number}: {shown} (has finished already)")
+            log.info(f"job {job.number}: {shown} (already finished)")
         else:
             resume = job.run.config.exists()
-            log.info(f"job {job.number}: {shown}{' (goes on)' if resume else ''}")
+            log.info(f"job {job.number}: {shown}{' (resumed)' if resume else ''}")
             with stopped_with_us(start_job(self.config, job.overrides, job.run.path, resume)) as process:
                 status = process.wait()
         sweep.record(job.number, job.run.path, job.overrides, "failed" if status else "finished", status)
         result.status, result.return_value = JobStatus.COMPLETED, status
         if status:
-            log.info(f"job {job.number} failed with status {status}, the sweep goes on; its log: {job.run.path / 'train.log'}")
+            log.info(f"job {job.number} failed with status {status}, the sweep continues; log: {job.run.path / 'train.log'}")
             result.status = JobStatus.FAILED
             result.return_value = UserError(f"job {job.number} ({shown}) failed with status {status}")
         return result

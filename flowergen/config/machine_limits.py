@@ -67,7 +67,7 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
             raise
         raise UserError(
             f"trainer.compile=true: the compiler failed ({one_line(compiler)[:200]}): on a CPU it needs a C++ compiler, "
-            "such as g++, and Python's headers; or go without, trainer.compile=false"
+            "such as g++, and Python's headers; or switch it off with trainer.compile=false"
         ) from error
 
 
@@ -83,14 +83,14 @@ def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
     model = "model.latent or model.blocks.channels" if "blocks" in config["model"] else "the model"
     smaller = f"a smaller data.image_size, or make {model} smaller"
     if size == "auto" or size // parts <= 1:
-        return f" at batches of {size if size == 'auto' else size // parts}: take {smaller}"
-    options = [f"halve data.batch_size={size // 2}"]
+        return f" at batches of {size if size == 'auto' else size // parts}: use {smaller}"
+    options = [f"set data.batch_size={size // 2}"]
     if size % (2 * parts) == 0:
-        options.append(f"keep it and cut it with trainer.accumulate_grad_batches={2 * parts}")
+        options.append(f"keep it and split it with trainer.accumulate_grad_batches={2 * parts}")
     if on_gpu and trainer["precision"] == "32-true":
-        options.append("take trainer.precision=bf16-mixed")
+        options.append("use trainer.precision=bf16-mixed")
     at = f"{size}" if parts == 1 else f"{size} in {parts} parts"
-    return f" at batches of {at}: {', or '.join(options)}; if that is not enough, {smaller}"
+    return f" at batches of {at}: {', or '.join(options)}; if that is not enough, use {smaller}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -77,7 +77,7 @@ class OptunaSweeper(Sweeper):
             failures = 0
             while (done := len(_ended(study))) < self.n_trials:
                 if failures >= (self.n_trials if done else MANY_FAILURES):
-                    raise UserError(f"{failures} trials failed; what they say: {self.folder.path}/*/train.log")
+                    raise UserError(f"{failures} trials failed; their logs: {self.folder.path}/*/train.log")
                 study.sampler = samplers.TPESampler(seed=self.seed + len(study.trials))  # a restart must not repeat its draws
                 trial = study.ask(space)
                 log.info(f"trial {trial.number}, {done} of {self.n_trials} done: {_shown(trial.params)}")
@@ -92,7 +92,7 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"{self.folder.path}: give a hydra.sweep.dir without ? and %")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.folder.holds_jobs() and not self.folder.optuna.exists():
-            raise UserError(f"{self.folder.path} holds a sweep that is not Optuna's: choose another hydra.sweep.dir")
+            raise UserError(f"{self.folder.path} contains a sweep without Optuna: choose another hydra.sweep.dir")
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder.optuna}",
             study_name="flowergen",
@@ -105,7 +105,7 @@ class OptunaSweeper(Sweeper):
         before = study.user_attrs.get("search", search)
         if before != search:
             changed = [f"{key} was {before[key]} and is {search[key]}" for key in search if before[key] != search[key]]
-            raise UserError(f"{self.folder.path}: {changed[0]}; a continued search keeps what it searches")
+            raise UserError(f"{self.folder.path}: {changed[0]}; a continued search must keep its settings")
         study.set_user_attr("search", search)
         for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # the folder is locked: their sweeper died
             run = RunFolder(self.folder.path / str(trial.number))
@@ -143,10 +143,10 @@ class OptunaSweeper(Sweeper):
             study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         if status == "failed":
             why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never a number"
-            log.info(f"trial {trial.number} failed ({why}), the search goes on; its log: {run.path / 'train.log'}")
+            log.info(f"trial {trial.number} failed ({why}), the search continues; its log: {run.path / 'train.log'}")
         self.folder.record(trial.number, run.path, overrides, status, process.returncode)
         if process.returncode == 0 and not values:  # no other trial would have it either
-            raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric is one of its columns")
+            raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric must be one of its columns")
         return status != "failed"
 
     def _report(self, trial: "Trial", run: RunFolder, values: dict[int, float]) -> bool:

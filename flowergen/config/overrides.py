@@ -183,7 +183,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         raise UserError(f"{group or 'the config'} has no option {option}: {hint}") from error
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # RecursionError: deep nesting
         emptied = [line for line in overrides if line.endswith("=null") and "." not in line]
-        hint = f" (to go without, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
+        hint = f" (to switch it off, choose {emptied[0].removesuffix('null')}none)" if emptied else ""
         raise UserError(_first_line(error) + hint) from error
 
 
@@ -236,14 +236,14 @@ def _swept(override: Override) -> list[Any]:
     if override.is_discrete_sweep():
         values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
         if len(values) > MOST_VALUES:
-            raise UserError(f"{override.input_line} holds more than {MOST_VALUES:,} values: give fewer")
+            raise UserError(f"{override.input_line} has more than {MOST_VALUES:,} values: give fewer")
         if not values:
-            raise UserError(f"{override.input_line} holds no value")
+            raise UserError(f"{override.input_line} contains no value")
         return values
     interval = cast(IntervalSweep, override.value())
     low, high = cast(float, interval.start), cast(float, interval.end)
     if low >= high or (low <= 0 and "log" in interval.tags):
-        raise UserError(f"{override.input_line}: an interval goes from a lower to a higher number, a log one from above 0")
+        raise UserError(f"{override.input_line}: the second end of an interval must be higher, and a log interval above 0")
     return [low, high]
 
 

@@ -100,7 +100,7 @@ class RunFolder:
         ):
             raise UserError(f"{self.config} was not written by flowergen")
         if "${" in str(config):
-            raise UserError(f"{self.config} holds an interpolation, ${{...}}, and a run stores plain values: put them there")
+            raise UserError(f"{self.config} contains an interpolation, ${{...}}, but a run stores plain values: insert them")
         return config
 
     def read_overrides(self) -> list[str]:
@@ -113,7 +113,7 @@ class RunFolder:
         for line in lines:  # a run folder must not set Hydra's own node, as Hydra instantiates what it names
             ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
             if not ours:
-                raise UserError(f"{self.overrides} was not written by flowergen: {line!r} is nothing that a run stores")
+                raise UserError(f"{self.overrides} was not written by flowergen: a run does not store {line!r}")
         return lines
 
 
@@ -130,7 +130,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     except Timeout:
         raise UserError(f"{folder}: another process is {doing} in this folder; wait for it or stop it") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error.strerror}): copy it to where you may write") from error
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): copy it to a writable folder") from error
     try:
         yield
     finally:
@@ -158,7 +158,7 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     if checkpoint and checkpoint.suffix != ".ckpt":
         raise UserError(f"{key}={value} is neither a run folder nor a .ckpt in one")
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{key}={value}: {folder} is no run folder, it has no config.yaml")
+        raise UserError(f"{key}={value}: {folder} is not a run folder: it has no config.yaml")
     return RunFolder(folder), checkpoint
 
 
@@ -184,7 +184,7 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
         except FileExistsError:
             continue
         except (OSError, ValueError) as error:  # ValueError for invalid characters
-            raise UserError(f"{path} cannot be made ({_reason(error)}): choose another {key}=") from error
+            raise UserError(f"{path} cannot be created ({_reason(error)}): choose another {key}=") from error
         return path
     raise UserError(f"{wanted} and 999 numbered ones exist already: choose another {key}=")
 
@@ -198,7 +198,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be made ({_reason(error)}): choose another folder") from error
+        raise UserError(f"{folder} cannot be created ({_reason(error)}): choose another folder") from error
 
 
 def _reason(error: OSError | ValueError) -> object:
@@ -267,7 +267,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it holds an alias")
+            raise yaml.YAMLError("it contains an alias")
         return super().compose_node(parent, index)
 
 

@@ -41,13 +41,17 @@ def check_sampling(
     if own:
         scale = own["guidance_scale"] if config["guidance_scale"] is None else config["guidance_scale"]
         if stored["class_dropout"] == 0 and scale != 1:
-            raise UserError(f"guidance_scale={scale}: the model was trained with class_dropout=0 and knows no guidance: give 1")
+            raise UserError(
+                f"guidance_scale={scale}: the model was trained with class_dropout=0 and does not support guidance: give 1"
+            )
         name, steps = config["sampler"] or own["sampler"], config["steps"] or own["steps"]
         reason = sampler_refusal(stored["objective"], name)
         if reason:
             raise UserError(f"sampler={name}: {reason}")
         if stored["objective"] != "flow" and steps > stored["num_timesteps"]:
-            raise UserError(f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and as many steps at most")
+            raise UserError(
+                f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and takes at most as many steps"
+            )
     without_effect = {"source": "VAEs"} if own else dict.fromkeys((*OF_DIFFUSION, "denoising"), "diffusion models")
     if own and name != "ddim":
         without_effect["eta"] = "sampler=ddim"
@@ -116,7 +120,7 @@ def samples_of(
     else:
         named = [class_label(name, model.class_names) for name in ([classes] if isinstance(classes, (str, int)) else classes)]
         if not named:
-            raise UserError("classes holds no class: give names or numbers, or None")
+            raise UserError("classes is empty: give names or numbers, or None")
         labels = torch.tensor(named)[torch.arange(num) % len(named)]
     if not module.denoises:
         store = stored_latents(model)

@@ -46,9 +46,9 @@ WIDTHS = Rule(
 BLOCKS = Rule(
     lambda numbers: len(numbers) > 0 and min(numbers) >= 0 and max(numbers) <= 16, "must be a list of numbers from 0 to 16"
 )
-BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
-BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers from 0 to below 1")
-AREAS = Rule(lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1, "must be two rising numbers above 0, up to 1")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers, at least 0 and below 1")
+AREAS = Rule(lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1, "must be two increasing numbers above 0, up to 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
 # checked on the disk, see check.py
 EXISTING_FOLDER = "an existing folder"
@@ -209,7 +209,7 @@ class UNet:
     channels: Annotated[int, between(4, 4096)]
     multipliers: Annotated[list[int], WIDTHS]
     num_blocks: Annotated[int, between(1, 16)]
-    attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be sides of maps")]
+    attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be above 0")]
     head_channels: Annotated[int, between(1, 4096)]
 
 
@@ -231,7 +231,7 @@ Steps = Annotated[int, between(1, 10_000)]
 Guidance = Annotated[float, between(0, 1000)]
 Interval = Annotated[
     list[float],
-    Rule(lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1, "must be two rising numbers from 0 to 1"),
+    Rule(lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1, "must be two increasing numbers from 0 to 1"),
 ]
 Eta = Annotated[float, between(0, 1)]
 
@@ -255,7 +255,7 @@ class LatentDDPM:
     image_size: Annotated[int, between(8, 512)]
     seed: Seed
     network: Annotated[
-        Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: choose one by model/network=unet or dit")
+        Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: set model/network=unet or dit")
     ]
     objective: Literal["eps", "v", "x0", "flow"]
     schedule: Literal["linear", "cosine"]
@@ -430,7 +430,7 @@ EXTRACTOR = Rule(
     "must be auto, inception, efficientnet, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that "
     "exists",
 )
-NO_CLASSIFIER = Rule(lambda name: name != "classifier", "is no longer there: use extractor=efficientnet")
+NO_CLASSIFIER = Rule(lambda name: name != "classifier", "no longer exists: use extractor=efficientnet")
 
 
 @dataclass

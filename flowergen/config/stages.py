@@ -48,9 +48,9 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
     if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
         raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
     if key == "diffusion" and stage_before(stored) is None:
-        raise UserError(f"diffusion={value} is no latent diffusion: give the run of model=latent_ddpm autoencoder=RUN")
+        raise UserError(f"diffusion={value} is not a latent diffusion run: give the run of model=latent_ddpm autoencoder=RUN")
     if key == "diffusion" and stored.get("diffusion"):
-        raise UserError(f"diffusion={value} is a decoder's run itself: go on with it by resume=, or give the diffusion run")
+        raise UserError(f"diffusion={value} is the run of a decoder: resume it with resume=, or give the diffusion run")
 
 
 def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
@@ -76,7 +76,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
     if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
         raise UserError(
             f"{key}={value} was trained on data={theirs.get('name')}: add data={theirs.get('name')}, or, to train on other "
-            f"pictures than it was, data={data.get('name')}"
+            f"pictures, data={data.get('name')}"
         )
     same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
     elsewhere = theirs.get("root") != data.get("root")

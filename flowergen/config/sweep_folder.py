@@ -85,8 +85,8 @@ def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> No
         if before.get(key) != now.get(key):
             old, new = (f"{key}={values[key]}" if key in values else f"no {key}" for values in (before, now))
             raise UserError(
-                f"job {number} in {run.path} was started with {old}, and now it is {new}: a continued sweep keeps its values; "
-                "take the old ones, or another hydra.sweep.dir"
+                f"job {number} in {run.path} was started with {old}, but now has {new}: a continued sweep keeps its values; "
+                "use the old ones, or another hydra.sweep.dir"
             )
 
 

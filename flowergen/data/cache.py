@@ -106,7 +106,7 @@ def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["erro
     if cached.unreadable:
         which = f"{len(cached.unreadable):,} of {num:,} pictures cannot be decoded"
         if on_corrupt == "error":
-            raise UserError(f"{which}: {', '.join(cached.unreadable)}; mend or remove them{instead}")
+            raise UserError(f"{which}: {', '.join(cached.unreadable)}; repair or remove them{instead}")
         log.warning("%s and are skipped: %s", which, ", ".join(cached.unreadable))
     return cached
 
@@ -148,7 +148,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
             f"{content}, {num_bytes:,} bytes, cannot be written to {printable(str(folder.parent))} "
             f"({printable(str(error))}): make room there or choose another folder with paths.cache_dir="
         ) from error
-    assert found is not None, f"{folder} does not open after it was built"
+    assert found is not None, f"{folder} cannot be opened after it was built"
     return found
 
 
@@ -191,7 +191,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
         sync(file)
     if not digests:
         row, reason = unreadable[0]
-        raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
+        raise UserError(f"none of {num:,} pictures can be decoded, for example {printable(listing.names[row])} ({reason})")
     with open(temporary / "meta.json", "wb") as file:
         file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
         sync(file)
@@ -226,7 +226,7 @@ def _lock(folder: Path) -> AcquireReturnProxy:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        log.info("another process is making %s: waiting for it", folder.name)
+        log.info("another process is creating %s: waiting for it", folder.name)
         return lock.acquire()
 
 

@@ -41,7 +41,7 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
 
     needed = (PICTURES, PARTITION, *((ATTRIBUTES,) if attribute else ()))
     source = (
-        f"fetch {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} (not Kaggle's csv files) by hand from {BY_HAND}, put them into "
+        f"download {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} (not Kaggle's csv files) from {BY_HAND}, put them into "
         f"{printable(str(folder))}, unpack the first one there, and run again"
     )
     if download and folder.name == "celeba" and not all((folder / name).exists() for name in needed):
@@ -54,7 +54,7 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
     names = sorted(partition)
     labels = _has_attribute(folder / ATTRIBUTES, attribute) if attribute else {}
     if attribute and not labels.keys() >= partition.keys():
-        raise _unusable(folder / ATTRIBUTES, "it does not have all pictures")
+        raise _unusable(folder / ATTRIBUTES, "it does not list all pictures")
     twice = (folder / PICTURES / PICTURES).is_dir()  # as some tools unpack it
     pictures = f"{PICTURES}/{PICTURES}" if twice else PICTURES
     present = {path.name for path in (folder / pictures).iterdir()}
@@ -62,7 +62,7 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
         num_missing = len(set(names) - present)
         raise UserError(
             f"{printable(str(folder / pictures))} lacks {num_missing:,} of {len(names):,} pictures, "
-            f"as when unpacking is cut short: unpack {PICTURES}.zip again"
+            f"as after an interrupted unpacking: unpack {PICTURES}.zip again"
         )
     return listing_of(
         folder,
@@ -77,7 +77,7 @@ def _has_attribute(path: Path, attribute: str) -> dict[str, int]:
     """Map each picture to 1 if it has the attribute, else 0. Line 2 names the 40; each row holds -1 or 1 for each of them."""
     _, names, *rows = _rows(path)
     if attribute not in names or any(len(row) != len(names) + 1 for row in rows):
-        raise _unusable(path, "not CelebA's own, or cut short")
+        raise _unusable(path, "not CelebA's own file, or truncated")
     column = names.index(attribute) + 1
     return {row[0]: int(row[column] == "1") for row in rows}
 
@@ -86,14 +86,14 @@ def _rows(path: Path) -> list[list[str]]:
     try:
         rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line.strip()]
         if len(rows) < 2 or (path.name == PARTITION and any(row[1:] not in (["0"], ["1"], ["2"]) for row in rows)):
-            raise ValueError("not CelebA's own")
+            raise ValueError("not CelebA's own file")
         return rows
     except (OSError, ValueError) as error:
         raise _unusable(path, str(error)) from error
 
 
 def _unusable(path: Path, reason: str) -> UserError:
-    return UserError(f"{printable(str(path))} cannot be used ({reason}): fetch it again from {BY_HAND}")
+    return UserError(f"{printable(str(path))} cannot be used ({reason}): download it again from {BY_HAND}")
 
 
 def _download(root: Path, source: str) -> None:
@@ -108,4 +108,4 @@ def _download(root: Path, source: str) -> None:
         ):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"CelebA could not be downloaded, which is often over its quota ({reason}): {source}") from error
+        raise UserError(f"CelebA could not be downloaded; its quota is often exceeded ({reason}): {source}") from error

@@ -73,7 +73,7 @@ def class_labels(text: str, class_names: Sequence[str]) -> list[int]:
         raise UserError(f"classes= cannot be read ({error}): give names and numbers, as in classes=[0,5,sunflower]") from error
     labels = [class_label(name, class_names) for name in typed if name]
     if not labels:
-        raise UserError("classes= holds no class: give all, or numbers and names, as in classes=[0,5,sunflower]")
+        raise UserError("classes= is empty: give all, or numbers and names, as in classes=[0,5,sunflower]")
     return labels
 
 

@@ -33,7 +33,9 @@ def in_order(decode: Callable[[int], T], names: Sequence[str], num_threads: int 
             for row, future in zip(rows, [pool.submit(decode, row) for row in rows], strict=True):
                 seconds = SLOW_SECONDS
                 while not wait([future], seconds).done:
-                    log.warning("still decoding %s: if that does not end, stop and remove it", printable(names[row]))
+                    log.warning(
+                        "still decoding %s: if it does not finish, stop the command and remove the file", printable(names[row])
+                    )
                     seconds *= 2
                 yield future.result()
     finally:

@@ -54,8 +54,8 @@ def list_flowers102(root: Path, download: bool = True, segmented: bool = False) 
         raise UserError(f"Oxford 102 Flowers is not in {printable(str(root))}: {source}")
     if len(present) < NUM_PICTURES:
         raise UserError(
-            f"{printable(str(folder / 'jpg'))} holds {len(present):,} of {NUM_PICTURES:,} pictures, "
-            "as when unpacking is cut short: delete that folder and run again"
+            f"{printable(str(folder / 'jpg'))} contains {len(present):,} of {NUM_PICTURES:,} pictures, "
+            "as after an interrupted unpacking: delete that folder and run again"
         )
     names, labels, subsets = zip(*sorted(present), strict=True)
     pictures = listing_of(folder, names, labels, CLASS_NAMES, np.array(subsets))
@@ -111,7 +111,7 @@ def _read_segmented(pictures: Listing, segmentations: Listing, index: int) -> tu
     image, digest = pictures.read(index)  # (H, W, 3)
     segmented, _ = segmentations.read(index)
     if image.shape != segmented.shape:
-        raise UnreadablePicture(f"its segmentation is of another size, {segmented.shape[1]} x {segmented.shape[0]}")
+        raise UnreadablePicture(f"its segmentation has another size, {segmented.shape[1]} x {segmented.shape[0]}")
     return without_background(image, segmented), digest
 
 

@@ -18,6 +18,6 @@ class LandscapesDataModule(ImageFolderDataModule):
         if listing.subsets is None and self.split in ("auto", "official"):
             raise UserError(
                 f"data.root={printable(str(self.root))} has no training folder beside a validation or testing folder, which "
-                f"would be called {SPLIT_FOLDER_NAMES}; data.split=stratified does without"
+                f"would be called {SPLIT_FOLDER_NAMES}; data.split=stratified does not need them"
             )
         return listing

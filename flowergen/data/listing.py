@@ -76,7 +76,7 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     found, others = find_pictures(root, key)
     if not found:
         raise UserError(
-            f"{where} holds no pictures, and {len(others):,} other files: "
+            f"{where} contains no pictures, and {len(others):,} other files: "
             f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
         )
     if others:
@@ -98,7 +98,7 @@ def _left_out(found: Sequence[str], others: Sequence[str]) -> str:
     kinds = ", ".join(f"{printable(extension)} {num:,}" for extension, num in extensions.most_common(5))
     with_pictures = {parent for name in found for parent in PurePosixPath(name).parents}
     without = sorted({str(PurePosixPath(name).parent) for name in others if PurePosixPath(name).parent not in with_pictures})
-    folders = f"; no picture is left of {printable(', '.join(without[:5]))}{', ...' if len(without) > 5 else ''}"
+    folders = f"; no pictures remain in {printable(', '.join(without[:5]))}{', ...' if len(without) > 5 else ''}"
     heic = "; pip install pillow-heif to read .heic" if {".heic", ".heif"} & extensions.keys() else ""
     return f"left out {len(others):,} files by their extension ({kinds}){folders if without else ''}{heic}"
 
@@ -119,9 +119,9 @@ def find_pictures(root: Path, key: str) -> tuple[list[str], list[str]]:
     where = f"{key}={printable(str(root))}"
     try:
         if not root.exists():
-            raise UserError(f"{where} does not exist: give the folder that holds the pictures")
+            raise UserError(f"{where} does not exist: give the folder that contains the pictures")
         if not root.is_dir():
-            raise UserError(f"{where} is a file: give the folder that holds the pictures (unpack an archive first)")
+            raise UserError(f"{where} is a file: give the folder that contains the pictures (unpack an archive first)")
         files = sorted(_files(root))
     except OSError as error:
         raise UserError(
@@ -283,5 +283,5 @@ def _read(root: Path, names: Sequence[str], versions: Sequence[tuple[int, ...]],
         if _version(path) != versions[index]:
             raise UserError(
                 f"{printable(str(path))} has changed or vanished since the pictures were listed: "
-                "start again when nothing writes to them"
+                "run again when nothing is writing to them"
             )

@@ -76,7 +76,7 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
             raise UnreadablePicture("empty file")
         with Image.open(BytesIO(data), formats=FORMATS) as image, _turn(image.width * image.height):
             if isinstance(image, JpegImageFile) and _num_scans(data) > MAX_SCANS:
-                raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take for ever")
+                raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take forever")
             image.load()  # before the orientation is read: Pillow turns TIFF files upright on loading
             return _rgb(_upright(image))
     except UnreadablePicture:
@@ -102,7 +102,7 @@ def bytes_of(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):  # even opening a pipe may block for ever
             raise UnreadablePicture("a pipe or a device")
         if status.st_size > MAX_BYTES:
-            raise UnreadablePicture(f"{status.st_size:,} bytes, more than any picture has")
+            raise UnreadablePicture(f"{status.st_size:,} bytes, too large for a picture")
         return path.read_bytes()
     except OSError as error:
         raise UnreadablePicture(_one_line(error.strerror or error)) from error

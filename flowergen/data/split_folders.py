@@ -30,13 +30,13 @@ Mode = Literal["copy", "link", "move"]
 
 FINGERPRINT_FILE = ".flowergen-split"
 PARTIAL_PREFIX = ".flowergen-split-"  # of unfinished copies
-AGAIN = "then run the same command again, which goes on where this one stopped"
+AGAIN = "then run the same command again, which continues where this one stopped"
 REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
-    errno.EACCES: "give yourself the right to write",
-    errno.EPERM: "give yourself the right to write",
-    errno.EROFS: "choose folders on a medium that can be written",
+    errno.EACCES: "get permission to write",
+    errno.EPERM: "get permission to write",
+    errno.EROFS: "choose folders on a writable medium",
 }
 
 
@@ -123,12 +123,12 @@ def split_dataset(
     digests, reasons = _inspect(paths)
     if not digests:
         name, reason = next(iter(reasons.items()))
-        raise UserError(f"not one of {len(paths):,} pictures can be decoded, such as {printable(name)} ({printable(reason)})")
+        raise UserError(f"none of {len(paths):,} pictures can be decoded, for example {printable(name)} ({printable(reason)})")
     fingerprint = hashlib.blake2b(repr(list(digests.items())).encode(), digest_size=16).hexdigest()
     if moved and fingerprint_file.read_bytes() != fingerprint.encode():
         raise UserError(
-            "source and targets together no longer hold the pictures that the interrupted move began with: "
-            f"undo what was changed since, or empty {printable(', '.join(map(str, targets.values())))}"
+            "source and targets together no longer contain the pictures with which the interrupted move began: "
+            f"undo later changes, or empty {printable(', '.join(map(str, targets.values())))}"
         )
     plan = _draw(digests, test_size, val_size, seed)
     done = _check_targets(plan, present, targets, paths, digests, mode)
@@ -141,7 +141,7 @@ def split_dataset(
         if mode == "move":
             _write_fingerprint(fingerprint_file, fingerprint)
     except OSError as error:
-        raise _cannot_write("could not make the folders", error, targets["train"]) from error
+        raise _cannot_write("could not create the folders", error, targets["train"]) from error
     for name in with_bar({"copy": "copying", "link": "linking", "move": "moving"}[mode], plan, len(plan)):
         try:
             if name not in done:
@@ -166,7 +166,7 @@ def _check_arguments(
     if not 0 < test_size < 1:
         raise UserError(f"test_size={test_size} must be above 0 and below 1")
     if not 0 <= val_size < 1:
-        raise UserError(f"val_size={val_size} must be from 0 to below 1")
+        raise UserError(f"val_size={val_size} must be at least 0 and below 1")
     if val_size and "val" not in targets:
         raise UserError(f"val_size={val_size} needs a folder: give val=DIR")
     if "val" in targets and not val_size:
@@ -175,7 +175,7 @@ def _check_arguments(
         raise UserError(f"test_size={test_size} and val_size={val_size} leave nothing to train on: make them smaller")
     for subset, folder in targets.items():
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UserError(f"{subset}={printable(str(folder))} exists and is no folder: give one that is, or is to be made")
+            raise UserError(f"{subset}={printable(str(folder))} exists and is not a folder: give a folder or a new path")
     folders = {"source": source, **targets}
     real = {key: folder.resolve() for key, folder in folders.items()}
     for key, folder in real.items():
@@ -184,7 +184,7 @@ def _check_arguments(
                 where = "the same folder as" if folder == parent else "inside"
                 raise UserError(
                     f"{key}={printable(str(folders[key]))} is {where} {other}={printable(str(folders[other]))}: "
-                    "give folders that lie side by side"
+                    "give separate folders, none inside another"
                 )
 
 
@@ -199,7 +199,7 @@ def _check_source(
     where = f"source={printable(str(source))}"
     if not paths:
         raise UserError(
-            f"{where} holds no pictures, and {num_others:,} other files: "
+            f"{where} contains no pictures, and {num_others:,} other files: "
             f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
         )
     if read_folders(list(paths))[3] is not None:
@@ -207,7 +207,7 @@ def _check_source(
     real_targets = [folder.resolve() for folder in targets.values()]
     for parent in {(source / name).parent for name in names}:
         if any(parent.resolve().is_relative_to(folder) for folder in real_targets):
-            raise UserError(f"{printable(str(parent))} leads into a target folder: remove that link, or give another target")
+            raise UserError(f"{printable(str(parent))} links into a target folder: remove that link, or give another target")
 
 
 def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
@@ -280,7 +280,7 @@ def _check_targets(
         if os.path.lexists(target):
             if not _is_right(target, paths[name], digests[name], mode):
                 raise UserError(
-                    f"{printable(str(target))} exists already and is no {'link to' if mode == 'link' else 'copy of'} "
+                    f"{printable(str(target))} already exists and is not a {'link to' if mode == 'link' else 'copy of'} "
                     f"{printable(str(paths[name]))}: nothing is overwritten, move it away or give another folder"
                 )
             done.add(name)
@@ -302,8 +302,8 @@ def _is_right(target: Path, path: Path, digest: str, mode: Mode) -> bool:
 
 def _unknown_picture(path: Path) -> UserError:
     return UserError(
-        f"{printable(str(path))} is no part of this split but of another collection, seed or size: "
-        "give other folders, or the settings it was made with"
+        f"{printable(str(path))} is not part of this split but of one with another collection, seed or size: "
+        "give other folders, or the settings of that split"
     )
 
 
@@ -358,7 +358,7 @@ def _write_fingerprint(file: Path, fingerprint: str) -> None:
 def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
     name = error.filename2 or error.filename
     where = printable(str(Path(name).parent if name else folder))
-    remedy = REMEDIES.get(error.errno or 0, "mend that")
+    remedy = REMEDIES.get(error.errno or 0, "fix that")
     return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
 
 

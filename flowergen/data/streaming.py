@@ -67,9 +67,9 @@ class StreamedImages:
         try:
             image, now = self.listing.read(int(row))
         except UnreadablePicture as error:
-            raise UserError(f"{name} can no longer be read ({printable(str(error))}): bring it back, then go on") from error
+            raise UserError(f"{name} can no longer be read ({printable(str(error))}): restore it, then resume") from error
         if now != digest:
-            raise UserError(f"{name} is another picture than when the run started: bring the old one back, or start a new run")
+            raise UserError(f"{name} has changed since the run started: restore the old picture, or start a new run")
         return fit_square(image, self.shape[-1])
 
 
@@ -133,7 +133,7 @@ def streamed_images(
         return digests, unreadable
 
     def build(temporary: Path) -> None:
-        log.info("reading %s pictures, once, to know which of them decode", f"{num:,}")
+        log.info("reading %s pictures, once, to find those that can be decoded", f"{num:,}")
         digests, unreadable = list[str](), list[tuple[int, str]]()
         for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, None)):
             if image is None:
@@ -142,7 +142,7 @@ def streamed_images(
                 digests.append(digest_or_reason)
         if not digests:
             row, reason = unreadable[0]
-            raise UserError(f"not one of {num:,} pictures can be decoded, such as {printable(listing.names[row])} ({reason})")
+            raise UserError(f"none of {num:,} pictures can be decoded, for example {printable(listing.names[row])} ({reason})")
         with open(temporary / "meta.json", "wb") as file:
             file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
             sync(file)

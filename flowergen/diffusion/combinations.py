@@ -11,13 +11,13 @@ def refusal(objective: str, zero_snr: bool, time_sampling: str, weighting: str) 
         weighting: none or min_snr.
     """
     if objective == "eps" and zero_snr:
-        return "eps is the whole input where the signal-to-noise ratio is 0, and says nothing of the picture: take v or x0"
+        return "eps equals the input where the signal-to-noise ratio is 0, and predicting it teaches nothing: use v or x0"
     if zero_snr and weighting == "min_snr":
-        return "min_snr weighs the step without signal by 0, so that nothing would be learnt where sampling starts"
+        return "min_snr gives the step without signal a weight of 0, so nothing would be learnt where sampling starts"
     if objective == "flow" and zero_snr:
-        return "flow has a straight path of its own, which ends in noise alone anyway"
+        return "flow has its own straight path, which ends in pure noise anyway"
     if objective == "flow" and weighting == "min_snr":
-        return "min_snr is for eps, v and x0; flow is weighed by when it is trained: take time_sampling=logit_normal"
+        return "min_snr is for eps, v and x0; flow is weighted by its distribution of times: use time_sampling=logit_normal"
     if objective != "flow" and time_sampling != "uniform":
         return f"logit_normal times are for flow; the steps of {objective} are drawn uniformly"
     return None
@@ -33,7 +33,7 @@ def latent_refusal(objective: str, schedule: str) -> str | None:
     if objective == "eps" and schedule == "cosine":
         return (
             "with model.schedule=cosine the first step divides the network's error by alpha = 5e-5, and latents have no bounds "
-            "to clip it to: take schedule=linear, or v"
+            "to clip it to: use schedule=linear, or v"
         )
     return None
 
@@ -46,5 +46,5 @@ def sampler_refusal(objective: str, sampler: str) -> str | None:
         sampler: key of ``SAMPLERS``.
     """
     if sampler in ("euler", "heun") and objective != "flow":
-        return f"{sampler} follows a flow, and the model predicts {objective}: take dpmpp_2m, ddim or ddpm"
+        return f"{sampler} follows a flow, and the model predicts {objective}: use dpmpp_2m, ddim or ddpm"
     return None

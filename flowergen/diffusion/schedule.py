@@ -130,7 +130,7 @@ class StraightPath(Schedule):
     def levels(self, num_steps: int) -> list[Level]:
         """Evenly spaced from s = 1."""
         if num_steps < 1:
-            raise ValueError(f"{num_steps} steps: take at least one")
+            raise ValueError(f"{num_steps} steps: use at least one")
         fractions = [1 - step / num_steps for step in range(num_steps)]
         return [*(Level(s * self.num_timesteps, 1 - s, s) for s in fractions), CLEAN]
 

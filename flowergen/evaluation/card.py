@@ -109,7 +109,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}): delete its folder and evaluate again") from error
     if not isinstance(card, dict) or not isinstance(card.get("protocol"), dict) or not isinstance(card.get("results"), dict):
-        raise UserError(f"{path} is no metric card: delete its folder and evaluate again")
+        raise UserError(f"{path} is not a metric card: delete its folder and evaluate again")
     return card
 
 
@@ -146,7 +146,7 @@ def markdown(card: Mapping[str, Any]) -> str:
             lines += ["", *_how_to_read(protocol["repeats"])]
         if part == "copies" and card["probe"] and card["probe"]["accuracy"] is not None:
             right = format(card["probe"]["accuracy"], ".1%")
-            lines += ["", f"The linear probe is right about {right} of the validation pictures, which it was not fitted to."]
+            lines += ["", f"The linear probe, not fitted to the validation pictures, classifies {right} of them correctly."]
     for heading, entries in (("Not measured", card["missing"]), ("Notes", card["notes"])):
         if entries:
             lines += ["", f"## {heading}", "", *(f"- {entry}" for entry in entries)]
@@ -157,8 +157,8 @@ def markdown(card: Mapping[str, Any]) -> str:
 
 
 def _how_to_read(repeats: int) -> list[str]:
-    spread = f"± is the standard deviation over {repeats} sets of pictures, of floors as of samples." if repeats > 1 else ""
-    floors = "A floor is the mean of random sets too, so that a good model can fall below it by chance."
+    spread = f"± is the standard deviation over {repeats} sets of pictures, of floors and of samples." if repeats > 1 else ""
+    floors = "A floor is also a mean over random sets, so a good model can fall below it by chance."
     bias = "The Fréchet distance has a bias that falls with n (arXiv:1911.07023): compare it at equal n, beside its floor."
     return [" ".join(filter(None, (spread, floors, bias)))]
 
@@ -235,17 +235,17 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
             what = "; ".join(f"{key}: {first['protocol'].get(key)} and {other['protocol'].get(key)}" for key in differing)
             raise UserError(
                 f"{first['subject']['what']} and {other['subject']['what']} were measured by different protocols and cannot be "
-                f"compared: {what}. Evaluate them alike, or name a card's own folder: RUN/evaluation/HASH"
+                f"compared: {what}. Evaluate them with the same settings, or name a card's own folder: RUN/evaluation/HASH"
             )
     extractor, left_out, notes = first["protocol"]["extractor"], set[str](), list[str]()
     probes = [card.get("probe", card.get("classifier")) for card in cards]  # "classifier" in protocol version 1
     if any(probe != probes[0] for probe in probes):
         left_out.add("class_accuracy")
-        notes.append("class consistency is left out: the cards have other linear probes")
+        notes.append("class consistency is left out: the cards used different linear probes")
     tasks = {card["subject"].get("denoising") for card in cards} - {None}
     if len(tasks) > 1:
         left_out |= {name for name, figure in FIGURES.items() if figure.part == "denoising"}
-        notes.append(f"the denoising loss is left out: it is of other tasks ({'; '.join(sorted(tasks))})")
+        notes.append(f"the denoising loss is left out: the cards measured it for different tasks ({'; '.join(sorted(tasks))})")
     rows = [["", *(_title(card["subject"]) for card in cards)]]
     rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
     for metric in (name for name in FIGURES if name not in left_out):

@@ -143,7 +143,7 @@ def verdict(collapse: Collapse, objective: Mapping[str, Any], diffused: bool = F
     """
     num, dims, silent = collapse.num_pictures, collapse.num_dims, collapse.num_silent
     if num == 1:
-        return ["One picture says nothing about how latents differ between pictures: take a split with more."]
+        return ["One picture says nothing about how latents differ between pictures: use a split with more."]
     told = (
         f"a latent tells {max(0.0, collapse.information):.2f} of {math.log(collapse.num_compared):.2f} nats about which of "
         f"{collapse.num_compared:,} pictures it belongs to"
@@ -158,9 +158,9 @@ def verdict(collapse: Collapse, objective: Mapping[str, Any], diffused: bool = F
         lines = [f"No collapse: {quiet}, and {told}."]
     lines.append(_aggregate(collapse, objective, diffused))
     if objective.get("divergence") == "mmd":
-        lines.append("The model's divergence is the MMD, which does not ask for a small KL: a large one is no fault.")
+        lines.append("The model's divergence is the MMD, which does not require a small KL: a large one is not a problem.")
     if num < FEW_PICTURES:
-        lines.append(f"These are {num} pictures: means and variances over so few are rough.")
+        lines.append(f"There are only {num} pictures: means and variances are rough estimates.")
     return lines
 
 
@@ -191,7 +191,7 @@ def _aggregate(collapse: Collapse, objective: Mapping[str, Any], diffused: bool)
     else:
         return f"The latents as a whole lie about where N(0, I) does ({size})."
     if diffused:
-        return f"{off}. The diffusion of this run learns where they lie, so that this does no harm."
+        return f"{off}. The diffusion of this run learns where they lie, so this does no harm."
     raise_beta = f"raise model.beta={objective['beta']:g}" if "beta" in objective else "give the divergence a larger weight"
     return (
         f"{off}. So samples from N(0, I) lie off them: sample from the mixture (flowergen.sample, source=mixture), or train "

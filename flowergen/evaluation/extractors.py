@@ -112,7 +112,7 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
     try:
         net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     except Exception as error:
-        raise UserError(f"{path} does not hold torch-fidelity's Inception: delete it, and it is fetched again") from error
+        raise UserError(f"{path} does not hold torch-fidelity's Inception: delete it to download it again") from error
     net = net.to(device, memory_format=torch.channels_last)
     resize = "bilinear to 299 px as TensorFlow 1 does it, without antialiasing (torch-fidelity)"
     return _of_network(*_named("inception", path), resize, net, lambda x: x, device)
@@ -124,7 +124,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
 
     model = name.partition(":")[2]
     if model not in models.list_models(module=models):  # excludes models for detection, video etc.
-        raise UserError(f"extractor={name}: torchvision has no such classifier; resnet50 and convnext_tiny are two")
+        raise UserError(f"extractor={name}: torchvision has no such classifier; examples are resnet50 and convnext_tiny")
     weights = models.get_model_weights(model).DEFAULT
     prepare = weights.transforms()
     size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
@@ -134,12 +134,12 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
         net = models.get_model(model, weights=None)
         net.load_state_dict(state)
     except Exception as error:
-        raise UserError(f"{path} does not hold torchvision's {model}: delete it, and it is fetched again") from error
+        raise UserError(f"{path} does not hold torchvision's {model}: delete it to download it again") from error
     if hasattr(net, "transform_input"):  # GoogLeNet and Inception: torchvision sets it when loading weights
         net.transform_input = True
     last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
     if not last:
-        raise UserError(f"extractor={name}: it has no linear layer at its end, before which features are taken: use another")
+        raise UserError(f"extractor={name}: it has no final linear layer, whose input would be the features: use another")
     resize = f"{interpolation} to {size} px with antialiasing, centre crop to {crop} px (torchvision {weights})"
     net = _BeforeLastLinear(net.to(device, memory_format=torch.channels_last).eval(), last[-1])
     return _of_network(*_named(name, path), resize, net, prepare, device)
@@ -251,9 +251,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it to download it again") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} holds no weights: delete it, and it is fetched again")
+        raise UserError(f"{path} contains no weights: delete it to download it again")
     return state
 
 

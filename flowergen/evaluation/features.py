@@ -43,7 +43,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
             with FileLock(folder.with_name(f"{folder.name}.lock")):
                 rows = Rows(folder, fields)  # another process may have computed them meanwhile
                 if rows.num < len(images):
-                    log.info("features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
+                    log.info("computing features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
                 rest = in_batches(extractor, images[rows.num :], CHUNK_SIZE)
                 for features, logits in with_bar("features", rest, len(images), rows.num, num_pictures):
                     rows.append(features=features, logits=logits)

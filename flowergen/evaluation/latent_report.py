@@ -71,7 +71,7 @@ def write_maps(
     rows = torch.from_numpy(spread(np.arange(len(points)), MOST_ON_TSNE))
     drawn = tsne_plane(points[rows], seed)
     title = f"{len(rows):,} {of}: t-SNE of the latents"
-    axes = ("near points stay near; distances and sizes of groups mean nothing", "")
+    axes = ("near points stay near; distances between groups and their sizes mean nothing", "")
     draw_classes(folder / "tsne.png", drawn, labels[rows], names, title, axes)
 
 
@@ -131,7 +131,7 @@ def main_figures(data: Mapping[str, Any]) -> dict[str, str]:
         "information": f"{data['information']:.2f} nats of at most {data['information_most']:.2f}, "
         f"the logarithm of {data['information_pictures']:,} pictures",
         "aggregate posterior": f"{data['aggregate_kl']:,.1f} nats from the prior, as a Gaussian of independent dimensions",
-        "along one direction": f"variance {data['largest_variance']:,.1f}, of as many draws from N(0, I) at most about "
+        "along one direction": f"variance {data['largest_variance']:,.1f}; for as many draws from N(0, I) at most about "
         f"{data['largest_variance_of_prior']:,.1f}",
     }
     for name, found in data["classes"].items():
@@ -172,7 +172,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     what = "channel" if data["dimensions"] > len(channels) else "dimension"
     first = f", the {MOST_ROWS} with the largest KL" if len(channels) > MOST_ROWS else ""
     lines += [
-        f"By {what}{first}; all figures stand in report.json.",
+        f"By {what}{first}; all values are in report.json.",
         "",
         f"| {what} | KL, nats | silent | active units | mean | root mean square | nats from the prior, as a whole |",
         "|---:|---:|---:|---:|---:|---:|---:|",

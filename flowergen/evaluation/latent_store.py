@@ -106,7 +106,7 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
     mean, prior = fit_to_pictures(model, data, rows)
     if prior is None:
-        log.warning("no mixture model of the latents: %s", "there is one picture" if len(rows) == 1 else "they are not finite")
+        log.warning("no mixture model of the latents: %s", "only one picture" if len(rows) == 1 else "they are not finite")
     kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))
     store_latents(path, data, rows[kept], mean[torch.from_numpy(kept)], fingerprint(model.inference_net), prior)
 
@@ -134,10 +134,8 @@ def read_latents(path: Path, owner: str) -> LatentStore | None:
         if store.prior and not store.prior.fits(store.latents[0].numel()):
             raise ValueError
     except Exception as error:  # tensors of unexpected shapes may raise anything
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}): bring it back, or train the run to its end again"
-        ) from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}): restore it, or train the run to its end again") from error
     if metadata.get("owner") != owner:
-        log.warning(f"{path} holds the latents of other weights than these, and is left aside")
+        log.warning(f"{path} contains the latents of other weights, and is ignored")
         return None
     return store

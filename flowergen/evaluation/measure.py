@@ -86,7 +86,7 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
             "class": ((), "<i8"),
         },
     )
-    log.info("%s pictures: %s%s", f"{total:,}", generated.description, f", going on at {rows.num:,}" if rows.num else "")
+    log.info("%s pictures: %s%s", f"{total:,}", generated.description, f", resuming at {rows.num:,}" if rows.num else "")
     try:
         for x in with_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
             images = torch.from_numpy(x)
@@ -101,7 +101,7 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
             rows.append(pixels=pixels, features=features.numpy(), logits=logits.numpy(), **{"class": classes})
     except OSError as error:
         raise UserError(
-            f"{work} cannot be written to ({error.strerror}): make room, and the same command goes on where it stopped"
+            f"{work} cannot be written to ({error.strerror}): make room, and the same command continues where it stopped"
         ) from error
     return rows
 
@@ -166,7 +166,7 @@ def measure_reconstructions(
                     rows.append(features=features, logits=logits)
         except OSError as error:
             raise UserError(
-                f"{work} cannot be written to ({error.strerror}): make room, and the same command goes on where it stopped"
+                f"{work} cannot be written to ({error.strerror}): make room, and the same command continues where it stopped"
             ) from error
         distances.add(measured, of, rows.array("features"), rows.array("logits"), prefix)
 

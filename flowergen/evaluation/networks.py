@@ -50,7 +50,7 @@ class EvaluationNetworks:
         if same:
             return [
                 f"warning: the model was trained with {trained_with}'s features and is measured in {' and '.join(same)}'s, "
-                "so that the results are better than the pictures are: choose another extractor="
+                "so the results look better than the pictures are: choose another extractor="
             ]
         return [f"trained with {trained_with}'s features, measured in {' and '.join(names)}'s"]
 
@@ -75,9 +75,9 @@ def load_evaluation_networks(
     if name == "auto":
         name, path = chosen(name, weights_dir), inception_path(weights_dir)
         notes.append(
-            f"extractor=auto: inception, as {path} is there"
+            f"extractor=auto: inception, as {path} exists"
             if name == "inception"
-            else f"extractor=auto: efficientnet, as {path} is not there; extractor=inception fetches it"
+            else f"extractor=auto: efficientnet, as {path} does not exist; extractor=inception downloads it"
         )
     try:
         extractor = load_extractor(name, weights_dir, device)
@@ -85,7 +85,7 @@ def load_evaluation_networks(
         missing.append(f"distances, scores, precision, recall and copies in features: {error}")
     probe, train = None, real.train
     if train is None or not len(real.class_names) or not (train.labels[train.rows] >= 0).any():
-        missing.append("class consistency: the training pictures have no classes, or are not known")
+        missing.append("class consistency: the training pictures have no classes, or are unknown")
     else:
         try:
             own = extractor if name == "efficientnet" and extractor else efficientnet_extractor("the linear probe", device)

@@ -104,7 +104,7 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         note, reference, calibration = "training-set metric: nothing was held out (data.split=all)", train, None
     elif subset == "val" or not len(test):
         reference, calibration = _halves(val) if len(val) > 1 else (val, None)
-        note = "no test pictures: half of the validation pictures stand in for them" if subset == "test" else ""
+        note = "no test pictures: half of the validation pictures are used instead" if subset == "test" else ""
     identity, mirrored = data.identity, data.horizontal_flip
     reference, validation = enough(_at_most(reference, num)), val if len(val) else None
     return RealPictures(identity, reference, train, calibration, mirrored, data.class_names, note, validation)
@@ -127,12 +127,12 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
         return RealPictures(key, enough(real), None, None, True, names)
     trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
     if names and train_names and list(names) != list(train_names):
-        raise UserError("reference= and train= have other class folders: give folders with the same ones, or without")
+        raise UserError("reference= and train= have different class folders: give folders with the same classes, or without")
     if train_key == key:
-        note = "training-set metric: the reference is what was learnt from"
+        note = "training-set metric: the reference pictures are the training pictures"
         return RealPictures(key, enough(trained), trained, None, True, train_names, note)
     first, second = _halves(real)
-    note = "every second reference picture calibrates the copy test and is no reference"
+    note = "every second reference picture calibrates the copy test and is not a reference"
     return RealPictures(f"{key}/{train_key}", enough(first), trained, second, True, train_names, note)
 
 
@@ -164,7 +164,7 @@ def enough(pictures: PictureSet) -> PictureSet:
         UserError: there are too few.
     """
     if len(pictures) < FEWEST:
-        raise UserError(f"{len(pictures)} {pictures.name} to evaluate with, and {FEWEST} are the fewest: give more")
+        raise UserError(f"{len(pictures)} {pictures.name} are too few to evaluate with: give at least {FEWEST}")
     return pictures
 
 

@@ -214,12 +214,12 @@ def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
         except Exception as error:  # the exporter and the runtime may raise anything for a user's own network
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{path.name} cannot be made of {type(model).__name__} ({reason}): use format=safetensors"
+                f"{path.name} cannot be made from {type(model).__name__} ({reason}): use format=safetensors"
             ) from error
         if not found[graph.name] <= TOLERANCE * max(1.0, largest):
             raise UserError(
-                f"{path.name} deviates by {found[graph.name]:.1e} from the model, whose answers are {largest:.1e} at most: "
-                "nothing was kept; use format=safetensors, or another checkpoint if this one has diverged"
+                f"{path.name} deviates by {found[graph.name]:.1e} from the model, whose outputs are {largest:.1e} at most: "
+                "nothing was written; use format=safetensors, or another checkpoint if this one has diverged"
             )
     return found
 

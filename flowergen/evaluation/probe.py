@@ -104,7 +104,7 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
                 file.write(content)
                 sync(file)
         judged = "none" if accuracy is None else f"{accuracy:.1%} of {len(right):,}"
-        log.info("%.0f s; held-out pictures that it classifies right: %s", time.perf_counter() - start, judged)
+        log.info("%.0f s; held-out pictures that it classifies correctly: %s", time.perf_counter() - start, judged)
 
     num_bytes = 8 * (len(real.class_names) + 1) * (extractor.num_features + 2)
     return built_once(folder, open_, build, f"the linear probe of {name}", num_bytes)

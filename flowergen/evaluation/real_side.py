@@ -88,12 +88,12 @@ class RealSide:
         self.distances = SetDistances(networks.extractor, real, networks.cache_dir) if networks.extractor else None
         self.copy_spaces: list[CopySpace] = []
         if real.train is None:
-            notes.append("copies were not searched for: give the training pictures by train=DIR")
+            notes.append("copies were not searched for: give the training pictures with train=DIR")
         elif len(real.train) > 1:
             self._prepare_copies(real, real.train, notes)
 
     def _prepare_copies(self, real: RealPictures, train: PictureSet, notes: list[str]) -> None:
-        log.info("near-duplicates among %s training pictures", f"{len(train):,}")
+        log.info("looking for near-duplicates among %s training pictures", f"{len(train):,}")
         vectors = copies.pixel_vectors(train.images, train.rows)
         self.kept = copies.distinct(vectors, real.mirrored)
         if len(self.kept) < len(vectors):
@@ -120,7 +120,7 @@ class RealSide:
             held_out = copies.neighbours(vectors_of(self.real.calibration), candidates, self.kept).ratio
             bounds["calibrated"], by_chance = copies.calibrated_ratio(held_out)
             notes.append(
-                f"copies by {name}: the calibrated bound is of {len(held_out):,} held-out pictures; "
+                f"copies by {name}: the calibrated bound is from {len(held_out):,} held-out pictures; "
                 f"{by_chance:.1%} of others fall below it by chance"
             )
             control = copies.neighbours(vectors_of(self.real.reference), candidates, self.kept).ratio

@@ -27,16 +27,16 @@ OF_MODEL = {  # columns with the model's own values, by part of the card
 MEANINGS = {
     "fid": "How far the statistics of generated pictures are from those of real ones; the floor is what as many training "
     "pictures score. Lower is better.",
-    "class_accuracy": "How often a classifier of real pictures recognises the class that was asked for.",
+    "class_accuracy": "How often a classifier of real pictures recognises the requested class.",
     "precision": "The share of generated pictures that lie among the real ones.",
     "recall": "The share of real pictures that lie among the generated ones: low where samples vary little.",
     "copies_pixels_calibrated": "The share of generated pictures that are suspiciously close to a training picture, pixel by "
     "pixel. Held-out pictures show what is usual.",
-    "copies_features_calibrated": "The same in the features of the evaluation's network.",
-    "rfid": "How far the statistics of reconstructions are from those of the pictures that they were made from.",
-    "psnr": "Of reconstructions: 20 dB is blurred, 30 dB is close.",
-    "ssim": "Of reconstructions: 1 is equal.",
-    "denoising_loss": "On held-out pictures, beside training pictures: far apart means memorising.",
+    "copies_features_calibrated": "The same, measured in the features of the evaluation's network.",
+    "rfid": "How far the statistics of reconstructions are from those of the original pictures.",
+    "psnr": "Of reconstructions: 20 dB is blurred, 30 dB is close to the original.",
+    "ssim": "Of reconstructions: 1 means identical to the original.",
+    "denoising_loss": "On held-out pictures, compared with training pictures: a large gap means memorising.",
 }
 
 
@@ -68,7 +68,7 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
             [figure("loss_plot.png", "loss_plot.png, from metrics.csv")] if (folder / "loss_plot.png").is_file() else [],
         ),
         ("Metric card", _card(folder, image_size)),
-        ("Go on", [_commands(folder, config)]),
+        ("Next steps", [_commands(folder, config)]),
         ("", _earlier(folder, image_size)),
     ):
         if figures:
@@ -155,7 +155,7 @@ def _samples(folder: Path, image_size: int) -> list[str]:
     for path in sorted(sampled.glob("pictures/*.png")):
         by_class.setdefault(_class_of(path), []).append(path)
     if not 2 <= len(by_class) <= MOST_CLASSES:
-        return [where, enlarged(sampled / "grid.png", folder, "The single pictures lie beside this grid", image_size)]
+        return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", image_size)]
     return [where] + [
         f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, image_size)}</div>'
         for name, paths in by_class.items()
@@ -179,11 +179,11 @@ def _card(folder: Path, image_size: int) -> list[str]:
     for path in folder.glob("evaluation/*/card.json"):
         with suppress(Exception):  # json and the formatting may raise anything on an unexpected file
             card = read_card(path.parent) or {}
-            rows = [["", "this model", "beside it", "what it says"], *_rows_of(card)]
+            rows = [["", "this model", "for comparison", "meaning"], *_rows_of(card)]
             against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}, {card['made']['date']}"
             of = card["subject"].get("checkpoint") or "the run's weights"
             found.append(
-                (str(card["made"]["date"]), path.parent, table(rows, words=True), f"{against}, of {of}; the whole card: ")
+                (str(card["made"]["date"]), path.parent, table(rows, words=True), f"{against}, of {of}; the full card: ")
             )
     if not found:
         return []

@@ -158,7 +158,7 @@ def write_denoising(
         write_png(folder / "denoising" / f"{name}.png", image_grid(torch.cat((noisy[columns], guess[columns])), len(columns)))
         frames = torch.cat((noisy, guess), dim=3)  # (T, 3, S, 2 S)
         write_gif(folder / "denoising" / f"{name}.gif", torch.cat((frames, frames[-1:].expand(HOLD_FRAMES, -1, -1, -1))))
-    lines = [f"denoising/: x_t and what the network takes the picture to be, {sampling.steps} steps, as GIF and strip"]
+    lines = [f"denoising/: x_t and the network's estimate of the picture, {sampling.steps} steps, as GIF and strip"]
     if store is None:
         return [*lines, "no denoising_path.png: the run has no latents.safetensors"]
     scaled = (model.scaled(z.to(model.device)).cpu() for z in (store.latents, x_t.flatten(0, 1)))
@@ -173,7 +173,7 @@ def write_denoising(
         dict(zip(zip(labels.tolist(), titles, strict=True), on_map, strict=True)),
         f"From noise to sample, over {len(points):,} training latents",
     )
-    return [*lines, "denoising_path.png: the same ways on the principal plane of the training latents"]
+    return [*lines, "denoising_path.png: the same paths on the principal plane of the training latents"]
 
 
 def file_name(seed: int, label: int, names: Sequence[str]) -> str:

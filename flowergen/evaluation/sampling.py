@@ -76,7 +76,7 @@ def autoencoder_sampler(
     """
     if prior is None and (by_class or source == "mixture"):
         what, instead = ("classes=", "leave them out") if by_class else ("source=mixture", "use source=prior")
-        raise UserError(f"{what}: the run has no mixture model of these weights, which the end of training fits: {instead}")
+        raise UserError(f"{what}: the run has no mixture model of these weights; it is fitted when training ends: {instead}")
     mixture = None if source == "prior" else prior
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:

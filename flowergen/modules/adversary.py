@@ -65,8 +65,8 @@ class Adversary(nn.Module):
             halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
             if logits_side(image_size, halvings) < 2:
                 raise UserError(
-                    f"model.discriminator.num_halvings={halvings} leaves no map of logits of pictures of {image_size} px: "
-                    f"take {num_halvings_for(image_size)}, or auto"
+                    f"model.discriminator.num_halvings={halvings} leaves no map of logits for pictures of {image_size} px: "
+                    f"use {num_halvings_for(image_size)}, or auto"
                 )
             self.discriminator = PatchDiscriminator(channels, halvings, norm)
             self.description = f"discriminator on patches of {receptive_field(halvings)} px"

@@ -305,7 +305,7 @@ class DecoderModule(TwoOptimizers):
         """
         if checkpoint["flowergen"].get("diffusion") != self.diffusion_hash:
             raise UserError(
-                "the checkpoint was trained on the samples of another diffusion model than the one in its run folder"
+                "the checkpoint was trained on the samples of a diffusion model other than the one in its run folder"
             )
         super().on_load_checkpoint(checkpoint)
         self._diffusion[0].decoder_steps = self.optimizer_steps

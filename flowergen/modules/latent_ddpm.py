@@ -145,7 +145,7 @@ class LatentDDPMModule(ImageModel):
                 raise UserError("model.alignment_weight needs latents with positions, and these are flat: set it to 0")
             if "with_hidden" not in signature(self.net.forward).parameters:
                 raise UserError(
-                    "model.alignment_weight needs a network that gives its hidden features, as UNet and DiT do: set it to 0"
+                    "model.alignment_weight needs a network that returns its hidden features, as UNet and DiT do: set it to 0"
                 )
             channels = feature_shape_for(image_size)[0]
             self.feature_head = FeatureHead(self.net.hidden_channels, channels)  # type: ignore[arg-type]
@@ -420,7 +420,7 @@ class LatentDDPMModule(ImageModel):
             UserError: its latents and their scale are different.
         """
         if checkpoint["flowergen"].get("autoencoder") != self.autoencoder_hash:
-            raise UserError("the checkpoint was trained on the latents of another autoencoder than the one in its run folder")
+            raise UserError("the checkpoint was trained on the latents of an autoencoder other than the one in its run folder")
         super().on_load_checkpoint(checkpoint)
 
 

@@ -104,7 +104,7 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
     path = Path(weights_dir).expanduser() / url.rpartition("/")[2]
     if path.is_file():
         return path
-    log.info(f"fetching {url} into {path.parent}")
+    log.info(f"downloading {url} into {path.parent}")
     try:
         with downloading(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
                     torch.hub.download_url_to_file(url, str(partial), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, RuntimeError) as error:  # RuntimeError: the hash does not match the file's name
         raise MissingWeights(
-            f"{what} could not be fetched ({' '.join(str(error).split())}): put {url} into {path.parent} "
+            f"{what} could not be downloaded ({' '.join(str(error).split())}): put {url} into {path.parent} "
             f"(paths.weights_dir), or do without: {instead}"
         ) from error
     return path
@@ -150,7 +150,7 @@ def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         VGG16Features(weights, ["relu5_3"])  # check that they fit
     except Exception as error:  # torch raises many kinds for a file that it did not write
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it to download it again") from error
     return weights
 
 
@@ -171,7 +171,7 @@ def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
         with _torch_hub_finds(path):
             return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
     except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it, and it is fetched again") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it to download it again") from error
 
 
 @contextmanager

@@ -377,7 +377,7 @@ class VAEGANModule(TwoOptimizers):
         if self.adversarial_weight and start >= self.total_steps and whole_epochs:
             raise UserError(
                 f"model.adversarial_start_steps={start} is never reached: this run has {self.total_steps} optimiser steps; "
-                "lower it, give more with trainer.max_epochs= or trainer.budget=, or do without: model.adversarial_weight=0"
+                "lower it, raise trainer.max_epochs= or trainer.budget=, or switch it off with model.adversarial_weight=0"
             )
 
     # -- the end of an epoch
@@ -410,11 +410,12 @@ class VAEGANModule(TwoOptimizers):
             return
         if self.guard.roll_back(self, optimizers):
             what = (
-                f"back to the last good epoch, with half the adversarial weight ({self.guard.num_rollbacks} of {MAX_ROLLBACKS})"
+                "rolled back to the last good epoch, with half the adversarial weight "
+                f"({self.guard.num_rollbacks} of {MAX_ROLLBACKS})"
             )
         else:
             what = "see train/logit_gap, and lower model.adversarial_weight"
-            what += ", or go back with model.guard=rollback" if self.guard.mode == "warn" else ""
+            what += ", or roll back automatically with model.guard=rollback" if self.guard.mode == "warn" else ""
         if self.trainer.is_global_zero:
             log.warning(
                 f"epoch {self.trainer.current_epoch + 1}: validation PSNR is more than {self.guard.margin} dB below the best, "

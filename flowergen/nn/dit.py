@@ -96,7 +96,7 @@ class DiTBlock(nn.Module):
         n, tokens, dim = x.shape
         q, k, v = self.to_qkv(x).view(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (N, H, T, D / H) each
         if self.query_norm is not None and self.key_norm is not None:
-            assert rotation is not None, "a modern block needs the angles of its positions"
+            assert rotation is not None, "a modern block needs the rotation angles of the positions"
             q, k = rotated(self.query_norm(q), rotation), rotated(self.key_norm(k), rotation)
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, dim))
 

@@ -53,7 +53,7 @@ class LatentShape:
         while image_size % (2 * factor) == 0 and image_size // factor > smallest:
             factor *= 2
         if self.kind == "flat" and image_size // factor > 16:  # its linear layers would have 100 million weights or more
-            raise ValueError(f"a flat latent wants pictures that halve down to 16 px or less, and {image_size} px do not")
+            raise ValueError(f"a flat latent needs a size that halves down to 16 px or less, and {image_size} px does not")
         return factor
 
     def shape_for(self, image_size: int) -> tuple[int, int, int]:
@@ -81,7 +81,7 @@ class LatentShape:
             return factor
         if factor % self.patch_size or self.channels % num:
             raise ValueError(
-                f"patch_size={self.patch_size} wants a factor that is a multiple of {self.patch_size} and channels that are "
+                f"patch_size={self.patch_size} needs a factor that is a multiple of {self.patch_size} and channels that are "
                 f"one of {num}, not factor={factor} and channels={self.channels}"
             )
         return factor // self.patch_size

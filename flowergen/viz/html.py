@@ -42,7 +42,7 @@ def page(title: str, parts: Sequence[str], reloads: bool = False) -> str:
     body = ["<main>", f"<h1>{text(title)}</h1>", *parts, "</main>"]
     if any("<img" in part for part in parts):
         body.insert(
-            0, '<input type="checkbox" id="pixels"><label for="pixels">single pixels instead of smooth pictures</label>'
+            0, '<input type="checkbox" id="pixels"><label for="pixels">show individual pixels, without smoothing</label>'
         )
     return "\n".join(["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>', *body, "</body></html>", ""])
 

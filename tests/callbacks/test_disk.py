@@ -30,9 +30,9 @@ def test_a_trouble_is_a_line_until_it_is_over(caplog: pytest.LogCaptureFixture) 
     assert (
         first
         == again
-        == ("loss_plot.png could not be written (No space left on device): training goes on; make room on the disk")
+        == ("loss_plot.png could not be written (No space left on device): training continues; make room on the disk")
     )
-    assert over == "loss_plot.png is written again"
+    assert over == "loss_plot.png can be written again"
     with pytest.raises(ZeroDivisionError), disk:
         raise ZeroDivisionError
 
@@ -103,7 +103,7 @@ def test_tensorboard_says_once_that_it_has_had_enough(
     monkeypatch.setattr(board.experiment, "add_scalar", full)
     board.log_metrics({"a": 2.0}, 2)
     assert len(caplog.messages) == 1
-    assert "training goes on, with nothing more for TensorBoard until it is resumed" in caplog.messages[0]
+    assert "training continues, without further output for TensorBoard until it is resumed" in caplog.messages[0]
     for name in ("add_scalar", "add_image", "flush", "close", "add_hparams"):
         monkeypatch.setattr(board.experiment, name, None)
     board.log_metrics({"a": 3.0}, 3)

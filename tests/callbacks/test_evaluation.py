@@ -119,7 +119,7 @@ def test_what_other_settings_have_found_is_forgotten(tmp_path: Path, caplog: pyt
     for other in (callback(tmp_path, extractor="inception"), callback(tmp_path, num=50)):
         other.load_state_dict(made.state_dict())
         assert (other.history, other.best, other.memorising) == ([], None, None)
-        assert caplog.messages == ["evaluation: its settings have changed, so that its history begins anew"]
+        assert caplog.messages == ["evaluation: its settings have changed, so its history starts over"]
         caplog.clear()
         assert look(other, 9.0, 0, fid=9.0) == ["best_fid.ckpt", "before_memorising.ckpt"]
 
@@ -214,7 +214,7 @@ def test_only_looks_with_a_validation_of_their_own_have_a_held_out_loss(
     assert all(entry["values"]["eval/fid"] > 0 for entry in found.history)
     assert [entry["num"] for entry in found.history] == [8] * 4
     assert [entry["num_control"] for entry in found.history] == [4] * 4
-    (note,) = {message for message in caplog.messages if "can tell memorising" in message}
+    (note,) = {message for message in caplog.messages if "memorising is detected only" in message}
     assert "every 2" in note
     evaluations = [found._evaluation(entry) for entry in found.history]
     assert [each.epoch for each in evaluations if each] == [2, 4]
@@ -250,7 +250,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(
     monkeypatch.setattr(PeriodicEvaluation, "on_train_epoch_end", watched)
     found = fit(tmp_path, (*tiny_run, "trainer.max_epochs=3"))
     assert [entry["epoch"] for entry in found.history] == [1, 3]
-    assert "no evaluation of epoch 2: the disk is full" in caplog.messages
+    assert "evaluation of epoch 2 failed: the disk is full" in caplog.messages
     assert modes == [False, True] * 3
 
 
@@ -270,5 +270,5 @@ def test_a_run_that_holds_nothing_out_logs_training_set_metrics_and_says_so(
 def test_too_few_validation_pictures_are_named_before_training(cache_dir: Path) -> None:
     """Half of them are the reference, which needs four."""
     assert len(real_pictures_of(drawn(cache_dir, num_images=80), 16, "val").reference) == FEWEST
-    with pytest.raises(UserError, match=r"^2 validation pictures to evaluate with, and 4"):
+    with pytest.raises(UserError, match=r"^2 validation pictures are too few to evaluate with: give at least 4"):
         real_pictures_of(drawn(cache_dir, num_images=40), 16, "val")

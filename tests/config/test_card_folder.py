@@ -41,9 +41,9 @@ def test_what_a_killed_process_has_left_of_the_mark_is_no_content(names: tuple[s
 @pytest.mark.parametrize("names", [("card.json",), ("notes.txt", ".lock"), ("work",), (".hidden",)], ids=str)
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(names: tuple[str, ...], tmp_path: Path) -> None:
     folder = left_by(tmp_path / "out", *names)
-    with pytest.raises(UserError, match="out holds something else, and nothing is overwritten: give a new folder by out="):
+    with pytest.raises(UserError, match="out contains other files, and nothing is overwritten: give a new folder with out="):
         refuse_other_content(str(folder))
-    with pytest.raises(UserError, match="give a new folder by out="):
+    with pytest.raises(UserError, match="give a new folder with out="):
         card_folder(str(folder), tmp_path, HERS)
     assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(names, "half of it")
 
@@ -56,7 +56,7 @@ def test_the_folder_of_another_mark_is_refused_when_it_is_known(change: dict[str
     card_folder(None, tmp_path / "out", HERS)
     before = (tmp_path / "out" / MARK).read_bytes()
     refuse_other_content(str(tmp_path / "out"))
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         card_folder(None, tmp_path / "out", HERS | change)
     assert (tmp_path / "out" / MARK).read_bytes() == before
 
@@ -64,7 +64,7 @@ def test_the_folder_of_another_mark_is_refused_when_it_is_known(change: dict[str
 def test_a_mark_that_is_no_text_is_somebody_elses(tmp_path: Path) -> None:
     folder = left_by(tmp_path / "out")
     (folder / MARK).write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains other files"):
         card_folder(str(folder), tmp_path, HERS)
 
 
@@ -77,7 +77,7 @@ def test_a_file_and_a_folder_that_cannot_be_written_are_one_line(tmp_path: Path,
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^out=.*file cannot be read \(Not a directory\): give another folder"):
         refuse_other_content(str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         card_folder(str(tmp_path / "file"), tmp_path, HERS)
 
     def full(path: Path, text: str) -> None:

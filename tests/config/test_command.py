@@ -21,7 +21,7 @@ def test_flags_may_stand_anywhere(arguments: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["paths.output_dir", "hydra.run.dir"])
 def test_a_folder_that_cannot_be_made_is_named(key: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.*cannot be made"):
+    with pytest.raises(UserError, match=r"file.*cannot be created"):
         prepare_train([f"{key}={tmp_path / 'file'}"])
 
 

@@ -74,18 +74,18 @@ def config(batch_size: int | str = 64, parts: int = 1, precision: str = "32-true
 def test_the_advice_is_what_would_help() -> None:
     """Options that may be typed as they stand."""
     assert training_advice(config(256), on_gpu=True).startswith(
-        " at batches of 256: halve data.batch_size=128, or keep it and cut it with trainer.accumulate_grad_batches=2, "
-        "or take trainer.precision=bf16-mixed;"
+        " at batches of 256: set data.batch_size=128, or keep it and split it with trainer.accumulate_grad_batches=2, "
+        "or use trainer.precision=bf16-mixed;"
     )
     assert "precision" not in training_advice(config(256), on_gpu=False)
     assert "precision" not in training_advice(config(256, precision="bf16-mixed"), on_gpu=True)
-    assert " at batches of 256 in 4 parts: halve data.batch_size=128, or keep it and cut it" in training_advice(
+    assert " at batches of 256 in 4 parts: set data.batch_size=128, or keep it and split it" in training_advice(
         config(256, parts=4), on_gpu=False
     )
     assert "accumulate_grad_batches=8" in training_advice(config(256, parts=4), on_gpu=False)
     assert "accumulate" not in training_advice(config(27), on_gpu=False)  # which two parts do not divide
     for smallest in (config(1), config(4, parts=4)):
-        assert training_advice(smallest, on_gpu=True).startswith(" at batches of 1: take a smaller data.image_size")
+        assert training_advice(smallest, on_gpu=True).startswith(" at batches of 1: use a smaller data.image_size")
 
 
 def test_a_compiler_that_fails_is_one_line_where_it_was_asked_for() -> None:

@@ -13,8 +13,8 @@ from flowergen.errors import UserError
 
 WRONG = {
     "model.beta=interval(-1,1)": r"model\.beta=-1\.0 must be at least 0",
-    "model.beta=tag(log,interval(0,1))": "a log one from above 0",
-    "model.beta=interval(2,1)": "from a lower to a higher",
+    "model.beta=tag(log,interval(0,1))": "a log interval above 0",
+    "model.beta=interval(2,1)": "the second end of an interval must be higher",
     "model.optimizer.lr=interval(1,1000)": "at most 100",
     "model.beta=choice(1,-1)": "must be at least 0",
     "hydra.sweeper.direction=up": r"hydra\.sweeper\.direction=up must be maximize or minimize",

@@ -83,7 +83,7 @@ def test_a_continued_job_keeps_its_values_and_is_nobody_elses(tmp_path: Path) ->
     run = RunFolder(tmp_path)
     run.store({}, ["hydra.searchpath=['file:///x']", "paths.cache_dir=/old", "model.beta=4", "seed=1"])
     check_unchanged(1, run, ["seed=1", "++model.beta=4", "paths.cache_dir=/new"])
-    with pytest.raises(UserError, match=r"job 1 .* model\.beta=4, and now it is model\.beta=8"):
+    with pytest.raises(UserError, match=r"job 1 .* model\.beta=4, but now has model\.beta=8"):
         check_unchanged(1, run, ["model.beta=8", "seed=1"])
     with pytest.raises(UserError, match="no seed"):
         check_unchanged(1, run, ["model.beta=4"])

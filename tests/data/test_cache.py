@@ -137,7 +137,7 @@ def test_all_unreadable_pictures_are_named_in_one_line_or_skipped(tmp_path: Path
 
 
 def test_a_collection_without_one_readable_picture_is_an_error_even_when_skipping(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not one of 4 pictures can be decoded, such as picture 0\.png"):
+    with pytest.raises(UserError, match=r"none of 4 pictures can be decoded, for example picture 0\.png"):
         Collection(4, (0, 1, 2, 3)).cached(tmp_path, "skip")
     assert folders(tmp_path) == []
 

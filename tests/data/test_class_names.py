@@ -44,5 +44,5 @@ def test_lists_as_typed() -> None:
     with pytest.raises(UserError, match="cannot be read"):
         class_labels("x" * 200_000, NAMES)
     for empty in ("[]", "", "[ , ]"):
-        with pytest.raises(UserError, match="holds no class"):
+        with pytest.raises(UserError, match="classes= is empty"):
             class_labels(empty, NAMES)

@@ -120,7 +120,7 @@ def test_a_file_of_many_gigabytes_is_not_read(tmp_path: Path) -> None:
     """Here of one byte too much and sparse; the largest picture that Pillow takes has half a GiB without compression."""
     with open(tmp_path / "x.jpg", "wb") as file:
         file.truncate(reading.MAX_BYTES + 1)
-    with pytest.raises(UnreadablePicture, match="1,073,741,825 bytes, more than any picture has"):
+    with pytest.raises(UnreadablePicture, match="1,073,741,825 bytes, too large for a picture"):
         bytes_of(tmp_path / "x.jpg")
     assert reading.MAX_BYTES > 4 * Image.MAX_IMAGE_PIXELS * 2 * 3 // 4
 
@@ -245,7 +245,7 @@ def test_a_picture_that_takes_long_is_named_while_it_does(
     assert list(in_order(decode, names, num_threads=2)) == list(range(len(names)))
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert 2 <= len(messages) <= 3  # after 0.1, 0.3 and 0.7 s
-    assert set(messages) == {"still decoding picture\\n3.jpg: if that does not end, stop and remove it"}
+    assert set(messages) == {"still decoding picture\\n3.jpg: if it does not finish, stop the command and remove the file"}
 
 
 def test_what_is_queued_is_dropped_when_nobody_wants_it() -> None:

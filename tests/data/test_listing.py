@@ -197,7 +197,7 @@ def test_files_that_are_left_out_and_the_classes_that_are_lost_are_named(
     root = tree(tmp_path, "daisy/a.png", "rose/a.png", "rose/b.raw", "tulip/a.raw", "tulip/deep/b.RAW", "notes.txt")
     assert list_image_folder(root).class_names == ("daisy", "rose")
     assert caplog.messages == [
-        f"data.root={root}: left out 4 files by their extension (.raw 3, .txt 1); no picture is left of tulip, tulip/deep"
+        f"data.root={root}: left out 4 files by their extension (.raw 3, .txt 1); no pictures remain in tulip, tulip/deep"
     ]
     caplog.clear()
     list_image_folder(tree(tmp_path / "pictures", "rose/a.png"))
@@ -281,7 +281,7 @@ def test_half_an_unpacked_archive_is_not_taken_for_a_whole(photographs: Path, tm
     for name in ("imagelabels.mat", "setid.mat", "jpg/image_00001.jpg", "jpg/image_00002.jpg"):
         (tmp_path / "flowers-102" / name).symlink_to(source / name)
     for download in (False, True):
-        with pytest.raises(UserError, match="holds 2 of 8,189 pictures") as raised:
+        with pytest.raises(UserError, match="contains 2 of 8,189 pictures") as raised:
             list_flowers102(tmp_path, download)
         assert "\n" not in str(raised.value)
 

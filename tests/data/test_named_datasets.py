@@ -120,7 +120,7 @@ def test_what_is_wrong_with_a_celeba_folder_is_named(celeba: Path) -> None:
     whole = attributes.read_text()
     for damaged in ("<html>quota exceeded</html>\n\n", whole[: len(whole) // 2]):
         attributes.write_text(damaged)
-        with pytest.raises(UserError, match="fetch it again"):
+        with pytest.raises(UserError, match="download it again"):
             list_celeba(celeba, "Smiling")
     attributes.write_text(whole)
     (celeba / "celeba" / "img_align_celeba" / "000007.jpg").unlink()

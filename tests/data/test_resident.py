@@ -105,7 +105,7 @@ def test_auto_takes_a_third_of_what_is_free_on_a_gpu(
     assert isinstance(next(iter(data.train_dataloader())), torch.Tensor if is_copied else Batch)
     data.val_dataloader()
     (line,) = [record.message for record in caplog.records if "78,400 bytes" in record.message]
-    assert ("lies on cuda:0" in line) == is_copied
+    assert ("is stored on cuda:0" in line) == is_copied
 
 
 def test_a_device_without_room_says_what_to_do(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_a_damaged_index_is_made_again(folder: Path, tmp_path: Path) -> None:
 def test_not_one_picture_decodes(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"not one of 1 pictures can be decoded, such as a\.png"):
+    with pytest.raises(UserError, match=r"none of 1 pictures can be decoded, for example a\.png"):
         streamed(tmp_path / "set", tmp_path / "cache")
 
 
@@ -107,7 +107,7 @@ def test_a_picture_that_vanishes_or_changes_is_named_in_one_line(folder: Path, t
     (folder / "1.png").write_bytes(b"damaged")
     Image.new("RGB", (20, 20)).save(folder / "2.png")
     for name in ("0.png", "1.png", "2.png"):
-        words = f"{name} has changed or vanished since the pictures were listed: start again"
+        words = f"{name} has changed or vanished since the pictures were listed: run again"
         with pytest.raises(UserError, match=re.escape(words)):
             found.images[[5, names.index(name)]]
 
@@ -118,7 +118,7 @@ def test_a_picture_that_is_not_the_one_of_the_index_is_named(folder: Path, tmp_p
     digests = found.digests.copy()
     digests[3] = digests[4]
     images = StreamedImages(listing, found.rows, digests, found.images.shape[-1], ThreadPoolExecutor())
-    with pytest.raises(UserError, match=rf"^{listing.names[found.rows[3]]} is another picture than when the run started"):
+    with pytest.raises(UserError, match=rf"^{listing.names[found.rows[3]]} has changed since the run started"):
         images[[3]]
 
 

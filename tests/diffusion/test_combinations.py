@@ -16,9 +16,9 @@ def test_only_combinations_that_make_sense_pass():
             passed.add(combination)
             continue
         assert (
-            (zero_snr and "eps is the whole input" in reason and objective == "eps")
+            (zero_snr and "eps equals the input" in reason and objective == "eps")
             or (zero_snr and weighting == "min_snr" and "without signal" in reason)
-            or (zero_snr and objective == "flow" and "path of its own" in reason)
+            or (zero_snr and objective == "flow" and "its own straight path" in reason)
             or (objective == "flow" and weighting == "min_snr" and "min_snr is for" in reason)
             or (objective != "flow" and time_sampling == "logit_normal" and f"steps of {objective}" in reason)
         )
@@ -38,5 +38,5 @@ def test_samplers_go_with_the_paths_that_they_were_made_for():
             assert (reason is None) == (sampler in allowed)
             if reason:
                 assert reason.startswith(f"{sampler} ")
-                instead = set(SAMPLERS) & set(reason.split(": take ")[1].replace(" or", ",").split(", "))
+                instead = set(SAMPLERS) & set(reason.split(": use ")[1].replace(" or", ",").split(", "))
                 assert instead == allowed

@@ -144,7 +144,7 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
     for key, value in PROTOCOL.items():
         assert f"- {key}: {value}" in lines
     assert text.endswith("## Made\n\n- date: today\n")
-    assert "The linear probe is right about 87.5% of the validation pictures" in text
+    assert "The linear probe, not fitted to the validation pictures, classifies 87.5% of them correctly" in text
     without = markdown(card(probe=None))
     assert "The linear probe" not in without
     assert "The linear probe" not in markdown(card(probe={"weights": "hash", "accuracy": None})), "nothing was held out"
@@ -223,7 +223,7 @@ def test_class_consistency_by_other_probes_is_not_compared_and_it_is_said() -> N
         for cards in ([one, other], [other, one], [one, one, other]):
             lines = comparison(cards)
             assert "of their class" not in "\n".join(lines)
-            assert lines[-1] == "class consistency is left out: the cards have other linear probes"
+            assert lines[-1] == "class consistency is left out: the cards used different linear probes"
             assert rows_of(lines)["FID"] == ["1.00"] * len(cards)
 
 
@@ -244,7 +244,7 @@ def test_losses_of_other_denoising_tasks_are_not_compared_and_it_is_said() -> No
     for cards in ([of("v"), of("eps")], [of("eps"), of(None), of("v")]):
         lines = comparison(cards)
         assert not [line for line in lines if line.startswith("| denoising")]
-        assert lines[-1] == "the denoising loss is left out: it is of other tasks (eps; v)"
+        assert lines[-1] == "the denoising loss is left out: the cards measured it for different tasks (eps; v)"
         assert rows_of(lines)["FID"] == ["1.00"] * len(cards)
 
 

@@ -195,7 +195,7 @@ def test_latents_off_the_prior_are_told_from_those_on_it() -> None:
         assert "raise model.beta=4" in line
         assert ("but not together" in line) == (q[0] is one_direction)
         diffused = verdict(measured(*q), BETA, diffused=True)[1]
-        assert diffused.endswith("The diffusion of this run learns where they lie, so that this does no harm.")
+        assert diffused.endswith("The diffusion of this run learns where they lie, so this does no harm.")
     assert "much wider" in verdict(measured(mean + 3, logvar), BETA)[1], "E z^2 counts the mean"
 
 

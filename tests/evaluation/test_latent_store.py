@@ -79,7 +79,7 @@ def test_the_latents_of_other_weights_are_left_aside(path: Path, caplog: pytest.
     """A run that has gone on since has other weights than those it stored latents of; it can still draw from the prior."""
     assert read_latents(path, "owner") is not None
     assert read_latents(path, "somebody") is None
-    assert "latents.safetensors holds the latents of other weights" in caplog.text
+    assert "latents.safetensors contains the latents of other weights" in caplog.text
     save_file(load_file(path), path)  # by a tool that drops the metadata
     assert read_latents(path, "owner") is None
 

@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(Rows, "append", full)
-        with pytest.raises(UserError, match=r"cannot be written to \(No space left.*goes on where it stopped"):
+        with pytest.raises(UserError, match=r"cannot be written to \(No space left.*continues where it stopped"):
             measured_of(generated, side, 20, 1, tmp_path)
     measured_of(generated, side, 20, 1, tmp_path)
     assert generated.began_at == [0, 7]

@@ -100,7 +100,7 @@ def test_fewer_reference_pictures_are_spread_over_the_test_pictures(num: int, ex
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_fewer_than_four_reference_pictures_are_refused(num: int, subset: str, cache_dir: Path) -> None:
     """Precision and recall go to the third neighbour."""
-    with pytest.raises(UserError, match=rf"^{num} (test|validation) pictures to evaluate with, and 4 are the fewest"):
+    with pytest.raises(UserError, match=rf"^{num} (test|validation) pictures are too few to evaluate with: give at least 4"):
         real_pictures_of(drawn(cache_dir, num_images=120), num, subset)
 
 
@@ -131,7 +131,7 @@ def test_validation_pictures_whose_half_is_too_few_are_refused_in_training(num: 
     data = drawn(cache_dir, num_images=120)
     rows = data.rows["val"]
     data.rows = data.rows | {"val": rows[:num]}
-    with pytest.raises(UserError, match=r"^[013] validation pictures to evaluate with, and 4 are the fewest"):
+    with pytest.raises(UserError, match=r"^[013] validation pictures are too few to evaluate with: give at least 4"):
         real_pictures_of(data, None, "val")
     data.rows = data.rows | {"val": rows[:7]}
     real = real_pictures_of(data, None, "val")
@@ -233,7 +233,7 @@ def test_a_reference_that_was_learnt_from_is_a_training_set_metric(tmp_path: Pat
 def test_other_class_folders_are_refused_but_none_are_welcome(tmp_path: Path, cache_dir: Path) -> None:
     reference = folder_of(tmp_path / "reference", *EIGHT)
     train = folder_of(tmp_path / "train", "a/1.png", "c/2.png", first=10)
-    with pytest.raises(UserError, match=r"reference= and train= have other class folders"):
+    with pytest.raises(UserError, match=r"reference= and train= have different class folders"):
         real_pictures_in(str(reference), str(train), 8, cache_dir)
     flat = folder_of(tmp_path / "flat", *(f"{number}.png" for number in range(8)), first=10)
     for first, second in ((reference, flat), (flat, reference)):
@@ -247,10 +247,10 @@ def test_a_reference_whose_half_is_too_few_is_refused_where_the_other_half_would
     six = folder_of(tmp_path / "six", *EIGHT[:6])
     train = folder_of(tmp_path / "train", "1.png", "2.png", first=10)
     assert len(real_pictures_in(str(six), None, 8, cache_dir).reference) == 6
-    with pytest.raises(UserError, match=r"^3 pictures of six to evaluate with, and 4 are the fewest"):
+    with pytest.raises(UserError, match=r"^3 pictures of six are too few to evaluate with: give at least 4"):
         real_pictures_in(str(six), str(train), 8, cache_dir)
     for learnt_from in (None, str(train)):  # two pictures, also as the training set itself
-        with pytest.raises(UserError, match=r"^2 pictures of train to evaluate with"):
+        with pytest.raises(UserError, match=r"^2 pictures of train are too few to evaluate with"):
             real_pictures_in(str(train), learnt_from, 8, cache_dir)
 
 
@@ -276,7 +276,7 @@ def test_a_folder_without_pictures_is_an_error_that_names_the_key(key: str, tmp_
     full, empty = folder_of(tmp_path / "full", "1.png"), tmp_path / "empty"
     empty.mkdir()
     folders = {"reference": str(full), "train": str(full), key: str(empty)}
-    with pytest.raises(UserError, match=f"{key}=.*holds no pictures"):
+    with pytest.raises(UserError, match=f"{key}=.*contains no pictures"):
         real_pictures_in(folders["reference"], folders["train"], 8, cache_dir)
 
 

@@ -298,6 +298,6 @@ class OfThree(TinyAutoencoder):
 def test_models_of_ones_own_are_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Pixels has no known parts to export: its inference_net needs the attributes encoder"):
         portable.networks(Pixels())
-    with pytest.raises(UserError, match=r"decoder.onnx cannot be made of OfThree \(.*\): use format=safetensors") as refusal:
+    with pytest.raises(UserError, match=r"decoder.onnx cannot be made from OfThree \(.*\): use format=safetensors") as refusal:
         portable.write_onnx(OfThree(), tmp_path)
     assert "\n" not in str(refusal.value)

@@ -244,10 +244,10 @@ def test_the_card_says_what_auto_stood_for_and_why(networks: dict[str, Extractor
     assert found.name == "efficientnet"
     (note,) = found.notes
     assert note.startswith("extractor=auto: efficientnet, as ")
-    assert note.endswith(f"{file} is not there; extractor=inception fetches it")
+    assert note.endswith(f"{file} does not exist; extractor=inception downloads it")
     (tmp_path / file).touch()
     found = judged(tmp_path, "auto", weights_dir=tmp_path)
-    assert (found.name, found.notes) == ("inception", [f"extractor=auto: inception, as {tmp_path / file} is there"])
+    assert (found.name, found.notes) == ("inception", [f"extractor=auto: inception, as {tmp_path / file} exists"])
 
 
 def test_without_labelled_training_pictures_there_is_no_probe(networks: dict[str, Extractor], tmp_path: Path) -> None:

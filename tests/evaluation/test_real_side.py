@@ -208,7 +208,7 @@ def test_both_spaces_are_calibrated_on_validation_pictures_and_controlled_by_tes
     side = RealSide(replace(real, mirrored=False), networks(tmp_path, extractor()), notes)
     assert [space.name for space in side.copy_spaces] == ["pixels", "features"]
     assert notes == [
-        f"copies by {space}: the calibrated bound is of 40 held-out pictures; 2.4% of others fall below it by chance"
+        f"copies by {space}: the calibrated bound is from 40 held-out pictures; 2.4% of others fall below it by chance"
         for space in ("pixels", "features")
     ], "1 / 41"
     train, val, test = (pictures.at(range(len(pictures))) for pictures in (real.train, real.calibration, real.reference))

@@ -144,5 +144,5 @@ def test_the_adaptive_weight_is_kept_in_checkpoints_and_out_of_the_optimiser() -
 
 
 def test_halvings_that_leave_no_map_are_refused() -> None:
-    with pytest.raises(UserError, match=r"num_halvings=5 leaves no map of logits of pictures of 64 px: take 1, or auto"):
+    with pytest.raises(UserError, match=r"num_halvings=5 leaves no map of logits for pictures of 64 px: use 1, or auto"):
         make(image_size=64, num_halvings=5)

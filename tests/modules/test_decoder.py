@@ -150,5 +150,5 @@ def test_the_checkpoint_of_another_diffusion_model_is_refused() -> None:
     assert "decoder trained on samples for 7 steps" in module.diffusion.summary()
     assert module.diffusion.features_trained_with == "EfficientNet-Lite0"
     other = make_diffusion(awake=True, autoencoder=make_vae_gan(ema_decay=0.5))
-    with pytest.raises(UserError, match="another diffusion model"):
+    with pytest.raises(UserError, match="a diffusion model other than the one in its run folder"):
         make(diffusion=other).on_load_checkpoint(checkpoint)

@@ -193,7 +193,7 @@ def test_a_network_without_hidden_features_cannot_be_aligned() -> None:
         def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(UserError, match=r"model\.alignment_weight needs a network that gives its hidden features"):
+    with pytest.raises(UserError, match=r"model\.alignment_weight needs a network that returns its hidden features"):
         diffusion(awake=False, network=Plain, alignment_weight=0.5)
 
 
@@ -416,8 +416,8 @@ def test_a_clipped_guess_implies_the_noise_that_leads_to_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective": "eps", "zero_terminal_snr": True}, r"model\.objective=eps: .*take v or x0"),
-        ({"objective": "eps", "schedule": "cosine"}, r"model\.objective=eps: .*take schedule=linear, or v"),
+        ({"objective": "eps", "zero_terminal_snr": True}, r"model\.objective=eps: .*use v or x0"),
+        ({"objective": "eps", "schedule": "cosine"}, r"model\.objective=eps: .*use schedule=linear, or v"),
         ({"objective": "v", "zero_terminal_snr": True, "weighting": "min_snr"}, r"model\.objective=v: min_snr"),
         ({"objective": "flow", "weighting": "min_snr"}, r"model\.objective=flow: min_snr"),
         ({"objective": "flow", "zero_terminal_snr": True}, r"model\.objective=flow: "),
@@ -452,12 +452,12 @@ def test_the_checkpoint_of_another_autoencoder_is_refused() -> None:
     assert checkpoint["flowergen"]["autoencoder"] == fingerprint(TinyAutoencoder(seed=0).inference_net)
     diffusion(autoencoder=TinyAutoencoder(seed=0)).on_load_checkpoint(checkpoint)
     for other in (TinyAutoencoder(seed=1), None):
-        with pytest.raises(UserError, match="another autoencoder"):
+        with pytest.raises(UserError, match="an autoencoder other than the one in its run folder"):
             diffusion(autoencoder=other).on_load_checkpoint(checkpoint)
     of_pixels: dict[str, Any] = {}
     diffusion(on_pixels=True).on_save_checkpoint(of_pixels)
     diffusion(on_pixels=True).on_load_checkpoint(of_pixels)
-    with pytest.raises(UserError, match="another autoencoder"):
+    with pytest.raises(UserError, match="an autoencoder other than the one in its run folder"):
         diffusion().on_load_checkpoint(of_pixels)
 
 

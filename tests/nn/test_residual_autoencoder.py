@@ -56,7 +56,7 @@ def test_the_factor_goes_by_the_image_size(size: int, spatial: int, flat: int):
 def test_a_flat_latent_wants_a_small_map(size: int, spatial: int):
     """Its linear layers have weights for each position: 277 million for pictures of 150 px, which halve once."""
     assert SPATIAL.factor_for(size) == spatial
-    with pytest.raises(ValueError, match=f"halve down to 16 px or less, and {size} px do not"):
+    with pytest.raises(ValueError, match=f"halves down to 16 px or less, and {size} px does not"):
         FLAT.factor_for(size)
 
 
@@ -119,7 +119,7 @@ def test_patches_are_squares_of_positions_as_channels_and_change_nothing_else():
 @pytest.mark.parametrize(("factor", "channels"), [(8, 6), (1, 8)])
 def test_patches_that_do_not_fit_the_latent_are_refused(factor: int, channels: int):
     with pytest.raises(
-        ValueError, match=f"patch_size=2 wants .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"
+        ValueError, match=f"patch_size=2 needs .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"
     ):
         LatentShape("spatial", factor, channels, dim=5, patch_size=2).network_factor_for(32)
 
