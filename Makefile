@@ -1,10 +1,10 @@
-# make setup | quickstart | flowers | test | lint: each works alone on a machine that has Python >= 3.11 and a package index.
+# make setup | quickstart | flowers | test | lint | docs: each works alone on a machine that has Python >= 3.11 and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 QUICKSTART := outputs/quickstart/$(shell date +%Y-%m-%d_%H-%M-%S)
 
-.PHONY: help setup quickstart flowers test lint
+.PHONY: help setup quickstart flowers test lint docs
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -38,3 +38,11 @@ lint: setup ## check style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/docs ## README, docs, API and configs as a web site, build/site/index.html; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/docs: $(VENV)/installed
+	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then $$uv pip install --quiet --python $(BIN)/python --editable '.[docs]'; \
+	else $(BIN)/pip install --quiet --editable '.[docs]'; fi
+	@touch $@

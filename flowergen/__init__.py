@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flowergen.errors import UserError
 
 if TYPE_CHECKING:
-    from flowergen.config.build import LoadedModel
+    from flowergen.runs.loading import LoadedModel
 
 __all__ = ["UserError", "__version__", "load"]
 __version__ = "0.1.0"
@@ -25,6 +25,6 @@ def load(run: str | Path, device: str = "cpu") -> "LoadedModel":
     Raises:
         UserError: there is no such run, or its files are damaged.
     """
-    from flowergen.config.build import load_run  # imported here to keep importing flowergen fast
+    from flowergen.runs.loading import load_run  # imported here to keep importing flowergen fast
 
     return load_run(run, device)

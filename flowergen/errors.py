@@ -2,6 +2,8 @@
 
 import signal
 
+LONGEST_LINE = 1500  # characters of an error
+
 
 class UserError(Exception):
     """An error that the user can fix: the message is one line that says what is wrong and what to do.
@@ -25,3 +27,19 @@ class Stopped(BaseException):
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
         self.status = 128 + signum
+
+
+def printable(text: str) -> str:
+    r"""Escape unprintable characters, which file names may contain, for a one-line message.
+
+    >>> printable("Blüte\n")
+    'Blüte\\n'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message without line breaks and control characters; long ones are cut in the middle."""
+    text = printable(" ".join(str(error).split()))
+    half = LONGEST_LINE // 2
+    return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"

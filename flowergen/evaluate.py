@@ -10,19 +10,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowergen.config.card_folder import card_folder, refuse_other_content
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import read_command_line
 from flowergen.config.command_schema import Evaluate
-from flowergen.config.machine_limits import says_what_to_shrink
-from flowergen.config.plain_command import read_command_line
-from flowergen.config.run_folder import RunFolder, find_run, git_state, hardware, locked, versions, write_atomically
-from flowergen.config.run_page import write_page
-from flowergen.config.sampling import OF_DIFFUSION, check_sampling
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.card_folder import card_folder, refuse_other_content
+from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.provenance import git_state, hardware, versions
+from flowergen.runs.run_folder import RunFolder, find_run, locked, write_atomically
+from flowergen.runs.run_page import write_page
+from flowergen.runs.sampling import OF_DIFFUSION, check_sampling
 
 if TYPE_CHECKING:
-    from flowergen.config.evaluation import Subject
+    from flowergen.runs.evaluation import Subject
 
 OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root")  # no effect on folders
 OF_FOLDERS = ("reference", "train", "image_size")
@@ -47,7 +47,7 @@ def main() -> None:
         _note_without_effect(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
-    from flowergen.config.evaluation import subject_of_folders, subject_of_run
+    from flowergen.runs.evaluation import subject_of_folders, subject_of_run
 
     subject = subject_of_run(config, run) if run else subject_of_folders(config)
     default = (run.path if run else Path("outputs").absolute()) / "evaluation" / subject.hash
@@ -97,9 +97,9 @@ def _compare(typed: str) -> None:
 
 def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, Any]:
     """Return the card in the folder; if there is none, measure and write it first."""
-    from flowergen.config.evaluation import measure
     from flowergen.evaluation.card import hash_of, markdown, read_card, summarised
     from flowergen.evaluation.card_files import write_pairs
+    from flowergen.runs.evaluation import measure
 
     card = read_card(folder)
     if card is not None:

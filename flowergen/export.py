@@ -7,12 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Export
-from flowergen.config.plain_command import output_folder, read_command_line
-from flowergen.config.run_folder import RunFolder, find_run, write_atomically
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.run_folder import RunFolder, find_run, write_atomically
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 

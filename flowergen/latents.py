@@ -5,20 +5,19 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Latents
-from flowergen.config.machine_limits import says_what_to_shrink
-from flowergen.config.plain_command import output_folder, read_command_line
-from flowergen.config.run_folder import find_run, write_atomically
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.run_folder import find_run, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from flowergen.config.build import LoadedModel
     from flowergen.data.image_datamodule import ImageDataModule
     from flowergen.nn.posterior import Posterior
+    from flowergen.runs.loading import LoadedModel
 
 MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
 MOST_COMPARED = 1024  # pictures in the pairwise comparison
@@ -48,11 +47,11 @@ def main() -> None:
     import torch
 
     import flowergen
-    from flowergen.config.build import build_datamodule_of_run
     from flowergen.data.image_datamodule import spread
     from flowergen.evaluation import latent_report
     from flowergen.evaluation.collapse import measure_collapse, verdict
     from flowergen.randomness import normal_per_sample
+    from flowergen.runs.loading import build_datamodule_of_run
 
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
     data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])

@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import read_command_line
 from flowergen.config.command_schema import Report
-from flowergen.config.plain_command import read_command_line
-from flowergen.config.run_folder import RunFolder, find_run, make_folder, write_atomically
-from flowergen.config.run_page import write_page
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.run_folder import RunFolder, find_run, make_folder, write_atomically
+from flowergen.runs.run_page import write_page
 from flowergen.viz.sweep_page import Job, csv_table, html_page, swept_keys, title_of
 
 OWN_SETTINGS = ("hydra", "sweep.", "paths.")  # settings of the sweep, not of a job

@@ -5,21 +5,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Sample
-from flowergen.config.machine_limits import says_what_to_shrink
-from flowergen.config.plain_command import output_folder, read_command_line
-from flowergen.config.run_folder import find_run
-from flowergen.config.run_page import write_page
-from flowergen.config.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.run_folder import find_run
+from flowergen.runs.run_page import write_page
+from flowergen.runs.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowergen.config.build import LoadedModel
     from flowergen.evaluation.latent_store import LatentStore
+    from flowergen.runs.loading import LoadedModel
 
 MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising is shown
 DEFAULT_NUM = 64  # for a model without classes

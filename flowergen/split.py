@@ -4,11 +4,11 @@ import shlex
 import sys
 import warnings
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import read_command_line
 from flowergen.config.command_schema import Split
-from flowergen.config.plain_command import read_command_line
 from flowergen.data import split_dataset
-from flowergen.data.listing import printable
+from flowergen.errors import printable
 
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 

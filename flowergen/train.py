@@ -18,15 +18,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flowergen.config import conf_dir, launcher
-from flowergen.config.command import changed, is_first_process, one_line, one_line_errors, prepare_train
-from flowergen.config.console import essentials, farewell, last_good, quieten
+from flowergen.app.command import one_line_errors
+from flowergen.app.console import essentials, farewell, last_good, quieten
+from flowergen.app.train_command import prepare_train
+from flowergen.config import conf_dir
 from flowergen.config.duration import seconds_of
-from flowergen.config.machine_limits import limits_of_training
-from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import Provenance, RunFolder, find_run
-from flowergen.config.stages import is_inherited
-from flowergen.errors import Stopped, TrainingEnded, UserError
+from flowergen.config.overrides import changed, resolve
+from flowergen.errors import Stopped, TrainingEnded, UserError, one_line
+from flowergen.runs.machine_limits import limits_of_training
+from flowergen.runs.provenance import Provenance
+from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
+from flowergen.runs.stages import is_inherited
+from flowergen.sweeps import launcher
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -88,19 +91,11 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.callbacks.stop_signals import stop_if_asked
-    from flowergen.config.batch_size import settle_batch_size
-    from flowergen.config.build import (
-        build_datamodule,
-        build_module,
-        epochs_done,
-        fetch_weights,
-        load_stage_before,
-        read_checkpoint,
-        save_weights,
-        steps_done,
-    )
-    from flowergen.config.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
-    from flowergen.config.trainer import build_trainer, resolve_device
+    from flowergen.runs.batch_size import settle_batch_size
+    from flowergen.runs.build import build_datamodule, build_module, fetch_weights
+    from flowergen.runs.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
+    from flowergen.runs.loading import epochs_done, load_stage_before, read_checkpoint, save_weights, steps_done
+    from flowergen.runs.trainer import build_trainer, resolve_device
 
     quieten()
     if config["trainer"]["num_threads"]:

@@ -4,19 +4,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Vary
-from flowergen.config.machine_limits import says_what_to_shrink
-from flowergen.config.plain_command import output_folder, read_command_line
-from flowergen.config.run_folder import find_run
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
+from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.run_folder import find_run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowergen.config.build import LoadedModel
     from flowergen.data.image_datamodule import ImageDataModule
+    from flowergen.runs.loading import LoadedModel
 
 READ_BY_ONE_MODE = {
     "scale": "variations",
@@ -42,7 +41,7 @@ def main() -> None:
     import torch
 
     import flowergen
-    from flowergen.config.build import build_datamodule_of_run
+    from flowergen.runs.loading import build_datamodule_of_run
 
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
     data = None

@@ -32,15 +32,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.order import TrainingOrder
 from flowergen.data.streaming import LoaderAhead
 from flowergen.modules.vae import VAEModule
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 
 
 def settings() -> dict[str, str]:

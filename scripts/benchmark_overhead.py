@@ -32,16 +32,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor, nn
 
-from flowergen.config.build import build_module
-from flowergen.config.command import checked, one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import Listing
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
+from flowergen.runs.build import build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 
 SIZE, LATENT = 64, (4, 16, 16)
 WARM_UP = 10  # steps that are not measured

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import flowergen
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 from flowergen.errors import UserError
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.nn.dit import DiT

@@ -32,11 +32,9 @@ from benchmark_data import Stopwatch, hardware, ratio, spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowergen.config.build import build_datamodule, build_module, fetch_weights, load_run
-from flowergen.config.command import checked, one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.evaluation.encoding import cached_posteriors
@@ -45,6 +43,10 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
+from flowergen.runs.build import build_datamodule, build_module, fetch_weights
+from flowergen.runs.loading import load_run
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 
 PEAK_TFLOPS = {  # dense, from NVIDIA's data sheets: float32 without tensor cores, bf16 with them
     "H200": {"float32": 67.0, "bf16": 989.0},

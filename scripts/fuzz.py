@@ -39,11 +39,11 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from PIL import ExifTags, Image
 
-from flowergen.config.command import one_line, prepare_train
+from flowergen.app.plain_command import read_command_line
+from flowergen.app.train_command import prepare_train
 from flowergen.config.command_schema import Evaluate, Sample, Split
-from flowergen.config.plain_command import read_command_line
 from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
-from flowergen.errors import UserError
+from flowergen.errors import UserError, one_line
 
 LONGEST_MESSAGE = 2000
 MOST_SECONDS = 10  # of CPU time
@@ -273,10 +273,10 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     """Train for one optimiser step, and store everything that a run folder contains."""
     from hydra.core.hydra_config import HydraConfig
 
-    from flowergen.config import build, latents, trainer
-    from flowergen.config.command import checked
+    from flowergen.app.train_command import checked
     from flowergen.config.overrides import resolve
-    from flowergen.config.run_folder import RunFolder
+    from flowergen.runs import build, latents, loading, trainer
+    from flowergen.runs.run_folder import RunFolder
 
     run = RunFolder(folder / model)
     run.path.mkdir()
@@ -289,11 +289,11 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     data = build.build_datamodule(config)
     data.setup()
     latents.carry_stage_before(config, run)
-    autoencoder = build.load_stage_before(config, run)
+    autoencoder = loading.load_stage_before(config, run)
     module = build.build_module(config, len(data.class_names), autoencoder.module if autoencoder else None)
     latents.prepare_latents(config, run, module, data, autoencoder)
     trainer.build_trainer(config, run, None).fit(module, datamodule=data)
-    build.save_weights(module, run.weights)
+    loading.save_weights(module, run.weights)
     latents.store_what_sampling_needs(config, run, module, data)
     return run.path
 
@@ -515,8 +515,8 @@ PICKLES: list[bytes] = []  # filled once, because a zip bomb takes a while to cr
 
 def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
     """Load the changed run and sample from it, or raise ``UserError``."""
-    from flowergen.config.build import epochs_done, load_run, read_checkpoint
-    from flowergen.config.sampling import stored_latents
+    from flowergen.runs.loading import epochs_done, load_run, read_checkpoint
+    from flowergen.runs.sampling import stored_latents
 
     source, name, content = example
     run = scratch / "run"

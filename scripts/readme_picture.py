@@ -8,8 +8,8 @@ import sys
 import torch
 
 import flowergen
-from flowergen.config.build import build_datamodule
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
+from flowergen.runs.build import build_datamodule
 from flowergen.viz.grids import image_grid, write_png
 
 COLUMNS, ZOOM = 12, 2

@@ -18,10 +18,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from flowergen.config.command import one_line_errors
-from flowergen.config.run_folder import RunFolder
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.app.command import one_line_errors
+from flowergen.errors import UserError, printable
+from flowergen.runs.run_folder import RunFolder
 
 AUTOENCODER, DIFFUSION, DECODER = 0.2, 0.5, 0.15  # of the minutes
 SHOWN = (

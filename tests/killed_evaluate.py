@@ -4,7 +4,7 @@ python -m tests.killed_evaluate MOMENT COUNT ARGUMENTS...; COUNT 0 is never."""
 import sys
 
 from flowergen import evaluate
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 from tests.killed_train import kill_at
 
 

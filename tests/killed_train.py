@@ -10,7 +10,7 @@ import signal
 from typing import Any
 
 from flowergen import train
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 
 
 def kill_at(owner: Any, name: str, count: int, signum: int = signal.SIGKILL) -> None:

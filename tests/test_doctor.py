@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from flowergen import doctor as doctor_command
-from flowergen.config import conf_dir, doctor
-from flowergen.config.doctor import Line
+from flowergen.app import doctor
+from flowergen.app.doctor import Line
+from flowergen.config import conf_dir
 from tests.conftest import Command
 
 
@@ -74,7 +75,7 @@ def test_what_training_cannot_do_without_gives_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [Line("missing", "torch", "pip install torch", fatal=True), Line("missing", "gpu", "none"), Line("ok", "cpu", "2")]
-    monkeypatch.setattr("flowergen.config.doctor.examined", lambda paths: iter(lines))
+    monkeypatch.setattr("flowergen.app.doctor.examined", lambda paths: iter(lines))
     monkeypatch.setattr(sys, "argv", ["doctor"])
     with pytest.raises(SystemExit) as end:
         doctor_command.main()
@@ -86,11 +87,11 @@ def test_without_hydra_it_still_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half an installation is what it is asked about."""
-    monkeypatch.setitem(sys.modules, "flowergen.config.plain_command", None)
+    monkeypatch.setitem(sys.modules, "flowergen.app.plain_command", None)
     with pytest.raises(SystemExit) as end:
         doctor_command.main()
     assert end.value.code == 1
-    assert capsys.readouterr().out.startswith("missing  flowergen.config.plain_command")
+    assert capsys.readouterr().out.startswith("missing  flowergen.app.plain_command")
 
 
 def test_packages_are_held_against_the_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +116,7 @@ def test_packages_are_held_against_the_ranges(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_wheel_knows_its_ranges_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Outside of a checkout there is no pyproject.toml; the installed metadata say the same."""
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "flowergen" / "config" / "doctor.py"))
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "flowergen" / "app" / "doctor.py"))
     (site := tmp_path / "flowergen-0.1.0.dist-info").mkdir()
     (site / "METADATA").write_text(
         "Metadata-Version: 2.3\nName: flowergen\nVersion: 0.1.0\nRequires-Dist: torch<2.16,>=2.11\n"

@@ -250,7 +250,7 @@ WRONG = {
 def test_what_is_wrong_is_said_before_anything_is_measured(
     evaluated: Evaluate, diffusion_run: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
-    monkeypatch.setattr("flowergen.config.evaluation.load_run", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("flowergen.runs.evaluation.load_run", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(UserError) as error:
         evaluated(*(argument.replace("RUN", str(diffusion_run)) for argument in arguments))
     assert words in str(error.value)

@@ -15,12 +15,12 @@ from PIL import Image
 
 import flowergen
 from flowergen import export
-from flowergen.config.build import LoadedModel
-from flowergen.config.command import one_line_errors
-from flowergen.config.run_folder import RunFolder
+from flowergen.app.command import one_line_errors
 from flowergen.evaluation import portable
 from flowergen.modules import latent_ddpm
 from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.runs.loading import LoadedModel
+from flowergen.runs.run_folder import RunFolder
 from tests.conftest import Command
 from tests.evaluation.test_portable import example
 from tests.evaluation.test_walks import Pixels

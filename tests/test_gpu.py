@@ -9,13 +9,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from flowergen.config.build import build_datamodule, build_module, load_run
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.modules.image_model import ImageModel
 from flowergen.randomness import normal, uniform
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.loading import load_run
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN, run_command
 from tests.tiny_models import diffusion
 

@@ -12,7 +12,7 @@ import torch
 
 import flowergen
 from flowergen import latents
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 from flowergen.evaluation import encoding
 from tests.conftest import Command
 
@@ -70,7 +70,7 @@ def test_a_diffusion_run_reports_on_its_autoencoder_and_both_repeat(
     assert list(found["classes"]) == ["whole latent", "mean over positions"]
 
     model = flowergen.load(autoencoder_run)
-    from flowergen.config.build import build_datamodule_of_run
+    from flowergen.runs.loading import build_datamodule_of_run
 
     data = build_datamodule_of_run(model, None, None)
     posterior = model.encode(data.pictures[data.rows["test"].tolist()].image.float() / 255)

@@ -9,7 +9,7 @@ import reproduce
 import torch
 import yaml
 
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
 

@@ -157,7 +157,7 @@ def test_ctrl_c_leaves_no_partial_picture_and_running_again_completes(
 SLOWLY = """
 import os, time
 from flowergen import split
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 
 link = os.link
 os.link = lambda *paths: (time.sleep(0.02), link(*paths))

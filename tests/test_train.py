@@ -16,8 +16,8 @@ import yaml
 
 import flowergen
 from flowergen import train
-from flowergen.config.run_folder import RunFolder
 from flowergen.errors import TrainingEnded, UserError
+from flowergen.runs.run_folder import RunFolder
 from tests.conftest import Command
 from tests.warm_process import warm_run
 
@@ -229,7 +229,7 @@ VANISHING = """
 import os, sys
 from pathlib import Path
 from flowergen import train
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 from flowergen.modules.vae import VAEModule
 def vanish(self, batch, batch_idx):
     [path.unlink(missing_ok=True) for path in Path(os.environ["PICTURES"]).rglob("*.png")]

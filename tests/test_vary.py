@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flowergen import vary
-from flowergen.config.command import one_line_errors
+from flowergen.app.command import one_line_errors
 from tests.conftest import Command
 
 pytestmark = pytest.mark.slow

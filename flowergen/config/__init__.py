@@ -1,8 +1,4 @@
-"""Build objects from a command line. Only this package and train.py import Hydra.
-
-Reading order: ``command`` (the wrapper of every command), ``overrides`` (command-line overrides), ``schema`` and ``check``
-(validation), ``run_folder`` (the files of a run), ``build`` (the objects).
-"""
+"""Configs: ``overrides`` composes them from a command line, ``schema`` and ``check`` validate them, ``help`` lists keys."""
 
 from pathlib import Path
 

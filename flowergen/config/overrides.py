@@ -22,6 +22,7 @@ from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
 from flowergen.config.schema import Train
 from flowergen.errors import UserError
+from flowergen.hydra_internals import config_groups
 
 PATH_KEYS = (
     "resume",
@@ -122,7 +123,7 @@ def compose_train(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     search = [override for override in overrides if override.startswith("hydra.searchpath=")]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-        top_groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+        top_groups = set(config_groups())
         parsed = [(o, "/" in o.key_or_group or o.key_or_group in top_groups) for o in parse(overrides)]
         base = _compose("train", [*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
         plain = cast(dict[str, Any], OmegaConf.to_container(base))
@@ -215,6 +216,23 @@ def merged(overrides: Sequence[str]) -> list[str]:
     ['model=vae', 'seed=2']
     """
     return list({override.key_or_group: str(override.input_line) for override in parse(overrides)}.values())
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten a config to dotted keys and values.
+
+    >>> flat({"model": {"beta": 1, "channels": [8, 16]}})
+    {'model.beta': 1, 'model.channels': [8, 16]}
+    """
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys whose values differ between two configs, with both values."""
+    old, new = flat(before), flat(now)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:

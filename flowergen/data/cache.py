@@ -20,9 +20,9 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from flowergen.data.bar import with_bar
 from flowergen.data.decoding import in_order
-from flowergen.data.listing import Listing, printable
+from flowergen.data.listing import Listing
 from flowergen.data.reading import UnreadablePicture, fit_square
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from flowergen.data.download import downloading
-from flowergen.data.listing import SUBSETS, Listing, find_pictures, list_image_folder, listing_of, printable
-from flowergen.errors import UserError
+from flowergen.data.listing import SUBSETS, Listing, find_pictures, list_image_folder, listing_of
+from flowergen.errors import UserError, printable
 
 PICTURES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
 BY_HAND = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"

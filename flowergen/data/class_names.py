@@ -5,8 +5,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from flowergen.data.listing import printable
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 
 def class_label(name: str | int, class_names: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from flowergen.data.listing import printable
+from flowergen.errors import printable
 
 log = logging.getLogger(__name__)
 

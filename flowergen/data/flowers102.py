@@ -12,9 +12,9 @@ import numpy as np
 
 from flowergen.data.download import downloading
 from flowergen.data.flowers102_names import CLASS_NAMES
-from flowergen.data.listing import SUBSETS, Listing, listing_of, printable
+from flowergen.data.listing import SUBSETS, Listing, listing_of
 from flowergen.data.reading import UnreadablePicture
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 NUM_PICTURES = 8189  # Nilsback & Zisserman 2008
 SEGMENTATIONS = "102segmentations.tgz"

@@ -1,8 +1,8 @@
 """Data module of landscapes."""
 
 from flowergen.data.image_folder_datamodule import ImageFolderDataModule
-from flowergen.data.listing import SPLIT_FOLDER_NAMES, Listing, printable
-from flowergen.errors import UserError
+from flowergen.data.listing import SPLIT_FOLDER_NAMES, Listing
+from flowergen.errors import UserError, printable
 
 
 class LandscapesDataModule(ImageFolderDataModule):

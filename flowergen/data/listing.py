@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flowergen.data.reading import IMAGE_EXTENSIONS, bytes_of, read_rgb
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -209,15 +209,6 @@ def read_picture(path: Path) -> tuple[np.ndarray, str]:
 def digest_of(data: bytes) -> str:
     """Return the digest that identifies byte-identical pictures."""
     return blake2b(data, digest_size=16).hexdigest()
-
-
-def printable(text: str) -> str:
-    r"""Escape unprintable characters, which file names may contain, for a one-line message.
-
-    >>> printable("Blüte\n")
-    'Blüte\\n'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ import numpy as np
 
 from flowergen.data.bar import with_bar
 from flowergen.data.decoding import in_order
-from flowergen.data.listing import digest_of, find_pictures, printable, read_folders, read_picture, subset_named
+from flowergen.data.listing import digest_of, find_pictures, read_folders, read_picture, subset_named
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
 from flowergen.data.splits import hold_out
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 Mode = Literal["copy", "link", "move"]
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from flowergen.data.batch import Batch
 from flowergen.data.cache import TRANSFORM_VERSION, CachedImages, built_once, decoded, key_of, sync, without_unreadable
-from flowergen.data.listing import Listing, printable
+from flowergen.data.listing import Listing
 from flowergen.data.reading import UnreadablePicture, fit_square
-from flowergen.errors import UserError
+from flowergen.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowergen.data.cache import cached_images
 from flowergen.data.image_datamodule import ImageDataModule, spread
-from flowergen.data.listing import list_image_folder, printable
-from flowergen.errors import UserError
+from flowergen.data.listing import list_image_folder
+from flowergen.errors import UserError, printable
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
 
 HASHED = 256  # pictures whose pixels are hashed to represent all

@@ -10,20 +10,21 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
+from flowergen.app.train_command import checked
 from flowergen.callbacks import budget as budget_file
 from flowergen.callbacks import images
 from flowergen.callbacks.budget import Budget, Plan, Position, Seconds, plan, seconds_spent
 from flowergen.callbacks.images import ImageGrids
-from flowergen.config.build import build_datamodule, build_module, epochs_done, read_checkpoint
-from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.evaluation import latent_store
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.loading import epochs_done, read_checkpoint
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
 
 ENCODING = 0.002  # seconds a picture

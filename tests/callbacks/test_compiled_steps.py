@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from flowergen.app.train_command import checked
 from flowergen.callbacks.budget import Budget
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN
 
 RUNS = {

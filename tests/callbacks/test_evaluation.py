@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from flowergen.app.train_command import checked
 from flowergen.callbacks import evaluation
 from flowergen.callbacks.evaluation import PeriodicEvaluation, held_out_loss
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.errors import UserError
 from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import FEWEST, RealPictures, real_pictures_of
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from tests.evaluation import fakes
 from tests.tiny_models import drawn
 

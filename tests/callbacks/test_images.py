@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowergen.app.train_command import checked
 from flowergen.callbacks.images import ImageGrids
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.evaluation import sampling
 from flowergen.evaluation.sampling import diffusion_sampler, first_samples
 from flowergen.modules.image_model import ImageModel
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from flowergen.viz.grids import captioned, image_grid
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
 from tests.tiny_models import CHANNELS, SIZE, TinyAutoencoder, diffusion, drawn

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.run_page import write_page
-from flowergen.config.trainer import build_trainer
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.run_page import write_page
+from flowergen.runs.trainer import build_trainer
 from tests.conftest import TINY_RUN
 
 RELOADS = 'http-equiv="refresh"'

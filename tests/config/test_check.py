@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_object
 
+from flowergen.app.train_command import checked
 from flowergen.config import conf_dir
-from flowergen.config.command import checked
-from flowergen.config.run_folder import RunFolder
 from flowergen.config.schema import BY_TARGET, Trainer
 from flowergen.errors import UserError
+from flowergen.runs.run_folder import RunFolder
 
 WRONG = {
     "model.betta=1": "did you mean model.beta?",

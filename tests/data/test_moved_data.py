@@ -55,6 +55,6 @@ def test_a_data_set_that_changed_is_another_one(tmp_path: Path, picture_folder: 
         path.write_bytes(path.read_bytes()[:40])
     else:
         path.rename(picture_folder / "tulips" / path.name)
-    with pytest.raises(UserError, match="the pictures, labels or split of .* have changed since the run started") as raised:
+    with pytest.raises(UserError, match=r"the pictures, labels or split of .* have changed since the run started") as raised:
         of(picture_folder, tmp_path / "cache").load_state_dict(state)
     assert "\n" not in str(raised.value)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
 from flowergen.data.celeba import list_celeba
 from flowergen.data.celeba_datamodule import CelebADataModule

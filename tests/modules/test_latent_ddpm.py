@@ -13,11 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.errors import UserError
 from flowergen.evaluation.sampling import diffusion_sampler, first_samples
@@ -27,6 +24,9 @@ from flowergen.modules.latent_ddpm import NUM_LEVELS, LatentDDPMModule
 from flowergen.nn.dit import DiT
 from flowergen.nn.unet import UNet
 from flowergen.randomness import normal, uniform
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
 
 OBJECTIVES = ["eps", "v", "x0", "flow"]

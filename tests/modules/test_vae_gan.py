@@ -12,11 +12,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.vgg import cfgs, make_layers
 
-from flowergen.config.build import build_datamodule, build_module
-from flowergen.config.command import checked
+from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
-from flowergen.config.run_folder import RunFolder
-from flowergen.config.trainer import build_trainer
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
@@ -28,6 +25,9 @@ from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.randomness import initialisation, normal, uniform
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.trainer import build_trainer
 
 SIZE = 16
 PATCH: dict[str, Any] = {"kind": "patch", "channels": 4, "num_halvings": 1, "norm": "group"}

@@ -1,0 +1,255 @@
+"""Phase 1 of ``train``: compose and check the command line, without importing torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Sweep
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowergen.config.check import check, contradictions
+from flowergen.config.help import train_help
+from flowergen.config.overrides import (
+    changed,
+    compose_train,
+    flat,
+    merged,
+    parse,
+    quote_paths,
+    quoted,
+    quoted_path,
+    resolve,
+    sweep_samples,
+)
+from flowergen.config.schema import OptunaSearch, Train
+from flowergen.errors import UserError, one_line
+from flowergen.hydra_internals import argument_parser
+from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
+from flowergen.runs.stages import inherited, stage_before
+from flowergen.sweeps.sweep_folder import SweepFolder
+
+# parts of an optimiser step, in which the position of a mid-epoch checkpoint is counted
+MUST_STAY = ("trainer.accumulate_grad_batches",)
+# keys that may change when a run is resumed; changing any other would make it a different run
+MAY_CHANGE = (
+    "resume",
+    "sweep",
+    "paths",
+    "trainer",
+    "logger",
+    "callbacks",
+    "data.root",
+    "data.cache_dir",
+    "data.on_corrupt",
+    "data.decode",
+    "data.device_resident",
+    "model.beta",
+    "model.beta_warmup_steps",
+    "model.lr_schedule",
+    "model.lr_warmup_steps",
+    "model.optimizer.lr",
+    "model.discriminator_optimizer.lr",
+    "model.adversarial_weight",
+    "model.guard",
+    "model.guard_margin",
+    "model.weights_dir",
+    "model.sampling",
+    "model.latent_cache",
+)
+
+
+def prepare_train(argv: Sequence[str]) -> list[str]:
+    """Phase 1 of ``train``: check the command line without importing torch, and make a folder only if it is valid.
+
+    Args:
+        argv: arguments without the program name.
+
+    Returns:
+        The arguments for ``hydra.main``: paths quoted, a resumed run's own overrides first, a run folder claimed.
+
+    Raises:
+        UserError: the command line is invalid; one line says what to do.
+    """
+    parser = argument_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(list(argv))  # allows "seed=1 -m model.beta=1,2"
+    if args.help:
+        print(train_help(quote_paths(args.overrides)))
+        sys.exit()
+    if args.hydra_help or args.cfg or args.info or args.shell_completion:
+        return list(argv)
+    for flag in ("config_name", "config_path", "package", "experimental_rerun"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag.replace('_', '-')} is not supported: pass your own configs with --config-dir DIR")
+    multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
+    overrides = quote_paths(args.overrides, multirun)
+    if args.config_dir:
+        if not os.path.isdir(args.config_dir):
+            raise UserError(f"--config-dir {args.config_dir} is not an existing folder")
+        # as an override, it is passed to the jobs of a sweep and stored in the run folder
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
+    if multirun:
+        return ["--multirun", *_prepared_sweep(overrides)]
+    if _value_of("sweep.skip_finished", overrides):
+        raise UserError("sweep.skip_finished is for a sweep: add -m, or resume a single run with resume=RUN")
+    if _value_of("resume", overrides):
+        return _prepared_resume(overrides)
+    composed, lines = checked(overrides)
+    return [*lines, *_new_run_dir(lines, composed)]
+
+
+def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[DictConfig, list[str]]:
+    """Compose, resolve and check a config.
+
+    Args:
+        overrides: as typed, paths quoted.
+        run: the resumed run, if any.
+
+    Returns:
+        The composed config, and the overrides in Hydra's form, those inherited from the previous stage first.
+
+    Raises:
+        UserError: the config is invalid.
+    """
+    composed, lines = compose_train(overrides)
+    HydraConfig.instance().set_config(composed)
+    before = stage_before(composed)
+    if before:
+        typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
+        data = resolve(composed)["data"]
+        added = inherited(*before, run, data, typed)
+        composed, lines = compose_train([*added, *overrides])
+        HydraConfig.instance().set_config(composed)
+    config = resolve(composed)
+    check(config, Train)
+    contradictions(config)
+    return composed, lines
+
+
+def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
+    """Make the run folder; return the override that sets it, unless it was typed."""
+    folder = _folder(composed, "run")
+    if _value_of("hydra.run.dir", lines) is None:
+        started = os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+        if started or composed.trainer.num_nodes > 1:
+            raise UserError("torchrun, SLURM or several machines: give every process the same hydra.run.dir=FOLDER")
+        return [f"hydra.run.dir={quoted_path(claim(folder))}"]
+    run = RunFolder(folder)
+    if is_first_process() and os.path.exists(run.config) and not run.never_started():
+        raise UserError(f"{folder} already contains a run: resume it with resume={folder}, or choose another folder")
+    make_folder(folder)
+    return []
+
+
+def _folder(composed: DictConfig, kind: str) -> Path:
+    try:
+        return Path(os.path.expanduser(composed.hydra[kind].dir))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"hydra.{kind}.dir: {one_line(error)}") from error
+
+
+def _prepared_resume(overrides: Sequence[str]) -> list[str]:
+    """Return the run's own overrides, then the new ones, and its own folder as run folder."""
+    run, _ = find_run(str(_value_of("resume", overrides)), "resume")
+    if not os.access(run.path, os.W_OK):  # Hydra opens its log there first
+        raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to a writable folder")
+    stored = run.read_config()
+    paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
+    regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
+    older = [] if regrouped else _completed(stored)
+    given = merged([*paths, *run.read_overrides(), *older, *overrides])
+    composed, lines = checked(given, run)
+    if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
+        composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
+    known, typed = flat(stored), tuple(f"{override.key_or_group}." for override in parse(overrides))
+    for key, (before, now) in changed(stored, resolve(composed)).items():
+        if key not in known and not f"{key}.".startswith(typed):  # a newer key, which takes its default
+            continue
+        may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
+        if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):
+            raise UserError(
+                f"resume: {key} was {before} and is {now} now; "
+                "a resumed run keeps its architecture, data and objective: start a new one"
+            )
+    lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
+    return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
+
+
+def _completed(stored: dict[str, Any]) -> list[str]:
+    """Add to an older run's config the keys that were added since with another default than what it was trained with."""
+    network = stored["model"].get("network")
+    if not isinstance(network, dict) or network.get("_target_") != "flowergen.nn.dit.DiT" or "block" in network:
+        return []
+    network["block"] = "original"
+    return ["++model.network.block=original"]
+
+
+def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
+    """Check every swept value once, including those of a ``hparams_search`` file, and claim a folder for the sweep."""
+    for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
+        if _value_of(key, overrides) is not None:
+            raise UserError(f"{key}= has no meaning for a sweep: {instead}")
+    if isinstance(_value_of("hparams_search", overrides), Sweep):
+        raise UserError("hparams_search takes one name")
+    sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
+    if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
+        raise UserError(f"hydra.sweeper={sweeper} is not a sweeper: choose one with hydra/sweeper=NAME, or leave it out")
+    sweeper = OmegaConf.to_container(sweeper)
+    overrides = _with_params(sweeper, overrides)
+    _check_sweeper(sweeper, overrides)
+    composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
+    lines = lines[len(lines) - len(overrides) :]  # drop inherited overrides, which each job adds itself
+    added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
+    swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
+    folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished
+    if _value_of("hydra.sweep.dir", overrides) is None:
+        if skip_finished:
+            raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to continue")
+        return [*swept, f"hydra.sweep.dir={quoted_path(claim(folder.path))}"]
+    if folder.holds_jobs() and not skip_finished:
+        raise UserError(
+            f"{folder.path} already contains a sweep: continue it with sweep.skip_finished=true, or choose another folder"
+        )
+    make_folder(folder.path)
+    return swept
+
+
+def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
+    """Turn ``hydra.sweeper.params`` into overrides, checked and passed on like typed ones, which take precedence."""
+    params = flat(sweeper.get("params") or {})
+    typed = {override.key_or_group for override in parse(overrides)}
+    lines = [f"{key}={value}" for key, value in params.items() if key not in typed]
+    return [*lines, *overrides, *["hydra.sweeper.params=null"][: len(params)]]
+
+
+def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
+    """Check what only one of the sweepers supports or requires."""
+    swept = [override for override in parse(overrides) if override.is_sweep_override()]
+    if sweeper["_target_"] != "hydra_plugins.flowergen.OptunaSweeper":
+        for override in swept:
+            if not override.is_discrete_sweep():
+                raise UserError(
+                    f"{override.input_line}: give the values of a sweep one by one, as in KEY=1,2,3; "
+                    "intervals are for hparams_search=beta_optuna"
+                )
+        return
+    check(sweeper, OptunaSearch, "hydra.sweeper.")
+    if not swept:
+        raise UserError("there is nothing to search: give KEY=interval(LOW, HIGH) or KEY=1,2,3")
+    if find_spec("optuna") is None:
+        raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna")
+
+
+def _value_of(key: str, overrides: Sequence[str]) -> Any:
+    """Return the last value given for a key, with or without ``+`` or ``++``; None if there is none."""
+    values = [override.value() for override in parse([line for line in overrides if line.lstrip("+").startswith(f"{key}=")])]
+    return values[-1] if values else None
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; python -m flowergen.train --help lists the options")

@@ -1,0 +1,61 @@
+"""The folder of a metric card: repeating a command reuses its folder, and different commands never share one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowergen.errors import UserError, printable
+from flowergen.runs.run_folder import make_folder, write_atomically
+
+MARK = "evaluation.json"  # identifies the evaluation
+
+
+def refuse_other_content(out: str) -> None:
+    """Refuse a folder that was not made by an evaluation, before anything is loaded.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    folder = Path(out)
+    try:
+        if _content(folder) and not (folder / MARK).is_file():
+            raise _occupied(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"out={printable(out)} cannot be read ({error.strerror}): give another folder") from error
+
+
+def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path:
+    """Return the folder of a card, which may hold the intermediate results of a stopped evaluation.
+
+    Args:
+        out: folder from the command line, or None.
+        default: folder to use if ``out`` is None.
+        mark: subject and protocol of the evaluation, plain data.
+
+    Raises:
+        UserError: the folder cannot be written to, or holds something else.
+    """
+    folder = default if out is None else Path(out)
+    make_folder(folder)
+    content = json.dumps(mark, indent=2, sort_keys=True)
+    try:
+        if (folder / MARK).is_file() and (folder / MARK).read_bytes() == content.encode():
+            return folder
+        if _content(folder):
+            raise _occupied(folder)
+        write_atomically(folder / MARK, content)
+    except OSError as error:
+        raise UserError(f"{printable(str(folder))} cannot be written to ({error.strerror}): give out=DIR elsewhere") from error
+    return folder
+
+
+def _content(folder: Path) -> list[Path]:
+    """List the content, except the lock file and a partial mark left by a killed process."""
+    return [path for path in folder.iterdir() if path.name not in (f"{MARK}.partial", ".lock")]
+
+
+def _occupied(folder: Path) -> UserError:
+    return UserError(f"{printable(str(folder))} contains other files, and nothing is overwritten: give a new folder with out=")

@@ -1,0 +1,142 @@
+"""Stages of latent diffusion: prepare what a run needs from the previous stage, and store what sampling needs."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.errors import UserError, printable
+from flowergen.evaluation.drawn_samples import cached_samples
+from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
+from flowergen.evaluation.latent_store import num_stored, store_autoencoder_latents, store_latents
+from flowergen.modules.decoder import DecoderModule
+from flowergen.modules.image_model import ImageModel
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
+from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
+from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
+from flowergen.runs.trainer import resolve_device
+
+log = logging.getLogger(__name__)
+
+
+def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
+    """Copy the autoencoder's or the diffusion run into the run folder, nested, so the original may be deleted.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    before = stage_before(config)
+    if before is None or (run.path / before[0]).is_dir() or not is_first_process():
+        return
+    partial = run.path / f"{before[0]}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    _copy_run(*before, partial)
+    partial.replace(run.path / before[0])
+
+
+def _copy_run(key: str, value: str | Path, folder: Path) -> None:
+    """Copy the files needed to load a run, including those of the run nested in it."""
+    source, checkpoint = find_run(value, key)
+    path, stored = checkpoint_to_load(source, checkpoint), source.read_config()
+    refuse_wrong_stage(key, str(value), stored)
+    content = read_checkpoint(path)
+    content["optimizer_states"] = []  # they take two thirds of the file
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
+    shutil.copyfile(source.config, folder / "config.yaml")
+    before = stage_before(stored)
+    if before:
+        _copy_run(before[0], place_of(before, source), folder / before[0])
+
+
+def prepare_latents(
+    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, before: LoadedModel | None
+) -> None:
+    """Prepare the latents of a diffusion model or the training samples of a decoder.
+
+    For diffusion, encode the collection, set the module's latent scale from it, and store some latents for sampling. For a
+    decoder, draw the samples that it is trained on.
+
+    Raises:
+        UserError: the previous stage was trained on pictures that this run holds out, or the alignment network is missing.
+    """
+    if before is not None:
+        _check_same_pictures(config, data, before)
+    if before is not None and isinstance(module, DecoderModule):
+        _prepare_samples(run, module, data, before)
+    if not isinstance(module, LatentDDPMModule):
+        return
+    rows = data.rows["train"]
+    kept = spread(rows, num_stored(module.latent_shape))
+    if before is None:
+        latents = data.pictures[kept.tolist()].image / 127.5 - 1
+    else:
+        model = before.module
+        if module.latent_cache:
+            moments = cached_posteriors(model, data, data.cache_dir)
+            features = None
+            if module.alignment_weight:
+                net = load_efficientnet("lite0", "model.alignment_weight")
+                features = cached_features(net, data, model.device, data.cache_dir)
+                module.set_feature_scale(*feature_scale(features, rows))
+            data.feed_latents(*moments, features)
+            parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
+        else:
+            log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
+            parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
+        module.set_latent_scale(*latent_scale(parts))
+        latents = torch.cat([mean[:, 0] for mean, _ in kept_parts])
+    if is_first_process():
+        store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
+
+
+def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
+    model, names = before.module, [printable(name) for name in data.class_names]
+    assert isinstance(model, LatentDDPMModule)  # already on the device, unlike the decoder's module
+    if list(before.class_names) != names:
+        raise UserError(
+            f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or different ones: "
+            "a decoder must be trained on pictures of the same classes"
+        )
+    module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir))
+    if is_first_process() and not run.latents.is_file():
+        kept = spread(data.rows["train"], num_stored(model.latent_shape))
+        latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False)])
+        store_latents(run.latents, data, kept, latents, model.autoencoder_hash, None)
+
+
+def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:
+    theirs, ours = before.config["data"], config["data"]
+    what = "diffusion model" if before.module.denoises else "autoencoder"
+    if before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
+        return
+    if theirs.get("root") == ours.get("root"):
+        raise UserError(
+            f"the pictures, labels or split of {data.name} have changed since the {what} was trained, so held-out pictures "
+            f"may be its training pictures: restore the old data, or start with stage 1 on the new data"
+        )
+    log.warning(
+        f"the {what} was trained on {theirs.get('root')}: if these include pictures of {ours.get('root')}, "
+        "pictures that are held out here may be its training pictures"
+    )
+
+
+def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
+    """Store an autoencoder's latents and a prior fitted to them, computed with the weights that loading the run gives.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    if module.sampling_model.denoises:  # diffusion runs store their latents before training
+        return
+    try:
+        store_autoencoder_latents(run.latents, load_run(run.path, resolve_device(config["trainer"])).module, data)
+    except OSError as error:
+        raise UserError(
+            f"{run.latents} cannot be written ({error.strerror}): make room, then continue with resume={run.path}"
+        ) from error

@@ -1,0 +1,242 @@
+"""Load trained models and checkpoints from run folders."""
+
+import operator
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
+from flowergen.errors import UserError, one_line, printable
+from flowergen.files import replacing
+from flowergen.lightning_internals import EPOCHS_DONE
+from flowergen.modules.decoder import DecoderModule
+from flowergen.modules.image_model import ImageModel
+from flowergen.nn.posterior import Posterior
+from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.run_folder import RunFolder, find_run
+from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
+
+CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
+
+
+class LoadedModel:
+    """A trained model, ready to use.
+
+    Args:
+        module: the LightningModule in eval mode.
+        config: the run's config, plain data.
+        pictures: hash of the training data, see ``ImageDataModule.state_dict``.
+        class_names: class names by label; empty without labels.
+        run: the run folder.
+    """
+
+    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str], run: RunFolder):
+        self.module, self.config, self.pictures, self.class_names, self.run = module, config, pictures, class_names, run
+
+    def __repr__(self) -> str:
+        """Return folder, network, classes and device in one line."""
+        classes = f"{len(self.class_names)} class names, " if self.class_names else ""
+        return f"LoadedModel({str(self.run.path)!r}: {self.module.summary()}; {classes}on {self.module.device})"
+
+    def read(self, *files: str | Path) -> torch.Tensor:
+        """Read picture files as this model's input: the largest centred square, scaled to S px.
+
+        Args:
+            *files: at least one picture file, of any size and mode.
+
+        Returns:
+            (N, 3, S, S) in [0, 1].
+
+        Raises:
+            UserError: a file cannot be read as a picture.
+        """
+        if not files:
+            raise UserError("read() takes at least one picture file")
+        pictures = []
+        for file in files:
+            try:
+                pictures.append(torch.from_numpy(fit_square(read_rgb(Path(file).expanduser()), self.module.image_size)))
+            except UnreadablePicture as error:
+                raise UserError(f"{printable(str(file))} cannot be read: {printable(str(error))}") from error
+        return torch.stack(pictures).float() / 255
+
+    @torch.inference_mode()
+    def encode(self, x: torch.Tensor) -> Posterior:
+        """Encode (N, 3, S, S) pictures in [0, 1] as q(z|x) with mean and logvar (N, C, h, w).
+
+        Raises:
+            UserError: the pictures have another shape.
+        """
+        size = self.module.image_size
+        if x.ndim != 4 or x.shape[1:] != (3, size, size):
+            raise UserError(f"this model encodes pictures of shape (N, 3, {size}, {size}), and these have {tuple(x.shape)}")
+        return self.module.encode(x.to(self.module.device))
+
+    @torch.inference_mode()
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Decode (N, C, h, w) latents to (N, 3, S, S) pictures in [0, 1]."""
+        return self.module.decode(z.to(self.module.device))
+
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        classes: Sequence[str | int] | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> torch.Tensor:
+        """Sample new pictures, the same as ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
+
+        An autoencoder samples its latents from the mixture fitted at the end of training. If a checkpoint has none, it samples
+        from N(0, I) and logs a warning.
+
+        Args:
+            num: number of pictures, at least 1.
+            seed: random seed; picture i depends on (seed, i) and its class only.
+            classes: names or numbers, used in turn: ``sample(4, classes=["rose", "daisy"])`` gives rose, daisy, rose, daisy.
+                None for all classes in turn, or for no class, as the command does.
+            steps, guidance_scale: settings of a diffusion model; None for those of ``model.sampling`` in its config.
+
+        Returns:
+            (num, 3, S, S) in [0, 1].
+
+        Raises:
+            UserError: an unknown class, an option that the model does not support, or a damaged latents.safetensors.
+        """
+        from flowergen.runs.sampling import samples_of  # slow to import
+
+        return samples_of(self, num, seed, classes, {"steps": steps, "guidance_scale": guidance_scale})
+
+
+def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
+    """Load a run; see ``flowergen.load``."""
+    folder, checkpoint = find_run(run)
+    config = folder.read_config()
+    path = checkpoint_to_load(folder, checkpoint)
+    content = read_checkpoint(path)
+    try:
+        data_class = config["data"]["_target_"].rpartition(".")[2]  # Lightning's key for the data module's state
+        pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
+        if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
+            raise UserError(f"{path} does not record what it was trained on: use another")
+        class_names = [printable(name) for name in class_names]
+        before = load_stage_before(config, folder)
+        module = build_module(config, len(class_names), before.module if before else None)
+        module.on_load_checkpoint(content)
+        module.load_state_dict(content["state_dict"])
+        if before and isinstance(module, DecoderModule):  # sampling uses the diffusion model with this decoder
+            module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
+    except UserError:
+        raise
+    except Exception as error:  # manually edited files may raise anything
+        raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
+    return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
+
+
+def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
+    """Return the checkpoint to load: the named one, else the best one, else the last one.
+
+    Raises:
+        UserError: there is no checkpoint yet.
+    """
+    candidates: Sequence[Path] = [named] if named else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
+    return path
+
+
+def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
+    """Load the autoencoder or the diffusion model that a run builds on; None if there is none.
+
+    Raises:
+        UserError: its files are missing or damaged, or it belongs to another stage.
+    """
+    before = stage_before(config)
+    if before is None:
+        return None
+    key, place = before[0], place_of(before, run)
+    refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # a run that names itself would recurse forever
+    return load_run(place, str(device))
+
+
+def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
+    """Build and set up the data module of a run, whose data may have been moved.
+
+    Args:
+        model: the loaded run.
+        root: current folder of the data; None if unchanged.
+        cache_dir: current folder of its decoded pictures; None if unchanged.
+
+    Raises:
+        UserError: the data is missing, or its pictures have changed, so held-out ones might be training pictures.
+    """
+    data = dict(model.config["data"])
+    if root:
+        if "root" not in data:
+            raise UserError(f"data.root={root}: the run's data, {data.get('name')}, has no folder: leave data.root out")
+        data["root"] = root
+    if cache_dir:
+        data["cache_dir"] = cache_dir
+    datamodule = build_datamodule({"data": data})
+    datamodule.setup()
+    datamodule.load_state_dict({"pictures": model.pictures})
+    return datamodule
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing code in it.
+
+    Raises:
+        UserError: the file is truncated or was not written by flowergen.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # torch.save does not compress: memory needed <= file size
+            members = file.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            raise zipfile.BadZipFile
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises various exceptions for invalid files
+        raise UserError(f"{path} is truncated or not a flowergen checkpoint ({type(error).__name__}): use another") from error
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
+        raise UserError(f"{path} is not a flowergen checkpoint: use one from a run folder's checkpoints/")
+    return checkpoint
+
+
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Return the number of completed epochs of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint does not contain it.
+    """
+    return _count(checkpoint, "epochs", *EPOCHS_DONE)
+
+
+def steps_done(checkpoint: dict[str, Any]) -> int:
+    """Return the number of optimiser steps of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint does not contain it.
+    """
+    return _count(checkpoint, "optimiser steps", "flowergen", "optimizer_steps")
+
+
+def _count(content: Any, what: str, *keys: str) -> int:
+    try:
+        for key in keys:
+            content = content[key]
+        return operator.index(content)
+    except Exception as error:  # the value may be anything, even a tensor
+        raise UserError(f"the checkpoint does not record its number of {what}: use another") from error
+
+
+def save_weights(module: ImageModel, path: Path) -> None:
+    """Save the trained network, or its moving average if there is one, as safetensors."""
+    with replacing(path) as partial:  # save_file does not raise an OSError on a full disk
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in module.inference_net.state_dict().items()}))

@@ -1,0 +1,100 @@
+"""What a run inherits from the run of the previous stage. Imports nothing heavy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowergen.errors import UserError
+from flowergen.runs.run_folder import RunFolder, find_run
+
+OF_THE_PICTURES = ("data.image_size",)
+OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
+STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
+
+
+def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the run that a run builds on.
+
+    Args:
+        config: config of a run.
+
+    Returns:
+        The key of ``STAGES`` that names it, and its value; None if the run builds on none.
+    """
+    return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
+
+
+def place_of(before: tuple[str, str], run: RunFolder) -> Path:
+    """Return the path of the previous stage: the copy in the run folder, or the original if it is not copied yet.
+
+    Args:
+        before: as returned by ``stage_before``.
+        run: the run that builds on it.
+    """
+    key, value = before
+    return run.path / key if (run.path / key).is_dir() else Path(value)
+
+
+def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
+    """Check the stage of a run: the first for an autoencoder, the second for a diffusion model.
+
+    Args:
+        key, value: as returned by ``stage_before``.
+        stored: that run's config.
+
+    Raises:
+        UserError: the run belongs to another stage.
+    """
+    if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
+        raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
+    if key == "diffusion" and stage_before(stored) is None:
+        raise UserError(f"diffusion={value} is not a latent diffusion run: give the run of model=latent_ddpm autoencoder=RUN")
+    if key == "diffusion" and stored.get("diffusion"):
+        raise UserError(f"diffusion={value} is the run of a decoder: resume it with resume=, or give the diffusion run")
+
+
+def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides inherited from the previous stage, to be added to the command line.
+
+    Args:
+        key, value: of the previous stage, as typed: a run, or a checkpoint in one.
+        run: the resumed run, if any; its own copy of the previous stage is used, as the original may be gone.
+        data: the composed and resolved ``data`` node.
+        typed: the keys given on the command line, with their values.
+
+    Returns:
+        ``++KEY=VALUE`` for each inherited key that was not typed. A run folder does not store them; they are inherited again
+        when the run is resumed.
+
+    Raises:
+        UserError: there is no such run, it belongs to another stage, it was trained on another data set and ``data`` was not
+            typed, or another value was typed.
+    """
+    stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
+    refuse_wrong_stage(key, value, stored)
+    theirs = stored["data"]
+    if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
+        raise UserError(
+            f"{key}={value} was trained on data={theirs.get('name')}: add data={theirs.get('name')}, or, to train on other "
+            f"pictures, data={data.get('name')}"
+        )
+    same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
+    elsewhere = theirs.get("root") != data.get("root")
+    lines = []
+    for option in OF_THE_PICTURES + (OF_THE_SPLIT if same_kind else ()):
+        name = option.removeprefix("data.")
+        if name not in theirs or name not in data:
+            continue
+        if option not in typed:
+            lines.append(f"++{option}={theirs[name]}")
+        elif typed[option] != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
+            what = "autoencoder" if key == "autoencoder" else "diffusion model"
+            raise UserError(
+                f"{option}={typed[option]}: the {what} was trained with {option}={theirs[name]}, so leave {option} out"
+            )
+    return lines
+
+
+def is_inherited(line: str) -> bool:
+    """Return True if an override comes from ``inherited``."""
+    return line.startswith(tuple(f"++{key}=" for key in OF_THE_PICTURES + OF_THE_SPLIT))

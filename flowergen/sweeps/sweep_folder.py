@@ -1,0 +1,96 @@
+"""The files of a sweep beside the run folders of its jobs."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from flowergen.config.overrides import parse
+from flowergen.errors import UserError
+from flowergen.runs.run_folder import RunFolder, locked, write_atomically
+
+Status = Literal["finished", "failed", "pruned"]
+
+
+class SweepFolder:
+    """The files of a sweep: a run folder for each job, ``jobs.yaml``, and ``optuna.db`` if Optuna chose the values.
+
+    ``jobs.yaml`` is a list of ``number``, ``folder``, ``overrides``, ``status`` and ``exit_code``. It includes jobs that failed
+    before they could write anything, but not yet jobs that are running or were killed with their sweep.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self.jobs = self.path / "jobs.yaml"
+        self.optuna = self.path / "optuna.db"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the folder against other sweeps."""
+        return locked(self.path, "sweeping")
+
+    def holds_jobs(self) -> bool:
+        """Return True if a sweep has used the folder."""
+        return any(file.exists() for file in (self.jobs, self.optuna)) or any(self.path.glob("*/config.yaml"))
+
+    def record(
+        self,
+        number: int,
+        folder: Path,
+        overrides: Sequence[str],
+        status: Status,
+        exit_code: int | None,
+    ) -> None:
+        """Record how a job ended; ``exit_code`` is None if the job was not waited for."""
+        jobs = {job["number"]: job for job in self._read()}
+        place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
+        jobs[number] = {
+            "number": number,
+            "folder": place,
+            "overrides": list(overrides),
+            "status": status,
+            "exit_code": exit_code,
+        }
+        content = [jobs[key] for key in sorted(jobs)]
+        write_atomically(self.jobs, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Return the entries so far; a damaged file is rewritten, as the run folders hold the rest."""
+        try:
+            content = yaml.safe_load(self.jobs.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return []
+        entries = content if isinstance(content, list) else []
+        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("number"), int)]
+
+
+def job_overrides(overrides: Sequence[str]) -> list[str]:
+    """Remove the overrides meant for the sweep; a job with ``hparams_search`` would start another sweep."""
+    return [line for line in overrides if not line.lstrip("+~").startswith(("hydra.", "hydra/", "hparams_search=", "sweep."))]
+
+
+def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> None:
+    """Check that a run folder of a continued sweep belongs to the same job, and that no process is using it.
+
+    Raises:
+        UserError: names the job and the first value that differs.
+    """
+    with run.locked():
+        before, now = _values(run.read_overrides()), _values(overrides)
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            old, new = (f"{key}={values[key]}" if key in values else f"no {key}" for values in (before, now))
+            raise UserError(
+                f"job {number} in {run.path} was started with {old}, but now has {new}: a continued sweep keeps its values; "
+                "use the old ones, or another hydra.sweep.dir"
+            )
+
+
+def _values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the values by key, except paths, which a resumed run keeps."""
+    parsed = [override for override in parse(overrides) if not override.key_or_group.startswith(("paths.", "hydra."))]
+    return {override.key_or_group: override.value() for override in parsed}

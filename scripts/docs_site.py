@@ -1,0 +1,78 @@
+"""Hooks of MkDocs for ``make docs``: pages that are not in ``docs``, and links to files outside it.
+
+The pages are README.md as ``index.md``, the changelog, a page of API documentation for each module, and each config file.
+Links work on the site as they do in the repository; ``mkdocs build --strict`` fails if one does not.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the modules and config files to the navigation, one section for each package and group."""
+    config.nav = [*(config.nav or []), {"API": _sections(_modules(), ".")}, {"Configs": _sections(_configs(), "/")}]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = {"index.md": (ROOT / "README.md").read_text(), "changelog.md": (ROOT / "CHANGELOG.md").read_text()}
+    pages |= {page: f"# {name}\n\n::: {name}\n" for name, page in _modules().items()}
+    pages |= {page: f"# {name}\n\n```yaml\n{(ROOT / name).read_text()}```\n" for name, page in _configs().items()}
+    for page, text in pages.items():
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrite links to files outside ``docs``."""
+    folder = ROOT if page.file.src_uri in ("index.md", "changelog.md") else ROOT / "docs"
+    return LINK.sub(lambda link: f"]({_target(folder, link[1])}{link[2] or ''})", markdown)
+
+
+def _target(folder: Path, link: str) -> str:
+    path = (folder / link).resolve()
+    if not path.exists():
+        return link  # MkDocs reports it
+    path = path.relative_to(ROOT)
+    match path.parts[0]:
+        case "docs":
+            return path.relative_to("docs").as_posix()
+        case "flowergen":
+            return _modules()[_module(path)]
+        case "conf":
+            return _configs()[path.as_posix()]
+    return {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}.get(path.as_posix(), link)
+
+
+def _module(path: Path) -> str:
+    """Return the dotted name of a module or package."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _modules() -> dict[str, str]:
+    """Return the page of each module."""
+    names = [_module(path.relative_to(ROOT)) for path in sorted((ROOT / "flowergen").rglob("*.py"))]
+    return {name: f"api/{name}.md" for name in names}
+
+
+def _configs() -> dict[str, str]:
+    """Return the page of each config file, whose name is its path."""
+    paths = [path.relative_to(ROOT) for path in sorted((ROOT / "conf").rglob("*.yaml"))]
+    return {path.as_posix(): path.with_suffix(".md").as_posix() for path in paths}
+
+
+def _sections(pages: dict[str, str], separator: str) -> list[dict[str, Any]]:
+    """Group pages into sections by the part of their names before the last separator."""
+    sections: dict[str, list[dict[str, str]]] = {}
+    for name, page in pages.items():
+        section, _, last = name.rpartition(separator)
+        sections.setdefault(section or name, []).append({last: page})
+    return [{section: pages} for section, pages in sections.items()]

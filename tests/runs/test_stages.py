@@ -1,0 +1,176 @@
+"""What a diffusion run takes over from its autoencoder's run, before anything heavy is imported."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flowergen.app.train_command import checked
+from flowergen.config.overrides import parse, resolve
+from flowergen.errors import UserError
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.stages import inherited, is_inherited
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    """The folder of a finished run, as far as its config is asked for."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolve(checked(overrides)[0])))
+    return folder
+
+
+def vae_gan(folder: Path, *overrides: str) -> Path:
+    return trained(folder, "model=vae_gan", "data.image_size=32", "data.split_seed=5", *overrides)
+
+
+def ldm(autoencoder: str | Path, *overrides: str, run: RunFolder | None = None) -> tuple[dict[str, Any], list[str]]:
+    """The resolved config, and the overrides that Hydra gets."""
+    composed, lines = checked(["model=latent_ddpm", f"autoencoder='{autoencoder}'", *overrides], run)
+    return resolve(composed), lines
+
+
+def test_image_size_and_split_are_the_autoencoder_s(tmp_path: Path) -> None:
+    """The model reads the size, and Hydra gets the keys as if they had been typed."""
+    config, lines = ldm(vae_gan(tmp_path / "run", "data.split=all"))
+    assert config["data"]["image_size"] == config["model"]["image_size"] == 32
+    assert (config["data"]["split"], config["data"]["split_seed"]) == ("all", 5)
+    taken = {"++data.image_size=32", "++data.split=all", "++data.split_seed=5"}
+    assert taken <= set(lines)
+    assert {line for line in lines if is_inherited(line)} == taken
+
+
+def test_they_win_over_a_recipe_s(tmp_path: Path) -> None:
+    """And so does what stands in the config of a checkpoint that was named instead of its run."""
+    run = vae_gan(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    for autoencoder in (run, run / "checkpoints" / "last.ckpt"):
+        config, _ = ldm(autoencoder, "experiment=ldm_tiny", "data.split=stratified")
+        assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5)
+
+
+def test_what_is_typed_may_be_the_same(tmp_path: Path) -> None:
+    config, lines = ldm(vae_gan(tmp_path / "run"), "data.image_size=32", "data.split='stratified'", "++data.split_seed=5")
+    assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5)
+    assert sum("data.image_size" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("override", ["data.image_size=64", "data.split_seed=0", "data.split=all", "++data.image_size=64"])
+def test_what_is_typed_may_not_differ(override: str, tmp_path: Path) -> None:
+    key = override.lstrip("+").partition("=")[0]
+    with pytest.raises(UserError, match=rf"{key}=.*the autoencoder was trained with {key}=.*leave {key} out"):
+        ldm(vae_gan(tmp_path / "run"), override)
+
+
+def test_other_data_keep_their_own_split_and_take_the_size_over(tmp_path: Path) -> None:
+    """Nothing is held out from the autoencoder there. The same kind of data in another folder may be the same, moved: its split
+    is taken over too, but may be typed."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "yours").mkdir()
+    run = vae_gan(tmp_path / "run", "data=image_folder", f"data.root={tmp_path / 'mine'}")
+    same, _ = ldm(run, "data=image_folder", f"data.root={tmp_path / 'mine'}")
+    assert (same["data"]["image_size"], same["data"]["split_seed"]) == (32, 5)
+    for other, seed in ((["data=image_folder", f"data.root={tmp_path / 'yours'}"], 5), (["data=procedural"], 0)):
+        config, _ = ldm(run, *other)
+        assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, seed)
+        config, _ = ldm(run, *other, "data.split_seed=9")
+        assert config["data"]["split_seed"] == 9
+        with pytest.raises(UserError, match=r"data\.image_size=64"):
+            ldm(run, *other, "data.image_size=64")
+
+
+def test_the_split_of_a_data_set_whose_folder_is_an_interpolation_is_taken_over(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run", "data=flowers102")
+    config, _ = ldm(run, "data=flowers102")
+    assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5)
+
+
+def test_a_key_that_one_of_the_two_data_sets_lacks_is_left_alone(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run")
+    data = {"_target_": "my.Pictures", "image_size": 64}
+    typed = {"data": "mine"}
+    assert inherited("autoencoder", str(run), None, data, typed) == ["++data.image_size=32"]
+    assert inherited("autoencoder", str(run), None, {"_target_": "my.Vectors"}, typed) == []
+
+
+def test_other_pictures_than_the_autoencoder_s_must_be_typed(tmp_path: Path) -> None:
+    """Else whoever leaves data= out trains on the default's drawn flowers, or on the recipe's."""
+    run = vae_gan(tmp_path / "run", "data=flowers102")
+    for overrides in ([], ["experiment=ldm_tiny"]):
+        with pytest.raises(UserError, match=r"was trained on data=flowers102: add data=flowers102, or.*data=procedural"):
+            ldm(run, *overrides)
+        assert ldm(run, *overrides, "data=procedural")[0]["data"]["name"] == "procedural"
+        assert ldm(run, *overrides, "data=flowers102")[0]["data"]["name"] == "flowers102"
+    assert ldm(run, "experiment=flowers_ldm")[0]["data"]["name"] == "flowers102", "the recipe's own are the same"
+
+
+def test_a_diffusion_run_is_no_autoencoder(tmp_path: Path) -> None:
+    """Whatever it diffuses."""
+    (tmp_path / "ae").mkdir()
+    for number, autoencoder in enumerate(("none", str(vae_gan(tmp_path / "ae" / "run")))):
+        run = trained(tmp_path / str(number), "model=latent_ddpm", f"autoencoder={autoencoder}")
+        with pytest.raises(UserError, match="is a diffusion run itself: give the run of a VAE or a VAE-GAN"):
+            ldm(run)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.touch()])
+def test_what_is_no_run_is_named_by_its_option(make: Any, tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    with pytest.raises(UserError, match=r"autoencoder=.*run"):
+        ldm(tmp_path / "run")
+
+
+def test_pixels_take_nothing_over() -> None:
+    config = resolve(checked(["model=latent_ddpm", "autoencoder=none"])[0])
+    assert config["data"]["image_size"] == 64
+    assert config["autoencoder"] == "none"
+
+
+def test_the_copy_that_a_run_carries_counts_when_it_is_resumed(tmp_path: Path) -> None:
+    """The original may have been deleted, or be another one by now."""
+    run, original = RunFolder(tmp_path / "ldm"), vae_gan(tmp_path / "original")
+    shutil.copytree(original, run.autoencoder)
+    shutil.rmtree(original)
+    config, _ = ldm(original, run=run)
+    assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5)
+    vae_gan(tmp_path / "other", "data.drawing_seed=1")
+    (tmp_path / "other" / "config.yaml").write_text((tmp_path / "other" / "config.yaml").read_text().replace("32", "28"))
+    shutil.move(tmp_path / "other", original)
+    config, _ = ldm(original, run=run)
+    assert config["data"]["image_size"] == 32
+    with pytest.raises(UserError, match=r"autoencoder=.*no such run"):
+        ldm(tmp_path / "gone")
+
+
+def test_a_run_that_was_stopped_before_it_carried_a_copy_goes_by_the_original(tmp_path: Path) -> None:
+    config, _ = ldm(vae_gan(tmp_path / "original"), run=RunFolder(tmp_path / "ldm"))
+    assert config["data"]["image_size"] == 32
+
+
+def test_odd_characters_in_the_folder_s_name_are_no_obstacle(tmp_path: Path) -> None:
+    folder = vae_gan(tmp_path / "my run (2), größer=besser")
+    config, lines = ldm(folder)
+    assert config["autoencoder"] == str(folder)
+    assert all(parse([line]) for line in lines)
+
+
+def test_cached_latents_and_changes_of_the_pictures_contradict_each_other(tmp_path: Path) -> None:
+    """Flips do not: the latents of both are cached."""
+    autoencoder = vae_gan(tmp_path / "run")
+    for key, value in (("color_jitter", "0.3"), ("random_resized_crop", "[0.5,1]")):
+        with pytest.raises(UserError, match=rf"data\.{key} .*set model\.latent_cache=false, or leave data\.{key} out"):
+            ldm(autoencoder, f"data.{key}={value}")
+        ldm(autoencoder, f"data.{key}={value}", "model.latent_cache=false")
+    ldm(autoencoder, "data.horizontal_flip=true")
+
+
+@pytest.mark.parametrize("without", ["model.latent_cache=false", "autoencoder=none"])
+def test_alignment_needs_cached_latents(without: str, tmp_path: Path) -> None:
+    autoencoder = vae_gan(tmp_path / "run")
+    with pytest.raises(UserError, match=r"model\.alignment_weight=0\.5 .*autoencoder=RUN and model\.latent_cache=true"):
+        ldm(autoencoder, "model.alignment_weight=0.5", without)
+    ldm(autoencoder, "model.alignment_weight=0.5")
+    config, _ = ldm(vae_gan(tmp_path / "own", "data=flowers102"), "experiment=flowers_laptop_ldm", f"data.root={tmp_path}")
+    assert config["model"]["alignment_weight"] > 0
