@@ -40,9 +40,9 @@ lint: setup ## check style, types and layers
 	$(BIN)/lint-imports
 
 docs: $(VENV)/docs ## README, docs, API and configs as a web site, build/site/index.html; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/docs: $(VENV)/installed
-	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then $$uv pip install --quiet --python $(BIN)/python --editable '.[docs]'; \
-	else $(BIN)/pip install --quiet --editable '.[docs]'; fi
+	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then $$uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'; \
+	else $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'; fi
 	@touch $@

@@ -64,7 +64,7 @@ def run_job(composed: DictConfig) -> None:
             if config["resume"] is None:
                 run.clear_refused()
                 _store(config, run)
-            with Provenance(run, config["seed"]), limits_of_training(config):
+            with Provenance(run, config["seed"], config["init"]), limits_of_training(config):
                 train(config, run)
     except UserError as error:
         log.error(f"error: {one_line(error)}")
@@ -94,8 +94,9 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.runs.batch_size import settle_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
     from flowergen.runs.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
-    from flowergen.runs.loading import epochs_done, load_stage_before, read_checkpoint, save_weights, steps_done
+    from flowergen.runs.loading import epochs_done, load_run, load_stage_before, read_checkpoint, save_weights, steps_done
     from flowergen.runs.trainer import build_trainer, resolve_device
+    from flowergen.runs.warm_start import start_from
 
     quieten()
     if config["trainer"]["num_threads"]:
@@ -122,6 +123,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         torch.set_float32_matmul_precision("high")  # TF32
     before = load_stage_before(config, run, device)
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
+    if config["init"] and checkpoint is None:
+        start_from(load_run(config["init"]), module, datamodule.class_names)
     prepare_latents(config, run, module, datamodule, before)
     if settle_batch_size(config, run, datamodule, module) and not resumed:
         _store(config, run)

@@ -12,6 +12,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
+COPIED = {  # from the repository, as pages
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "notebooks": "notebooks.md",
+    "notebooks/README.md": "notebooks.md",
+}
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -23,9 +29,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    pages = {"index.md": (ROOT / "README.md").read_text(), "changelog.md": (ROOT / "CHANGELOG.md").read_text()}
-    pages |= {page: f"# {name}\n\n::: {name}\n" for name, page in _modules().items()}
-    pages |= {page: f"# {name}\n\n```yaml\n{(ROOT / name).read_text()}```\n" for name, page in _configs().items()}
+    pages = {page: (ROOT / name).read_text(encoding="utf-8") for name, page in COPIED.items() if (ROOT / name).is_file()}
+    pages |= {page: f"# `{name}`\n\n::: {name}\n" for name, page in _modules().items()}
+    for name, page in _configs().items():
+        pages[page] = f"# {name}\n\n```yaml\n{(ROOT / name).read_text(encoding='utf-8').rstrip()}\n```\n"
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -33,23 +40,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite links to files outside ``docs``."""
-    folder = ROOT if page.file.src_uri in ("index.md", "changelog.md") else ROOT / "docs"
-    return LINK.sub(lambda link: f"]({_target(folder, link[1])}{link[2] or ''})", markdown)
+    source = next(
+        (name for name, copied in COPIED.items() if copied == page.file.src_uri and name.endswith(".md")),
+        f"docs/{page.file.src_uri}",
+    )
+    return LINK.sub(lambda link: f"]({_target((ROOT / source).parent / link[1], link[1])}{link[2] or ''})", markdown)
 
 
-def _target(folder: Path, link: str) -> str:
-    path = (folder / link).resolve()
-    if not path.exists():
-        return link  # MkDocs reports it
-    path = path.relative_to(ROOT)
-    match path.parts[0]:
-        case "docs":
-            return path.relative_to("docs").as_posix()
-        case "flowergen":
-            return _modules()[_module(path)]
-        case "conf":
-            return _configs()[path.as_posix()]
-    return {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}.get(path.as_posix(), link)
+def _target(path: Path, link: str) -> str:
+    """Return the address on the site of what a link leads to; one that has no page stays, and MkDocs reports it."""
+    path = path.resolve()
+    if not path.exists() or not path.is_relative_to(ROOT):
+        return link
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith("docs/"):
+        return name.removeprefix("docs/")
+    if name.endswith(".ipynb"):
+        return "notebooks.md"
+    return (COPIED | _configs()).get(name) or _modules().get(_module(Path(name)), link)
 
 
 def _module(path: Path) -> str:

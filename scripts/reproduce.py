@@ -12,9 +12,11 @@ compiled if there is a C++ compiler, and computes in bf16 if the CPU does. `out`
 resumes, and finished parts are not repeated.
 """
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +30,15 @@ SHOWN = (
     "num_per_class=8",
 )
 MINUTES = {"laptop": "60", "gpu": "10"}  # by recipe
+CPU_OPTIONS = """
+import torch
+if not torch.accelerator.is_available():
+    cpu = torch.cpu.get_capabilities()
+    if cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
+        print("trainer.precision=bf16-mixed")
+    torch.compile(torch.neg)(torch.zeros(8))
+    print("trainer.compile=true")
+"""
 DEFAULTS = {
     "recipe": "laptop",
     "minutes": "",
@@ -64,7 +75,7 @@ def main() -> None:
     say(minutes, "1 of 5: the autoencoder")
     train(first, AUTOENCODER * minutes, [f"experiment=flowers_{recipe}_vae_gan", *own], places)
     say((1 - AUTOENCODER) * minutes, "2 of 5: diffusion in its latent space")
-    more = [*places, f"autoencoder={first.path}", *(cpu_options() if not second.config.exists() else [])]
+    more = [*places, f"autoencoder={first.path}", *(cpu_options() if begins(second) else [])]
     train(second, DIFFUSION * minutes, [f"experiment=flowers_{recipe}_ldm", *own], more)
     say((1 - AUTOENCODER - DIFFUSION) * minutes, "3 of 5: the decoder, on samples of the diffusion model")
     stage3 = [f"experiment=flowers_{recipe}_decoder", *own]
@@ -82,21 +93,13 @@ def main() -> None:
 def cpu_options() -> list[str]:
     """Return the overrides that make a step of diffusion faster on this CPU; none if there is a GPU.
 
+    They are bf16 if the CPU computes in it (x86 only), and compilation if there are a C++ compiler and Python's headers.
     Measured in docs/lab-notebook.md: "bf16 and compilation on a CPU".
     """
-    import torch
-
-    if torch.accelerator.is_available():
-        return []
-    computes_in = torch.cpu.get_capabilities()
-    bf16 = computes_in.get("avx512_bf16") or computes_in.get("amx_bf16")
-    return [*(["trainer.precision=bf16-mixed"] if bf16 else []), *(["trainer.compile=true"] if compiles() else [])]
-
-
-def compiles() -> bool:
-    """Return True if torch.compile works: it needs a C++ compiler and Python's headers."""
-    trial = [sys.executable, "-c", "import torch; torch.compile(torch.neg)(torch.zeros(8))"]
-    return subprocess.run(trial, capture_output=True).returncode == 0
+    with tempfile.TemporaryDirectory() as cache:  # an existing one may hold what was compiled before
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        found = subprocess.run([sys.executable, "-c", CPU_OPTIONS], env=environment, capture_output=True, text=True)
+    return found.stdout.split()
 
 
 def say(minutes_left: float | None, what: str) -> None:
@@ -118,7 +121,7 @@ def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[st
         UserError: the folder contains a run with other overrides.
     """
     own = [*overrides, f"trainer.budget={60 * minutes:.0f}s"]
-    if not folder.config.exists() or folder.never_started():
+    if begins(folder):
         run("train", *own, *more, f"hydra.run.dir={folder.path}")
         return
     stored = folder.read_overrides()
@@ -130,13 +133,19 @@ def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[st
         run("train", f"resume={folder.path}")
 
 
+def begins(folder: RunFolder) -> bool:
+    """Return True if a run has not begun: it has no folder, or was refused before its first step."""
+    return not folder.config.exists() or folder.never_started()
+
+
 def run(command: str, *arguments: str) -> None:
     """Run ``python -m flowergen.COMMAND``, and exit if it fails. Ctrl-C reaches both, and the command saves its work."""
     process = subprocess.Popen([sys.executable, "-m", f"flowergen.{command}", *arguments])
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while process.poll() is None:
         with suppress(KeyboardInterrupt):
             process.wait()
+    signal.signal(signal.SIGTERM, before)
     if process.returncode:
         sys.exit(process.returncode if process.returncode > 0 else 128 - process.returncode)
 

@@ -99,6 +99,17 @@ def test_help_lists_the_keys_of_the_chosen_groups_with_their_comments(command: C
     assert not any(line.startswith("model.blocks") for line in lines)
 
 
+def test_help_knows_configs_of_one_s_own_and_those_that_include_another(command: Command, tmp_path: Path) -> None:
+    own = tmp_path / "mine" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\nname: blümchen\nmodel:\n  beta: 7\n")
+    done = command("train", "--config-dir", str(own.parent), "experiment=mine", "trainer=cpu", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "model.beta=7  # weight of the divergence" in done.stdout.splitlines()
+    assert "name=blümchen  # first folder below paths.output_dir" in done.stdout.splitlines()
+    assert "trainer.limit_val_batches=1.0  # 0 switches validation off" in done.stdout.splitlines()
+
+
 def test_the_console_script_is_the_module(process_environment: dict[str, str], tmp_path: Path) -> None:
     """It replaces itself, so that the processes of a distributed run see ``python -m flowergen.train`` and no subcommand."""
     script = Path(sys.executable).parent / "flowergen"
@@ -110,7 +121,9 @@ def test_the_console_script_is_the_module(process_environment: dict[str, str], t
     assert os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize(("command", "status"), [("flowergen.sample --help", 141), ("flowergen", -signal.SIGPIPE)])
+@pytest.mark.parametrize(
+    ("command", "status"), [("flowergen.sample --help", 141), ("flowergen.train --help", 141), ("flowergen", -signal.SIGPIPE)]
+)
 def test_a_reader_who_has_had_enough_is_no_error(command: str, status: int) -> None:
     """As in ``| head -1``."""
     process = subprocess.Popen(

@@ -1,7 +1,9 @@
 """What scripts/reproduce.py starts, goes on with and leaves alone; the commands themselves have their own tests."""
 
 import json
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run, in order."""
     seen: list[list[str]] = []
     monkeypatch.setattr(reproduce, "run", lambda *arguments: seen.append(list(arguments)))
-    monkeypatch.setattr(reproduce, "compiles", lambda: False)
+    monkeypatch.setattr(reproduce, "cpu_options", list)
     return seen
 
 
@@ -63,29 +65,32 @@ def test_all_stages_samples_and_the_card_within_the_minutes(
     assert left_then == [f"about {minutes} minutes left" for minutes in (20, 16, 6, 3)]
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-@pytest.mark.parametrize("compiles", [True, False])
 def test_diffusion_uses_what_the_cpu_is_fast_at(
-    bf16: bool, compiles: bool, commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": bf16})
-    monkeypatch.setattr(reproduce, "compiles", lambda: compiles)
+    """When it begins, also after a refusal; a run that has begun keeps its own settings."""
+    found = {"trainer.precision=bf16-mixed", "trainer.compile=true"}
+    monkeypatch.setattr(reproduce, "cpu_options", lambda: sorted(found))
     start(monkeypatch, f"out={tmp_path}")
-    for name, command in zip(("autoencoder", "diffusion", "decoder"), commands, strict=False):
-        assert ("trainer.precision=bf16-mixed" in command) == (bf16 and name == "diffusion")
-        assert ("trainer.compile=true" in command) == (compiles and name == "diffusion")
+    assert [bool(found & set(command)) for command in commands[:3]] == [False, True, False]
     checked([argument for argument in commands[1] if argument.startswith("trainer.")])
-    commands.clear()
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    start(monkeypatch, f"out={tmp_path}")
-    assert not any("trainer.compile=true" in command or "trainer.precision=bf16-mixed" in command for command in commands)
+    for exit_, given in (("UserError: no pictures", found), ("running, or killed", set())):
+        commands.clear()
+        left(tmp_path / "diffusion", exit_)
+        start(monkeypatch, f"out={tmp_path}")
+        assert found & set(commands[1]) == given
 
 
-def test_compilation_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_what_the_cpu_is_fast_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a process of its own, so that nothing of torch stays in memory. Without a compiler, the rest is still found."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
-    assert not reproduce.compiles()
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    assert reproduce.cpu_options() == (["trainer.precision=bf16-mixed"] if bf16 else [])
+    monkeypatch.delenv("CXX")
+    compiles = shutil.which("g++") and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    assert ("trainer.compile=true" in reproduce.cpu_options()) == bool(compiles)
 
 
 def test_a_stopped_one_goes_on_and_a_finished_one_is_left_alone(

@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_pat
         (image,): "run must be given",
         (f"run={run}",): "give the pictures",
         ("run=typo", image): "run=",
-        (f"run={run}", "image=typo.png"): "does not exist",
+        (f"run={run}", "image=typo.png"): "typo.png does not exist",
         (f"run={run}", image, "mode=varations"): "did you mean variations?",
         (f"run={run}", image, "scale=0"): "scale=0",
         (f"run={run}", image, "scal=1"): "did you mean scale?",

@@ -1,1 +1,1 @@
-"""What all commands share: their wrapper, checks of the command line, console output, and errors of the machine."""
+"""What all commands share: their wrapper, checks of the command line, console output, and the doctor."""

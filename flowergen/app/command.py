@@ -1,4 +1,4 @@
-"""The wrapper of every command: checks the command line first and reports errors in one line."""
+"""The wrapper of every command: reports errors in one line."""
 
 import os
 import signal

@@ -104,7 +104,7 @@ def python() -> Iterator[Line]:
 def packages() -> Iterator[Line]:
     """Check required packages, and those that options need, against pyproject.toml's ranges."""
     for requirement, extra in requirements():
-        if extra == "dev":
+        if extra in ("dev", "docs"):
             continue
         how = f"pip install '{requirement.name}{requirement.specifier}'"
         use = f"for {EXTRAS.get(extra, f'flowergen[{extra}]')}: " if extra else ""

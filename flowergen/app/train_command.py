@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Sweep
@@ -30,11 +30,13 @@ from flowergen.config.schema import OptunaSearch, Train
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
-from flowergen.runs.stages import inherited, stage_before
+from flowergen.runs.stages import architecture_of, inherited, settings_of, stage_before
 from flowergen.sweeps.sweep_folder import SweepFolder
 
-# parts of an optimiser step, in which the position of a mid-epoch checkpoint is counted
-MUST_STAY = ("trainer.accumulate_grad_batches",)
+MUST_STAY = (
+    "trainer.accumulate_grad_batches",  # the position of a mid-epoch checkpoint is counted in these parts of an optimiser step
+    "trainer.channels_last",  # the optimiser's state keeps its layout, and torch's fused optimisers ignore it on a CPU
+)
 # keys that may change when a run is resumed; changing any other would make it a different run
 MAY_CHANGE = (
     "resume",
@@ -78,9 +80,6 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     parser = argument_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     args = parser.parse_intermixed_args(list(argv))  # allows "seed=1 -m model.beta=1,2"
-    if args.help:
-        print(train_help(quote_paths(args.overrides)))
-        sys.exit()
     if args.hydra_help or args.cfg or args.info or args.shell_completion:
         return list(argv)
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
@@ -93,6 +92,9 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
             raise UserError(f"--config-dir {args.config_dir} is not an existing folder")
         # as an override, it is passed to the jobs of a sweep and stored in the run folder
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{Path(args.config_dir).absolute()}')}]")
+    if args.help:
+        print(train_help(overrides), flush=True)
+        sys.exit()
     if multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
     if _value_of("sweep.skip_finished", overrides):
@@ -111,16 +113,18 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
         run: the resumed run, if any.
 
     Returns:
-        The composed config, and the overrides in Hydra's form, those inherited from the previous stage first.
+        The composed config, and the overrides in Hydra's form, those inherited from the previous stage or ``init`` first.
 
     Raises:
         UserError: the config is invalid.
     """
+    typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
+    if run is None and typed.get("init"):
+        overrides = _started_from(str(typed["init"]), overrides, typed)
     composed, lines = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
     before = stage_before(composed)
     if before:
-        typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
         data = resolve(composed)["data"]
         added = inherited(*before, run, data, typed)
         composed, lines = compose_train([*added, *overrides])
@@ -129,6 +133,16 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     check(config, Train)
     contradictions(config)
     return composed, lines
+
+
+def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
+    """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
+    overrides = [*settings_of(init, typed), *overrides]
+    composed, _ = compose_train(overrides)
+    HydraConfig.instance().set_config(composed)
+    of_data = inherited("init", init, None, resolve(composed)["data"], typed)
+    model = cast(dict[str, Any], OmegaConf.to_container(composed.model))
+    return [*architecture_of(init, model, typed), *(line.removeprefix("++") for line in of_data), *overrides]
 
 
 def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:

@@ -54,7 +54,7 @@ def train_help(overrides: Sequence[str]) -> str:
             "",
             *(f"{group}: {', '.join(names)}" for group, names in sorted(groups.items())),
             "",
-            "Keys, with their values for this command line:",
+            "Keys, with their values for this command line; ${KEY} is the value of another key:",
             "",
             *_keys(config, "", comments),
         ]
@@ -69,9 +69,13 @@ def _parts(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _comments(path: Path, package: str) -> Iterator[tuple[str, str]]:
-    """Yield dotted key and comment of each commented key of a YAML file."""
+    """Yield dotted key and comment of each commented key of a YAML file, after those of the files that it includes."""
+    text = path.read_text(encoding="utf-8")
+    for name in yaml.safe_load(text).get("defaults", []):
+        if isinstance(name, str) and name != "_self_":
+            yield from _comments(path.with_name(f"{name}.yaml"), package)
     parents: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         if found := KEY.fullmatch(line):
             parents[len(found["indent"]) // 2 :] = [found["name"]]
             if found["comment"]:
@@ -87,5 +91,9 @@ def _keys(node: object, key: str, comments: dict[str, str]) -> Iterator[str]:
         for name, child in node.items():
             yield from _keys(child, f"{key}.{name}".lstrip("."), comments)
     else:
-        value = yaml.safe_dump(node, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+        value = (
+            yaml.safe_dump(node, default_flow_style=True, width=10_000, allow_unicode=True)
+            .removesuffix("\n")
+            .removesuffix("\n...")
+        )
         yield f"{key}={value}{comment}"

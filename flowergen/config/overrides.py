@@ -26,6 +26,7 @@ from flowergen.hydra_internals import config_groups
 
 PATH_KEYS = (
     "resume",
+    "init",
     "autoencoder",
     "diffusion",
     "data.root",

@@ -209,7 +209,7 @@ class UNet:
     channels: Annotated[int, between(4, 4096)]
     multipliers: Annotated[list[int], WIDTHS]
     num_blocks: Annotated[int, between(1, 16)]
-    attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be above 0")]
+    attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be numbers above 0")]
     head_channels: Annotated[int, between(1, 4096)]
 
 
@@ -489,6 +489,7 @@ class Train:
     name: Annotated[str, NON_EMPTY]
     seed: Seed
     resume: str | None
+    init: str | None
     autoencoder: str | None
     diffusion: str | None
     sweep: Sweep

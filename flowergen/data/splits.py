@@ -135,7 +135,7 @@ def complete_subsets(subsets: np.ndarray, labels: np.ndarray, digests: np.ndarra
         completed[np.isin(digests, digests[subsets == held_out])] = held_out
     num_moved = np.count_nonzero(completed != subsets)
     if num_moved:
-        log.info("moved %d copies of held-out pictures into the same held-out subset", num_moved)
+        log.info("moved %d copies of held-out pictures to the subset of the picture that they are copies of", num_moved)
 
     train = completed == "train"
     val_fraction = 0.0 if "val" in completed else VAL_FRACTION

@@ -1,4 +1,4 @@
-"""Build objects from a checked config: data module, model, trainer. Phase 2 of the checks."""
+"""Build the data module and the model from a checked config. Phase 2 of the checks."""
 
 import importlib.util
 import inspect
@@ -91,7 +91,7 @@ def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
     """Build the data module; no pictures are read yet."""
     data = config["data"]
     if data.get("batch_size") == "auto":
-        data = data | {"batch_size": 1}  # placeholder until config.batch_size has found it
+        data = data | {"batch_size": 1}  # placeholder until runs.batch_size has found it
     return instantiate(data, "data", ImageDataModule)
 
 

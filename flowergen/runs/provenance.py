@@ -24,13 +24,15 @@ class Provenance:
     Args:
         run: the run folder.
         seed: seed of the run.
+        init: the run that it starts from, if any.
     """
 
-    def __init__(self, run: RunFolder, seed: int):
+    def __init__(self, run: RunFolder, seed: int, init: str | None = None):
         self.run = run
         self.record: dict[str, Any] = {
             "command": shlex.join([Path(sys.executable).name, "-m", "flowergen.train", *sys.argv[1:]]),
             "seed": seed,
+            "init": init,
             "start": _now(),
             "end": None,
             "exit": "running, or killed",

@@ -1,14 +1,28 @@
-"""What a run inherits from the run of the previous stage. Imports nothing heavy."""
+"""What a run inherits from the run of the previous stage, or from the run that it starts from. Imports nothing heavy."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from flowergen.config import conf_dir
+from flowergen.config.overrides import flat, quoted_path
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder, find_run
 
 OF_THE_PICTURES = ("data.image_size",)
 OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
+OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not take over
+    "optimizer.",
+    "discriminator_optimizer.",
+    "lr_schedule",
+    "lr_warmup_steps",
+    "beta_warmup_steps",
+    "adversarial_start_steps",
+    "adversarial_ramp_steps",
+)
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
 
@@ -88,11 +102,67 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         if option not in typed:
             lines.append(f"++{option}={theirs[name]}")
         elif typed[option] != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
-            what = "autoencoder" if key == "autoencoder" else "diffusion model"
+            what = {"autoencoder": "autoencoder", "diffusion": "diffusion model"}.get(key, "run")
             raise UserError(
                 f"{option}={typed[option]}: the {what} was trained with {option}={theirs[name]}, so leave {option} out"
             )
     return lines
+
+
+def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that choose the model and the autoencoder of the run that ``init`` names.
+
+    Args:
+        value: of ``init``, as typed.
+        typed: the keys given on the command line, with their values.
+
+    Raises:
+        UserError: there is no such run, it is the run of a decoder, or another model was typed.
+    """
+    run = find_run(value, "init")[0]
+    stored = run.read_config()
+    if stored.get("diffusion"):
+        raise UserError(f"init={value} is the run of a decoder: give a run of vae, vae_gan or latent_ddpm")
+    lines = []
+    for key, node in (("model", stored["model"]), ("model/network", stored["model"].get("network"))):
+        option = _option(key, node)
+        if option and typed.get(key, option) != option:
+            raise UserError(f"{key}={typed[key]}: init={value} has {key}={option}, so leave {key} out")
+        if option and key not in typed:
+            lines.append(f"{key}={option}")
+    if stored.get("autoencoder") and "autoencoder" not in typed:
+        carried = stored["autoencoder"] if stored["autoencoder"] == "none" else quoted_path(run.autoencoder)
+        lines.append(f"autoencoder={carried}")
+    return lines
+
+
+def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that give a model the settings of the run that ``init`` names.
+
+    Args:
+        value: of ``init``, as typed.
+        model: the composed ``model`` node, not resolved.
+        typed: the keys given on the command line, with their values.
+
+    Returns:
+        ``++KEY=VALUE`` for the keys that were not typed and that do not belong to ``OF_THE_TRAINING``.
+    """
+    lines = []
+    composed = flat(model)
+    for name, setting in flat(find_run(value, "init")[0].read_config()["model"]).items():
+        linked = isinstance(composed.get(name), str) and "${" in composed[name]
+        own = name.startswith(OF_THE_TRAINING) or name.rpartition(".")[2] in ("_target_", "_partial_")
+        if name in composed and not linked and not own and f"model.{name}" not in typed and composed[name] != setting:
+            lines.append(f"++model.{name}={json.dumps(setting)}")
+    return lines
+
+
+def _option(group: str, node: Any) -> str | None:
+    """Return the option of a config group whose ``_target_`` is that of a node."""
+    for path in sorted((Path(conf_dir()) / group).glob("*.yaml")):
+        if isinstance(node, dict) and yaml.safe_load(path.read_text(encoding="utf-8")).get("_target_") == node["_target_"]:
+            return path.stem
+    return None
 
 
 def is_inherited(line: str) -> bool:

@@ -458,7 +458,7 @@ def test_a_factor_that_does_not_divide_is_refused() -> None:
 
 def test_patches_that_do_not_fit_are_refused_and_others_named_by_what_the_latent_is() -> None:
     latent = {"kind": "spatial", "factor": 4, "channels": 8, "dim": 6, "patch_size": 2}
-    with pytest.raises(UserError, match=r"model\.latent: patch_size=2 wants"):
+    with pytest.raises(UserError, match=r"model\.latent: patch_size=2 needs"):
         make(latent=latent | {"channels": 2})
     assert make(latent=latent).summary().startswith("16 px to latents of 8 x 4 x 4, down 4 times")
     assert make(latent=latent | {"kind": "flat"}).latent_shape == (6, 1, 1)

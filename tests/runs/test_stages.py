@@ -174,3 +174,71 @@ def test_alignment_needs_cached_latents(without: str, tmp_path: Path) -> None:
     ldm(autoencoder, "model.alignment_weight=0.5")
     config, _ = ldm(vae_gan(tmp_path / "own", "data=flowers102"), "experiment=flowers_laptop_ldm", f"data.root={tmp_path}")
     assert config["model"]["alignment_weight"] > 0
+
+
+# -- init=RUN
+
+
+def started(init: str | Path, *overrides: str) -> dict[str, Any]:
+    return resolve(checked([f"init='{init}'", *overrides])[0])
+
+
+def test_a_run_that_starts_from_another_has_its_model_but_not_its_training(tmp_path: Path) -> None:
+    """Also if its recipe and defaults have changed since: the stored config counts."""
+    run = vae_gan(
+        tmp_path / "run", "model.beta=3", "model.latent.channels=5", "model.optimizer.lr=0.5", "model.lr_warmup_steps=7",
+        "model.perceptual_layers=[relu1_2]", "trainer.max_epochs=77", "data.batch_size=9",
+    )  # fmt: skip
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    config = started(run, "data=procedural", "model.beta=4")
+    assert config["model"]["beta"] == 4, "typed"
+    for key in ("latent", "blocks", "discriminator", "perceptual_layers", "image_size"):
+        assert config["model"][key] == before["model"][key]
+    assert (config["model"]["optimizer"]["lr"], config["model"]["lr_warmup_steps"]) == (2e-4, 0)
+    assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (50, 64)
+    assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5), "of the same data: the same split"
+    assert config["init"] == str(run)
+    recipe = started(run, "data=procedural", "experiment=finetune")
+    assert (recipe["model"]["optimizer"]["lr"], recipe["model"]["latent"]["channels"]) == (1e-4, 5)
+
+
+def test_a_diffusion_run_s_start_brings_its_network_and_autoencoder(tmp_path: Path) -> None:
+    stage1 = vae_gan(tmp_path / "stage1")
+    run = trained(
+        tmp_path / "run", "model=latent_ddpm", "model/network=dit", f"autoencoder={stage1}", "model.network.depth=3",
+        "model.network.hidden_size=24", "model.network.num_heads=2", "model.sampling.guidance_scale=4",
+    )  # fmt: skip
+    shutil.copytree(stage1, run / "autoencoder")
+    shutil.rmtree(stage1)
+    config = started(run, "data=procedural")
+    network = config["model"]["network"]
+    assert (network["_target_"], network["depth"], network["hidden_size"]) == ("flowergen.nn.dit.DiT", 3, 24)
+    assert config["autoencoder"] == str(run / "autoencoder")
+    assert config["model"]["sampling"]["guidance_scale"] == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("data=procedural", "model=vae"), "model=vae: init=.* has model=vae_gan, so leave model out"),
+        (
+            (),
+            "init=.* was trained on data=image_folder: add data=image_folder, or, to train on other pictures, data=procedural",
+        ),
+        (("data=image_folder", "data.root=.", "data.image_size=64"), "the run was trained with data.image_size=32, so leave"),
+    ],
+)
+def test_what_contradicts_the_start_is_refused(overrides: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "model=vae_gan", "data=image_folder", "data.root=.", "data.image_size=32")
+    with pytest.raises(UserError, match=words):
+        started(run, *overrides)
+
+
+def test_a_decoder_s_run_is_no_start(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"diffusion": "somewhere"}))
+    with pytest.raises(UserError, match="is the run of a decoder: give a run of vae, vae_gan or latent_ddpm"):
+        started(run, "data=procedural")
+    with pytest.raises(UserError, match="no such run"):
+        started(tmp_path / "missing", "data=procedural")
