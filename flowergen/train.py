@@ -117,7 +117,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     state = (checkpoint or {}).get(type(datamodule).__qualname__)
     if isinstance(state, dict):  # Lightning does this too, but only after files of the run have changed
         datamodule.load_state_dict(state)
-    carry_stage_before(config, run)
+    carry_stage_before(config, run, datamodule)
     device = resolve_device(config["trainer"])
     if device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8:
         torch.set_float32_matmul_precision("high")  # TF32

@@ -288,7 +288,7 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     run.store(config, [])
     data = build.build_datamodule(config)
     data.setup()
-    latents.carry_stage_before(config, run)
+    latents.carry_stage_before(config, run, data)
     autoencoder = loading.load_stage_before(config, run)
     module = build.build_module(config, len(data.class_names), autoencoder.module if autoencoder else None)
     latents.prepare_latents(config, run, module, data, autoencoder)

@@ -79,7 +79,7 @@ def test_the_version(command: Command) -> None:
 def test_help_is_written_for_people(command: Command) -> None:
     done = command("train", "--help")
     assert done.returncode == 0
-    data = "data: celeba, dogs, flowers102, image_folder, landscapes, procedural"
+    data = "data: celeba, dogs, flowers102, huggingface, image_folder, landscapes, procedural"
     for words in ("experiment=flowers_vae", "resume=RUN", "model.beta=1.0  # ", data):
         assert words in done.stdout, words
     assert "hydra.job" not in done.stdout

@@ -64,9 +64,10 @@ def test_a_diffusion_run_starts_from_another_with_other_classes(command: Command
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
     run = tmp_path / "run"
-    done = command("train", f"init={diffusion_run}", "data=image_folder", f"data.root={tmp_path / 'pictures'}",
-                   "data.batch_size=8", "trainer.accelerator=cpu", "trainer.num_threads=1", "trainer.max_epochs=1", "callbacks.images.num_samples=3",
-                   "callbacks.images.num_reconstructions=3", "model.optimizer.lr=1e-9", f"hydra.run.dir={run}")  # fmt: skip
+    few = ("data.batch_size=8", "trainer.accelerator=cpu", "trainer.num_threads=1", "trainer.max_epochs=1",
+           "callbacks.images.num_samples=3", "callbacks.images.num_reconstructions=3", "model.optimizer.lr=1e-9")  # fmt: skip
+    pictures = ("data=image_folder", f"data.root={tmp_path / 'pictures'}")
+    done = command("train", f"init={diffusion_run}", *pictures, *few, f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr
     assert "2 of 3 classes have a counterpart of the same name; the others start from the mean of the classes" in done.stderr
     ours = flowergen.load(run)

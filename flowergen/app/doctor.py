@@ -32,6 +32,7 @@ LITTLE_ROOM = 10**9  # bytes; checkpoints of a larger recipe or thousands of dec
 EXTRAS = {  # purpose of the optional packages
     "celeba": "the download of data=celeba",
     "export": "python -m flowergen.export format=onnx",
+    "hub": "autoencoder=hub:OWNER/NAME and data=huggingface",
     "sweep": "hparams_search=beta_optuna",
 }
 DOWNLOADED: dict[type | None, str] = {  # data sets that training downloads automatically
@@ -299,6 +300,11 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
     if "root" not in node:
         yield Line("ok", what, "needs no files")
+        return
+    if node["root"] is None:
+        yield Line(
+            "ok", what, "any pictures of the Hugging Face hub, given by data.name=OWNER/NAME, or a folder of its formats"
+        )
         return
     if node["root"] == "???":
         yield Line("ok", what, "any folder of pictures, given by data.root=DIR")

@@ -7,7 +7,17 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flowergen.config.schema import BY_TARGET, EXISTING_FOLDER, EXISTING_PATH, Decoder, Folder, LatentDDPM, Rule, Train
+from flowergen.config.schema import (
+    BY_TARGET,
+    EXISTING_FOLDER,
+    EXISTING_PATH,
+    Decoder,
+    Folder,
+    HuggingFace,
+    LatentDDPM,
+    Rule,
+    Train,
+)
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.errors import UserError
 
@@ -199,6 +209,8 @@ def contradictions(config: dict[str, Any]) -> None:
             "data.device_resident=true keeps the decoded collection on the device, but data.decode=stream decodes it every "
             "time: set only one of them"
         )
+    if schema_of(data) is HuggingFace and not data["root"] and data["name"] == "huggingface":
+        raise UserError("data=huggingface needs data.name=OWNER/NAME, a repository of the hub, or data.root=DIR")
     _check_diffusion(config)
     _check_decoder(config)
     fraction = isinstance(trainer["limit_train_batches"], float) and trainer["limit_train_batches"] < 1

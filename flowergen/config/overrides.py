@@ -42,6 +42,7 @@ PATH_KEYS = (
 LONGEST = 20_000  # characters of an override; parsing that many takes a second
 MOST_VALUES = 1000  # per swept key, as each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
+HUB = "hub:"  # autoencoder=hub:OWNER/NAME
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
@@ -71,7 +72,7 @@ def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
-    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
+    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value or value.startswith(HUB)
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
@@ -203,7 +204,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         for key in PATH_KEYS:
             value = OmegaConf.select(config, key)
-            if isinstance(value, str) and value and value not in NO_PATHS:
+            if isinstance(value, str) and value and value not in NO_PATHS and not value.startswith(HUB):
                 OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
         return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:

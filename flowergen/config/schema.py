@@ -357,6 +357,17 @@ class ImageFolder(_Images):
 
 
 @dataclass
+class HuggingFace(_Images):
+    """conf/data/huggingface.yaml."""
+
+    root: Annotated[str, EXISTING_FOLDER] | None
+    subset: str | None
+    image_column: Annotated[str, NON_EMPTY]
+    label_column: Annotated[str, NON_EMPTY]
+    split: Literal["auto", "official", "stratified", "all"]
+
+
+@dataclass
 class Landscapes(ImageFolder):
     """conf/data/landscapes.yaml."""
 
@@ -514,6 +525,7 @@ BY_TARGET: dict[str, type] = {
     "flowergen.data.flowers102_datamodule.Flowers102DataModule": Flowers102,
     "flowergen.data.image_folder_datamodule.ImageFolderDataModule": ImageFolder,
     "flowergen.data.landscapes_datamodule.LandscapesDataModule": Landscapes,
+    "flowergen.data.huggingface_datamodule.HuggingFaceDataModule": HuggingFace,
     "flowergen.data.celeba_datamodule.CelebADataModule": CelebA,
     "flowergen.data.dogs_datamodule.DogsDataModule": Dogs,
     "lightning.pytorch.Trainer": Trainer,

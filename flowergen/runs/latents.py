@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,45 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_efficientnet
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
+from flowergen.runs.pretrained import import_autoencoder
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
-from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
+from flowergen.runs.stages import is_pretrained, place_of, refuse_wrong_stage, stage_before
 from flowergen.runs.trainer import resolve_device
 
 log = logging.getLogger(__name__)
 
 
-def carry_stage_before(config: dict[str, Any], run: RunFolder) -> None:
+def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataModule) -> None:
     """Copy the autoencoder's or the diffusion run into the run folder, nested, so the original may be deleted.
 
+    A pretrained autoencoder becomes a run folder there.
+
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or the pretrained autoencoder cannot be had.
     """
     before = stage_before(config)
-    if before is None or (run.path / before[0]).is_dir() or not is_first_process():
+    if before is None or (run.path / before[0]).is_dir():
+        return
+    pretrained = before[0] == "autoencoder" and is_pretrained(before[1])
+    if not is_first_process():
+        if pretrained:  # unlike a run, it cannot be loaded from elsewhere
+            _wait_for(run.autoencoder)
         return
     partial = run.path / f"{before[0]}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    _copy_run(*before, partial)
+    if pretrained:
+        import_autoencoder(before[1], config, data, partial)
+    else:
+        _copy_run(*before, partial)
     partial.replace(run.path / before[0])
+
+
+def _wait_for(folder: Path) -> None:
+    """Wait at most ten minutes for a folder that the first process writes."""
+    for _ in range(600):
+        if folder.is_dir():
+            return
+        time.sleep(1)
 
 
 def _copy_run(key: str, value: str | Path, folder: Path) -> None:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flowergen.config import conf_dir
-from flowergen.config.overrides import flat, quoted_path
+from flowergen.config.overrides import HUB, flat, quoted_path
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder, find_run
 
@@ -36,6 +37,23 @@ def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
         The key of ``STAGES`` that names it, and its value; None if the run builds on none.
     """
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
+
+
+def is_pretrained(value: str) -> bool:
+    """Return True if ``autoencoder`` names a pretrained autoencoder of diffusers: a repository of the hub, or a local folder.
+
+    Raises:
+        UserError: diffusers is not installed, or the repository's name is incomplete.
+    """
+    if value.startswith(HUB):
+        parts = value.removeprefix(HUB).split("/")
+        if len(parts) < 2 or not all(parts):
+            raise UserError(f"autoencoder={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
+    elif not (Path(value) / "config.json").is_file() or (Path(value) / "config.yaml").exists():
+        return False
+    if find_spec("diffusers") is None:
+        raise UserError(f"autoencoder={value} needs diffusers: pip install 'flowergen[hub]'")
+    return True
 
 
 def place_of(before: tuple[str, str], run: RunFolder) -> Path:
@@ -84,6 +102,8 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         UserError: there is no such run, it belongs to another stage, it was trained on another data set and ``data`` was not
             typed, or another value was typed.
     """
+    if key == "autoencoder" and is_pretrained(value) and not (run and run.autoencoder.is_dir()):
+        return []
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
     theirs = stored["data"]

@@ -1,0 +1,142 @@
+"""Data module of pictures of the Hugging Face hub, or on disk in its formats."""
+
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.listing import Listing, digest_of, subset_named
+from flowergen.data.reading import UnreadablePicture, bytes_of, read_rgb
+from flowergen.errors import UserError, one_line, printable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HuggingFaceDataModule(ImageDataModule):
+    """A data set that the library ``datasets`` reads; splits called train, validation and test are recognised.
+
+    Args:
+        name: of the repository, ``OWNER/NAME``; with ``root``, any.
+        root: a folder of ``save_to_disk``, or of parquet files, as in a repository; None for the hub.
+        subset: configuration of the repository; None if it has one.
+        image_column: the column of pictures; ``auto`` for the only one.
+        label_column: the column of classes; ``auto`` for the only one of type ``ClassLabel``, if any; ``none``.
+        **options: see ``ImageDataModule``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None,
+        subset: str | None,
+        image_column: str,
+        label_column: str,
+        **options: Any,
+    ):
+        super().__init__(name=name.replace("/", "--"), **options)
+        self.repository, self.root, self.subset = name, Path(root) if root else None, subset
+        self.image_column, self.label_column = image_column, label_column
+
+    def listing(self) -> Listing:
+        """List the rows of all splits."""
+        where = f"data.root={printable(str(self.root))}" if self.root else f"data.name={self.repository}"
+        if find_spec("datasets") is None:
+            raise UserError(f"{where} needs the package datasets: pip install 'flowergen[hub]'")
+        splits = _splits(self.repository, self.root, self.subset, where)
+        return list_splits(splits, self.image_column, self.label_column, where)
+
+
+def _splits(name: str, root: Path | None, subset: str | None, where: str) -> "dict[str, Dataset]":
+    """Load all splits, downloaded unless they were before. Nothing in a repository is executed: ``datasets`` 4 does not."""
+    import datasets  # slow to import
+
+    try:
+        if root is None:
+            found = datasets.load_dataset(name, subset)
+        elif (root / "dataset_dict.json").exists() or (root / "state.json").exists():
+            found = datasets.load_from_disk(str(root))
+        else:
+            found = datasets.load_dataset(str(root), subset)
+    except Exception as error:  # datasets, huggingface_hub, pyarrow and the file system raise various exceptions
+        other = (
+            "give a folder of save_to_disk or of parquet files" if root else "check the name, or give a folder by data.root="
+        )
+        raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {one_line(error)[:200]}): {other}") from error
+    return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+
+
+def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: str, where: str) -> Listing:
+    """List the pictures of a data set.
+
+    Args:
+        splits: by name. If one is called train, and another validation or test, others are left out.
+        image_column, label_column: see ``HuggingFaceDataModule``.
+        where: the option that names the data set, for errors.
+
+    Raises:
+        UserError: there are no pictures, or the columns are not unique or unknown.
+    """
+    import datasets
+
+    known = {name: subset for name in splits if (subset := subset_named(name))}
+    own = "train" in known.values() and len(set(known.values())) > 1
+    chosen = sorted(known if own else splits)
+    features = splits[chosen[0]].features
+    image = _column(features, datasets.Image, image_column, "image_column", where)
+    if image is None:
+        raise UserError(f"{where} has no column of pictures, but {', '.join(features)}: name one by data.image_column=")
+    label = None if label_column == "none" else _column(features, datasets.ClassLabel, label_column, "label_column", where)
+    parts = [splits[name].cast_column(image, datasets.Image(decode=False)) for name in chosen]
+    values = [[-1] * len(part) if label is None else part[label] for part in parts]
+    class_names: list[str] = []
+    if label is not None and isinstance(features[label], datasets.ClassLabel):
+        class_names = list(features[label].names)
+    elif label is not None:  # numbers or texts: each value is a class
+        distinct = sorted(
+            {value for column in values for value in column if value is not None}, key=lambda v: (str(type(v)), v)
+        )
+        class_names = [str(value) for value in distinct]
+        label_of = {value: number for number, value in enumerate(distinct)}
+        values = [[label_of.get(value, -1) for value in column] for column in values]
+    labels = np.array([-1 if value is None else value for column in values for value in column], dtype=np.int64)
+    if not len(labels):
+        raise UserError(f"{where} contains no pictures")
+    rows = [(part, row) for part in parts for row in range(len(part))]
+    fingerprint = blake2b(repr([(name, splits[name]._fingerprint, image, label) for name in chosen]).encode(), digest_size=16)
+
+    def read(index: int) -> tuple[np.ndarray, str]:
+        part, row = rows[index]
+        entry = part[row][image]
+        if entry is None:
+            raise UnreadablePicture("no picture in this row")
+        content = entry["bytes"] if entry["bytes"] is not None else bytes_of(Path(entry["path"]))
+        return read_rgb(content), digest_of(content)
+
+    return Listing(
+        names=tuple(f"{name}/{row:06d}" for name, part in zip(chosen, parts, strict=True) for row in range(len(part))),
+        labels=labels,
+        class_names=tuple(map(printable, class_names)),
+        subsets=np.array([known[name] for name, part in zip(chosen, parts, strict=True) for _ in part]) if own else None,
+        fingerprint=fingerprint.hexdigest(),
+        read=read,
+    )
+
+
+def _column(features: Any, kind: type, given: str, key: str, where: str) -> str | None:
+    """Return the column that was given, or the only one of a kind; None if there is none.
+
+    Raises:
+        UserError: it does not exist, or there are several.
+    """
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if given != "auto":
+        if given not in features:
+            raise UserError(f"{where} has no column {given}, but {', '.join(features)}: data.{key} must be one of them")
+        return given
+    if len(found) > 1:
+        raise UserError(f"{where} has several columns for data.{key}: give one of {', '.join(found)}")
+    return found[0] if found else None

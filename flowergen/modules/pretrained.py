@@ -1,0 +1,89 @@
+"""Pretrained autoencoders of diffusers as the first stage of latent diffusion."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowergen.errors import UserError, one_line
+from flowergen.modules.image_model import ImageModel
+from flowergen.nn.posterior import LOGVAR_MIN, Posterior
+
+LATENTS = {"AutoencoderKL": "latent_dist", "AutoencoderTiny": "latents", "AutoencoderDC": "latent"}  # of their encoder's output
+
+
+class PretrainedAutoencoder(ImageModel):
+    """An autoencoder of diffusers; it is not trained further.
+
+    Its latents are in its own units, without its ``scaling_factor``, as latent diffusion measures their scale. Those of
+    ``AutoencoderTiny`` and ``AutoencoderDC`` have a posterior of almost no variance.
+
+    Args:
+        image_size: side S of the pictures, in px.
+        seed: unused, as every model has one.
+        kind: name of the class, one of ``LATENTS``.
+        config: its arguments.
+        source: where the weights come from, for ``summary``.
+
+    Raises:
+        UserError: pictures of this size cannot be encoded and decoded, or the arguments are wrong.
+    """
+
+    best_metric, best_mode = "none", "max"  # it is not trained
+
+    def __init__(self, image_size: int, seed: int, kind: str, config: dict[str, Any], source: str):
+        super().__init__(image_size, seed)
+        if kind not in LATENTS:
+            raise UserError(f"{source} is of class {kind}: choose one of {', '.join(LATENTS)}")
+        import diffusers  # slow to import
+
+        self.kind, self.source = kind, source
+        try:
+            self.net: nn.Module = getattr(diffusers, kind).from_config(config)
+            with torch.device("meta"):
+                probe = getattr(diffusers, kind).from_config(config)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{source}: its config.json is not one of {kind} ({one_line(error)})") from error
+        try:
+            z = self._posterior(probe, torch.zeros(1, 3, image_size, image_size, device="meta")).mean
+            decoded = tuple(probe.decode(z).sample.shape)
+        except RuntimeError as error:
+            raise UserError(f"{source} cannot encode pictures of {image_size} px ({one_line(error)[:200]})") from error
+        if decoded != (1, 3, image_size, image_size):
+            raise UserError(
+                f"{source} decodes pictures of {image_size} px to {decoded[-1]} px: use a data.image_size that is a multiple "
+                f"of {round(decoded[-1] / z.shape[-1])}"
+            )
+        self._latent_shape = (z.shape[1], z.shape[2], z.shape[3])
+
+    def _posterior(self, net: nn.Module, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [-1, 1] -> q(z|x)."""
+        latents = getattr(net.encode(x), LATENTS[self.kind])  # type: ignore[operator]
+        if self.kind == "AutoencoderKL":
+            return Posterior(latents.mean, latents.logvar)
+        return Posterior(latents, torch.full_like(latents, LOGVAR_MIN))
+
+    @property
+    def inference_net(self) -> nn.Module:
+        """The autoencoder of diffusers."""
+        return self.net
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latent."""
+        return self._latent_shape
+
+    def encode(self, x: Tensor) -> Posterior:
+        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+        return self._posterior(self.net, 2 * x - 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        return ((self.net.decode(z).sample + 1) / 2).clamp(0, 1)  # type: ignore[operator]
+
+    def summary(self) -> str:
+        """Describe the network in one line."""
+        return f"{self.kind} of {self.source}, {self.image_size} px to latents of {' x '.join(map(str, self.latent_shape))}"
+
+    def configure_optimizers(self) -> None:
+        """Return none: it is not trained."""
