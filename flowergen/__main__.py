@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "the metric card of a run, or of any pictures: python -m flowergen.evaluate run=RUN",
     "latents": "analyse a latent space (maps, class separation, posterior collapse): python -m flowergen.latents run=RUN",
     "export": "export a model as ONNX, for programs without torch, or as weights: python -m flowergen.export run=RUN",
+    "push": "share a run, as files or on the Hugging Face hub: python -m flowergen.push run=RUN repo=OWNER/NAME",
     "report": "write a page about a run or a sweep: python -m flowergen.report run=RUN",
     "split": "split a folder of pictures into subsets: python -m flowergen.split source=DIR train=DIR test=DIR",
     "doctor": "check what training needs: what is available, what is missing, and how to get it",

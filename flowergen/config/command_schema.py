@@ -24,6 +24,8 @@ from flowergen.config.schema import (
     between,
 )
 
+REPOSITORY = Rule(lambda name: len(parts := name.split("/")) == 2 and all(parts), "must be OWNER/NAME")
+
 
 @dataclass
 class Split:
@@ -145,6 +147,16 @@ class Export:
 
     run: Annotated[str, PATH, NON_EMPTY]
     format: Literal["onnx", "safetensors"]
+    out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class Push:
+    """conf/push.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    repo: Annotated[str, REPOSITORY] | None
+    private: bool
     out: Annotated[str, PATH, NON_EMPTY] | None
 
 

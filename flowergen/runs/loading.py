@@ -1,5 +1,6 @@
 """Load trained models and checkpoints from run folders."""
 
+import json
 import operator
 import zipfile
 from collections.abc import Sequence
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
@@ -139,12 +141,13 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
-    """Return the checkpoint to load: the named one, else the best one, else the last one.
+    """Return the checkpoint to load: the named one, else the best one, else the last one, else that of a shared run.
 
     Raises:
         UserError: there is no checkpoint yet.
     """
-    candidates: Sequence[Path] = [named] if named else [folder.checkpoints / f"{n}.ckpt" for n in ("best", "last")]
+    unnamed = [*(folder.checkpoints / f"{name}.ckpt" for name in ("best", "last")), folder.shared_weights]
+    candidates: Sequence[Path] = [named] if named else unnamed
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
@@ -195,6 +198,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is truncated or was not written by flowergen.
     """
+    if path.suffix == ".safetensors":
+        return _read_shared(path)
     try:
         with zipfile.ZipFile(path) as file:  # torch.save does not compress: memory needed <= file size
             members = file.infolist()
@@ -207,6 +212,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
         raise UserError(f"{path} is not a flowergen checkpoint: use one from a run folder's checkpoints/")
     return checkpoint
+
+
+def _read_shared(path: Path) -> dict[str, Any]:
+    """Read the weights and the state of a shared run, as ``read_checkpoint`` does.
+
+    Args:
+        path: of its weights.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    run = RunFolder(path.parent)
+    try:
+        state = json.loads(run.shared_state.read_text(encoding="utf-8"))
+        content = {key: _restored(value) for key, value in state.items()}
+        return content | {"state_dict": load_file(path)}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path.parent} is damaged, or is not a shared run ({type(error).__name__}): get it again") from error
+
+
+def _restored(value: Any) -> Any:
+    """Return a value of state.json, in which a tensor is ``{"tensor": values, "dtype": name}``."""
+    if isinstance(value, dict) and set(value) == {"tensor", "dtype"}:
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if isinstance(value, dict):
+        return {key: _restored(each) for key, each in value.items()}
+    return [_restored(each) for each in value] if isinstance(value, list) else value
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

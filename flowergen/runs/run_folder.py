@@ -39,6 +39,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
         self.page = self.path / "index.html"
+        self.shared_weights = self.path / "model.safetensors"  # of a run that was shared, in place of checkpoints
+        self.shared_state = self.path / "state.json"
 
     @property
     def of_model(self) -> "RunFolder":
@@ -95,6 +97,10 @@ class RunFolder:
             raise UserError(f"{self.config} was not written by flowergen")
         if "${" in str(config):
             raise UserError(f"{self.config} contains an interpolation, ${{...}}, but a run stores plain values: insert them")
+        for group in ("paths", "model", "data"):  # a shared run has the caches of whoever loads it
+            for key in ("cache_dir", "weights_dir"):
+                if isinstance(config[group].get(key), str):
+                    config[group][key] = os.path.expanduser(config[group][key])
         return config
 
     def read_overrides(self) -> list[str]:

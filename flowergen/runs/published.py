@@ -1,0 +1,110 @@
+"""Runs as they are shared: weights as safetensors, no path of this machine, a model card. Such a folder is a run folder."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowergen.errors import UserError
+from flowergen.evaluation.card import markdown, newest_card
+from flowergen.runs.loading import LoadedModel, checkpoint_to_load, read_checkpoint
+from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.stages import place_of, stage_before
+
+NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
+LARGEST_STATE = 4096  # values of a tensor in state.json
+
+
+def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path) -> None:
+    """Write a run as it is shared.
+
+    Args:
+        run: the run.
+        checkpoint: in it; None for the one that is loaded by default.
+        model: it, loaded, for the model card.
+        folder: an empty folder.
+    """
+    _write_files(run, checkpoint, folder)
+    pictures = [*sorted(run.path.glob("samples/*/grid.png"), key=os.path.getmtime), *sorted(run.images.glob("generated_*.png"))]
+    if pictures:
+        shutil.copyfile(pictures[0] if pictures[0].name == "grid.png" else pictures[-1], folder / "samples.png")
+    (folder / "README.md").write_text(_model_card(run, model, bool(pictures)), encoding="utf-8")
+
+
+def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
+    """Write the files needed to load a run, including those of the runs nested in it."""
+    content, stored = read_checkpoint(checkpoint_to_load(run, checkpoint)), run.read_config()
+    shared = RunFolder(folder)
+    weights = {name: tensor.contiguous() for name, tensor in content["state_dict"].items()}
+    save_file(weights, shared.shared_weights, metadata={"format": "pt"})
+    if isinstance(content["flowergen"].get("guard"), dict):
+        content["flowergen"]["guard"]["good"] = None  # a copy of the weights and optimisers
+    state = {key: _plain(value) for key, value in content.items() if key not in NOT_SHARED}
+    shared.shared_state.write_text(json.dumps(state), encoding="utf-8")
+    shared.config.write_text(yaml.safe_dump(_without_paths(stored), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if run.latents.is_file():
+        shutil.copyfile(run.latents, shared.latents)
+    before = stage_before(stored)
+    if before:
+        (folder / before[0]).mkdir()
+        _write_files(RunFolder(place_of(before, run)), None, folder / before[0])
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a checkpoint in JSON's types, as ``runs.loading`` restores it."""
+    if isinstance(value, Tensor):
+        if value.numel() > LARGEST_STATE:
+            raise UserError(f"the checkpoint has a tensor of {value.numel():,} values beside its weights, which is not shared")
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Replace paths: caches by their defaults, others by their last part."""
+    defaults = {
+        config["paths"].get("cache_dir"): "~/.cache/flowergen",
+        config["paths"].get("weights_dir"): "~/.cache/flowergen/weights",
+    }
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: replaced(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [replaced(each) for each in value]
+        return defaults.get(value, Path(value).name) if isinstance(value, str) and os.path.isabs(value) else value
+
+    return replaced(config) | {"resume": None, "init": None}
+
+
+def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool) -> str:
+    """Return README.md in the hub's format. The licence is left to the user."""
+    data = model.config["data"]
+    name = run.path.name
+    tags = ["flowergen", "image-generation", "pytorch", *(["diffusion"] if model.module.denoises else ["vae"])]
+    head = yaml.safe_dump({"library_name": "flowergen", "pipeline_tag": "unconditional-image-generation", "tags": tags})
+    classes = f"{len(model.class_names)} classes: {', '.join(model.class_names)}" if model.class_names else "no classes"
+    call = f'model.sample(4, classes=["{model.class_names[0]}"])' if model.class_names else "model.sample(4)"
+    lines = [
+        "---", head.rstrip(), "license: # to be filled in", "---", "",
+        f"# {name}", "", f"{model.module.summary()}, trained with flowergen.", "",
+        *(["![Samples](samples.png)", ""] if has_samples else []),
+        "## How to load it", "", "```python", "import flowergen", "",
+        'model = flowergen.load("FOLDER")  # where these files are',
+        f"x = {call}  # (4, 3, {model.module.image_size}, {model.module.image_size}) in [0, 1]", "```", "",
+        "## Training data", "",
+        f"`data={data.get('name')}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",
+        "## Metrics", "",
+    ]  # fmt: skip
+    try:
+        card = markdown(newest_card(run.path)).partition("\n## Protocol")[0]
+        lines += ["\n".join(line.replace("## ", "### ", 1) for line in card.splitlines()[1:])]
+    except UserError:
+        lines += ["Not measured."]
+    return "\n".join(lines).rstrip() + "\n"
