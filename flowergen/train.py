@@ -211,8 +211,6 @@ def _checkpoint_to_resume(resume: str, run: RunFolder) -> Path | None:
     last = run.checkpoints / "last.ckpt"
     if named or last.is_file():
         return named or last
-    if run.shared_weights.is_file():
-        raise UserError(f"resume={resume} is a shared run, without the state of training: start from it with init={resume}")
     log.info(f"{run.path} was stopped before its first checkpoint: it starts from the beginning")
     return None
 

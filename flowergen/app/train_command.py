@@ -30,7 +30,7 @@ from flowergen.config.schema import OptunaSearch, Train
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
-from flowergen.runs.stages import architecture_of, inherited, settings_of, stage_before
+from flowergen.runs.stages import architecture_of, completed, inherited, settings_of, stage_before
 from flowergen.sweeps.sweep_folder import SweepFolder
 
 MUST_STAY = (
@@ -123,6 +123,8 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
         overrides = _started_from(str(typed["init"]), overrides, typed)
     composed, lines = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
+    if run is None and composed.init and "init" not in typed:
+        raise UserError("init belongs on the command line: the model's settings come from that run")
     before = stage_before(composed)
     if before:
         data = resolve(composed)["data"]
@@ -172,10 +174,12 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     run, _ = find_run(str(_value_of("resume", overrides)), "resume")
     if not os.access(run.path, os.W_OK):  # Hydra opens its log there first
         raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to a writable folder")
+    if run.shared_weights.is_file():
+        raise UserError(f"resume={run.path} is a shared run, without the state of training: start from it with init={run.path}")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
-    older = [] if regrouped else _completed(stored)
+    older = [] if regrouped else completed(stored)
     given = merged([*paths, *run.read_overrides(), *older, *overrides])
     composed, lines = checked(given, run)
     if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
@@ -194,18 +198,10 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
 
 
-def _completed(stored: dict[str, Any]) -> list[str]:
-    """Add to an older run's config the keys that were added since with another default than what it was trained with."""
-    network = stored["model"].get("network")
-    if not isinstance(network, dict) or network.get("_target_") != "flowergen.nn.dit.DiT" or "block" in network:
-        return []
-    network["block"] = "original"
-    return ["++model.network.block=original"]
-
-
 def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     """Check every swept value once, including those of a ``hparams_search`` file, and claim a folder for the sweep."""
-    for key, instead in (("resume", "leave -m out"), ("hydra.run.dir", "use hydra.sweep.dir=")):
+    alternatives = {"resume": "leave -m out", "init": "start one run at a time", "hydra.run.dir": "use hydra.sweep.dir="}
+    for key, instead in alternatives.items():
         if _value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
     if isinstance(_value_of("hparams_search", overrides), Sweep):

@@ -120,7 +120,7 @@ def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: s
         names=tuple(f"{name}/{row:06d}" for name, part in zip(chosen, parts, strict=True) for row in range(len(part))),
         labels=labels,
         class_names=tuple(map(printable, class_names)),
-        subsets=np.array([known[name] for name, part in zip(chosen, parts, strict=True) for _ in part]) if own else None,
+        subsets=np.repeat([known[name] for name in chosen], [len(part) for part in parts]) if own else None,
         fingerprint=fingerprint.hexdigest(),
         read=read,
     )

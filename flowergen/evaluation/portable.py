@@ -13,6 +13,7 @@ from flowergen.diffusion.schedule import DiscreteSchedule
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.randomness import normal, uniform
@@ -104,6 +105,8 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
     """
     if isinstance(model, LatentDDPMModule):
         return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
+    if isinstance(model, PretrainedAutoencoder):  # it has weights beside its encoder and decoder
+        raise UserError(f"{model.kind} is not exported: use diffusers, with the weights of {model.source}")
     found = {name: getattr(model.inference_net, name, None) for name in ("encoder", "decoder")}
     if not all(isinstance(net, nn.Module) for net in found.values()):
         raise UserError(

@@ -35,7 +35,10 @@ class PretrainedAutoencoder(ImageModel):
         super().__init__(image_size, seed)
         if kind not in LATENTS:
             raise UserError(f"{source} is of class {kind}: choose one of {', '.join(LATENTS)}")
-        import diffusers  # slow to import
+        try:
+            import diffusers  # slow to import
+        except ImportError as error:
+            raise UserError(f"{source} needs diffusers: pip install 'flowergen[hub]'") from error
 
         self.kind, self.source = kind, source
         try:

@@ -17,6 +17,7 @@ from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import import_autoencoder
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
@@ -133,7 +134,8 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
 def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:
     theirs, ours = before.config["data"], config["data"]
     what = "diffusion model" if before.module.denoises else "autoencoder"
-    if before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_"):
+    same = before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_")
+    if same or isinstance(before.module, PretrainedAutoencoder):
         return
     if theirs.get("root") == ours.get("root"):
         raise UserError(

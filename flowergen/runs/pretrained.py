@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule
@@ -28,8 +29,6 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
     """
-    import diffusers  # slow to import
-
     source = _downloaded(value) if value.startswith(HUB) else Path(value)
     try:
         stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -42,12 +41,11 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
             "config": arguments,
             "source": value,
         }
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"autoencoder={value}: its config.json cannot be read ({one_line(error)})") from error
     module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
     try:
-        net = getattr(diffusers, kind).from_pretrained(source, use_safetensors=True, local_files_only=True)
-        module.net.load_state_dict(net.state_dict())
+        module.net.load_state_dict(load_file(source / WEIGHTS))
     except Exception as error:  # missing, truncated, of other shapes
         raise UserError(f"autoencoder={value}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}

@@ -103,7 +103,9 @@ def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool) -> str:
         "## Metrics", "",
     ]  # fmt: skip
     try:
-        card = markdown(newest_card(run.path)).partition("\n## Protocol")[0]
+        card = markdown(newest_card(run.path))
+        for heading in ("Not measured", "Notes", "Protocol"):  # the first two may name paths of this machine
+            card = card.partition(f"\n## {heading}")[0]
         lines += ["\n".join(line.replace("## ", "### ", 1) for line in card.splitlines()[1:])]
     except UserError:
         lines += ["Not measured."]

@@ -146,6 +146,8 @@ def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, node in (("model", stored["model"]), ("model/network", stored["model"].get("network"))):
         option = _option(key, node)
+        if key == "model" and option is None and key not in typed:
+            raise UserError(f"init={value} is a model of your own: add model=NAME and --config-dir DIR")
         if option and typed.get(key, option) != option:
             raise UserError(f"{key}={typed[key]}: init={value} has {key}={option}, so leave {key} out")
         if option and key not in typed:
@@ -154,6 +156,15 @@ def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
         carried = stored["autoencoder"] if stored["autoencoder"] == "none" else quoted_path(run.autoencoder)
         lines.append(f"autoencoder={carried}")
     return lines
+
+
+def completed(stored: dict[str, Any]) -> list[str]:
+    """Add to an older run's config the keys that were added since with another default than what it was trained with."""
+    network = stored["model"].get("network")
+    if not isinstance(network, dict) or network.get("_target_") != "flowergen.nn.dit.DiT" or "block" in network:
+        return []
+    network["block"] = "original"
+    return ["++model.network.block=original"]
 
 
 def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
@@ -169,7 +180,9 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
     """
     lines = []
     composed = flat(model)
-    for name, setting in flat(find_run(value, "init")[0].read_config()["model"]).items():
+    stored = find_run(value, "init")[0].read_config()
+    completed(stored)
+    for name, setting in flat(stored["model"]).items():
         linked = isinstance(composed.get(name), str) and "${" in composed[name]
         own = name.startswith(OF_THE_TRAINING) or name.rpartition(".")[2] in ("_target_", "_partial_")
         if name in composed and not linked and not own and f"model.{name}" not in typed and composed[name] != setting:
@@ -180,7 +193,7 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
 def _option(group: str, node: Any) -> str | None:
     """Return the option of a config group whose ``_target_`` is that of a node."""
     for path in sorted((Path(conf_dir()) / group).glob("*.yaml")):
-        if isinstance(node, dict) and yaml.safe_load(path.read_text(encoding="utf-8")).get("_target_") == node["_target_"]:
+        if isinstance(node, dict) and yaml.safe_load(path.read_text(encoding="utf-8")).get("_target_") == node.get("_target_"):
             return path.stem
     return None
 

@@ -165,3 +165,8 @@ def test_a_diffusion_transformer_from_before_there_were_two_kinds_of_blocks_is_r
     assert resolve(checked(prepared, run)[0])["model"]["network"]["block"] == expected
     with pytest.raises(UserError, match=r"model\.network\.block was "):
         prepare_train([f"resume={run.path}", f"model.network.block={'modern' if expected == 'original' else 'original'}"])
+
+
+def test_a_sweep_of_runs_that_start_from_another_is_refused() -> None:
+    with pytest.raises(UserError, match="init= has no meaning for a sweep: start one run at a time"):
+        prepare_train(["-m", "init=somewhere", "model.beta=1,2"])

@@ -151,7 +151,7 @@ DIFFUSION = (
     "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_gpu_ldm", "flowers_gpu_128_ldm", "landscape_gpu_256_ldm",
     "flowers_pixel_ddpm", "ldm_tiny",
 )  # fmt: skip
-PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny")  # recipes
+PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny", "finetune")  # recipes
 
 
 DECODER = ("decoder", "flowers_laptop_decoder", "flowers_gpu_decoder")
