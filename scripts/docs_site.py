@@ -4,6 +4,7 @@ The pages are README.md as ``index.md``, the changelog, a page of API documentat
 Links work on the site as they do in the repository; ``mkdocs build --strict`` fails if one does not.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the modules and config files to the navigation, one section for each package and group."""
+    for plugin in ("griffe", "mkdocs_autorefs"):  # docstrings that name two parameters at once, and examples with brackets
+        logging.getLogger(f"mkdocs.plugins.{plugin}").setLevel(logging.ERROR)
     config.nav = [*(config.nav or []), {"API": _sections(_modules(), ".")}, {"Configs": _sections(_configs(), "/")}]
     return config
 
