@@ -21,7 +21,7 @@ from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import import_autoencoder
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
-from flowergen.runs.stages import is_pretrained, place_of, refuse_wrong_stage, stage_before
+from flowergen.runs.stages import is_pretrained, origin, place_of, refuse_wrong_stage, stage_before
 from flowergen.runs.trainer import resolve_device
 
 log = logging.getLogger(__name__)
@@ -137,13 +137,13 @@ def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: 
     same = before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_")
     if same or isinstance(before.module, PretrainedAutoencoder):
         return
-    if theirs.get("root") == ours.get("root"):
+    if origin(theirs) == origin(ours):
         raise UserError(
             f"the pictures, labels or split of {data.name} have changed since the {what} was trained, so held-out pictures "
             f"may be its training pictures: restore the old data, or start with stage 1 on the new data"
         )
     log.warning(
-        f"the {what} was trained on {theirs.get('root')}: if these include pictures of {ours.get('root')}, "
+        f"the {what} was trained on {origin(theirs)}: if these include pictures of {origin(ours)}, "
         "pictures that are held out here may be its training pictures"
     )
 

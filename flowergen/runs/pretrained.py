@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule
@@ -29,6 +28,8 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
     """
+    import diffusers  # slow to import
+
     source = _downloaded(value) if value.startswith(HUB) else Path(value)
     try:
         stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -44,10 +45,15 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"autoencoder={value}: its config.json cannot be read ({one_line(error)})") from error
     module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
-    try:
-        module.net.load_state_dict(load_file(source / WEIGHTS))
+    given = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    try:  # not the file itself: older ones, such as sd-vae-ft-mse's, have other names, which diffusers translates
+        net, found = getattr(diffusers, kind).from_pretrained(source, **given)
     except Exception as error:  # missing, truncated, of other shapes
         raise UserError(f"autoencoder={value}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
+    wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+    if wrong:  # diffusers only warns, and would leave them uninitialised
+        raise UserError(f"autoencoder={value}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
+    module.net.load_state_dict(net.state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)

@@ -30,9 +30,10 @@ def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder:
         folder: an empty folder.
     """
     _write_files(run, checkpoint, folder)
-    pictures = [*sorted(run.path.glob("samples/*/grid.png"), key=os.path.getmtime), *sorted(run.images.glob("generated_*.png"))]
+    grids = sorted(run.path.glob("samples/*/grid.png"), key=os.path.getmtime)
+    pictures = [*sorted(run.images.glob("generated_*.png")), *grids]  # the best last
     if pictures:
-        shutil.copyfile(pictures[0] if pictures[0].name == "grid.png" else pictures[-1], folder / "samples.png")
+        shutil.copyfile(pictures[-1], folder / "samples.png")
     (folder / "README.md").write_text(_model_card(run, model, bool(pictures)), encoding="utf-8")
 
 

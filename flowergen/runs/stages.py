@@ -1,6 +1,7 @@
 """What a run inherits from the run of the previous stage, or from the run that it starts from. Imports nothing heavy."""
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +50,7 @@ def is_pretrained(value: str) -> bool:
         parts = value.removeprefix(HUB).split("/")
         if len(parts) < 2 or not all(parts):
             raise UserError(f"autoencoder={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
-    elif not (Path(value) / "config.json").is_file() or (Path(value) / "config.yaml").exists():
+    elif not os.path.isfile(f"{value}/config.json") or os.path.isfile(f"{value}/config.yaml"):
         return False
     if find_spec("diffusers") is None:
         raise UserError(f"autoencoder={value} needs diffusers: pip install 'flowergen[hub]'")
@@ -113,7 +114,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
             f"pictures, data={data.get('name')}"
         )
     same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
-    elsewhere = theirs.get("root") != data.get("root")
+    elsewhere = origin(theirs) != origin(data)
     lines = []
     for option in OF_THE_PICTURES + (OF_THE_SPLIT if same_kind else ()):
         name = option.removeprefix("data.")
@@ -127,6 +128,11 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
                 f"{option}={typed[option]}: the {what} was trained with {option}={theirs[name]}, so leave {option} out"
             )
     return lines
+
+
+def origin(data: Mapping[str, Any]) -> Any:
+    """Return what tells two collections of the same class apart: the folder, or the name of a repository."""
+    return data.get("root") or data.get("name")
 
 
 def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:

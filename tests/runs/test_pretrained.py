@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import flowergen
 from flowergen.app.train_command import checked
@@ -62,10 +63,10 @@ def test_it_encodes_and_decodes_as_diffusers_does(kind: str, tmp_path: Path, cac
              "AutoencoderDC": lambda: output.latent}[kind]()  # fmt: skip
         decoded = (net.decode(z).sample + 1) / 2
     posterior = model.encode(x)
-    torch.testing.assert_close(posterior.mean, z, rtol=0, atol=1e-5)
+    torch.testing.assert_close(posterior.mean, z, rtol=0, atol=1e-6)
     logvar = output.latent_dist.logvar if kind == "AutoencoderKL" else torch.full_like(z, LOGVAR_MIN)
-    torch.testing.assert_close(posterior.logvar, logvar, rtol=0, atol=1e-5)
-    torch.testing.assert_close(model.decode(z), decoded.clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(posterior.logvar, logvar, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.decode(z), decoded.clamp(0, 1), rtol=0, atol=1e-6)
     assert model.module.latent_shape == (4, 32 // KINDS[kind][1], 32 // KINDS[kind][1]) == tuple(z.shape[1:])
     assert f"{kind} of {tmp_path / 'source'}, 32 px to latents of 4 x" in repr(model)
 
@@ -96,6 +97,27 @@ def test_damaged_files_are_one_line(name: str, content: bytes, words: str, tmp_p
         imported(tmp_path / "source", tmp_path / "run", cache_dir)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_under_their_older_names_are_translated_and_missing_ones_refused(tmp_path: Path, cache_dir: Path) -> None:
+    """The hub's first autoencoders call the projections of their attention query, key, value and proj_attn."""
+    net = saved(tmp_path / "source", "AutoencoderKL")
+    file = tmp_path / "source" / "diffusion_pytorch_model.safetensors"
+    weights, older = load_file(file), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in weights.items():
+        for now, before in older.items():
+            name = name.replace(f".{now}.", f".{before}.")
+        renamed[name] = tensor
+    assert len(set(renamed) - set(weights)) == 16
+    save_file(renamed, file)
+    model = imported(tmp_path / "source", tmp_path / "run", cache_dir)
+    for name, tensor in model.module.inference_net.state_dict().items():
+        assert torch.equal(tensor, net.state_dict()[name]), name
+    renamed.pop("decoder.conv_in.weight")
+    save_file(renamed, file)
+    with pytest.raises(UserError, match=r"does not fit config.json, such as decoder.conv_in.weight"):
+        imported(tmp_path / "source", tmp_path / "other", cache_dir)
 
 
 @pytest.mark.parametrize("value", ["hub:", "hub:owner", "hub:owner/", "hub:/name"])
