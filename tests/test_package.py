@@ -97,6 +97,8 @@ def test_help_lists_the_keys_of_the_chosen_groups_with_their_comments(command: C
     assert any(line.startswith("model.network.hidden_size=384  # 384, 12 and 6 are DiT-S") for line in lines)  # nested group
     assert any(line.startswith("data.batch_size=64  # pictures per optimiser step") for line in lines)  # included by data
     assert not any(line.startswith("model.blocks") for line in lines)
+    own = command("train", "data=flowers102", "--help").stdout
+    assert "data.split=stratified  # stratified 80/10/10 | all (nothing held out) | official (1,020/1,020/6,149)" in own
 
 
 def test_help_knows_configs_of_one_s_own_and_those_that_include_another(command: Command, tmp_path: Path) -> None:

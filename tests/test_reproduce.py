@@ -74,11 +74,15 @@ def test_diffusion_uses_what_the_cpu_is_fast_at(
     start(monkeypatch, f"out={tmp_path}")
     assert [bool(found & set(command)) for command in commands[:3]] == [False, True, False]
     checked([argument for argument in commands[1] if argument.startswith("trainer.")])
+    tried: list[bool] = []
+    monkeypatch.setattr(reproduce, "cpu_options", lambda: tried.append(True) or sorted(found))
     for exit_, given in (("UserError: no pictures", found), ("running, or killed", set())):
         commands.clear()
+        tried.clear()
         left(tmp_path / "diffusion", exit_)
         start(monkeypatch, f"out={tmp_path}")
         assert found & set(commands[1]) == given
+        assert bool(tried) == bool(given), "a trial takes many seconds"
 
 
 def test_what_the_cpu_is_fast_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -377,6 +377,7 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
         "trainer.accelerator=gpu": "trainer:",
         "trainer.max_epochs=1": "all 1 epochs are done",
         "data.num_images=90": "data.num_images was 80 and is 90",
+        "trainer.channels_last=false": "trainer.channels_last was True and is False",
     }.items():
         refused = command("train", f"resume={one}", "trainer.max_epochs=2", change)
         assert (refused.returncode, refused.stdout) == (2, ""), change

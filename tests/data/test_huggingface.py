@@ -51,9 +51,9 @@ def module(root: Path | None, cache_dir: Path, **changes: Any) -> HuggingFaceDat
 
 @pytest.mark.parametrize("kind", ["save_to_disk", "parquet"])
 def test_splits_classes_and_pixels(kind: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As published: validation pictures validate. Names of the splits are those of the hub."""
+    """As published: validation pictures validate, and a split of another name is left out."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    splits = DatasetDict(train=labelled(0, 10), validation=labelled(100, 4), test=labelled(200, 6))
+    splits = DatasetDict(train=labelled(0, 10), validation=labelled(100, 4), test=labelled(200, 6), extra=labelled(300, 5))
     root = tmp_path / "set"
     if kind == "save_to_disk":
         splits.save_to_disk(root)
@@ -64,6 +64,7 @@ def test_splits_classes_and_pixels(kind: str, tmp_path: Path, cache_dir: Path, m
     data = module(root, cache_dir)
     data.setup()
     assert data.class_names == tuple(NAMES)
+    assert list(data.names) == sorted(data.names)
     assert {subset: len(rows) for subset, rows in data.rows.items()} == {"train": 10, "val": 4, "test": 6}
     for subset, split, first in (("train", "train", 0), ("val", "validation", 100), ("test", "test", 200)):
         for row in data.rows[subset]:
