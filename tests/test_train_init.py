@@ -34,7 +34,8 @@ def test_a_run_starts_from_another_and_is_resumed_without_it(
     assert done.returncode == 0, done.stderr
     assert f"starting from {parent}: " in done.stderr
     config = yaml.safe_load((whole / "config.yaml").read_text())
-    assert (config["model"]["channels"], config["data"]["image_size"], config["model"]["optimizer"]["lr"]) == ([4, 8], 28, 1e-4)
+    assert (config["model"]["channels"], config["data"]["image_size"], config["model"]["optimizer"]["lr"]) == ([4, 8], 28, 1e-3)
+    assert config["model"]["lr_schedule"] == "cosine", "of the recipe"
     assert json.loads((whole / "provenance.json").read_text())["init"] == str(parent)
 
     killed(run, "training step", 2, arguments, process_environment)

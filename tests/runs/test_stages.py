@@ -199,7 +199,7 @@ def test_a_run_that_starts_from_another_has_its_model_but_not_its_training(tmp_p
     assert (config["data"]["image_size"], config["data"]["split_seed"]) == (32, 5), "of the same data: the same split"
     assert config["init"] == str(run)
     recipe = started(run, "data=procedural", "experiment=finetune")
-    assert (recipe["model"]["optimizer"]["lr"], recipe["model"]["latent"]["channels"]) == (1e-4, 5)
+    assert (recipe["model"]["optimizer"]["lr"], recipe["model"]["latent"]["channels"]) == (1e-3, 5)
 
 
 def test_a_diffusion_run_s_start_brings_its_network_and_autoencoder(tmp_path: Path) -> None:
