@@ -16,14 +16,15 @@ def load(run: str | Path, device: str = "cpu") -> "LoadedModel":
     """Load a trained model.
 
     Args:
-        run: a run folder, whose ``best.ckpt`` (else ``last.ckpt``) is loaded, or a ``.ckpt`` file in one.
+        run: a run folder, whose ``best.ckpt`` (else ``last.ckpt``) is loaded, a ``.ckpt`` file in one, or a shared run of the
+            Hugging Face hub, ``hub:OWNER/NAME``, which is downloaded to ``outputs/hub``.
         device: of the model.
 
     Returns:
         An object with ``encode``, ``decode``, ``sample`` and ``config``.
 
     Raises:
-        UserError: there is no such run, or its files are damaged.
+        UserError: there is no such run, it cannot be downloaded, or its files are damaged.
     """
     from flowergen.runs.loading import load_run  # imported here to keep importing flowergen fast
 

@@ -24,7 +24,7 @@ def main() -> None:
 
     model = flowergen.load(config["run"])
     with output_folder(config["out"], run.path / "shared") as folder:
-        publish(run, checkpoint, model, folder)
+        publish(run, checkpoint, model, folder, config["repo"])
     print(f"files: {printable(str(folder))}")
     if not config["repo"]:
         print("before sharing them, complete README.md: licence, training data, intended use")

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowergen.config.overrides import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, read_checkpoint
@@ -20,7 +21,7 @@ NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "h
 LARGEST_STATE = 4096  # values of a tensor in state.json
 
 
-def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path) -> None:
+def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path, repo: str | None) -> None:
     """Write a run as it is shared.
 
     Args:
@@ -28,13 +29,14 @@ def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder:
         checkpoint: in it; None for the one that is loaded by default.
         model: it, loaded, for the model card.
         folder: an empty folder.
+        repo: OWNER/NAME of the repository that it is uploaded to, for the model card; None for none.
     """
     _write_files(run, checkpoint, folder)
     grids = sorted(run.path.glob("samples/*/grid.png"), key=os.path.getmtime)
     pictures = [*sorted(run.images.glob("generated_*.png")), *grids]  # the best last
     if pictures:
         shutil.copyfile(pictures[-1], folder / "samples.png")
-    (folder / "README.md").write_text(_model_card(run, model, bool(pictures)), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(run, model, bool(pictures), repo), encoding="utf-8")
 
 
 def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
@@ -84,7 +86,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return replaced(config) | {"resume": None, "init": None}
 
 
-def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool) -> str:
+def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool, repo: str | None) -> str:
     """Return README.md in the hub's format. The licence is left to the user."""
     data = model.config["data"]
     name = run.path.name
@@ -97,7 +99,7 @@ def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool) -> str:
         f"# {name}", "", f"{model.module.summary()}, trained with flowergen.", "",
         *(["![Samples](samples.png)", ""] if has_samples else []),
         "## How to load it", "", "```python", "import flowergen", "",
-        'model = flowergen.load("FOLDER")  # where these files are',
+        f'model = flowergen.load("{HUB}{repo}")' if repo else 'model = flowergen.load("FOLDER")  # where these files are',
         f"x = {call}  # (4, 3, {model.module.image_size}, {model.module.image_size}) in [0, 1]", "```", "",
         "## Training data", "",
         f"`data={data.get('name')}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",

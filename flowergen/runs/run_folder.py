@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from flowergen.config.overrides import HUB
 from flowergen.errors import UserError
 from flowergen.files import replacing
 
@@ -138,7 +139,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
-    """Resolve RUN on a command line: a run folder, or a ``.ckpt`` in its ``checkpoints``.
+    """Resolve RUN on a command line: a run folder, a ``.ckpt`` in its ``checkpoints``, or a shared run of the hub.
 
     Args:
         value: as typed.
@@ -150,6 +151,10 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     Raises:
         UserError: there is no such run.
     """
+    if str(value).startswith(HUB):
+        from flowergen.runs.hub import downloaded_run  # which imports this module
+
+        return RunFolder(downloaded_run(str(value))), None
     path = Path(os.path.expanduser(value)).absolute()
     if not os.path.exists(path):  # unlike Path.exists, False for a name that the file system rejects
         raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")
