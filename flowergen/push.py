@@ -7,7 +7,8 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Push
 from flowergen.errors import UserError, one_line, printable
-from flowergen.runs.run_folder import find_run
+from flowergen.runs.run_folder import RunFolder, find_run
+from flowergen.runs.stages import place_of, stage_before
 
 
 def main() -> None:
@@ -16,6 +17,8 @@ def main() -> None:
     if config is None:
         return
     run, checkpoint = find_run(config["run"])
+    if config["format"] == "diffusers":
+        _check_diffusers(run)
     if config["repo"] and find_spec("huggingface_hub") is None:
         raise UserError(f"repo={config['repo']} needs huggingface_hub: pip install 'flowergen[hub]'")
 
@@ -24,7 +27,7 @@ def main() -> None:
 
     model = flowergen.load(config["run"])
     with output_folder(config["out"], run.path / "shared") as folder:
-        publish(run, checkpoint, model, folder, config["repo"])
+        publish(run, checkpoint, model, folder, config["format"], config["repo"])
     print(f"files: {printable(str(folder))}")
     if not config["repo"]:
         print("before sharing them, complete README.md: licence, training data, intended use")
@@ -41,6 +44,32 @@ def main() -> None:
             f"'hf auth login', or upload {folder} by other means"
         ) from error
     print(f"repository: {address}; complete its README.md: licence, training data, intended use")
+
+
+def _check_diffusers(run: RunFolder) -> None:
+    """Refuse a run that cannot be a pipeline of diffusers, by its config.
+
+    Raises:
+        UserError: it is not diffusion on the latents of an autoencoder of diffusers, by a network of flowergen's.
+    """
+    stored = run.read_config()
+    model, before = stored["model"], stage_before(stored)
+    if before and before[0] == "diffusion":
+        reason = "is the run of a decoder, which belongs to an autoencoder of flowergen's own"
+    elif model.get("_target_") != "flowergen.modules.latent_ddpm.LatentDDPMModule":
+        reason = "is not latent diffusion (model=latent_ddpm)"
+    elif before is None:
+        reason = "is diffusion on pixels, without an autoencoder"
+    elif (
+        RunFolder(place_of(before, run)).read_config()["model"].get("_target_")
+        != "flowergen.modules.pretrained.PretrainedAutoencoder"
+    ):
+        reason = "has an autoencoder of flowergen's own, and none of diffusers (autoencoder=hub:OWNER/NAME)"
+    elif model["network"].get("_target_") not in ("flowergen.nn.dit.DiT", "flowergen.nn.unet.UNet"):
+        reason = "has a network of your own, and neither DiT nor UNet"
+    else:
+        return
+    raise UserError(f"format=diffusers: {printable(str(run.path))} {reason}: use format=flowergen")
 
 
 if __name__ == "__main__":

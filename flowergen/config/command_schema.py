@@ -155,6 +155,7 @@ class Push:
     """conf/push.yaml."""
 
     run: Annotated[str, PATH, NON_EMPTY]
+    format: Literal["flowergen", "diffusers"]
     repo: Annotated[str, REPOSITORY] | None
     private: bool
     out: Annotated[str, PATH, NON_EMPTY] | None

@@ -202,3 +202,21 @@ def posterior_variance(now: Level, then: Level) -> float:
     """
     a = now.alpha / then.alpha
     return then.sigma**2 / now.sigma**2 * (now.sigma**2 - a**2 * then.sigma**2)
+
+
+def schedule_of(
+    objective: str, kind: str, num_timesteps: int, zero_snr: bool, time_sampling: Literal["uniform", "logit_normal"] = "uniform"
+) -> Schedule:
+    """Build the schedule that the keys of ``model`` describe.
+
+    Args:
+        objective: ``flow`` has its own schedule.
+        kind: linear or cosine.
+        num_timesteps: T.
+        zero_snr: see ``zero_terminal_snr``.
+        time_sampling: see ``StraightPath``; only training reads it.
+    """
+    if objective == "flow":
+        return StraightPath(num_timesteps, time_sampling)
+    alpha_bar = linear_alpha_bar(num_timesteps) if kind == "linear" else cosine_alpha_bar(num_timesteps)
+    return DiscreteSchedule(zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar)

@@ -14,15 +14,7 @@ from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_re
 from flowergen.diffusion.guidance import Network, guided_prediction
 from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
 from flowergen.diffusion.samplers import SAMPLERS, ddim
-from flowergen.diffusion.schedule import (
-    DiscreteSchedule,
-    Level,
-    Schedule,
-    StraightPath,
-    cosine_alpha_bar,
-    linear_alpha_bar,
-    zero_terminal_snr,
-)
+from flowergen.diffusion.schedule import Level, schedule_of
 from flowergen.errors import UserError
 from flowergen.losses.alignment import alignment_loss
 from flowergen.modules.ema import EMA
@@ -126,7 +118,7 @@ class LatentDDPMModule(ImageModel):
             raise UserError(f"model.objective={objective}: {reason}")
         self.num_classes, self.objective, self.class_dropout = num_classes, objective, class_dropout
         self.gamma = min_snr_gamma if weighting == "min_snr" else None
-        self.schedule = _schedule(objective, schedule, num_timesteps, zero_terminal_snr, time_sampling)
+        self.schedule = schedule_of(objective, schedule, num_timesteps, zero_terminal_snr, time_sampling)
         self.latent_cache, self.sampling = latent_cache, Sampling(**sampling)
         self.make_optimizer = optimizer
 
@@ -422,10 +414,3 @@ class LatentDDPMModule(ImageModel):
         if checkpoint["flowergen"].get("autoencoder") != self.autoencoder_hash:
             raise UserError("the checkpoint was trained on the latents of an autoencoder other than the one in its run folder")
         super().on_load_checkpoint(checkpoint)
-
-
-def _schedule(objective: str, kind: str, num_timesteps: int, zero_snr: bool, time_sampling: Any) -> Schedule:
-    if objective == "flow":
-        return StraightPath(num_timesteps, time_sampling)
-    alpha_bar = linear_alpha_bar(num_timesteps) if kind == "linear" else cosine_alpha_bar(num_timesteps)
-    return DiscreteSchedule(zero_terminal_snr(alpha_bar) if zero_snr else alpha_bar)

@@ -148,8 +148,8 @@ class DiT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), zero(nn.Linear(hidden_size, 2 * hidden_size)))
         self.to_patches = zero(nn.Linear(hidden_size, channels * patch_size**2))
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear) and module.weight.any():
+        for module in self.blocks.modules():  # on the meta device, where diffusers builds it, there are no values to look at
+            if isinstance(module, nn.Linear) and not module.weight.is_meta and module.weight.any():
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 

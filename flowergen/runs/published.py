@@ -1,4 +1,7 @@
-"""Runs as they are shared: weights as safetensors, no path of this machine, a model card. Such a folder is a run folder."""
+"""Runs as they are shared: weights as safetensors, no path of this machine, a model card.
+
+Such a folder is a run folder or a pipeline of diffusers.
+"""
 
 import json
 import os
@@ -13,6 +16,7 @@ from torch import Tensor
 from flowergen.config.overrides import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
+from flowergen.runs.diffusers_folder import write_pipeline
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, read_checkpoint
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import place_of, stage_before
@@ -21,22 +25,26 @@ NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "h
 LARGEST_STATE = 4096  # values of a tensor in state.json
 
 
-def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path, repo: str | None) -> None:
+def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path, form: str, repo: str | None) -> None:
     """Write a run as it is shared.
 
     Args:
         run: the run.
         checkpoint: in it; None for the one that is loaded by default.
-        model: it, loaded, for the model card.
+        model: it, loaded.
         folder: an empty folder.
+        form: ``flowergen`` or ``diffusers``.
         repo: OWNER/NAME of the repository that it is uploaded to, for the model card; None for none.
     """
-    _write_files(run, checkpoint, folder)
+    if form == "diffusers":
+        write_pipeline(model, folder)
+    else:
+        _write_files(run, checkpoint, folder)
     grids = sorted(run.path.glob("samples/*/grid.png"), key=os.path.getmtime)
     pictures = [*sorted(run.images.glob("generated_*.png")), *grids]  # the best last
     if pictures:
         shutil.copyfile(pictures[-1], folder / "samples.png")
-    (folder / "README.md").write_text(_model_card(run, model, bool(pictures), repo), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(run, model, form, bool(pictures), repo), encoding="utf-8")
 
 
 def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
@@ -86,21 +94,32 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return replaced(config) | {"resume": None, "init": None}
 
 
-def _model_card(run: RunFolder, model: LoadedModel, has_samples: bool, repo: str | None) -> str:
+def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool, repo: str | None) -> str:
     """Return README.md in the hub's format. The licence is left to the user."""
     data = model.config["data"]
     name = run.path.name
     tags = ["flowergen", "image-generation", "pytorch", *(["diffusion"] if model.module.denoises else ["vae"])]
-    head = yaml.safe_dump({"library_name": "flowergen", "pipeline_tag": "unconditional-image-generation", "tags": tags})
+    head = yaml.safe_dump({"library_name": form, "pipeline_tag": "unconditional-image-generation", "tags": tags})
     classes = f"{len(model.class_names)} classes: {', '.join(model.class_names)}" if model.class_names else "no classes"
-    call = f'model.sample(4, classes=["{model.class_names[0]}"])' if model.class_names else "model.sample(4)"
+    of_class = f', classes=["{model.class_names[0]}"]' if model.class_names else ""
+    load = {
+        "flowergen": [
+            "import flowergen", "",
+            f'model = flowergen.load("{HUB}{repo}")' if repo else 'model = flowergen.load("FOLDER")  # where these files are',
+            f"x = model.sample(4{of_class})  # (4, 3, {model.module.image_size}, {model.module.image_size}) in [0, 1]",
+        ],
+        "diffusers": [
+            "from diffusers import DiffusionPipeline", "",
+            f'folder = "{repo or "FOLDER"}"{"" if repo else "  # where these files are"}',
+            "pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)  # executes the two .py files in it",
+            f"pictures = pipeline(num_images=4{of_class}).images",
+        ],
+    }[form]  # fmt: skip
     lines = [
         "---", head.rstrip(), "license: # to be filled in", "---", "",
         f"# {name}", "", f"{model.module.summary()}, trained with flowergen.", "",
         *(["![Samples](samples.png)", ""] if has_samples else []),
-        "## How to load it", "", "```python", "import flowergen", "",
-        f'model = flowergen.load("{HUB}{repo}")' if repo else 'model = flowergen.load("FOLDER")  # where these files are',
-        f"x = {call}  # (4, 3, {model.module.image_size}, {model.module.image_size}) in [0, 1]", "```", "",
+        "## How to load it", "", "```python", *load, "```", "",
         "## Training data", "",
         f"`data={data.get('name')}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",
         "## Metrics", "",

@@ -270,3 +270,9 @@ def test_hidden_features_are_the_tokens_after_half_of_the_blocks(depth: int):
     for row in range(2):
         for column in range(3):
             torch.testing.assert_close(hidden[:, :, row, column], h[:, 3 * row + column])
+
+
+def test_it_is_built_on_the_meta_device():
+    with torch.device("meta"):
+        net = DiT((4, 8, 8), 3, 2, 16, 1, 2, "modern")
+    assert all(parameter.is_meta for parameter in net.parameters())

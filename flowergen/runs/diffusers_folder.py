@@ -1,0 +1,119 @@
+"""Latent diffusion runs as pipelines of diffusers, which are loaded without flowergen."""
+
+import ast
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.modules.pretrained import PretrainedAutoencoder
+from flowergen.runs.loading import LoadedModel
+
+OF_TRAINING = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # that sampling needs
+
+
+def write_pipeline(model: LoadedModel, folder: Path) -> None:
+    """Write a folder that ``diffusers.DiffusionPipeline.from_pretrained`` loads.
+
+    Args:
+        model: latent diffusion on an autoencoder of diffusers, with one of flowergen's networks.
+        folder: an empty folder.
+    """
+    import diffusers  # slow to import
+
+    from flowergen.runs.diffusers_denoiser import Denoiser
+
+    module, config = model.module, model.config["model"]
+    assert isinstance(module, LatentDDPMModule)
+    autoencoder = module.autoencoder
+    assert isinstance(autoencoder, PretrainedAutoencoder)
+    arguments = {key: value for key, value in config["network"].items() if not key.startswith("_")}
+    denoiser = Denoiser(type(module.net).__name__, arguments, module.latent_shape, model.class_names)
+    denoiser.net.load_state_dict(module.inference_net.state_dict())
+    denoiser.latent_mean.copy_(module.latent_mean)
+    denoiser.latent_std.copy_(module.latent_std)
+    denoiser.save_pretrained(folder / "denoiser")
+    autoencoder.net.save_pretrained(folder / "vae")  # type: ignore[operator]
+    index = {
+        "_class_name": ["pipeline", "LatentDiffusionPipeline"],
+        "_diffusers_version": diffusers.__version__,
+        "vae": ["diffusers", autoencoder.kind],
+        "denoiser": ["denoiser", Denoiser.__name__],
+        "training": {key: config[key] for key in OF_TRAINING},
+        "sampling": config["sampling"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for name, file in (("diffusers_pipeline", "pipeline.py"), ("diffusers_denoiser", "denoiser/denoiser.py")):
+        (folder / file).write_text(standalone(f"flowergen.runs.{name}"), encoding="utf-8")
+
+
+class Statement(NamedTuple):
+    """A statement at the top level of a module.
+
+    Attributes:
+        module: name of the module; None for an import from another package.
+        defines: names that it defines.
+        uses: names that it uses.
+        text: its source.
+    """
+
+    module: str | None
+    defines: set[str]
+    uses: set[str]
+    text: str
+
+
+def standalone(module: str) -> str:
+    """Return the source of a module, with the definitions of flowergen that it needs in place of the imports of flowergen.
+
+    One file, because diffusers copies what a local pipeline imports into a folder that all local pipelines share.
+
+    Args:
+        module: its name; it begins with a docstring.
+    """
+    statements = _statements(module, set())
+    needed: set[str] = set()
+    while True:
+        kept = [each for each in statements if each.module == module or each.defines & needed]
+        used = set[str]().union(*(each.uses for each in kept))
+        if used <= needed:
+            break
+        needed |= used
+    imports = sorted({each.text for each in kept if each.module is None})
+    docstring, *definitions = [each.text for each in kept if each.module is not None]
+    return f"{docstring}\n\n" + "\n".join(imports) + "".join(f"\n\n\n{text}" for text in definitions) + "\n"
+
+
+def _statements(module: str, seen: set[str]) -> list[Statement]:
+    """Return the statements of a module, with those of the modules of flowergen that it imports from before their use.
+
+    Args:
+        module: its name.
+        seen: modules to leave out; those that were read are added.
+    """
+    seen.add(module)
+    spec = find_spec(module)
+    assert spec is not None
+    source = Path(str(spec.origin)).read_text(encoding="utf-8")
+    lines, found = source.splitlines(), []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flowergen."):
+            found += _statements(str(node.module), seen) if node.module not in seen else []
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                found.append(Statement(None, {alias.asname or alias.name}, set(), f"{origin}import {ast.unparse(alias)}"))
+        else:
+            uses = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+            first = min([node, *getattr(node, "decorator_list", [])], key=lambda each: each.lineno).lineno
+            found.append(Statement(module, _defined(node), uses, "\n".join(lines[first - 1 : node.end_lineno])))
+    return found
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """Return the names that a function, a class or an assignment defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
