@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -40,7 +40,14 @@ def check(config: dict[str, Any], schema: type, path: str = "") -> None:
 
 def schema_of(node: Any) -> type | None:
     """Return the dataclass that describes a node, by its ``_target_``; None if there is none."""
-    return BY_TARGET.get(str(node.get("_target_", ""))) if isinstance(node, dict) else None
+    return BY_TARGET.get(str(node.get("_target_", ""))) if isinstance(node, Mapping) else None
+
+
+def data_options(data: Mapping[str, Any]) -> str:
+    """Return the options that choose a data set, as they are typed: ``data=NAME``."""
+    name = data.get("name")
+    named = schema_of(data) is HuggingFace and name != "huggingface"
+    return f"data=huggingface data.name={name}" if named else f"data={name}"
 
 
 def schema_at(path: str, config: dict[str, Any], root: type = Train) -> type | None:
@@ -243,7 +250,7 @@ def _check_decoder(config: dict[str, Any]) -> None:
     if given in (None, "none"):
         raise UserError(
             "model=decoder needs a trained latent diffusion model: first run  python -m flowergen.train model=latent_ddpm "
-            f"data={config['data'].get('name')} autoencoder=RUN  and give its run folder, diffusion=RUN"
+            f"{data_options(config['data'])} autoencoder=RUN  and give its run folder, diffusion=RUN"
         )
 
 
@@ -256,7 +263,7 @@ def _check_diffusion(config: dict[str, Any]) -> None:
     if not given:
         raise UserError(
             "model=latent_ddpm needs a trained autoencoder: first run  python -m flowergen.train model=vae_gan "
-            f"data={config['data'].get('name')}  and give its run folder, autoencoder=RUN (or none, for diffusion on pixels)"
+            f"{data_options(config['data'])}  and give its run folder, autoencoder=RUN (or none, for diffusion on pixels)"
         )
     reason = refusal(model["objective"], model["zero_terminal_snr"], model["time_sampling"], model["weighting"])
     reason = reason or (latent_refusal(model["objective"], model["schedule"]) if given != "none" else None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from flowergen.config.check import data_options
 from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, read_card, shown
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
@@ -216,12 +217,12 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
 
     run = f"run={folder}"
     lines = [command("sample", run), command("evaluate", run), command("export", run)]
-    data = f"data={_group(config, 'data').get('name')}"
+    data = data_options(_group(config, "data")).split()
     if _is_diffusion(config):
         if "discriminator" in _group(_config(folder / "autoencoder"), "model"):  # only a VAE-GAN has a third stage
-            lines.append(command("train", "model=decoder", data, f"diffusion={folder}"))
+            lines.append(command("train", "model=decoder", *data, f"diffusion={folder}"))
     elif not config.get("diffusion"):
-        lines += [command("vary", run, "image=FILE"), command("train", "model=latent_ddpm", data, f"autoencoder={folder}")]
+        lines += [command("vary", run, "image=FILE"), command("train", "model=latent_ddpm", *data, f"autoencoder={folder}")]
     more = "trainer.budget=TIME" if _group(config, "trainer").get("budget") else "trainer.max_epochs=NUMBER"
     lines.append(f"{command('train', f'resume={folder}')} {more}")
     return f"<pre>{text(chr(10).join(lines))}</pre>"

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowergen.config.check import data_options
 from flowergen.config.overrides import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
@@ -121,7 +122,7 @@ def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool
         *(["![Samples](samples.png)", ""] if has_samples else []),
         "## How to load it", "", "```python", *load, "```", "",
         "## Training data", "",
-        f"`data={data.get('name')}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",
+        f"`{data_options(data)}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",
         "## Metrics", "",
     ]  # fmt: skip
     try:

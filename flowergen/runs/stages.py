@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from flowergen.config import conf_dir
+from flowergen.config.check import data_options
 from flowergen.config.overrides import HUB, flat, quoted_path
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder, find_run
@@ -110,8 +111,8 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
     theirs = stored["data"]
     if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
         raise UserError(
-            f"{key}={value} was trained on data={theirs.get('name')}: add data={theirs.get('name')}, or, to train on other "
-            f"pictures, data={data.get('name')}"
+            f"{key}={value} was trained on {data_options(theirs)}: add {data_options(theirs)}, or, to train on other "
+            f"pictures, {data_options(data)}"
         )
     same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
     elsewhere = origin(theirs) != origin(data)

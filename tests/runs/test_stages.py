@@ -106,6 +106,14 @@ def test_other_pictures_than_the_autoencoder_s_must_be_typed(tmp_path: Path) -> 
     assert ldm(run, "experiment=flowers_ldm")[0]["data"]["name"] == "flowers102", "the recipe's own are the same"
 
 
+def test_a_repository_s_pictures_are_named_as_they_are_typed(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run", "data=huggingface", "data.name=me/roses")
+    with pytest.raises(
+        UserError, match="was trained on data=huggingface data.name=me/roses: add data=huggingface data.name=me/"
+    ):
+        ldm(run)
+
+
 def test_a_diffusion_run_is_no_autoencoder(tmp_path: Path) -> None:
     """Whatever it diffuses."""
     (tmp_path / "ae").mkdir()
