@@ -16,6 +16,7 @@ from flowergen.randomness import normal_per_sample
 from flowergen.runs.diffusers_folder import standalone
 from flowergen.runs.sampling import samples_of
 from tests.conftest import Command
+from tests.hub_server import hub_server
 from tests.runs.test_pretrained import saved
 from tests.test_push import assert_no_paths, pushed
 
@@ -67,12 +68,14 @@ def diffusion_on_diffusers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("diffusion_on_diffusers", CASES, indirect=True)
+@pytest.mark.parametrize(
+    ("diffusion_on_diffusers", "place"), [("unet", "folder"), ("dit", "hub")], indirect=["diffusion_on_diffusers"]
+)
 def test_the_pipeline_samples_as_the_run_does_without_flowergen(
-    diffusion_on_diffusers: Path, command: Command, process_environment: dict[str, str], tmp_path: Path
+    diffusion_on_diffusers: Path, place: str, command: Command, process_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """From the same latents: the run's defaults, then each deterministic sampler with guidance and classes. The files hold no
-    path of this machine and no pickle."""
+    path of this machine and no pickle; they are loaded from a folder, or from a server that speaks the hub's protocol."""
     run, shared = diffusion_on_diffusers, tmp_path / "shared"
     done = command("push", f"run={run}", f"out={shared}", "format=diffusers")
     assert done.returncode == 0, done.stderr
@@ -103,11 +106,17 @@ def test_the_pipeline_samples_as_the_run_does_without_flowergen(
 
     (tmp_path / "elsewhere").mkdir()
     environment = {key: value for key, value in process_environment.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(shared), str(tmp_path / "latents.safetensors"), "found.safetensors", *samplers],
-        cwd=tmp_path / "elsewhere", env=environment | {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with hub_server() as server:
+        server.files["me/flowers"] = {
+            str(path.relative_to(shared)): path.read_bytes() for path in shared.rglob("*") if path.is_file()
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, str(shared) if place == "folder" else "me/flowers",
+             str(tmp_path / "latents.safetensors"), "found.safetensors", *samplers],
+            cwd=tmp_path / "elsewhere",
+            env=environment | {"HF_HOME": str(tmp_path / "hub"), "HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = load_file(tmp_path / "elsewhere" / "found.safetensors")
     assert set(found) == set(expected)
