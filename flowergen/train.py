@@ -28,7 +28,7 @@ from flowergen.errors import Stopped, TrainingEnded, UserError, one_line
 from flowergen.runs.machine_limits import limits_of_training
 from flowergen.runs.provenance import Provenance
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
-from flowergen.runs.stages import is_inherited
+from flowergen.runs.stages import is_inherited, starts_from_pretrained
 from flowergen.sweeps import launcher
 
 if TYPE_CHECKING:
@@ -91,10 +91,12 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.callbacks.stop_signals import stop_if_asked
+    from flowergen.modules.vae_gan import VAEGANModule
     from flowergen.runs.batch_size import settle_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
     from flowergen.runs.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
     from flowergen.runs.loading import epochs_done, load_run, load_stage_before, read_checkpoint, save_weights, steps_done
+    from flowergen.runs.pretrained import start_from_pretrained
     from flowergen.runs.trainer import build_trainer, resolve_device
     from flowergen.runs.warm_start import start_from
 
@@ -124,7 +126,11 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     before = load_stage_before(config, run, device)
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
     if config["init"] and checkpoint is None:
-        start_from(load_run(config["init"]), module, datamodule.class_names)
+        if starts_from_pretrained(config["init"]):
+            assert isinstance(module, VAEGANModule)
+            start_from_pretrained(config["init"], module)
+        else:
+            start_from(load_run(config["init"]), module, datamodule.class_names)
     prepare_latents(config, run, module, datamodule, before)
     if settle_batch_size(config, run, datamodule, module) and not resumed:
         _store(config, run)

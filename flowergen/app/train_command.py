@@ -30,7 +30,15 @@ from flowergen.config.schema import OptunaSearch, Train
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
-from flowergen.runs.stages import architecture_of, completed, inherited, settings_of, stage_before
+from flowergen.runs.stages import (
+    architecture_of,
+    completed,
+    inherited,
+    settings_of,
+    settings_of_pretrained,
+    stage_before,
+    starts_from_pretrained,
+)
 from flowergen.sweeps.sweep_folder import SweepFolder
 
 MUST_STAY = (
@@ -139,6 +147,9 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
 
 def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
     """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
+    folder = starts_from_pretrained(init)
+    if folder is not None:
+        return [*settings_of_pretrained(init, folder, typed), *overrides]
     overrides = [*settings_of(init, typed), *overrides]
     composed, _ = compose_train(overrides)
     HydraConfig.instance().set_config(composed)

@@ -11,6 +11,7 @@ from flowergen.config.schema import (
     BY_TARGET,
     EXISTING_FOLDER,
     EXISTING_PATH,
+    VAEGAN,
     Decoder,
     Folder,
     HuggingFace,
@@ -201,12 +202,13 @@ def contradictions(config: dict[str, Any]) -> None:
             "set only data.image_size, which the model reads"
         )
     factor, size = (model.get("latent") or {}).get("factor", 1), data.get("image_size", 0)
-    if isinstance(factor, int) and size % factor:
+    if isinstance(factor, int) and size % factor and not model.get("pretrained"):
         nearest = (size - size % factor, size - size % factor + factor)
         raise UserError(
             f"model.latent.factor={factor} does not divide data.image_size={size}: "
             f"use pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
         )
+    _check_start(config)
     if model.get("guard") == "rollback" and model.get("adversarial_weight") == 0:
         raise UserError("model.guard=rollback needs adversarial training, which model.adversarial_weight=0 switches off")
     if model.get("guard") == "rollback" and not trainer["limit_val_batches"]:
@@ -239,6 +241,27 @@ def contradictions(config: dict[str, Any]) -> None:
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} is never reached within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
         )
+
+
+def _check_start(config: dict[str, Any]) -> None:
+    """Check ``pretrained`` and ``freeze`` of a VAE-GAN."""
+    model = config["model"]
+    if schema_of(model) is not VAEGAN:
+        return
+    if model["pretrained"] and not config["init"]:
+        raise UserError("model.pretrained is set by init=: give init=hub:OWNER/NAME, or the folder of such an autoencoder")
+    if model["pretrained"] and model["beta"] and model["pretrained"]["kind"] != "AutoencoderKL":
+        raise UserError(
+            f"model.beta={model['beta']:g} weighs a KL, but the latents of {model['pretrained']['kind']} have no variance: "
+            "set model.beta=0"
+        )
+    if model["freeze"] == "none":
+        return
+    if not config["init"]:
+        raise UserError("model.freeze=encoder keeps the encoder's weights, which are random without init=: add init=RUN")
+    for key in ("class_weight", "center_weight"):
+        if model[key]:
+            raise UserError(f"model.{key}={model[key]:g} trains the encoder, which model.freeze=encoder excludes: set it to 0")
 
 
 def _check_decoder(config: dict[str, Any]) -> None:

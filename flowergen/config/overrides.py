@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -88,6 +89,19 @@ def quoted_path(path: str | Path) -> str:
 def quoted(text: str) -> str:
     """Quote any text for Hydra's grammar."""
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def quoted_value(value: Any) -> str:
+    """Write plain data in Hydra's grammar.
+
+    >>> quoted_value({"kind": "A", "widths": [8, 16], "scale": None})
+    "{kind:'A',widths:[8,16],scale:null}"
+    """
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{quoted_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(quoted_value(each) for each in value)}]"
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

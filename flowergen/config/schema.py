@@ -162,6 +162,8 @@ class Discriminator:
     norm: Literal["group", "spectral"]
 
 
+PretrainedKind = Literal["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"]  # of diffusers
+
 VGGLayer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
 
 
@@ -174,6 +176,14 @@ class VAEGAN:
     seed: Seed
     latent: Latent
     blocks: Blocks
+    pretrained: Annotated[
+        Any,
+        Rule(
+            lambda node: node is None or (isinstance(node, dict) and set(node) == {"kind", "config", "source"}),
+            "is set by init=: leave it out",
+        ),
+    ]
+    freeze: Literal["none", "encoder"]
     reconstruction: Literal["l1", "mse"]
     beta: Annotated[float, at_least(0)]
     beta_warmup_steps: StepsOrShare

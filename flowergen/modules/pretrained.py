@@ -12,6 +12,55 @@ from flowergen.nn.posterior import LOGVAR_MIN, Posterior
 LATENTS = {"AutoencoderKL": "latent_dist", "AutoencoderTiny": "latents", "AutoencoderDC": "latent"}  # of their encoder's output
 
 
+def build_pretrained(image_size: int, kind: str, config: dict[str, Any], source: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Build an autoencoder of diffusers, with random weights.
+
+    Args:
+        image_size: side S of the pictures, in px.
+        kind: name of the class, one of ``LATENTS``.
+        config: its arguments.
+        source: where its weights come from, for messages.
+
+    Returns:
+        The autoencoder, and the shape (C, h, w) of its latents.
+
+    Raises:
+        UserError: diffusers is not installed, pictures of this size cannot be encoded and decoded, or the arguments are wrong.
+    """
+    if kind not in LATENTS:
+        raise UserError(f"{source} is of class {kind}: choose one of {', '.join(LATENTS)}")
+    try:
+        import diffusers  # slow to import
+    except ImportError as error:
+        raise UserError(f"{source} needs diffusers: pip install 'flowergen[hub]'") from error
+
+    try:
+        net: nn.Module = getattr(diffusers, kind).from_config(config)
+        with torch.device("meta"):
+            probe = getattr(diffusers, kind).from_config(config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{source}: its config.json is not one of {kind} ({one_line(error)})") from error
+    try:
+        z = _posterior(probe, kind, torch.zeros(1, 3, image_size, image_size, device="meta")).mean
+        decoded = tuple(probe.decode(z).sample.shape)
+    except RuntimeError as error:
+        raise UserError(f"{source} cannot encode pictures of {image_size} px ({one_line(error)[:200]})") from error
+    if decoded != (1, 3, image_size, image_size):
+        raise UserError(
+            f"{source} decodes pictures of {image_size} px to {decoded[-1]} px: use a data.image_size that is a multiple "
+            f"of {round(decoded[-1] / z.shape[-1])}"
+        )
+    return net, (z.shape[1], z.shape[2], z.shape[3])
+
+
+def _posterior(net: nn.Module, kind: str, x: Tensor) -> Posterior:
+    """(N, 3, S, S) in [-1, 1] -> q(z|x)."""
+    latents = getattr(net.encode(x), LATENTS[kind])  # type: ignore[operator]
+    if kind == "AutoencoderKL":
+        return Posterior(latents.mean, latents.logvar)
+    return Posterior(latents, torch.full_like(latents, LOGVAR_MIN))
+
+
 class PretrainedAutoencoder(ImageModel):
     """An autoencoder of diffusers; it is not trained further.
 
@@ -33,38 +82,8 @@ class PretrainedAutoencoder(ImageModel):
 
     def __init__(self, image_size: int, seed: int, kind: str, config: dict[str, Any], source: str):
         super().__init__(image_size, seed)
-        if kind not in LATENTS:
-            raise UserError(f"{source} is of class {kind}: choose one of {', '.join(LATENTS)}")
-        try:
-            import diffusers  # slow to import
-        except ImportError as error:
-            raise UserError(f"{source} needs diffusers: pip install 'flowergen[hub]'") from error
-
         self.kind, self.source = kind, source
-        try:
-            self.net: nn.Module = getattr(diffusers, kind).from_config(config)
-            with torch.device("meta"):
-                probe = getattr(diffusers, kind).from_config(config)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(f"{source}: its config.json is not one of {kind} ({one_line(error)})") from error
-        try:
-            z = self._posterior(probe, torch.zeros(1, 3, image_size, image_size, device="meta")).mean
-            decoded = tuple(probe.decode(z).sample.shape)
-        except RuntimeError as error:
-            raise UserError(f"{source} cannot encode pictures of {image_size} px ({one_line(error)[:200]})") from error
-        if decoded != (1, 3, image_size, image_size):
-            raise UserError(
-                f"{source} decodes pictures of {image_size} px to {decoded[-1]} px: use a data.image_size that is a multiple "
-                f"of {round(decoded[-1] / z.shape[-1])}"
-            )
-        self._latent_shape = (z.shape[1], z.shape[2], z.shape[3])
-
-    def _posterior(self, net: nn.Module, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [-1, 1] -> q(z|x)."""
-        latents = getattr(net.encode(x), LATENTS[self.kind])  # type: ignore[operator]
-        if self.kind == "AutoencoderKL":
-            return Posterior(latents.mean, latents.logvar)
-        return Posterior(latents, torch.full_like(latents, LOGVAR_MIN))
+        self.net, self._latent_shape = build_pretrained(image_size, kind, config, source)
 
     @property
     def inference_net(self) -> nn.Module:
@@ -78,7 +97,7 @@ class PretrainedAutoencoder(ImageModel):
 
     def encode(self, x: Tensor) -> Posterior:
         """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
-        return self._posterior(self.net, 2 * x - 1)
+        return _posterior(self.net, self.kind, 2 * x - 1)
 
     def decode(self, z: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""

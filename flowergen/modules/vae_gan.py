@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from flowergen.modules.ema import EMA
 from flowergen.modules.guard import MAX_ROLLBACKS, Guard
 from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.outside_weights import OutsideNet, load_efficientnet, load_lpips, load_vgg16
+from flowergen.modules.pretrained import build_pretrained
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.modules.two_optimizers import MakeOptimizer, TwoOptimizers
+from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
 from flowergen.nn.discriminator import frozen
 from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
@@ -32,6 +34,7 @@ from flowergen.randomness import normal, normal_per_sample, uniform
 
 log = logging.getLogger(__name__)
 
+Network = ResidualAutoencoder | DiffusersAutoencoder
 SharedFeatures = tuple[list[Tensor], list[Tensor]]  # of x and of x_hat, for the losses of both networks
 
 
@@ -46,7 +49,7 @@ class VAEGANModule(TwoOptimizers):
         image_size: side S of the pictures, in px.
         seed: of all noise.
         num_classes: of the data set, 0 without labels.
-        latent, blocks: fields of ``LatentShape`` and ``Blocks``.
+        latent, blocks: fields of ``LatentShape`` and ``Blocks``; unused with ``pretrained``.
         reconstruction: ``l1`` or ``mse``.
         beta, beta_warmup_steps: weight of the KL relative to the reconstruction error, both summed over the picture, and the
             number (or fraction) of optimiser steps in which it grows linearly from 0.
@@ -69,9 +72,13 @@ class VAEGANModule(TwoOptimizers):
         ema_decay: of the moving average of encoder and decoder, used for everything except training; None for none.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
             gradient_clip_algorithm: see ``TwoOptimizers``.
+        pretrained: ``kind``, ``config`` and ``source`` of ``build_pretrained``, to train an autoencoder of diffusers further;
+            None for a ``ResidualAutoencoder``. The weights are random until they are loaded.
+        freeze: ``encoder``: only the decoder is trained; ``none``: both.
 
     Raises:
-        UserError: the factor does not divide the image size, or there are class losses but no classes.
+        UserError: the factor does not divide the image size, there are class losses but no classes, or see
+            ``build_pretrained``.
     """
 
     best_metric = "l1_perceptual"
@@ -111,6 +118,8 @@ class VAEGANModule(TwoOptimizers):
         accumulate_grad_batches: int,
         gradient_clip_val: float | None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        pretrained: dict[str, Any] | None = None,
+        freeze: Literal["none", "encoder"] = "none",
     ):
         super().__init__(
             image_size,
@@ -131,22 +140,20 @@ class VAEGANModule(TwoOptimizers):
         self.class_weight, self.center_weight, self.center_margin = class_weight, center_weight, center_margin
         self.guard = Guard(guard, guard_margin)
 
-        shape, built_from = LatentShape(**latent), Blocks(**blocks)
-        try:
-            self._latent_shape = shape.shape_for(image_size)
-            self.factor, network_factor = shape.factor_for(image_size), shape.network_factor_for(image_size)
-        except ValueError as error:
-            raise UserError(f"model.latent: {error}") from error
-        try:
-            built_from.maps_for(network_factor)
-        except ValueError as error:
-            raise UserError(str(error)) from error
         if (class_weight or center_weight) and not num_classes:
             raise UserError(
                 "model.class_weight and model.center_weight need labels, and the data has none: set both to 0, "
                 "or use pictures in a folder for each class"
             )
-        self.net = ResidualAutoencoder(image_size, shape, built_from)
+        self.pretrained, self.trains_encoder = pretrained, freeze == "none"
+        self.net: Network
+        if pretrained is None:
+            self.net, self._latent_shape, self.factor = _residual_network(image_size, LatentShape(**latent), Blocks(**blocks))
+        else:
+            net, self._latent_shape = build_pretrained(image_size, **pretrained)
+            self.net, self.factor = DiffusersAutoencoder(net, pretrained["kind"]), image_size // self._latent_shape[1]
+        if not self.trains_encoder:
+            self.net.encoder.requires_grad_(False).eval()
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
         if class_weight:
             self.class_head = nn.Linear(self.latent_shape[0], num_classes)
@@ -175,9 +182,16 @@ class VAEGANModule(TwoOptimizers):
     # -- the autoencoder: pictures in [0, 1], latents (N, C, h, w)
 
     @property
-    def inference_net(self) -> ResidualAutoencoder:
+    def inference_net(self) -> Network:
         """The moving average of the network if there is one."""
-        return self.net if self.ema is None else cast(ResidualAutoencoder, self.ema.net)
+        return self.net if self.ema is None else cast(Network, self.ema.net)
+
+    def train(self, mode: bool = True) -> Self:
+        """Keep a frozen encoder in eval mode, in which a forward pass does not change it."""
+        super().train(mode)
+        if not self.trains_encoder:
+            self.net.encoder.eval()
+        return self
 
     @property
     def networks_to_compile(self) -> list[nn.Module]:
@@ -213,7 +227,8 @@ class VAEGANModule(TwoOptimizers):
         """Describe the network in one line."""
         latent = " x ".join(map(str, self.latent_shape))
         discriminator = f", {self.adversary.description}" if self.adversary else ""
-        return f"{self.image_size} px to latents of {latent}, down {self.factor} times{discriminator}"
+        start = f"{self.pretrained['kind']} of {self.pretrained['source']}, " if self.pretrained else ""
+        return f"{start}{self.image_size} px to latents of {latent}, down {self.factor} times{discriminator}"
 
     # -- the generator's objective, used in training and validation
 
@@ -471,3 +486,31 @@ class VAEGANModule(TwoOptimizers):
 def _to_unit_range(x: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], clamped."""
     return ((x + 1) / 2).clamp(0, 1)
+
+
+def _residual_network(
+    image_size: int, shape: LatentShape, blocks: Blocks
+) -> tuple[ResidualAutoencoder, tuple[int, int, int], int]:
+    """Build the network.
+
+    Args:
+        image_size: S in px.
+        shape: shape of the latent.
+        blocks: configuration of the blocks.
+
+    Returns:
+        The network, the shape (C, h, w) of its latents, and the factor.
+
+    Raises:
+        UserError: they do not fit the image size, or each other.
+    """
+    try:
+        latent_shape, factor = shape.shape_for(image_size), shape.factor_for(image_size)
+        network_factor = shape.network_factor_for(image_size)
+    except ValueError as error:
+        raise UserError(f"model.latent: {error}") from error
+    try:
+        blocks.maps_for(network_factor)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return ResidualAutoencoder(image_size, shape, blocks), latent_shape, factor

@@ -79,7 +79,8 @@ def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
     """
     data, trainer = config["data"], config["trainer"]
     size, parts = data["batch_size"], trainer["accumulate_grad_batches"]
-    model = "model.latent or model.blocks.channels" if "blocks" in config["model"] else "the model"
+    resizable = "blocks" in config["model"] and not config["model"].get("pretrained")
+    model = "model.latent or model.blocks.channels" if resizable else "the model"
     smaller = f"a smaller data.image_size, or make {model} smaller"
     if size == "auto" or size // parts <= 1:
         return f" at batches of {size if size == 'auto' else size // parts}: use {smaller}"

@@ -1,6 +1,6 @@
-"""Turn a pretrained autoencoder of diffusers into a run folder, which later commands load as any other."""
+"""Pretrained autoencoders of diffusers: as a run folder, which later commands load as any other, or as the start of a run."""
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import yaml
 from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
-from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
+from flowergen.modules.pretrained import PretrainedAutoencoder
+from flowergen.modules.vae_gan import VAEGANModule
+from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
 from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.stages import CONFIG, WEIGHTS, downloaded, read_pretrained
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+log = logging.getLogger(__name__)
 
 
 def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule, folder: Path) -> None:
@@ -28,32 +31,18 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
     """
-    import diffusers  # slow to import
-
-    source = _downloaded(value) if value.startswith(HUB) else Path(value)
-    try:
-        stored = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        kind, arguments = stored["_class_name"], {k: v for k, v in stored.items() if not k.startswith("_")}
-        model = {
-            "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
-            "image_size": config["data"]["image_size"],
-            "seed": config["seed"],
-            "kind": kind,
-            "config": arguments,
-            "source": value,
-        }
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"autoencoder={value}: its config.json cannot be read ({one_line(error)})") from error
+    source = downloaded(value, "autoencoder", (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
+    kind, arguments = read_pretrained(source, value, "autoencoder")
+    model = {
+        "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
+        "image_size": config["data"]["image_size"],
+        "seed": config["seed"],
+        "kind": kind,
+        "config": arguments,
+        "source": value,
+    }
     module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
-    given = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
-    try:  # not the file itself: older ones, such as sd-vae-ft-mse's, have other names, which diffusers translates
-        net, found = getattr(diffusers, kind).from_pretrained(source, **given)
-    except Exception as error:  # missing, truncated, of other shapes
-        raise UserError(f"autoencoder={value}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
-    wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-    if wrong:  # diffusers only warns, and would leave them uninitialised
-        raise UserError(f"autoencoder={value}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
-    module.net.load_state_dict(net.state_dict())
+    module.net.load_state_dict(_load(source, kind, f"autoencoder={value}").state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)
@@ -64,18 +53,47 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     run.config.write_text(yaml.safe_dump({"name": "pretrained", **nothing, **carried, "model": model}), encoding="utf-8")
 
 
-def _downloaded(value: str) -> Path:
-    """Return the folder of the files of ``hub:OWNER/NAME[/SUBFOLDER]``, downloaded unless they were before."""
-    from huggingface_hub import snapshot_download
+def start_from_pretrained(value: str, module: VAEGANModule) -> None:
+    """Copy the weights of a pretrained autoencoder to a VAE-GAN that was built for it, and to its moving average.
 
-    owner, name, *subfolder = value.removeprefix(HUB).split("/")
-    below = "/".join([*subfolder, ""])
-    files = [f"{below}config.json", f"{below}{WEIGHTS}"]
+    Args:
+        value: of ``init``, as for ``import_autoencoder``.
+        module: the new model.
+
+    Raises:
+        UserError: the files cannot be downloaded or read, or are of another network.
+    """
+    assert module.pretrained is not None
+    kind = module.pretrained["kind"]
+    source = downloaded(value, "init", (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
+    weights = DiffusersAutoencoder(_load(source, kind, f"init={value}"), kind).state_dict()
     try:
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=files)) / below
-    except Exception as error:  # huggingface_hub, requests and the file system raise various exceptions
-        raise UserError(
-            f"autoencoder={value} cannot be downloaded ({type(error).__name__}): put {' and '.join(files)} of "
-            f"https://huggingface.co/{owner}/{name} into a folder, and give it as autoencoder=FOLDER; it must be one of "
-            f"{', '.join(LATENTS)}"
-        ) from error
+        for net in (module.net, module.inference_net):
+            net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"init={value}: {WEIGHTS} is of another network than model.pretrained of this run") from error
+    log.info(f"starting from {value}: {kind} with {len(weights)} tensors")
+
+
+def _load(source: Path, kind: str, given: str) -> torch.nn.Module:
+    """Return a pretrained autoencoder of diffusers with its weights.
+
+    Args:
+        source: folder of its files.
+        kind: name of its class, one of ``LATENTS``.
+        given: option and value that name it, for messages.
+
+    Raises:
+        UserError: the weights cannot be read, or do not fit.
+    """
+    import diffusers  # slow to import
+
+    options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    try:  # not the file itself: older ones, such as sd-vae-ft-mse's, have other names, which diffusers translates
+        net, found = getattr(diffusers, kind).from_pretrained(source, **options)
+    except Exception as error:  # missing, truncated, of other shapes
+        raise UserError(f"{given}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
+    wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+    if wrong:  # diffusers only warns, and would leave them uninitialised
+        raise UserError(f"{given}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
+    return net

@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from flowergen.config import conf_dir
 from flowergen.config.check import data_options
-from flowergen.config.overrides import HUB, flat, quoted_path
-from flowergen.errors import UserError
+from flowergen.config.overrides import HUB, flat, quoted_path, quoted_value
+from flowergen.config.schema import PretrainedKind
+from flowergen.errors import UserError, one_line
 from flowergen.runs.run_folder import RunFolder, find_run
 
 OF_THE_PICTURES = ("data.image_size",)
@@ -26,6 +27,8 @@ OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not
     "adversarial_start_steps",
     "adversarial_ramp_steps",
 )
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # files of a pretrained autoencoder of diffusers
+LITTLE_BETA = 1e-6  # that latent diffusion's autoencoder, an AutoencoderKL, was trained with (arXiv:2112.10752, its code)
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
 
@@ -48,14 +51,101 @@ def is_pretrained(value: str) -> bool:
         UserError: diffusers is not installed, or the repository's name is incomplete.
     """
     if value.startswith(HUB):
-        parts = value.removeprefix(HUB).split("/")
-        if len(parts) < 2 or not all(parts):
-            raise UserError(f"autoencoder={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
-    elif not os.path.isfile(f"{value}/config.json") or os.path.isfile(f"{value}/config.yaml"):
+        _split_name(value, "autoencoder")
+    elif not os.path.isfile(f"{value}/{CONFIG}") or os.path.isfile(f"{value}/config.yaml"):
         return False
-    if find_spec("diffusers") is None:
-        raise UserError(f"autoencoder={value} needs diffusers: pip install 'flowergen[hub]'")
+    _refuse_without_diffusers(value, "autoencoder")
     return True
+
+
+def starts_from_pretrained(value: str) -> Path | None:
+    """Decide whether ``init`` names a pretrained autoencoder of diffusers or a run of flowergen.
+
+    A folder with config.yaml is a run; one with config.json and no config.yaml is an autoencoder of diffusers. Of a repository
+    of the hub, these two files are downloaded first.
+
+    Args:
+        value: of ``init``: a folder, a checkpoint, or ``hub:OWNER/NAME[/SUBFOLDER]``.
+
+    Returns:
+        The folder of the autoencoder's config.json; None for anything else.
+
+    Raises:
+        UserError: diffusers is not installed, the repository's name is incomplete, it cannot be downloaded, or it has neither.
+    """
+    folder = downloaded(value, "init", (CONFIG, "config.yaml")) if value.startswith(HUB) else Path(os.path.expanduser(value))
+    if os.path.isfile(folder / "config.yaml"):
+        return None
+    if not os.path.isfile(folder / CONFIG):
+        if value.startswith(HUB):
+            raise UserError(
+                f"init={value} has neither {CONFIG} nor config.yaml: name its folder that has, as in {HUB}OWNER/NAME/vae"
+            )
+        return None
+    _refuse_without_diffusers(value, "init")
+    return folder
+
+
+def downloaded(value: str, key: str, files: Sequence[str]) -> Path:
+    """Return the folder of files of a repository of the hub, downloaded unless they were before.
+
+    Args:
+        value: ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/SUBFOLDER``.
+        key: the option that it was typed for.
+        files: their names; those that the repository lacks are left out.
+
+    Raises:
+        UserError: the name is incomplete, or the files cannot be downloaded.
+    """
+    owner, name, *subfolder = _split_name(value, key)
+    below = "/".join([*subfolder, ""])
+    try:
+        from huggingface_hub import snapshot_download  # slow to import
+
+        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=[f"{below}{file}" for file in files])) / below
+    except Exception as error:  # huggingface_hub, requests and the file system raise various exceptions
+        raise UserError(
+            f"{key}={value} cannot be downloaded ({type(error).__name__}): put {below}{CONFIG} and {below}{WEIGHTS} of "
+            f"https://huggingface.co/{owner}/{name} into a folder, and give it as {key}=FOLDER; it must be one of "
+            f"{', '.join(get_args(PretrainedKind))}"
+        ) from error
+
+
+def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, Any]]:
+    """Read the config.json of an autoencoder of diffusers.
+
+    Args:
+        folder: of its files.
+        value, key: as typed, and the option that it was typed for.
+
+    Returns:
+        The name of its class, and the arguments.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another class.
+    """
+    try:
+        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, arguments = stored["_class_name"], {name: each for name, each in stored.items() if not name.startswith("_")}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{key}={value}: its config.json cannot be read ({one_line(error)})") from error
+    if kind not in get_args(PretrainedKind):
+        raise UserError(f"{key}={value} is of class {kind}: choose one of {', '.join(get_args(PretrainedKind))}")
+    if "${" in str(arguments):
+        raise UserError(f"{key}={value}: its config.json contains an interpolation, ${{...}}")
+    return kind, arguments
+
+
+def _split_name(value: str, key: str) -> list[str]:
+    parts = value.removeprefix(HUB).split("/")
+    if len(parts) < 2 or not all(parts):
+        raise UserError(f"{key}={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
+    return parts
+
+
+def _refuse_without_diffusers(value: str, key: str) -> None:
+    if find_spec("diffusers") is None:
+        raise UserError(f"{key}={value} needs diffusers: pip install 'flowergen[hub]'")
 
 
 def place_of(before: tuple[str, str], run: RunFolder) -> Path:
@@ -165,6 +255,44 @@ def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that make a VAE-GAN of the pretrained autoencoder of diffusers that ``init`` names.
+
+    ``model.beta`` is 1e-6, or 0 for latents without a variance, unless it was typed.
+
+    Args:
+        value: of ``init``, as typed.
+        folder: of its config.json.
+        typed: the keys given on the command line, with their values.
+
+    Raises:
+        UserError: another model or a network was typed, or config.json cannot be read.
+    """
+    model = typed.get("model", "vae_gan")
+    if model != "vae_gan":
+        instead = f"for diffusion on its latents, give autoencoder={value}" if model == "latent_ddpm" else "leave model out"
+        raise UserError(f"model={model}: init={value} is an autoencoder of diffusers, for model=vae_gan: {instead}")
+    kind, arguments = read_pretrained(folder, value, "init")
+    source = value if value.startswith(HUB) else folder.name
+    lines = _pretrained_lines(value, {"kind": kind, "config": arguments, "source": source}, typed)
+    lines += [] if "model" in typed else ["model=vae_gan"]
+    return lines if "model.beta" in typed else [*lines, f"model.beta={LITTLE_BETA if kind == 'AutoencoderKL' else 0}"]
+
+
+def _pretrained_lines(value: str, pretrained: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
+    """Return the override of ``model.pretrained`` unless it was typed, as it is for the processes of a distributed run.
+
+    Raises:
+        UserError: another value, or the network that it replaces, was typed.
+    """
+    for key in typed:
+        if key.startswith(("model.latent", "model.blocks")):
+            raise UserError(f"{key}={typed[key]}: the network is that of init={value}, so leave {key} out")
+    if typed.get("model.pretrained", pretrained) != pretrained:
+        raise UserError(f"model.pretrained is taken from init={value}: leave it out")
+    return [] if "model.pretrained" in typed else [f"model.pretrained={quoted_value(pretrained)}"]
+
+
 def completed(stored: dict[str, Any]) -> list[str]:
     """Add to an older run's config the keys that were added since with another default than what it was trained with."""
     network = stored["model"].get("network")
@@ -185,11 +313,14 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
     Returns:
         ``++KEY=VALUE`` for the keys that were not typed and that do not belong to ``OF_THE_TRAINING``.
     """
-    lines = []
     composed = flat(model)
     stored = find_run(value, "init")[0].read_config()
     completed(stored)
+    pretrained = stored["model"].pop("pretrained", None)
+    lines = _pretrained_lines(value, pretrained, typed) if pretrained else []
     for name, setting in flat(stored["model"]).items():
+        if pretrained and name.startswith(("latent.", "blocks.")):  # unused
+            continue
         linked = isinstance(composed.get(name), str) and "${" in composed[name]
         own = name.startswith(OF_THE_TRAINING) or name.rpartition(".")[2] in ("_target_", "_partial_")
         if name in composed and not linked and not own and f"model.{name}" not in typed and composed[name] != setting:

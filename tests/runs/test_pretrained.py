@@ -35,9 +35,9 @@ DC = {"latent_channels": 4, "encoder_block_types": "ResBlock", "decoder_block_ty
 KINDS = {"AutoencoderKL": (KL, 2), "AutoencoderTiny": (TINY, 4), "AutoencoderDC": (DC, 2)}  # and how often smaller latents are
 
 
-def saved(folder: Path, kind: str) -> Any:
+def saved(folder: Path, kind: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    net = getattr(diffusers, kind)(**KINDS[kind][0]).eval()
+    net = getattr(diffusers, kind)(**KINDS[kind][0] | changes).eval()
     net.save_pretrained(folder)
     return net
 
