@@ -28,7 +28,7 @@ from flowergen.errors import Stopped, TrainingEnded, UserError, one_line
 from flowergen.runs.machine_limits import limits_of_training
 from flowergen.runs.provenance import Provenance
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
-from flowergen.runs.stages import is_inherited, starts_from_pretrained
+from flowergen.runs.stages import is_inherited, pretrained_folder
 from flowergen.sweeps import launcher
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     before = load_stage_before(config, run, device)
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
     if config["init"] and checkpoint is None:
-        if starts_from_pretrained(config["init"]):
+        if pretrained_folder(config["init"], "init"):
             assert isinstance(module, VAEGANModule)
             start_from_pretrained(config["init"], module)
         else:

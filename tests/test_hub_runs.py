@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from huggingface_hub import ModelCard
 
 import flowergen
 from tests.hub_server import COMMIT, HubServer, hub_server
+from tests.runs.test_pretrained import saved
 
 pytestmark = pytest.mark.slow
 
@@ -142,3 +144,40 @@ for name in sys.argv[1:]:
     assert os.listdir(tmp_path / "work" / "outputs") == ["hub"]
     done = process("-m", "flowergen.sample", "run=hub:evil/pickle")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+
+
+def test_diffusion_on_an_autoencoder_of_the_hub(
+    autoencoder_run: Path, tiny_latent_ddpm: tuple[str, ...], server: HubServer, process: Run, tmp_path: Path
+) -> None:
+    """One of diffusers, its weights carried or named by the commit: equal runs. And a shared VAE-GAN of flowergen."""
+    saved(tmp_path / "vae", "AutoencoderKL")
+    server.files["me/vae"] = {path.name: path.read_bytes() for path in (tmp_path / "vae").iterdir()}
+    work, few = tmp_path / "work", [*tiny_latent_ddpm, "trainer.max_epochs=1", "data.image_size=32"]
+    for name, carried in (("carried", "true"), ("named", "false")):
+        more = ["autoencoder=hub:me/vae", f"carry_autoencoder={carried}", f"hydra.run.dir={name}"]
+        done = process("-m", "flowergen.train", *few, *more)
+        assert done.returncode == 0, done.stderr
+    assert (work / "named" / "metrics.csv").read_bytes() == (work / "carried" / "metrics.csv").read_bytes()
+    weights = [torch.load(work / name / "autoencoder" / "checkpoints" / "best.ckpt") for name in ("carried", "named")]
+    assert weights[0]["state_dict"]
+    assert (weights[1]["state_dict"], weights[1]["weights_of"]) == ({}, f"hub:me/vae@{COMMIT}")
+    for command in (["sample", "run=named", "num=2"], ["push", "run=named", "out=shared"], ["sample", "run=shared", "num=2"]):
+        done = process("-m", f"flowergen.{command[0]}", *command[1:])
+        assert done.returncode == 0, done.stderr
+    assert process("-m", "flowergen.sample", "run=carried", "num=2").returncode == 0
+    grids = [(work / name / "samples" / "seed0" / "grid.png").read_bytes() for name in ("named", "shared", "carried")]
+    assert grids[0] == grids[1] == grids[2]
+
+    done = process("-m", "flowergen.push", f"run={autoencoder_run}", "repo=me/vae_gan", "out=vae_gan")
+    assert done.returncode == 0, done.stderr
+    done = process("-m", "flowergen.train", *tiny_latent_ddpm, "autoencoder=hub:me/vae_gan", "trainer.max_epochs=1",
+                   "hydra.run.dir=own")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((work / "own" / "autoencoder" / "config.yaml").read_text())["data"]["image_size"] == 32
+
+    server.files.clear()
+    shutil.rmtree(tmp_path / "hf")
+    done = process("-m", "flowergen.sample", "run=named", "num=2")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert f"autoencoder=hub:me/vae@{COMMIT} cannot be downloaded" in done.stderr
+    assert process("-m", "flowergen.sample", "run=carried", "num=1").returncode == 0

@@ -34,10 +34,10 @@ from flowergen.runs.stages import (
     architecture_of,
     completed,
     inherited,
+    pretrained_folder,
     settings_of,
     settings_of_pretrained,
     stage_before,
-    starts_from_pretrained,
 )
 from flowergen.sweeps.sweep_folder import SweepFolder
 
@@ -147,7 +147,7 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
 
 def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
     """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
-    folder = starts_from_pretrained(init)
+    folder = pretrained_folder(init, "init")
     if folder is not None:
         return [*settings_of_pretrained(init, folder, typed), *overrides]
     overrides = [*settings_of(init, typed), *overrides]

@@ -512,6 +512,7 @@ class Train:
     resume: str | None
     init: str | None
     autoencoder: str | None
+    carry_autoencoder: bool
     diffusion: str | None
     sweep: Sweep
     paths: Paths

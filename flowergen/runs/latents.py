@@ -21,7 +21,7 @@ from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import import_autoencoder
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
-from flowergen.runs.stages import is_pretrained, origin, place_of, refuse_wrong_stage, stage_before
+from flowergen.runs.stages import origin, place_of, pretrained_folder, refuse_wrong_stage, stage_before
 from flowergen.runs.trainer import resolve_device
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     before = stage_before(config)
     if before is None or (run.path / before[0]).is_dir():
         return
-    pretrained = before[0] == "autoencoder" and is_pretrained(before[1])
+    pretrained = before[0] == "autoencoder" and pretrained_folder(before[1], before[0]) is not None
     if not is_first_process():
         if pretrained:  # unlike a run, it cannot be loaded from elsewhere
             _wait_for(run.autoencoder)

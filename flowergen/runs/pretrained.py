@@ -10,17 +10,22 @@ import yaml
 from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
+from flowergen.modules.image_model import ImageModel
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
+from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.stages import CONFIG, WEIGHTS, downloaded, read_pretrained
+from flowergen.runs.stages import read_pretrained
 
 log = logging.getLogger(__name__)
 
 
+NAMED = "weights_of"  # key of a checkpoint without weights: the repository and the commit that they are in
+
+
 def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule, folder: Path) -> None:
-    """Write a pretrained autoencoder as a run folder.
+    """Write a pretrained autoencoder as a run folder; with ``carry_autoencoder=false`` without its weights.
 
     Args:
         value: ``hub:OWNER/NAME``, ``hub:OWNER/NAME/SUBFOLDER``, or a folder that ``save_pretrained`` has written.
@@ -44,6 +49,8 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
     module.net.load_state_dict(_load(source, kind, f"autoencoder={value}").state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
+    if not config["carry_autoencoder"]:
+        content |= {"state_dict": {}, NAMED: pinned(value, source)}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)
     run.checkpoints.mkdir(parents=True)
@@ -51,6 +58,23 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     carried = {key: config[key] for key in ("seed", "paths", "data", "trainer")}
     nothing = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
     run.config.write_text(yaml.safe_dump({"name": "pretrained", **nothing, **carried, "model": model}), encoding="utf-8")
+
+
+def named_weights(content: dict[str, Any], module: ImageModel) -> dict[str, torch.Tensor]:
+    """Return the weights that a checkpoint names by their repository, downloaded unless they were before.
+
+    Args:
+        content: of the checkpoint.
+        module: an autoencoder as ``import_autoencoder`` has described it.
+
+    Raises:
+        UserError: the checkpoint names none, or they cannot be downloaded or read.
+    """
+    value = content.get(NAMED)
+    if not isinstance(module, PretrainedAutoencoder) or not isinstance(value, str) or not value.startswith(HUB):
+        raise UserError("the checkpoint has no weights: use another")
+    net = _load(downloaded(value, "autoencoder", (CONFIG, WEIGHTS)), module.kind, f"autoencoder={value}")
+    return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
 
 
 def start_from_pretrained(value: str, module: VAEGANModule) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from flowergen.config.check import data_options
 from flowergen.config.overrides import HUB, flat, quoted_path, quoted_value
 from flowergen.config.schema import PretrainedKind
 from flowergen.errors import UserError, one_line
+from flowergen.runs.hub import CONFIG, downloaded
 from flowergen.runs.run_folder import RunFolder, find_run
 
 OF_THE_PICTURES = ("data.image_size",)
@@ -27,7 +28,6 @@ OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not
     "adversarial_start_steps",
     "adversarial_ramp_steps",
 )
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # files of a pretrained autoencoder of diffusers
 LITTLE_BETA = 1e-6  # that latent diffusion's autoencoder, an AutoencoderKL, was trained with (arXiv:2112.10752, its code)
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
@@ -44,71 +44,32 @@ def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
 
 
-def is_pretrained(value: str) -> bool:
-    """Return True if ``autoencoder`` names a pretrained autoencoder of diffusers: a repository of the hub, or a local folder.
-
-    Raises:
-        UserError: diffusers is not installed, or the repository's name is incomplete.
-    """
-    if value.startswith(HUB):
-        _split_name(value, "autoencoder")
-    elif not os.path.isfile(f"{value}/{CONFIG}") or os.path.isfile(f"{value}/config.yaml"):
-        return False
-    _refuse_without_diffusers(value, "autoencoder")
-    return True
-
-
-def starts_from_pretrained(value: str) -> Path | None:
-    """Decide whether ``init`` names a pretrained autoencoder of diffusers or a run of flowergen.
+def pretrained_folder(value: str, key: str) -> Path | None:
+    """Decide whether ``autoencoder`` or ``init`` names a pretrained autoencoder of diffusers or a run of flowergen.
 
     A folder with config.yaml is a run; one with config.json and no config.yaml is an autoencoder of diffusers. Of a repository
     of the hub, these two files are downloaded first.
 
     Args:
-        value: of ``init``: a folder, a checkpoint, or ``hub:OWNER/NAME[/SUBFOLDER]``.
+        value: a folder, a checkpoint, or ``hub:OWNER/NAME``, for an autoencoder also ``hub:OWNER/NAME/SUBFOLDER``.
+        key: the option that it was typed for.
 
     Returns:
         The folder of the autoencoder's config.json; None for anything else.
 
     Raises:
-        UserError: diffusers is not installed, the repository's name is incomplete, it cannot be downloaded, or it has neither.
+        UserError: diffusers is not installed, or the repository's name is incomplete, or it cannot be downloaded.
     """
-    folder = downloaded(value, "init", (CONFIG, "config.yaml")) if value.startswith(HUB) else Path(os.path.expanduser(value))
-    if os.path.isfile(folder / "config.yaml"):
+    if value.startswith(HUB) and find_spec("huggingface_hub") is None:
+        raise UserError(f"{key}={value} needs huggingface_hub: pip install 'flowergen[hub]'")
+    folder = downloaded(value, key, (CONFIG, "config.yaml")) if value.startswith(HUB) else Path(os.path.expanduser(value))
+    if os.path.isfile(folder / "config.yaml") or not os.path.isfile(folder / CONFIG):
+        if value.startswith(HUB) and not os.path.isfile(folder / "config.yaml"):
+            raise UserError(f"{key}={value} has neither {CONFIG} nor config.yaml: it is not a model that can be used here")
         return None
-    if not os.path.isfile(folder / CONFIG):
-        if value.startswith(HUB):
-            raise UserError(
-                f"init={value} has neither {CONFIG} nor config.yaml: name its folder that has, as in {HUB}OWNER/NAME/vae"
-            )
-        return None
-    _refuse_without_diffusers(value, "init")
+    if find_spec("diffusers") is None:
+        raise UserError(f"{key}={value} needs diffusers: pip install 'flowergen[hub]'")
     return folder
-
-
-def downloaded(value: str, key: str, files: Sequence[str]) -> Path:
-    """Return the folder of files of a repository of the hub, downloaded unless they were before.
-
-    Args:
-        value: ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/SUBFOLDER``.
-        key: the option that it was typed for.
-        files: their names; those that the repository lacks are left out.
-
-    Raises:
-        UserError: the name is incomplete, or the files cannot be downloaded.
-    """
-    owner, name, *subfolder = _split_name(value, key)
-    below = "/".join([*subfolder, ""])
-    try:
-        from huggingface_hub import snapshot_download  # slow to import
-
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=[f"{below}{file}" for file in files])) / below
-    except Exception as error:  # huggingface_hub, requests and the file system raise various exceptions
-        raise UserError(
-            f"{key}={value} cannot be downloaded ({type(error).__name__}): put {below}{CONFIG} and {below}{WEIGHTS} of "
-            f"https://huggingface.co/{owner}/{name} into a folder, and give it as {key}=FOLDER; it must be one of "
-            f"{', '.join(get_args(PretrainedKind))}"
-        ) from error
 
 
 def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, Any]]:
@@ -134,18 +95,6 @@ def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, 
     if "${" in str(arguments):
         raise UserError(f"{key}={value}: its config.json contains an interpolation, ${{...}}")
     return kind, arguments
-
-
-def _split_name(value: str, key: str) -> list[str]:
-    parts = value.removeprefix(HUB).split("/")
-    if len(parts) < 2 or not all(parts):
-        raise UserError(f"{key}={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
-    return parts
-
-
-def _refuse_without_diffusers(value: str, key: str) -> None:
-    if find_spec("diffusers") is None:
-        raise UserError(f"{key}={value} needs diffusers: pip install 'flowergen[hub]'")
 
 
 def place_of(before: tuple[str, str], run: RunFolder) -> Path:
@@ -194,7 +143,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         UserError: there is no such run, it belongs to another stage, it was trained on another data set and ``data`` was not
             typed, or another value was typed.
     """
-    if key == "autoencoder" and is_pretrained(value) and not (run and run.autoencoder.is_dir()):
+    if key == "autoencoder" and not (run and run.autoencoder.is_dir()) and pretrained_folder(value, key):
         return []
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +125,13 @@ def test_a_repository_s_name_is_complete(value: str) -> None:
         checked(["model=latent_ddpm", f"autoencoder={value}"])
 
 
-def test_without_diffusers_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"hub:owner/name needs diffusers: pip install 'flowergen\[hub\]'"):
-        checked(["model=latent_ddpm", "autoencoder=hub:owner/name"])
+@pytest.mark.parametrize("missing", ["diffusers", "huggingface_hub"])
+def test_a_line_says_which_package_to_install(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "source", "AutoencoderTiny")
+    monkeypatch.setattr(stages, "find_spec", lambda name: None if name == missing else name)
+    value = str(tmp_path / "source") if missing == "diffusers" else "hub:owner/name"
+    with pytest.raises(UserError, match=rf"autoencoder={value} needs {missing}: pip install 'flowergen\[hub\]'"):
+        checked(["model=latent_ddpm", f"autoencoder={value}"])
 
 
 def test_a_repository_is_downloaded_once_by_name(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +140,7 @@ def test_a_repository_is_downloaded_once_by_name(tmp_path: Path, cache_dir: Path
 
     asked = []
 
-    def download(repo: str, allow_patterns: list[str]) -> str:
+    def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repo, allow_patterns))
         saved(tmp_path / "hub" / "vae", "AutoencoderKL")
         return str(tmp_path / "hub")
@@ -165,10 +167,15 @@ def test_no_network_is_one_line_that_says_what_to_fetch(
     assert "\n" not in str(raised.value)
 
 
-def test_the_first_phase_takes_it_for_a_repository_and_not_for_a_path(tmp_path: Path) -> None:
+def test_the_first_phase_takes_it_for_a_repository_and_not_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    saved(tmp_path, "AutoencoderKL")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     config = resolve(checked(["model=latent_ddpm", "autoencoder=hub:stabilityai/sd-vae-ft-mse", "data.image_size=96"])[0])
     assert (config["autoencoder"], config["data"]["image_size"]) == ("hub:stabilityai/sd-vae-ft-mse", 96)
-    assert "diffusers" not in sys.modules or diffusers
+    with pytest.raises(UserError, match="carry_autoencoder=false needs autoencoder=hub:OWNER/NAME"):
+        checked(["model=latent_ddpm", f"autoencoder={tmp_path}", "carry_autoencoder=false"])
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from flowergen.runs import stages
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.pretrained import start_from_pretrained
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.stages import starts_from_pretrained
+from flowergen.runs.stages import pretrained_folder
 from flowergen.runs.trainer import build_trainer
 from tests.modules.test_vae_gan import IN_PLAY, augmentation_of, batch, judging, make, reconstruction_of, training_step
 from tests.runs.test_pretrained import KINDS, saved
@@ -231,7 +231,7 @@ def test_a_repository_is_told_apart_by_its_files(tmp_path: Path, monkeypatch: py
 
     asked: list[tuple[str, list[str]]] = []
 
-    def download(repo: str, allow_patterns: list[str]) -> str:
+    def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repo, allow_patterns))
         return str(tmp_path)
 
@@ -244,10 +244,10 @@ def test_a_repository_is_told_apart_by_its_files(tmp_path: Path, monkeypatch: py
     assert asked[1:] == [("owner/name", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"])]
     assert module.summary().startswith("AutoencoderKL of hub:owner/name/vae, ")
     (tmp_path / "vae" / "config.yaml").touch()
-    assert starts_from_pretrained("hub:owner/name/vae") is None, "a run"
+    assert pretrained_folder("hub:owner/name/vae", "init") is None, "a run"
     with pytest.raises(UserError, match=r"init=hub:owner/name has neither config.json nor config.yaml"):
-        starts_from_pretrained("hub:owner/name")
-    assert starts_from_pretrained(str(tmp_path / "vae")) is None
+        pretrained_folder("hub:owner/name", "init")
+    assert pretrained_folder(str(tmp_path / "vae"), "init") is None
 
     def offline(*_: object, **__: object) -> str:
         raise OSError("We couldn't connect\nto the hub")
