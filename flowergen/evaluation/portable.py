@@ -23,6 +23,7 @@ NUM_TRIED = 3  # size of the larger batch that a graph is tested with
 # config keys that define the networks; the others are for training
 NETWORK_KEYS = (
     "_target_", "channels", "latent_dim", "norm", "activation", "residual_blocks", "latent", "blocks", "pretrained", "network",
+    "kind", "config",  # of a pretrained autoencoder
 )  # fmt: skip
 
 
@@ -107,8 +108,8 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
     """
     if isinstance(model, LatentDDPMModule):
         return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
-    if isinstance(model, PretrainedAutoencoder):  # it has weights beside its encoder and decoder
-        raise UserError(f"{model.kind} is not exported: use diffusers, with the weights of {model.source}")
+    if isinstance(model, PretrainedAutoencoder):
+        return {name: model.parts(name) for name in ("encoder", "decoder")}
     found = {name: getattr(model.inference_net, name, None) for name in ("encoder", "decoder")}
     if not all(isinstance(net, nn.Module) for net in found.values()):
         raise UserError(
@@ -167,7 +168,7 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
     if isinstance(autoencoder, VAEModule):
         activation = "sigmoid" if autoencoder.pixel_min == 0 else "tanh"
         about |= {"pixel_range": [autoencoder.pixel_min, autoencoder.pixel_max], "decoder_activation": activation}
-    elif isinstance(autoencoder, VAEGANModule):
+    elif isinstance(autoencoder, VAEGANModule | PretrainedAutoencoder):
         about |= {"pixel_range": [-1, 1], "decoder_activation": "clamp"}
     return about
 

@@ -1,6 +1,6 @@
 """Pretrained autoencoders of diffusers as the first stage of latent diffusion."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,12 @@ class PretrainedAutoencoder(ImageModel):
     def inference_net(self) -> nn.Module:
         """The autoencoder of diffusers."""
         return self.net
+
+    def parts(self, name: Literal["encoder", "decoder"]) -> nn.ModuleDict:
+        """Return the encoder or the decoder, with its convolution between it and the latents if it has one."""
+        convolution = {"encoder": "quant_conv", "decoder": "post_quant_conv"}[name]
+        found = {part: getattr(self.net, part, None) for part in (name, convolution)}
+        return nn.ModuleDict({part: net for part, net in found.items() if net is not None})
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

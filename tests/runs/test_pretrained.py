@@ -15,6 +15,7 @@ import flowergen
 from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
+from flowergen.evaluation import portable
 from flowergen.nn.posterior import LOGVAR_MIN
 from flowergen.runs import stages
 from flowergen.runs.build import build_datamodule
@@ -68,6 +69,20 @@ def test_it_encodes_and_decodes_as_diffusers_does(kind: str, tmp_path: Path, cac
     torch.testing.assert_close(model.decode(z), decoded.clamp(0, 1), rtol=0, atol=1e-6)
     assert model.module.latent_shape == (4, 32 // KINDS[kind][1], 32 // KINDS[kind][1]) == tuple(z.shape[1:])
     assert f"{kind} of {tmp_path / 'source'}, 32 px to latents of 4 x" in repr(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_exported_with_weights_that_diffusers_loads(kind: str, tmp_path: Path, cache_dir: Path) -> None:
+    """Each ONNX graph is compared with the model when it is written."""
+    net = saved(tmp_path / "source", kind)
+    model = imported(tmp_path / "source", tmp_path / "run", cache_dir)
+    assert set(portable.write_onnx(model.module, tmp_path)) == {"encoder", "decoder"}
+    about = portable.write_weights(model.module, {"model": model.config["model"]}, tmp_path)
+    assert (about["model"]["kind"], about["pixel_range"]) == (kind, [-1, 1])
+    rebuilt = getattr(diffusers, kind).from_config(about["model"]["config"])
+    rebuilt.load_state_dict(load_file(tmp_path / "encoder.safetensors") | load_file(tmp_path / "decoder.safetensors"))
+    for name, tensor in rebuilt.state_dict().items():
+        assert torch.equal(tensor, net.state_dict()[name]), name
 
 
 def test_pictures_that_the_factor_does_not_divide_are_refused(tmp_path: Path, cache_dir: Path) -> None:
