@@ -94,7 +94,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.modules.vae_gan import VAEGANModule
     from flowergen.runs.batch_size import settle_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
-    from flowergen.runs.latents import carry_stage_before, prepare_latents, store_what_sampling_needs
+    from flowergen.runs.latents import carry_stage_before, fetch_hub, prepare_latents, store_what_sampling_needs
     from flowergen.runs.loading import epochs_done, load_run, load_stage_before, read_checkpoint, save_weights, steps_done
     from flowergen.runs.pretrained import start_from_pretrained
     from flowergen.runs.trainer import build_trainer, resolve_device
@@ -115,6 +115,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     datamodule = build_datamodule(config)
     fetch_weights(config)
+    fetch_hub(config, run, checkpoint is not None)
     datamodule.setup()
     state = (checkpoint or {}).get(type(datamodule).__qualname__)
     if isinstance(state, dict):  # Lightning does this too, but only after files of the run have changed

@@ -65,20 +65,21 @@ def test_a_run_goes_to_the_hub_and_comes_back(diffusion_run: Path, server: HubSe
     assert done.returncode == 0, done.stderr
     work = tmp_path / "work"
     assert torch.equal(torch.load(work / "x.pt"), expected)
-    folder = work / "outputs" / "hub" / "me" / "flowers"
+    folder = work / "outputs" / "hub" / "me" / f"flowers@{COMMIT[:12]}"
     assert f"LoadedModel('{folder}'" in done.stdout
     assert not [name for name in ("evil.py", "checkpoints") if (folder / name).exists()]
 
     done = process("-m", "flowergen.sample", f"hub:me/flowers@{COMMIT}", "num=2")
     assert done.returncode == 0, done.stderr
-    assert (Path(f"{folder}@{COMMIT}") / "samples" / "seed0" / "grid.png").is_file()
+    assert (folder / "samples" / "seed0" / "grid.png").is_file()
+    assert os.listdir(folder.parent) == [folder.name]
     few = ("data=procedural", "data.num_images=80", "data.num_classes=4", "data.batch_size=8", "trainer.max_epochs=1",
            "trainer.accelerator=cpu", "callbacks.images.num_samples=4", "callbacks.images.num_reconstructions=4")  # fmt: skip
     done = process("-m", "flowergen.train", "init=hub:me/flowers", *few, "hydra.run.dir=new")
     assert done.returncode == 0, done.stderr
     assert f"starting from {folder}: " in done.stderr
     assert "HTTP" not in done.stderr
-    assert json.loads((work / "new" / "provenance.json").read_text())["init"] == "hub:me/flowers"
+    assert json.loads((work / "new" / "provenance.json").read_text())["init"] == f"hub:me/flowers@{COMMIT}"
     done = process("-m", "flowergen.train", "resume=hub:me/flowers")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert "is a shared run" in done.stderr
@@ -86,6 +87,8 @@ def test_a_run_goes_to_the_hub_and_comes_back(diffusion_run: Path, server: HubSe
     server.shutdown()
     server.server_close()
     done = process("-m", "flowergen.export", "run=hub:me/flowers", "format=safetensors")
+    assert done.returncode == 0, done.stderr
+    done = process("-m", "flowergen.train", "init=hub:me/flowers", *few, "hydra.run.dir=offline")
     assert done.returncode == 0, done.stderr
 
 
@@ -105,6 +108,10 @@ def test_what_is_no_shared_run_is_one_line(autoencoder_run: Path, server: HubSer
             changed(model={**config["model"], "_target_": "os.system"}),
             "config.yaml has model._target_=os.system, a cl",
         ),
+        "walk": (
+            changed(model={**config["model"], "_target_": "flowergen.modules.vae.torch.nn.Linear"}),
+            "model._target_=flowergen.modules.vae.torch.nn.Linear, a class",
+        ),
         "nested": (
             changed(model={**config["model"], "optimizer": {"_target_": "subprocess.Popen"}}),
             "optimizer._target_=subp",
@@ -122,11 +129,12 @@ def test_what_is_no_shared_run_is_one_line(autoencoder_run: Path, server: HubSer
     server.files |= {f"evil/{name}": files for name, (files, _) in cases.items()}
     expected = {f"evil/{name}": words for name, (_, words) in cases.items()} | {
         "evil/none": "cannot be downloaded (RepositoryNotFoundError: ",
-        "evil/weights@../../../x": "is damaged",
-        "evil": "give hub:OWNER/NAME, or hub:OWNER/NAME@REVISION",
-        "evil/weights@": "give hub:OWNER/NAME, or hub:OWNER/NAME@REVISION",
-        "../../etc": "give hub:OWNER/NAME",
-        "../etc": "cannot be downloaded",
+        "evil/weights@../../../x": "is damaged, or is not",
+        "evil": "give hub:OWNER/NAME or hub:OWNER/NAME@REVISION",
+        "evil/weights@": "give hub:OWNER/NAME or hub:OWNER/NAME@REVISION",
+        "../../etc": "hub:../../etc: give hub:OWNER/NAME",
+        "me/flowers/sub": "a run is named hub:OWNER/NAME, or",
+        "../etc": "hub:../etc: give hub:OWNER/NAME",
     }
     code = """
 import sys, flowergen
@@ -140,8 +148,8 @@ for name in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
     for (name, words), line in zip(expected.items(), done.stdout.splitlines(), strict=True):
         assert words in line, (name, line)
-    assert os.listdir(tmp_path / "work") == ["outputs"]
-    assert os.listdir(tmp_path / "work" / "outputs") == ["hub"]
+    copied = {path.name.partition("@")[0] for path in (tmp_path / "work").rglob("*@*")}
+    assert copied == {"weights"}, "whose names are right, and whose content is read later"
     done = process("-m", "flowergen.sample", "run=hub:evil/pickle")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
 
@@ -173,6 +181,8 @@ def test_diffusion_on_an_autoencoder_of_the_hub(
     done = process("-m", "flowergen.train", *tiny_latent_ddpm, "autoencoder=hub:me/vae_gan", "trainer.max_epochs=1",
                    "hydra.run.dir=own")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    done = process("-m", "flowergen.train", *tiny_latent_ddpm, "autoencoder=hub:me/vae_gan", "carry_autoencoder=false")
+    assert (done.returncode, done.stderr.count("error: carry_autoencoder=false is for autoencoders of diffusers")) == (2, 1)
     assert yaml.safe_load((work / "own" / "autoencoder" / "config.yaml").read_text())["data"]["image_size"] == 32
 
     server.files.clear()

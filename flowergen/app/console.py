@@ -69,7 +69,6 @@ def quieten() -> None:
     """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
     threading.excepthook = _without_disk_trouble
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # the HTTP client of huggingface_hub
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # repeats our one-line error in four lines
     for message in (
         ".*does not have many workers.*",

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Sweep
+from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config.check import check, contradictions
 from flowergen.config.help import train_help
 from flowergen.config.overrides import (
+    HUB,
     changed,
     compose_train,
     flat,
@@ -29,8 +30,10 @@ from flowergen.config.overrides import (
 from flowergen.config.schema import OptunaSearch, Train
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
+from flowergen.runs.hub import pinned
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
 from flowergen.runs.stages import (
+    STAGES,
     architecture_of,
     completed,
     inherited,
@@ -126,6 +129,8 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     Raises:
         UserError: the config is invalid.
     """
+    if run is None:
+        overrides = [_pinned(line, override) for line, override in zip(overrides, parse(overrides), strict=True)]
     typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
     if run is None and typed.get("init"):
         overrides = _started_from(str(typed["init"]), overrides, typed)
@@ -145,17 +150,41 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     return composed, lines
 
 
+def _pinned(line: str, override: Override) -> str:
+    """Name a repository of the hub by its commit, so that a resumed run and all processes use the same files."""
+    key, value = override.key_or_group, override.value()
+    named = key in ("init", *STAGES) and isinstance(value, str) and value.startswith(HUB)
+    return f"{key}={quoted(pinned(value, key))}" if named else line
+
+
 def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
     """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
     folder = pretrained_folder(init, "init")
+    lines = settings_of(init, typed) if folder is None else settings_of_pretrained(init, folder, typed)
+    _refuse_recipe_of_another_model(init, lines, overrides, typed)
+    overrides = [*lines, *overrides]
     if folder is not None:
-        return [*settings_of_pretrained(init, folder, typed), *overrides]
-    overrides = [*settings_of(init, typed), *overrides]
+        return overrides
     composed, _ = compose_train(overrides)
     HydraConfig.instance().set_config(composed)
     of_data = inherited("init", init, None, resolve(composed)["data"], typed)
     model = cast(dict[str, Any], OmegaConf.to_container(composed.model))
     return [*architecture_of(init, model, typed), *(line.removeprefix("++") for line in of_data), *overrides]
+
+
+def _refuse_recipe_of_another_model(
+    init: str, lines: Sequence[str], overrides: Sequence[str], typed: Mapping[str, Any]
+) -> None:
+    own = next((line.removeprefix("model=") for line in lines if line.startswith("model=")), None)
+    if own is None or not typed.get("experiment"):
+        return
+    recipe = [line for line in overrides if line.startswith(("experiment=", "hydra.searchpath="))]
+    chosen, default = (compose_train(each)[0].hydra.runtime.choices["model"] for each in (recipe, []))
+    if chosen not in (own, default):
+        raise UserError(
+            f"experiment={typed['experiment']} is a recipe for model={chosen}, and init={init} is of model={own}: "
+            "use experiment=finetune, or leave init out"
+        )
 
 
 def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:

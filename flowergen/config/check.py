@@ -250,14 +250,15 @@ def _check_start(config: dict[str, Any]) -> None:
     model = config["model"]
     if schema_of(model) is not VAEGAN:
         return
-    if model["pretrained"] and not config["init"]:
+    pretrained = model.get("pretrained")
+    if pretrained and not config["init"]:
         raise UserError("model.pretrained is set by init=: give init=hub:OWNER/NAME, or the folder of such an autoencoder")
-    if model["pretrained"] and model["beta"] and model["pretrained"]["kind"] != "AutoencoderKL":
+    if pretrained and model["beta"] and pretrained["kind"] != "AutoencoderKL":
         raise UserError(
             f"model.beta={model['beta']:g} weighs a KL, but the latents of {model['pretrained']['kind']} have no variance: "
             "set model.beta=0"
         )
-    if model["freeze"] == "none":
+    if model.get("freeze", "none") == "none":
         return
     if not config["init"]:
         raise UserError("model.freeze=encoder keeps the encoder's weights, which are random without init=: add init=RUN")

@@ -43,7 +43,7 @@ PATH_KEYS = (
 LONGEST = 20_000  # characters of an override; parsing that many takes a second
 MOST_VALUES = 1000  # per swept key, as each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
-HUB = "hub:"  # autoencoder=hub:OWNER/NAME
+HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
@@ -73,11 +73,14 @@ def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
-    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value or value.startswith(HUB)
+    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
-    parts = [part if part in NO_PATHS else quoted_path(part) for part in (value.split(",") if swept else [value])]
+    parts = [
+        part if part in NO_PATHS or part.startswith(HUB) else quoted_path(part)
+        for part in (value.split(",") if swept else [value])
+    ]
     return f"{key}={','.join(parts)}"
 
 

@@ -176,14 +176,6 @@ class VAEGAN:
     seed: Seed
     latent: Latent
     blocks: Blocks
-    pretrained: Annotated[
-        Any,
-        Rule(
-            lambda node: node is None or (isinstance(node, dict) and set(node) == {"kind", "config", "source"}),
-            "is set by init=: leave it out",
-        ),
-    ]
-    freeze: Literal["none", "encoder"]
     reconstruction: Literal["l1", "mse"]
     beta: Annotated[float, at_least(0)]
     beta_warmup_steps: StepsOrShare
@@ -208,6 +200,14 @@ class VAEGAN:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
+    pretrained: Annotated[
+        Any,
+        Rule(
+            lambda node: node is None or (isinstance(node, dict) and set(node) == {"kind", "config", "source"}),
+            "is set by init=: leave it out",
+        ),
+    ] = MAY_BE_LEFT_OUT
+    freeze: Literal["none", "encoder"] = MAY_BE_LEFT_OUT
 
 
 @dataclass

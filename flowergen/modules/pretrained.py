@@ -38,12 +38,12 @@ def build_pretrained(image_size: int, kind: str, config: dict[str, Any], source:
         net: nn.Module = getattr(diffusers, kind).from_config(config)
         with torch.device("meta"):
             probe = getattr(diffusers, kind).from_config(config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # diffusers raises various exceptions for wrong arguments
         raise UserError(f"{source}: its config.json is not one of {kind} ({one_line(error)})") from error
     try:
         z = _posterior(probe, kind, torch.zeros(1, 3, image_size, image_size, device="meta")).mean
         decoded = tuple(probe.decode(z).sample.shape)
-    except RuntimeError as error:
+    except Exception as error:  # likewise
         raise UserError(f"{source} cannot encode pictures of {image_size} px ({one_line(error)[:200]})") from error
     if decoded != (1, 3, image_size, image_size):
         raise UserError(

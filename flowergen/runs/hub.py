@@ -1,14 +1,17 @@
 """Repositories of the Hugging Face hub: shared runs, ``hub:OWNER/NAME``, and pretrained autoencoders of diffusers."""
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import re
+import shutil
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import Any
 
+import flowergen
 from flowergen.config.overrides import HUB
-from flowergen.config.schema import PretrainedKind
 from flowergen.errors import UserError, one_line
 from flowergen.runs.run_folder import RunFolder
 
@@ -17,89 +20,103 @@ FOLDER = "outputs/hub"
 FILES = ("config.yaml", "model.safetensors", "state.json", "latents.safetensors", "README.md", "samples.png")
 NESTED = ("", "autoencoder/", "diffusion/", "diffusion/autoencoder/")
 OWN_CACHE = "~/.cache/flowergen"  # in place of the paths of whoever shared the run
-TRUSTED = ("flowergen.", "torch.optim.", "lightning.pytorch.")
+COMMIT = re.compile("[0-9a-f]{40}")
+CLASS = re.compile(r"(flowergen(?:\.\w+)*|torch\.optim|lightning\.pytorch)\.[A-Z]\w*")
 
 
-def downloaded(value: str, key: str, files: Sequence[str]) -> Path:
-    """Return the folder of files of a repository of the hub, downloaded into the hub's cache unless they were before.
+def pinned(value: str, key: str) -> str:
+    """Return the name of a repository with its current commit in place of a branch or a tag.
 
     Args:
-        value: ``hub:OWNER/NAME``, ``hub:OWNER/NAME/SUBFOLDER``, or either with ``@REVISION`` at its end.
+        value: ``hub:OWNER/NAME`` or ``hub:OWNER/NAME/SUBFOLDER``, possibly with ``@REVISION`` at its end.
         key: the option that it was typed for.
+
+    Raises:
+        UserError: the name is incomplete, or the repository cannot be reached.
+    """
+    revision = _split(value)[2]
+    if revision and COMMIT.fullmatch(revision):
+        return value
+    return f"{value.partition('@')[0]}@{_snapshot(value, key, (CONFIG, 'config.yaml')).name}"
+
+
+def downloaded(value: str, key: str, files: tuple[str, ...]) -> Path:
+    """Return the folder of files of a repository, downloaded into the hub's cache unless they were before.
+
+    Args:
+        value, key: as for ``pinned``.
         files: their names; those that the repository lacks are left out.
 
     Raises:
         UserError: the name is incomplete, or the files cannot be downloaded.
     """
-    name, subfolder, revision = _split(value, f"{key}={value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME/SUBFOLDER")
-    below = f"{subfolder}/" if subfolder else ""
-    try:
-        from huggingface_hub import snapshot_download  # slow to import
-
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[f"{below}{file}" for file in files])) / below
-    except Exception as error:  # huggingface_hub, its HTTP client and the file system raise various exceptions
-        raise UserError(
-            f"{key}={value} cannot be downloaded ({type(error).__name__}): put {below}{CONFIG} and {below}{WEIGHTS} of "
-            f"https://huggingface.co/{name} into a folder, and give it as {key}=FOLDER; it must be one of "
-            f"{', '.join(get_args(PretrainedKind))}"
-        ) from error
-
-
-def pinned(value: str, folder: Path) -> str:
-    """Return a name with the commit of its files in place of a revision.
-
-    Args:
-        value: as for ``downloaded``.
-        folder: what it has returned, in the hub's cache: ``.../snapshots/COMMIT``, or a subfolder of it.
-    """
-    parts = folder.parts
-    commit = parts[len(parts) - parts[::-1].index("snapshots")]
-    return f"{value.partition('@')[0]}@{commit}"
+    return _snapshot(value, key, files) / _split(value)[1]
 
 
 @cache
-def downloaded_run(value: str) -> Path:
+def downloaded_run(value: str, key: str) -> Path:
     """Download a run that ``flowergen.push`` has written, unless it is there already.
 
     Only data are downloaded, no code and no pickled files. If the hub cannot be reached, the files of an earlier download are
     used.
 
     Args:
-        value: ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``.
+        value, key: as for ``pinned``, without a subfolder.
 
     Returns:
-        Its run folder, ``FOLDER/OWNER/NAME`` or ``FOLDER/OWNER/NAME@REVISION``.
+        Its run folder, ``FOLDER/OWNER/NAME@COMMIT``.
 
     Raises:
         UserError: the name is incomplete, the repository cannot be downloaded, or it contains no shared run.
     """
-    wrong = f"{value}: give {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION"
-    name, subfolder, revision = _split(value, wrong)
+    name, subfolder, _ = _split(value)
     if subfolder:
-        raise UserError(wrong)
-    if find_spec("huggingface_hub") is None:
-        raise UserError(f"{value} needs huggingface_hub: pip install 'flowergen[hub]'")
-    from huggingface_hub import snapshot_download
-
-    folder = Path(FOLDER, f"{name}@{revision.replace('/', '_')}" if revision else name).absolute()
-    wanted = [f"{nested}{file}" for nested in NESTED for file in FILES]
+        raise UserError(f"{key}={value}: a run is named {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
+    snapshot = _snapshot(value, key, tuple(f"{nested}{file}" for nested in NESTED for file in FILES))
+    _refuse_untrusted(f"{key}={value}", snapshot)
+    folder = Path(FOLDER, f"{name}@{snapshot.name[:12]}").absolute()
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
-        snapshot_download(name, revision=revision, local_dir=folder, allow_patterns=wanted)
-    except Exception as error:  # huggingface_hub, its HTTP client and the file system raise various exceptions
-        raise UserError(
-            f"{value} cannot be downloaded ({type(error).__name__}: {one_line(error)[:300]}): check the name, log in "
-            f"with 'hf auth login' if it is private, or download it by other means and give the folder"
-        ) from error
-    _refuse_untrusted(value, folder)
+        shutil.copytree(snapshot, partial)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not folder.is_dir():  # unlike here, where another process was faster
+            raise UserError(f"{key}={value} cannot be copied to {folder} ({error.strerror}): make room") from error
     return folder
 
 
-def _split(value: str, wrong: str) -> tuple[str, str, str | None]:
+@cache
+def _snapshot(value: str, key: str, files: tuple[str, ...]) -> Path:
+    """Return the folder of a commit in the hub's cache, named after it, with those of the files that the repository has."""
+    name, subfolder, revision = _split(value)
+    if find_spec("huggingface_hub") is None:
+        raise UserError(f"{key}={value} needs huggingface_hub: pip install 'flowergen[hub]'")
+    for client in ("httpx", "httpx2"):  # of its versions, which log each request
+        logging.getLogger(client).setLevel(logging.WARNING)
+    from huggingface_hub import snapshot_download  # slow to import
+
+    wanted = [f"{subfolder}/{file}".lstrip("/") for file in files]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # huggingface_hub, its HTTP client and the file system raise various exceptions
+        raise UserError(
+            f"{key}={value} cannot be downloaded ({type(error).__name__}: {one_line(error)[:300]}): check name and network, "
+            f"log in with 'hf auth login' if it is private, or get {wanted[0]} and the files beside it in another way and give "
+            "their folder"
+        ) from error
+
+
+def _split(value: str) -> tuple[str, str, str | None]:
     """Return OWNER/NAME, the subfolder, which may be empty, and the revision; raise a UserError if one is incomplete."""
     path, at, revision = value.removeprefix(HUB).partition("@")
     owner, *rest = parts = path.split("/")
-    if not rest or not all(parts) or (at and not revision):
-        raise UserError(wrong)
+    if not rest or not all(parts) or {".", ".."} & set(parts) or (at and not revision):
+        raise UserError(
+            f"{value}: give {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION, or for diffusers {HUB}OWNER/NAME/SUBFOLDER"
+        )
     return f"{owner}/{rest[0]}", "/".join(rest[1:]), revision or None
 
 
@@ -122,14 +139,22 @@ def _refuse_untrusted(value: str, folder: Path) -> None:
             cached = key.endswith("_dir") and path.is_relative_to(os.path.expanduser(OWN_CACHE))
             if ".." in path.parts or (path.is_absolute() and not cached):
                 raise UserError(f"{value}: {nested}config.yaml has the path {key}={text}, which no shared run has")
-            if key.endswith("_target_") and not text.startswith(TRUSTED):
+            if key.endswith("_target_") and not _is_trusted(text):
                 raise UserError(
                     f"{value}: {nested}config.yaml has {key}={text}, a class that is not flowergen's: if you trust it, install "
-                    f"it and give the folder, {folder}"
+                    "it, and download the run in another way"
                 )
         for before in ("autoencoder", "diffusion"):
             if config.get(before) not in (None, "none") and not (run / before).is_dir():
                 raise UserError(f"{value} is not a run that flowergen.push has written: it has no {nested}{before}")
+
+
+def _is_trusted(target: str) -> bool:
+    """Return True for classes of modules of flowergen, and for optimisers and trainers."""
+    found = CLASS.fullmatch(target)
+    if found is None or not found[1].startswith("flowergen"):
+        return found is not None
+    return Path(flowergen.__file__).parent.parent.joinpath(*found[1].split(".")).with_suffix(".py").is_file()
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

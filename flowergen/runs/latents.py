@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.drawn_samples import cached_samples
@@ -19,7 +20,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import load_efficientnet
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loading import LoadedModel, checkpoint_to_load, load_run, read_checkpoint
-from flowergen.runs.pretrained import import_autoencoder
+from flowergen.runs.pretrained import files_of, import_autoencoder, weights_of
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
 from flowergen.runs.stages import origin, place_of, pretrained_folder, refuse_wrong_stage, stage_before
 from flowergen.runs.trainer import resolve_device
@@ -39,6 +40,8 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     if before is None or (run.path / before[0]).is_dir():
         return
     pretrained = before[0] == "autoencoder" and pretrained_folder(before[1], before[0]) is not None
+    if not pretrained and not config["carry_autoencoder"]:
+        raise UserError(f"carry_autoencoder=false is for autoencoders of diffusers, and {before[1]} is a run: leave it out")
     if not is_first_process():
         if pretrained:  # unlike a run, it cannot be loaded from elsewhere
             _wait_for(run.autoencoder)
@@ -52,12 +55,30 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     partial.replace(run.path / before[0])
 
 
+def fetch_hub(config: dict[str, Any], run: RunFolder, resumed: bool) -> None:
+    """Download what a run needs of the hub in every process, to report what is missing before the pictures are decoded.
+
+    Args:
+        config: of the run.
+        run: its folder, which has what it needs once it was carried there or stored in a checkpoint.
+        resumed: whether the run continues from a checkpoint.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
+    needed = {"autoencoder": not run.autoencoder.is_dir(), "init": not resumed}
+    for key in [key for key, missing in needed.items() if missing and str(config[key]).startswith(HUB)]:
+        if pretrained_folder(config[key], key):
+            files_of(config[key], key)
+
+
 def _wait_for(folder: Path) -> None:
     """Wait at most ten minutes for a folder that the first process writes."""
     for _ in range(600):
         if folder.is_dir():
             return
         time.sleep(1)
+    raise UserError(f"{folder} was not written by the first process within ten minutes: see its output")
 
 
 def _copy_run(key: str, value: str | Path, folder: Path) -> None:
@@ -67,6 +88,7 @@ def _copy_run(key: str, value: str | Path, folder: Path) -> None:
     refuse_wrong_stage(key, str(value), stored)
     content = read_checkpoint(path)
     content["optimizer_states"] = []  # they take two thirds of the file
+    content["state_dict"] = weights_of(content, stored["model"])
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     shutil.copyfile(source.config, folder / "config.yaml")

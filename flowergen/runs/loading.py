@@ -20,7 +20,7 @@ from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
 from flowergen.runs.build import build_datamodule, build_module
-from flowergen.runs.pretrained import named_weights
+from flowergen.runs.pretrained import weights_of
 from flowergen.runs.run_folder import RunFolder, find_run
 from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
 
@@ -131,7 +131,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         before = load_stage_before(config, folder)
         module = build_module(config, len(class_names), before.module if before else None)
         module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"] or named_weights(content, module))
+        module.load_state_dict(weights_of(content, config["model"]))
         if before and isinstance(module, DecoderModule):  # sampling uses the diffusion model with this decoder
             module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
     except UserError:

@@ -10,13 +10,12 @@ import yaml
 from flowergen.config.overrides import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
-from flowergen.modules.image_model import ImageModel
-from flowergen.modules.pretrained import PretrainedAutoencoder
+from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
-from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
+from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.stages import read_pretrained
+from flowergen.runs.stages import read_pretrained, source_name
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     """Write a pretrained autoencoder as a run folder; with ``carry_autoencoder=false`` without its weights.
 
     Args:
-        value: ``hub:OWNER/NAME``, ``hub:OWNER/NAME/SUBFOLDER``, or a folder that ``save_pretrained`` has written.
+        value: a repository of the hub, see ``runs.hub.pinned``, or a folder that ``save_pretrained`` has written.
         config: of the run that uses it.
         data: its data module, set up.
         folder: to write to; it must not exist.
@@ -36,7 +35,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
     """
-    source = downloaded(value, "autoencoder", (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
+    source = files_of(value, "autoencoder")
     kind, arguments = read_pretrained(source, value, "autoencoder")
     model = {
         "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
@@ -44,13 +43,13 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
         "seed": config["seed"],
         "kind": kind,
         "config": arguments,
-        "source": value,
+        "source": source_name(value),
     }
     module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
     module.net.load_state_dict(_load(source, kind, f"autoencoder={value}").state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     if not config["carry_autoencoder"]:
-        content |= {"state_dict": {}, NAMED: pinned(value, source)}
+        content |= {"state_dict": {}, NAMED: value}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)
     run.checkpoints.mkdir(parents=True)
@@ -60,20 +59,35 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     run.config.write_text(yaml.safe_dump({"name": "pretrained", **nothing, **carried, "model": model}), encoding="utf-8")
 
 
-def named_weights(content: dict[str, Any], module: ImageModel) -> dict[str, torch.Tensor]:
-    """Return the weights that a checkpoint names by their repository, downloaded unless they were before.
+def files_of(value: str, key: str) -> Path:
+    """Return the folder of a pretrained autoencoder's files, downloaded unless they were before.
+
+    Args:
+        value: as for ``import_autoencoder``.
+        key: the option that it was typed for.
+
+    Raises:
+        UserError: they cannot be downloaded.
+    """
+    return downloaded(value, key, (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
+
+
+def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint; those that it names by their repository are downloaded unless they were before.
 
     Args:
         content: of the checkpoint.
-        module: an autoencoder as ``import_autoencoder`` has described it.
+        model: ``model`` of the run's config.
 
     Raises:
-        UserError: the checkpoint names none, or they cannot be downloaded or read.
+        UserError: the checkpoint neither has nor names weights, or they cannot be downloaded or read.
     """
-    value = content.get(NAMED)
-    if not isinstance(module, PretrainedAutoencoder) or not isinstance(value, str) or not value.startswith(HUB):
+    if content["state_dict"]:
+        return content["state_dict"]
+    value, kind = content.get(NAMED), model.get("kind")
+    if kind not in LATENTS or not isinstance(value, str) or not value.startswith(HUB):
         raise UserError("the checkpoint has no weights: use another")
-    net = _load(downloaded(value, "autoencoder", (CONFIG, WEIGHTS)), module.kind, f"autoencoder={value}")
+    net = _load(files_of(value, "autoencoder"), kind, f"autoencoder={value}")
     return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
 
 
@@ -89,8 +103,7 @@ def start_from_pretrained(value: str, module: VAEGANModule) -> None:
     """
     assert module.pretrained is not None
     kind = module.pretrained["kind"]
-    source = downloaded(value, "init", (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
-    weights = DiffusersAutoencoder(_load(source, kind, f"init={value}"), kind).state_dict()
+    weights = DiffusersAutoencoder(_load(files_of(value, "init"), kind, f"init={value}"), kind).state_dict()
     try:
         for net in (module.net, module.inference_net):
             net.load_state_dict(weights)

@@ -86,7 +86,8 @@ def git_state() -> dict[str, Any] | None:
 def versions() -> dict[str, str]:
     """Return the versions of Python and the packages that results depend on."""
     found = {"python": platform.python_version()}
-    for package in ("flowergen", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "pillow"):
+    packages = ("flowergen", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics", "numpy", "pillow", "diffusers")
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

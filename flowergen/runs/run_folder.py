@@ -154,7 +154,7 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     if str(value).startswith(HUB):
         from flowergen.runs.hub import downloaded_run  # which imports this module
 
-        return RunFolder(downloaded_run(str(value))), None
+        return RunFolder(downloaded_run(str(value), key)), None
     path = Path(os.path.expanduser(value)).absolute()
     if not os.path.exists(path):  # unlike Path.exists, False for a name that the file system rejects
         raise UserError(f"{key}={value}: no such run; give a run folder, such as outputs/NAME/DATE_TIME, or a .ckpt in it")

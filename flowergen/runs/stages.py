@@ -15,7 +15,7 @@ from flowergen.config.overrides import HUB, flat, quoted_path, quoted_value
 from flowergen.config.schema import PretrainedKind
 from flowergen.errors import UserError, one_line
 from flowergen.runs.hub import CONFIG, downloaded
-from flowergen.runs.run_folder import RunFolder, find_run
+from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
 
 OF_THE_PICTURES = ("data.image_size",)
 OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
@@ -27,6 +27,7 @@ OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not
     "beta_warmup_steps",
     "adversarial_start_steps",
     "adversarial_ramp_steps",
+    "freeze",
 )
 LITTLE_BETA = 1e-6  # that latent diffusion's autoencoder, an AutoencoderKL, was trained with (arXiv:2112.10752, its code)
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
@@ -51,21 +52,21 @@ def pretrained_folder(value: str, key: str) -> Path | None:
     of the hub, these two files are downloaded first.
 
     Args:
-        value: a folder, a checkpoint, or ``hub:OWNER/NAME``, for an autoencoder also ``hub:OWNER/NAME/SUBFOLDER``.
+        value: a folder, a checkpoint, or a repository, see ``runs.hub.pinned``.
         key: the option that it was typed for.
 
     Returns:
         The folder of the autoencoder's config.json; None for anything else.
 
     Raises:
-        UserError: diffusers is not installed, or the repository's name is incomplete, or it cannot be downloaded.
+        UserError: a package is not installed, or the repository cannot be downloaded or contains neither file.
     """
-    if value.startswith(HUB) and find_spec("huggingface_hub") is None:
-        raise UserError(f"{key}={value} needs huggingface_hub: pip install 'flowergen[hub]'")
     folder = downloaded(value, key, (CONFIG, "config.yaml")) if value.startswith(HUB) else Path(os.path.expanduser(value))
-    if os.path.isfile(folder / "config.yaml") or not os.path.isfile(folder / CONFIG):
-        if value.startswith(HUB) and not os.path.isfile(folder / "config.yaml"):
-            raise UserError(f"{key}={value} has neither {CONFIG} nor config.yaml: it is not a model that can be used here")
+    if os.path.isfile(folder / "config.yaml"):
+        return None
+    if not os.path.isfile(folder / CONFIG):
+        if value.startswith(HUB):
+            raise UserError(f"{key}={value} has neither {CONFIG} nor config.yaml: it is no model that can be used here")
         return None
     if find_spec("diffusers") is None:
         raise UserError(f"{key}={value} needs diffusers: pip install 'flowergen[hub]'")
@@ -86,14 +87,17 @@ def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, 
         UserError: the file is missing, damaged, or of another class.
     """
     try:
+        if (folder / CONFIG).stat().st_size > LARGEST_YAML:
+            raise ValueError(f"it is larger than {LARGEST_YAML:,} bytes")
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, arguments = stored["_class_name"], {name: each for name, each in stored.items() if not name.startswith("_")}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{key}={value}: its config.json cannot be read ({one_line(error)})") from error
     if kind not in get_args(PretrainedKind):
         raise UserError(f"{key}={value} is of class {kind}: choose one of {', '.join(get_args(PretrainedKind))}")
-    if "${" in str(arguments):
-        raise UserError(f"{key}={value}: its config.json contains an interpolation, ${{...}}")
+    for text in ("${", "_target_"):  # Hydra would insert a value, or instantiate a class
+        if text in str(arguments):
+            raise UserError(f"{key}={value}: its config.json contains {text}, which is no argument of {kind}")
     return kind, arguments
 
 
@@ -222,10 +226,14 @@ def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -
         instead = f"for diffusion on its latents, give autoencoder={value}" if model == "latent_ddpm" else "leave model out"
         raise UserError(f"model={model}: init={value} is an autoencoder of diffusers, for model=vae_gan: {instead}")
     kind, arguments = read_pretrained(folder, value, "init")
-    source = value if value.startswith(HUB) else folder.name
-    lines = _pretrained_lines(value, {"kind": kind, "config": arguments, "source": source}, typed)
+    lines = _pretrained_lines(value, {"kind": kind, "config": arguments, "source": source_name(value)}, typed)
     lines += [] if "model" in typed else ["model=vae_gan"]
     return lines if "model.beta" in typed else [*lines, f"model.beta={LITTLE_BETA if kind == 'AutoencoderKL' else 0}"]
+
+
+def source_name(value: str) -> str:
+    """Return where a pretrained autoencoder comes from, without a path of this machine."""
+    return value if value.startswith(HUB) else Path(value).name
 
 
 def _pretrained_lines(value: str, pretrained: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
@@ -260,12 +268,18 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
         typed: the keys given on the command line, with their values.
 
     Returns:
-        ``++KEY=VALUE`` for the keys that were not typed and that do not belong to ``OF_THE_TRAINING``.
+        ``++KEY=VALUE`` for the keys that were not typed and that do not belong to ``OF_THE_TRAINING``, and
+        ``model.pretrained`` if the run has it.
+
+    Raises:
+        UserError: ``model.pretrained`` was given although the run has none, or another one.
     """
     composed = flat(model)
     stored = find_run(value, "init")[0].read_config()
     completed(stored)
     pretrained = stored["model"].pop("pretrained", None)
+    if not pretrained and (typed.get("model.pretrained") or model.get("pretrained")):
+        raise UserError(f"model.pretrained is taken from init={value}, which has none: leave it out")
     lines = _pretrained_lines(value, pretrained, typed) if pretrained else []
     for name, setting in flat(stored["model"]).items():
         if pretrained and name.startswith(("latent.", "blocks.")):  # unused

@@ -35,6 +35,11 @@ def test_home_and_relative_paths_become_absolute(tmp_path: Path, monkeypatch: py
     ]
 
 
+def test_a_repository_of_the_hub_is_no_path_also_in_a_sweep(tmp_path: Path) -> None:
+    swept, one = quote_paths([f"autoencoder={tmp_path}/my run,hub:a/b@c", "autoencoder=hub:a/b"], multirun=True)
+    assert (swept, one) == (f"autoencoder='{tmp_path}/my run',hub:a/b@c", "autoencoder=hub:a/b")
+
+
 def test_a_comma_under_multirun_is_a_sweep_unless_it_is_a_name(tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
     swept, one = quote_paths([f"data.root={tmp_path}/x,{tmp_path}/y", f"data.root={tmp_path}/a,b"], multirun=True)

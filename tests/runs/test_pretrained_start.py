@@ -18,7 +18,7 @@ from flowergen.losses.diff_augment import diff_augment
 from flowergen.modules.pretrained import LATENTS
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.posterior import LOGVAR_MIN
-from flowergen.runs import stages
+from flowergen.runs import hub, stages
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.pretrained import start_from_pretrained
 from flowergen.runs.run_folder import RunFolder
@@ -200,7 +200,13 @@ def test_without_a_start_there_is_nothing_pretrained_or_frozen() -> None:
     [
         ("{", "its config.json cannot be read"),
         ('{"_class_name": "UNet2DModel"}', "is of class UNet2DModel: choose one of AutoencoderKL, AutoencoderTiny, "),
-        ('{"_class_name": "AutoencoderKL", "act_fn": "${oc.env:HOME}"}', "contains an interpolation"),
+        (
+            '{"_class_name": "AutoencoderKL", "act_fn": "${oc.env:HOME}"}',
+            r"contains \$\{, which is no argument of AutoencoderKL",
+        ),
+        ('{"_class_name": "AutoencoderKL", "mine": {"_target_": "os.system"}}', "contains _target_, which is no argument"),
+        ("[" * 100_000, "its config.json cannot be read"),
+        (" " * 1_000_001, "larger than 1,000,000 bytes"),
     ],
 )
 def test_a_damaged_config_is_refused_before_there_is_a_folder(content: str, words: str, tmp_path: Path) -> None:
@@ -233,30 +239,31 @@ def test_a_repository_is_told_apart_by_its_files(tmp_path: Path, monkeypatch: py
 
     def download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((repo, allow_patterns))
-        return str(tmp_path)
+        return str(tmp_path / "0123")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    saved(tmp_path / "vae", "AutoencoderKL")
+    saved(tmp_path / "0123" / "vae", "AutoencoderKL")
     config = started(Path("hub:owner/name/vae"), *FEW)
-    assert (config["init"], config["model"]["pretrained"]["source"]) == ("hub:owner/name/vae", "hub:owner/name/vae")
-    assert asked == [("owner/name", ["vae/config.json", "vae/config.yaml"])]
+    assert config["init"] == config["model"]["pretrained"]["source"] == "hub:owner/name/vae@0123"
+    assert asked == [("owner/name", ["vae/config.json", "vae/config.yaml"])] * 2, "the second time by its commit"
     module = fine_tuned(config)
-    assert asked[1:] == [("owner/name", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"])]
-    assert module.summary().startswith("AutoencoderKL of hub:owner/name/vae, ")
-    (tmp_path / "vae" / "config.yaml").touch()
+    assert asked[2:] == [("owner/name", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"])]
+    assert module.summary().startswith("AutoencoderKL of hub:owner/name/vae@0123, ")
+    (tmp_path / "0123" / "vae" / "config.yaml").touch()
     assert pretrained_folder("hub:owner/name/vae", "init") is None, "a run"
     with pytest.raises(UserError, match=r"init=hub:owner/name has neither config.json nor config.yaml"):
         pretrained_folder("hub:owner/name", "init")
-    assert pretrained_folder(str(tmp_path / "vae"), "init") is None
+    assert pretrained_folder(str(tmp_path / "0123" / "vae"), "init") is None
 
     def offline(*_: object, **__: object) -> str:
         raise OSError("We couldn't connect\nto the hub")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(UserError, match=r"vae/config.json and vae/.*safetensors of https://.*give it as init=FOLDER") as raised:
+    hub._snapshot.cache_clear()
+    with pytest.raises(UserError, match=r"vae/config.json and the files beside it in another way") as raised:
         started(Path("hub:owner/name/vae"))
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match=r"init=hub:owner: give hub:OWNER/NAME"):
+    with pytest.raises(UserError, match=r"hub:owner: give hub:OWNER/NAME"):
         started(Path("hub:owner"))
 
 

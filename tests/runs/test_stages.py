@@ -112,6 +112,17 @@ def test_a_repository_s_pictures_are_named_as_they_are_typed(tmp_path: Path) -> 
         ldm(run)
 
 
+def test_a_run_starts_from_another_with_recipes_and_settings_of_its_model_only(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run")
+    assert checked([f"init='{run}'", "experiment=finetune"])[0].model.adversarial == "hinge"
+    with pytest.raises(
+        UserError, match=r"experiment=ldm_tiny is a recipe for model=latent_ddpm, and init=.* of model=vae_gan: "
+    ):
+        checked([f"init='{run}'", "experiment=ldm_tiny"])
+    with pytest.raises(UserError, match="model.pretrained is taken from init=.*, which has none: leave it out"):
+        checked([f"init='{run}'", "model.pretrained={kind:AutoencoderKL,config:{},source:x}"])
+
+
 def test_a_diffusion_run_is_no_autoencoder(tmp_path: Path) -> None:
     """Whatever it diffuses."""
     (tmp_path / "ae").mkdir()
