@@ -161,7 +161,7 @@ def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any])
     """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
     folder = pretrained_folder(init, "init")
     lines = settings_of(init, typed) if folder is None else settings_of_pretrained(init, folder, typed)
-    _refuse_recipe_of_another_model(init, lines, overrides, typed)
+    _refuse_other_recipe(init, lines, overrides, typed)
     overrides = [*lines, *overrides]
     if folder is not None:
         return overrides
@@ -172,9 +172,8 @@ def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any])
     return [*architecture_of(init, model, typed), *(line.removeprefix("++") for line in of_data), *overrides]
 
 
-def _refuse_recipe_of_another_model(
-    init: str, lines: Sequence[str], overrides: Sequence[str], typed: Mapping[str, Any]
-) -> None:
+def _refuse_other_recipe(init: str, lines: Sequence[str], overrides: Sequence[str], typed: Mapping[str, Any]) -> None:
+    """Refuse a recipe for another model than that of ``init``, which would be trained with that recipe's other settings."""
     own = next((line.removeprefix("model=") for line in lines if line.startswith("model=")), None)
     if own is None or not typed.get("experiment"):
         return
