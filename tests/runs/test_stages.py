@@ -119,7 +119,7 @@ def test_a_run_starts_from_another_with_recipes_and_settings_of_its_model_only(t
         UserError, match=r"experiment=ldm_tiny is a recipe for model=latent_ddpm, and init=.* of model=vae_gan: "
     ):
         checked([f"init='{run}'", "experiment=ldm_tiny"])
-    with pytest.raises(UserError, match="model.pretrained is taken from init=.*, which has none: leave it out"):
+    with pytest.raises(UserError, match=r"model.pretrained is taken from init=.*, which has none: leave it out"):
         checked([f"init='{run}'", "model.pretrained={kind:AutoencoderKL,config:{},source:x}"])
 
 
