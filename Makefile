@@ -1,10 +1,11 @@
 # make setup | quickstart | flowers | test | lint | docs: each works alone on a machine that has Python >= 3.11 and a package index.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 QUICKSTART := outputs/quickstart/$(shell date +%Y-%m-%d_%H-%M-%S)
 
-.PHONY: help setup quickstart flowers test lint docs
+.PHONY: help setup quickstart flowers test newest lint docs
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -17,8 +18,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	else $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: apt-get install python3-venv"; exit 1; }; fi
 	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || echo "uv is not available: using pip"
 	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then \
-		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint constraints.txt --editable '.[dev]'; \
-	else $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'; fi
+		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint $(CONSTRAINTS) --editable '.[dev]'; \
+	else $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'; fi
 	@touch $@
 
 quickstart: setup ## train on drawn flowers: autoencoder, diffusion by class, pictures and GIFs, in five minutes
@@ -32,6 +33,11 @@ flowers: setup ## train on Oxford 102 Flowers, downloaded unless data.root=DIR i
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest
+
+newest: ## in an environment of its own, test what is used of Lightning and Hydra without being documented, in their newest releases
+	rm -rf $(VENV)-newest
+	$(MAKE) setup VENV=$(VENV)-newest CONSTRAINTS=/dev/null
+	$(VENV)-newest/bin/python -m pytest tests/test_lightning_internals.py tests/test_hydra_internals.py
 
 lint: setup ## check style, types and layers
 	$(BIN)/ruff check .
