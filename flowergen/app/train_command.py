@@ -24,6 +24,7 @@ from flowergen.config.overrides import (
     quote_paths,
     quoted,
     quoted_path,
+    quoted_value,
     resolve,
     sweep_samples,
 )
@@ -222,19 +223,31 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     given = merged([*paths, *run.read_overrides(), *older, *overrides])
     composed, lines = checked(given, run)
     if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
-        composed, lines = checked([*given, f"++data.batch_size={stored['data']['batch_size']}"], run)
+        given.append(f"++data.batch_size={stored['data']['batch_size']}")
+        composed, lines = checked(given, run)
     known, typed = flat(stored), tuple(f"{override.key_or_group}." for override in parse(overrides))
-    for key, (before, now) in changed(stored, resolve(composed)).items():
+    differing, now = changed(stored, resolve(composed)), flat(resolve(composed))
+    of_recipe = [key for key in differing if key in known and key in now and not f"{key}.".startswith(typed)]
+    kept = [key for key in of_recipe if not _may_change(key, *differing[key]) and not key.endswith("_target_")]
+    if kept:  # the default, or the recipe's value, was another one when the run was started
+        composed, lines = checked([*given, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run)
+    for key, (before, after) in changed(stored, resolve(composed)).items():
         if key not in known and not f"{key}.".startswith(typed):  # a newer key, which takes its default
             continue
-        may = any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
-        if key in MUST_STAY or not may or (key == "model.adversarial_weight" and 0 in (before, now)):
+        if not _may_change(key, before, after):
             raise UserError(
-                f"resume: {key} was {before} and is {now} now; "
+                f"resume: {key} was {before} and is {after} now; "
                 "a resumed run keeps its architecture, data and objective: start a new one"
             )
     lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
     return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
+
+
+def _may_change(key: str, before: Any, after: Any) -> bool:
+    """Return True if a key may have another value when a run is resumed."""
+    if key in MUST_STAY or (key == "model.adversarial_weight" and 0 in (before, after)):
+        return False
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
 
 
 def _prepared_sweep(overrides: Sequence[str]) -> list[str]:

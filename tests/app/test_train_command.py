@@ -149,6 +149,19 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) ->
             prepare_train([f"resume={tmp_path}", typed])
 
 
+def test_a_run_whose_recipe_has_changed_since_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Its network and its data, stored beside the overrides that chose the recipe; another value must still not be typed."""
+    config = resolve(checked(["model=vae_gan", f"paths.output_dir={tmp_path}"])[0])
+    config["model"]["blocks"]["channels"], config["data"]["color_jitter"] = [4, 8, 16, 32], 0.25
+    config["model"]["latent"]["kind"] = "flat"
+    RunFolder(tmp_path).store(config, ["model=vae_gan"])
+    prepared = resolve(checked(prepare_train([f"resume={tmp_path}"]), RunFolder(tmp_path))[0])
+    assert (prepared["model"], prepared["data"]) == (config["model"], config["data"])
+    for typed in ("data.color_jitter=0.5", "model.latent.kind=spatial", "seed=1"):
+        with pytest.raises(UserError, match=rf"resume: ({typed.partition('=')[0]}|model.seed|data.seed) was "):
+            prepare_train([f"resume={tmp_path}", typed])
+
+
 @pytest.mark.parametrize(("stored", "expected"), [(None, "original"), ("original", "original"), ("modern", "modern")])
 def test_a_diffusion_transformer_from_before_there_were_two_kinds_of_blocks_is_resumed_as_it_was(
     stored: str | None, expected: str, tmp_path: Path
