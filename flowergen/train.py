@@ -113,9 +113,9 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint and not budget and epochs_done(checkpoint) >= config["trainer"]["max_epochs"] and run.is_complete():
         raise UserError(f"all {epochs_done(checkpoint)} epochs are done: raise trainer.max_epochs=")
 
+    fetch_hub(config, run, checkpoint is not None)
     datamodule = build_datamodule(config)
     fetch_weights(config)
-    fetch_hub(config, run, checkpoint is not None)
     datamodule.setup()
     state = (checkpoint or {}).get(type(datamodule).__qualname__)
     if isinstance(state, dict):  # Lightning does this too, but only after files of the run have changed

@@ -129,7 +129,7 @@ def test_what_is_no_shared_run_is_one_line(autoencoder_run: Path, server: HubSer
     server.files |= {f"evil/{name}": files for name, (files, _) in cases.items()}
     expected = {f"evil/{name}": words for name, (_, words) in cases.items()} | {
         "evil/none": "cannot be downloaded (RepositoryNotFoundError: ",
-        "evil/weights@../../../x": "is damaged, or is not",
+        "evil/weights@../../../x": "give hub:OWNER/NAME or hub:OWNER/NAME@REVISION",
         "evil": "give hub:OWNER/NAME or hub:OWNER/NAME@REVISION",
         "evil/weights@": "give hub:OWNER/NAME or hub:OWNER/NAME@REVISION",
         "../../etc": "hub:../../etc: give hub:OWNER/NAME",

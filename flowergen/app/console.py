@@ -69,6 +69,8 @@ def quieten() -> None:
     """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
     threading.excepthook = _without_disk_trouble
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for client in ("httpx", "httpx2"):  # of the hub's packages, which log each request
+        logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # repeats our one-line error in four lines
     for message in (
         ".*does not have many workers.*",

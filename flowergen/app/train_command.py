@@ -218,6 +218,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
         raise UserError(f"resume={run.path} is a shared run, without the state of training: start from it with init={run.path}")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
+    overrides = [line for line in overrides if not _names_the_same(line, stored)]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
     older = [] if regrouped else completed(stored)
     given = merged([*paths, *run.read_overrides(), *older, *overrides])
@@ -241,6 +242,12 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
             )
     lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
     return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
+
+
+def _names_the_same(line: str, stored: Mapping[str, Any]) -> bool:
+    """Return True if an override names a repository of the hub that the run has pinned to a commit."""
+    key, _, value = line.partition("=")
+    return key in ("init", *STAGES) and value.startswith(HUB) and str(stored.get(key)).startswith(f"{value}@")
 
 
 def _may_change(key: str, before: Any, after: Any) -> bool:

@@ -21,7 +21,7 @@ FILES = ("config.yaml", "model.safetensors", "state.json", "latents.safetensors"
 NESTED = ("", "autoencoder/", "diffusion/", "diffusion/autoencoder/")
 OWN_CACHE = "~/.cache/flowergen"  # in place of the paths of whoever shared the run
 COMMIT = re.compile("[0-9a-f]{40}")
-CLASS = re.compile(r"(flowergen(?:\.\w+)*|torch\.optim|lightning\.pytorch)\.[A-Z]\w*")
+CLASS = re.compile(r"(flowergen(?:\.\w+)*|torch\.optim|lightning\.pytorch(?:\.\w+)?)\.[A-Z]\w*")
 
 
 def pinned(value: str, key: str) -> str:
@@ -64,28 +64,38 @@ def downloaded_run(value: str, key: str) -> Path:
         value, key: as for ``pinned``, without a subfolder.
 
     Returns:
-        Its run folder, ``FOLDER/OWNER/NAME@COMMIT``.
+        Its run folder, ``FOLDER/OWNER/NAME@COMMIT`` with the first twelve characters of the commit.
 
     Raises:
         UserError: the name is incomplete, the repository cannot be downloaded, or it contains no shared run.
     """
-    name, subfolder, _ = _split(value)
+    name, subfolder, revision = _split(value)
     if subfolder:
         raise UserError(f"{key}={value}: a run is named {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
-    snapshot = _snapshot(value, key, tuple(f"{nested}{file}" for nested in NESTED for file in FILES))
+    if revision and COMMIT.fullmatch(revision) and (folder := _folder(name, revision)).is_dir():
+        return folder
+    wanted = tuple(f"{nested}{file}" for nested in NESTED for file in FILES)
+    snapshot = _snapshot(value, key, wanted)
     _refuse_untrusted(f"{key}={value}", snapshot)
-    folder = Path(FOLDER, f"{name}@{snapshot.name[:12]}").absolute()
+    folder = _folder(name, snapshot.name)
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
-        shutil.copytree(snapshot, partial)
+        for file in wanted:  # other programs may have downloaded other files
+            if (snapshot / file).is_file():
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(snapshot / file, partial / file)
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not folder.is_dir():  # unlike here, where another process was faster
             raise UserError(f"{key}={value} cannot be copied to {folder} ({error.strerror}): make room") from error
     return folder
+
+
+def _folder(name: str, commit: str) -> Path:
+    return Path(FOLDER, f"{name}@{commit[:12]}").absolute()
 
 
 @cache
@@ -113,7 +123,7 @@ def _split(value: str) -> tuple[str, str, str | None]:
     """Return OWNER/NAME, the subfolder, which may be empty, and the revision; raise a UserError if one is incomplete."""
     path, at, revision = value.removeprefix(HUB).partition("@")
     owner, *rest = parts = path.split("/")
-    if not rest or not all(parts) or {".", ".."} & set(parts) or (at and not revision):
+    if not rest or not all(parts) or {".", ".."} & {*parts, *revision.split("/")} or (at and not revision):
         raise UserError(
             f"{value}: give {HUB}OWNER/NAME or {HUB}OWNER/NAME@REVISION, or for diffusers {HUB}OWNER/NAME/SUBFOLDER"
         )

@@ -40,8 +40,6 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     if before is None or (run.path / before[0]).is_dir():
         return
     pretrained = before[0] == "autoencoder" and pretrained_folder(before[1], before[0]) is not None
-    if not pretrained and not config["carry_autoencoder"]:
-        raise UserError(f"carry_autoencoder=false is for autoencoders of diffusers, and {before[1]} is a run: leave it out")
     if not is_first_process():
         if pretrained:  # unlike a run, it cannot be loaded from elsewhere
             _wait_for(run.autoencoder)
@@ -64,12 +62,16 @@ def fetch_hub(config: dict[str, Any], run: RunFolder, resumed: bool) -> None:
         resumed: whether the run continues from a checkpoint.
 
     Raises:
-        UserError: it cannot be downloaded.
+        UserError: it cannot be downloaded, or carry_autoencoder=false does not apply to it.
     """
     needed = {"autoencoder": not run.autoencoder.is_dir(), "init": not resumed}
     for key in [key for key, missing in needed.items() if missing and str(config[key]).startswith(HUB)]:
         if pretrained_folder(config[key], key):
             files_of(config[key], key)
+        elif key == "autoencoder" and not config["carry_autoencoder"]:
+            raise UserError(
+                f"carry_autoencoder=false is for autoencoders of diffusers, and {config[key]} is a run: leave it out"
+            )
 
 
 def _wait_for(folder: Path) -> None:

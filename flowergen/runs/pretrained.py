@@ -13,7 +13,7 @@ from flowergen.errors import UserError, one_line
 from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
-from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded
+from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import read_pretrained, source_name
 
@@ -49,7 +49,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     module.net.load_state_dict(_load(source, kind, f"autoencoder={value}").state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     if not config["carry_autoencoder"]:
-        content |= {"state_dict": {}, NAMED: value}
+        content |= {"state_dict": {}, NAMED: pinned(value, "autoencoder")}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)
     run.checkpoints.mkdir(parents=True)

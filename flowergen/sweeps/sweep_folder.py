@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from flowergen.config.overrides import parse
+from flowergen.config.overrides import HUB, parse
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder, locked, write_atomically
 
@@ -80,8 +80,10 @@ def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> No
         UserError: names the job and the first value that differs.
     """
     with run.locked():
-        before, now = _values(run.read_overrides()), _values(overrides)
-    for key in {**before, **now}:
+        stored = run.read_overrides()
+    before, now = _values(stored), _values(overrides)
+    kept = {line.removeprefix("++").partition("=")[0] for line in stored if line.startswith("++")} - set(now)  # by a resume
+    for key in [key for key in {**before, **now} if key not in kept]:
         if before.get(key) != now.get(key):
             old, new = (f"{key}={values[key]}" if key in values else f"no {key}" for values in (before, now))
             raise UserError(
@@ -91,6 +93,7 @@ def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> No
 
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the values by key, except paths, which a resumed run keeps."""
+    """Return the values by key, except paths, which a resumed run keeps, and commits of the hub, which a job adds."""
     parsed = [override for override in parse(overrides) if not override.key_or_group.startswith(("paths.", "hydra."))]
-    return {override.key_or_group: override.value() for override in parsed}
+    values = {override.key_or_group: override.value() for override in parsed}
+    return {key: value.partition("@")[0] if str(value).startswith(HUB) else value for key, value in values.items()}

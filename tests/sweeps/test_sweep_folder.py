@@ -79,6 +79,15 @@ def test_a_folder_remembers_its_jobs(tmp_path: Path) -> None:
     prepare_train(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}", "sweep.skip_finished=true"])
 
 
+def test_a_continued_job_may_have_pinned_a_repository_and_kept_what_its_recipe_was(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.store({}, ["autoencoder='hub:a/b@0123'", "++model.channels=[8]", "seed=1"])
+    check_unchanged(1, run, ["autoencoder=hub:a/b", "seed=1"])
+    for changes in (["autoencoder=hub:a/c", "seed=1"], ["autoencoder=hub:a/b", "++model.channels=[4]", "seed=1"]):
+        with pytest.raises(UserError, match=r"job 1 .* but now has (autoencoder=hub:a/c|model.channels=\[4\])"):
+            check_unchanged(1, run, changes)
+
+
 def test_a_continued_job_keeps_its_values_and_is_nobody_elses(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.store({}, ["hydra.searchpath=['file:///x']", "paths.cache_dir=/old", "model.beta=4", "seed=1"])
