@@ -154,8 +154,9 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
 def _pinned(line: str, override: Override) -> str:
     """Name a repository of the hub by its commit, so that a resumed run and all processes use the same files."""
     key, value = override.key_or_group, override.value()
-    named = key in ("init", *STAGES) and isinstance(value, str) and value.startswith(HUB)
-    return f"{key}={quoted(pinned(value, key))}" if named else line
+    if key in ("init", *STAGES) and isinstance(value, str) and value.startswith(HUB):
+        return f"{key}={quoted(pinned(value, key))}"
+    return line
 
 
 def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:

@@ -96,4 +96,5 @@ def _values(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the values by key, except paths, which a resumed run keeps, and commits of the hub, which a job adds."""
     parsed = [override for override in parse(overrides) if not override.key_or_group.startswith(("paths.", "hydra."))]
     values = {override.key_or_group: override.value() for override in parsed}
-    return {key: value.partition("@")[0] if str(value).startswith(HUB) else value for key, value in values.items()}
+    hub = {key: value for key, value in values.items() if isinstance(value, str) and value.startswith(HUB)}
+    return values | {key: value.partition("@")[0] for key, value in hub.items()}
