@@ -202,12 +202,13 @@ def test_the_first_phase_takes_it_for_a_repository_and_not_for_a_path(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
 def test_diffusion_on_its_latents_is_resumed_and_sampled_without_the_original(
-    command: Command, tiny_latent_ddpm: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+    kind: str, command: Command, tiny_latent_ddpm: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
     """Killed before its first checkpoint and after it; then sampled, varied and evaluated as any diffusion run."""
     source = tmp_path / "a source"
-    saved(source, "AutoencoderKL")
+    saved(source, kind)
     arguments = [
         *tiny_latent_ddpm,
         f"autoencoder={source}",
@@ -217,7 +218,8 @@ def test_diffusion_on_its_latents_is_resumed_and_sampled_without_the_original(
     whole, run = tmp_path / "whole", tmp_path / "killed"
     done = command("train", *arguments, f"hydra.run.dir={whole}")
     assert done.returncode == 0, done.stderr
-    assert "latents of 4 x 16 x 16" in done.stderr
+    side = 32 // KINDS[kind][1]
+    assert f"latents of 4 x {side} x {side}" in done.stderr
     killed(run, "diffusion training step", 2, arguments, process_environment)
     shutil.rmtree(source)
     killed(run, "diffusion training step", 7, [f"resume={run}"], process_environment)
@@ -226,11 +228,13 @@ def test_diffusion_on_its_latents_is_resumed_and_sampled_without_the_original(
     assert_equal_weights(whole, run)
     assert (whole / "metrics.csv").read_bytes() == (run / "metrics.csv").read_bytes()
     carried = yaml.safe_load((run / "autoencoder" / "config.yaml").read_text())["model"]
-    assert (carried["kind"], carried["source"]) == ("AutoencoderKL", "a source")
+    assert (carried["kind"], carried["source"]) == (kind, "a source")
     for name, *more in (
         ("sample", "num=2"),
         ("vary", "split=test", "mode=reconstruct"),
         ("evaluate", "num_samples=8", "repeats=1"),
+        ("latents",),
+        ("export", "format=safetensors"),
     ):
         done = command(name, f"run={run}", *more)
         assert done.returncode == 0, (name, done.stderr)
