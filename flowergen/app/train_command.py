@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 from flowergen.config.check import check, contradictions
 from flowergen.config.help import train_help
 from flowergen.config.overrides import (
-    HUB,
     changed,
     compose_train,
     flat,
@@ -28,7 +27,7 @@ from flowergen.config.overrides import (
     resolve,
     sweep_samples,
 )
-from flowergen.config.schema import OptunaSearch, Train
+from flowergen.config.schema import HUB, OptunaSearch, Train
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
 from flowergen.runs.hub import pinned

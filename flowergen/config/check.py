@@ -11,6 +11,7 @@ from flowergen.config.schema import (
     BY_TARGET,
     EXISTING_FOLDER,
     EXISTING_PATH,
+    HUB,
     VAEGAN,
     Decoder,
     Folder,
@@ -220,7 +221,7 @@ def contradictions(config: dict[str, Any]) -> None:
         )
     if schema_of(data) is HuggingFace and not data["root"] and data["name"] == "huggingface":
         raise UserError("data=huggingface needs data.name=OWNER/NAME, a repository of the hub, or data.root=DIR")
-    if not config["carry_autoencoder"] and not str(config["autoencoder"]).startswith("hub:"):
+    if not config["carry_autoencoder"] and not str(config["autoencoder"]).startswith(HUB):
         raise UserError("carry_autoencoder=false needs autoencoder=hub:OWNER/NAME, which later commands can download")
     _check_diffusion(config)
     _check_decoder(config)

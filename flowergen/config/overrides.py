@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
-from flowergen.config.schema import Train
+from flowergen.config.schema import HUB, Train
 from flowergen.errors import UserError
 from flowergen.hydra_internals import config_groups
 
@@ -43,7 +43,6 @@ PATH_KEYS = (
 LONGEST = 20_000  # characters of an override; parsing that many takes a second
 MOST_VALUES = 1000  # per swept key, as each is checked
 NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
-HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:

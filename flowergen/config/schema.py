@@ -36,6 +36,7 @@ def between(low: float, high: float) -> Rule:
     return Rule(lambda value: low <= value <= high, f"must be from {low} to {high}")
 
 
+HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
 NATURAL = between(1, 10**9)

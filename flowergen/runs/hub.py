@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import flowergen
-from flowergen.config.overrides import HUB
+from flowergen.config.schema import HUB
 from flowergen.errors import UserError, one_line
 from flowergen.runs.run_folder import RunFolder
 

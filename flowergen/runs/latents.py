@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowergen.config.overrides import HUB
+from flowergen.config.schema import HUB
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.drawn_samples import cached_samples

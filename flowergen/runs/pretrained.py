@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import yaml
 
-from flowergen.config.overrides import HUB
+from flowergen.config.schema import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
 from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder

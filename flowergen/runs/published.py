@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowergen.config.check import data_options
-from flowergen.config.overrides import HUB
+from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
 from flowergen.runs.diffusers_folder import write_pipeline

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from flowergen.config.overrides import HUB
+from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.files import replacing
 

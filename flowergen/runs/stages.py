@@ -11,8 +11,8 @@ import yaml
 
 from flowergen.config import conf_dir
 from flowergen.config.check import data_options
-from flowergen.config.overrides import HUB, flat, quoted_path, quoted_value
-from flowergen.config.schema import PretrainedKind
+from flowergen.config.overrides import flat, quoted_path, quoted_value
+from flowergen.config.schema import HUB, PretrainedKind
 from flowergen.errors import UserError, one_line
 from flowergen.runs.hub import CONFIG, downloaded
 from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
