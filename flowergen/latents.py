@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from flowergen.data.image_datamodule import ImageDataModule
     from flowergen.nn.posterior import Posterior
-    from flowergen.runs.loading import LoadedModel
+    from flowergen.runs.loaded_model import LoadedModel
 
 MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
 MOST_COMPARED = 1024  # pictures in the pairwise comparison

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowergen.evaluation.latent_store import LatentStore
-    from flowergen.runs.loading import LoadedModel
+    from flowergen.runs.loaded_model import LoadedModel
 
 MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising is shown
 DEFAULT_NUM = 64  # for a model without classes
@@ -94,7 +94,7 @@ def _write(
     sampler = sampler_of(config, model, store, config["classes"] is not None)
     batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
-    lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.image_size, seed, config["format"])
+    lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
     if isinstance(module, LatentDDPMModule) and config["denoising"]:
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)

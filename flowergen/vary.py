@@ -1,4 +1,4 @@
-"""``python -m flowergen.vary``: generate variations of given pictures, and walks through the latent space of a run."""
+"""``python -m flowergen.vary``: variations and edits of given pictures, and walks through the latent space of a run."""
 
 import sys
 from pathlib import Path
@@ -10,19 +10,25 @@ from flowergen.config.command_schema import Vary
 from flowergen.errors import UserError, printable
 from flowergen.runs.machine_limits import says_what_to_shrink
 from flowergen.runs.run_folder import find_run
+from flowergen.runs.sampling import check_sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from flowergen.data.image_datamodule import ImageDataModule
-    from flowergen.runs.loading import LoadedModel
+    from flowergen.runs.loaded_model import LoadedModel
 
-READ_BY_ONE_MODE = {
-    "scale": "variations",
-    "seed": "variations",
-    "num_dims": "traverse",
-    "plus": "arithmetic",
-    "minus": "arithmetic",
+EDITS = ("img2img", "inpaint", "invert")  # modes for diffusion models
+READ_BY = {  # keys that only some modes read
+    "num": ("variations", "interpolate", "traverse", "arithmetic", "img2img", "inpaint"),
+    "scale": ("variations",),
+    "seed": ("variations", "img2img", "inpaint"),
+    "num_dims": ("traverse",),
+    "plus": ("arithmetic",),
+    "minus": ("arithmetic",),
+    "strength": ("img2img",),
+    "mask": ("inpaint",),
+    **dict.fromkeys(("classes", "sampler", "steps", "guidance_scale", "guidance_interval", "eta"), EDITS),
 }
 MEAN_OF = 1000  # pictures of a class, at most
 LONGEST_NAME = 50  # characters of a picture's name in its file names: at most 4 bytes each, and file systems allow 255 bytes
@@ -36,7 +42,7 @@ def main() -> None:
     if config is None:
         return
     run, _ = find_run(config["run"])
-    _contradictions(config, sys.argv[1:])
+    _contradictions(config, run.of_model.read_config()["model"], sys.argv[1:])
 
     import torch
 
@@ -48,40 +54,50 @@ def main() -> None:
     if config["split"] or config["mode"] == "arithmetic":
         data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     x, names, source = _pictures(config, model, data)
-    if x.numel() * (config["num"] + 2) > MOST_VALUES:
+    labels = _labels(config, model) if config["mode"] in EDITS else []
+    if x.numel() * (config["num"] * max(1, len(labels)) + 2) > MOST_VALUES:
         raise UserError(f"{len(x)} pictures x num={config['num']} are too many at once: lower num= or num_pictures=")
     direction = None
     if config["mode"] == "arithmetic":
         assert data is not None
         direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
     with output_folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}") as folder:
-        lines = _walk(config, model, direction, x, names, folder)
+        if config["mode"] in EDITS:
+            lines = _edit(config, model, labels, x, names, folder)
+        else:
+            lines = _walk(config, model, direction, x, names, folder)
     for line in [*lines, f"pictures: {printable(str(folder))}"]:
         print(line)
 
 
-def _contradictions(config: dict[str, Any], typed: list[str]) -> None:
+def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[str]) -> None:
     mode = config["mode"]
+    if mode in EDITS:
+        if "sampling" not in stored:
+            raise UserError(f"mode={mode} edits pictures with a diffusion model, and this run has none: use mode=variations")
+        check_sampling(config, stored, [], {})
+    if mode == "inpaint" and not config["mask"]:
+        raise UserError("mode=inpaint needs mask=FILE, a picture that is white where the given one is to be painted anew")
     if config["image"] and config["split"]:
         raise UserError("image= and split= both select the pictures: give only one of them")
     if not config["image"] and not config["split"]:
         raise UserError("give the pictures: image=FILE, image=DIR, or split=test for those of the run's own data")
     if mode == "arithmetic" and (config["plus"] is None or config["minus"] is None):
         raise UserError("mode=arithmetic adds one class's mean and subtracts another's: give plus=CLASS minus=CLASS")
-    for key, reader in READ_BY_ONE_MODE.items():
-        if mode != reader and any(argument.startswith(f"{key}=") for argument in typed):
-            print(f"{key}= has no effect here: it is for mode={reader}", file=sys.stderr)
+    for key, modes in READ_BY.items():
+        if mode not in modes and any(argument.startswith(f"{key}=") for argument in typed):
+            print(f"{key}= has no effect here: it is for mode={' or '.join(modes)}", file=sys.stderr)
 
 
 def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModule | None") -> "tuple[Tensor, list[str], str]":
-    """Return pictures (N, 3, S, S) in [0, 1], a file name stem for each, and a name for their source."""
+    """Return pictures (N, C, H, W) in [0, 1], a file name stem for each, and a name for their source."""
     import numpy as np
     import torch
 
     from flowergen.data.listing import list_image_folder
-    from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
+    from flowergen.data.reading import UnreadablePicture, read_rgb
 
-    size, most = model.config["data"]["image_size"], config["num_pictures"]
+    most = config["num_pictures"]
     if config["split"]:
         assert data is not None
         rows = data.rows[config["split"]]
@@ -100,7 +116,7 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
     images, names = [], []
     for number, file in enumerate(files):
         try:
-            images.append(torch.from_numpy(fit_square(read_rgb(file), size)))
+            images.append(torch.from_numpy(model.fitted(read_rgb(file))))
         except UnreadablePicture as error:
             if len(files) == 1:
                 raise UserError(f"image={printable(str(file))} cannot be read: {printable(str(error))}") from error
@@ -137,6 +153,54 @@ def _walk(
         return walks.arithmetic(module, x, names, folder, num, direction)
     scale = None if config["scale"] == "auto" else config["scale"]
     return walks.vary(module, x, names, folder, num, scale, config["seed"])
+
+
+def _labels(config: dict[str, Any], model: "LoadedModel") -> list[int]:
+    """Return the classes to edit towards; without any, the label that stands for no class."""
+    from flowergen.data.class_names import class_labels
+
+    if config["classes"] is None:
+        return [len(model.class_names)]
+    if not model.class_names:
+        raise UserError("classes=: this model was trained without classes; leave them out")
+    return class_labels(str(config["classes"]), model.class_names)
+
+
+def _edit(
+    config: dict[str, Any], model: "LoadedModel", labels: list[int], x: "Tensor", names: list[str], folder: Path
+) -> list[str]:
+    import torch
+
+    from flowergen.evaluation import edits
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
+    from flowergen.runs.sampling import sampling_of
+
+    module, mode = model.module, config["mode"]
+    assert isinstance(module, LatentDDPMModule)
+    how = edits.How(module, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, module))
+    if mode == "img2img":
+        edited = edits.img2img(how, x, config["strength"])
+    elif mode == "inpaint":
+        edited = edits.inpaint(how, x, _known(config["mask"], model))
+    else:
+        edited = edits.invert(how, x)
+    class_names = [*model.class_names, "no class"]
+    return edits.write(how, x, edited, mode, names, [class_names[label] for label in labels], folder)
+
+
+def _known(mask: str, model: "LoadedModel") -> "Tensor":
+    """Return the pixels to keep, (1, H, W) bool: those that are not white in the mask, which is fitted as pictures are."""
+    import torch
+
+    from flowergen.data.reading import UnreadablePicture, read_rgb
+
+    try:
+        white = torch.from_numpy(model.fitted(read_rgb(Path(mask)))).float().mean(0, keepdim=True) > 127.5
+    except UnreadablePicture as error:
+        raise UserError(f"mask={printable(mask)} cannot be read: {printable(str(error))}") from error
+    if not white.any():
+        raise UserError(f"mask={printable(mask)} has no white part, so there is nothing to paint")
+    return ~white
 
 
 def _class_mean(name: str | int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":

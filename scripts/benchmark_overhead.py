@@ -81,7 +81,7 @@ class RandomPictures(ImageDataModule):
 
         def read(index: int) -> tuple[np.ndarray, str]:
             rng = np.random.default_rng(index)
-            return rng.integers(0, 256, (self.image_size, self.image_size, 3), np.uint8), f"{index:06d}"
+            return rng.integers(0, 256, (*self.picture_shape[1:], 3), np.uint8), f"{index:06d}"
 
         return Listing(
             names=tuple(f"{index:06d}" for index in range(self.num)),

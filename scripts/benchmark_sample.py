@@ -117,7 +117,7 @@ def main() -> None:
     sampling = replace(module.sampling, sampler="dpmpp_2m", steps=steps, guidance_scale=2.0, guidance_interval=[0.0, 1.0])
     label = torch.arange(num) % max(1, module.num_classes)
     print(hardware() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""))
-    print(f"{num} pictures of {module.image_size} px, {steps} steps of DPM-Solver++(2M), guidance 2, float32, TF32 off")
+    print(f"{num} pictures of {module.picture_shape}, {steps} steps of DPM-Solver++(2M), guidance 2, float32, TF32 off")
     if loaded.config["trainer"]["channels_last"]:
         module.to(memory_format=torch.channels_last)
     other = network_of_diffusers(module.net, loaded.config["model"]["network"], module.latent_shape, module.num_classes)

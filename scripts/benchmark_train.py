@@ -233,7 +233,7 @@ def main() -> None:
         arm: BareStep(config, len(data.class_names), batches.get(arm, batch), arm, autoencoder) for arm in dict.fromkeys(arms)
     }
     print(hardware() + (f", {torch.cuda.get_device_name()}" if device == "cuda" else ""))
-    print(f"{config['model']['_target_'].rpartition('.')[2]}, {data.image_size} px, batches of {num}, TF32 off")
+    print(f"{config['model']['_target_'].rpartition('.')[2]}, {data.picture_shape}, batches of {num}, TF32 off")
     for arm, step in bare.items():
         start = time.perf_counter()
         step()

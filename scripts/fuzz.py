@@ -42,8 +42,9 @@ from PIL import ExifTags, Image
 from flowergen.app.plain_command import read_command_line
 from flowergen.app.train_command import prepare_train
 from flowergen.config.command_schema import Evaluate, Sample, Split
-from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
+from flowergen.data.reading import UnreadablePicture, fit_picture, read_rgb
 from flowergen.errors import UserError, one_line
+from flowergen.picture_shape import PictureShape
 
 LONGEST_MESSAGE = 2000
 MOST_SECONDS = 10  # of CPU time
@@ -242,9 +243,10 @@ def check_picture(data: bytes) -> None:
     image = read_rgb(data)
     if (image.ndim, image.shape[-1], image.dtype) != (3, 3, np.uint8) or not image.size:
         raise Finding(f"{image.shape} {image.dtype}")
-    square = fit_square(image, 16)
-    if (square.shape, square.dtype) != ((3, 16, 16), np.uint8):
-        raise Finding(f"{square.shape} {square.dtype}")
+    cropped, padded = fit_picture(image, PictureShape.of(16)), fit_picture(image, PictureShape.of((12, 20), 1), "pad")
+    for fitted, shape in ((cropped, (3, 16, 16)), (padded, (1, 12, 20))):
+        if (fitted.shape, fitted.dtype) != (shape, np.uint8):
+            raise Finding(f"{fitted.shape} {fitted.dtype}")
 
 
 # ---- Runs ------------------------------------------------------------------------------------------------------------

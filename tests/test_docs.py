@@ -72,4 +72,4 @@ def test_the_readme_s_python_example_runs(diffusion_run: Path, tmp_path: Path, m
         example = example.replace(f'"{name}"', repr(value))
     exec(example, found)
     assert found["new"].shape == (16, 3, 32, 32)  # type: ignore[attr-defined]
-    assert found["x"].shape == found["x_hat"].shape == (1, 3, 32, 32)  # type: ignore[attr-defined]
+    assert found["x"].shape == found["x_hat"].shape == found["edited"].shape == (1, 3, 32, 32)  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from flowergen.app.command import one_line_errors
 from flowergen.evaluation import portable
 from flowergen.modules import latent_ddpm
 from flowergen.modules.latent_ddpm import LatentDDPMModule
-from flowergen.runs.loading import LoadedModel
+from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.run_folder import RunFolder
 from tests.conftest import Command
 from tests.evaluation.test_portable import example

@@ -12,6 +12,7 @@ SMALL = {
     "01_train_and_look": "NUM_IMAGES, EPOCHS = 800, 1",
     "02_beta_sweep": "NUM_IMAGES, EPOCHS, BETAS = 800, 1, [1, 10]",
     "03_latent_space": "NUM_IMAGES, EPOCHS = 800, 1",
+    "04_diffusion": "NUM_IMAGES, EPOCHS, DIFFUSION_EPOCHS = 800, 1, 1",
 }
 
 

@@ -161,3 +161,51 @@ def test_help_lists_modes_and_keys(here: Command) -> None:
     assert done.returncode == 0
     for words in ("mode=traverse", "scale: auto", "RUN is a run folder"):
         assert words in done.stdout
+
+
+def test_edits_of_a_diffusion_model_make_their_pictures(
+    here: Command, diffusion_run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Two classes, and a mask of the picture's size whose left half is white."""
+    mask = np.zeros((50, 70), dtype=np.uint8)
+    mask[:, :35] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    common = (f"run={diffusion_run}", f"image={pictures / 'grey.png'}", "classes=[0,1]", "steps=4", "guidance_scale=1.5")
+    expected = {
+        ("mode=img2img", "strength=0.5", "num=2"): ("img2img", 2),
+        ("mode=inpaint", f"mask={tmp_path / 'mask.png'}", "num=1"): ("inpaint", 1),
+        ("mode=invert",): ("invert", 1),
+    }
+    for arguments, (mode, num) in expected.items():
+        out = tmp_path / mode
+        done = here("vary", *common, *arguments, f"out={out}")
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert "columns: original, reconstruction, then" in done.stdout
+        names = [f"grey_{mode}_{label:02d}_{j + 1:02d}.png" for label in range(2) for j in range(num)]
+        assert sorted(path.name for path in out.iterdir()) == sorted([f"{mode}.png", *names])
+    painted = np.asarray(Image.open(tmp_path / "inpaint" / "grey_inpaint_00_01.png")).astype(int)
+    fitted = np.asarray(Image.open(tmp_path / "inpaint" / "inpaint.png")).astype(int)[:32, :32]  # the original
+    assert (painted[:, 17:] == fitted[:, 17:]).all()
+    assert (painted[:, :15] != fitted[:, :15]).any()
+
+
+def test_mistakes_in_edits_are_one_line(here: Command, run: Path, diffusion_run: Path, pictures: Path, tmp_path: Path) -> None:
+    Image.new("L", (40, 40)).save(tmp_path / "black.png")
+    image = f"image={pictures / 'grey.png'}"
+    wrong = {
+        (f"run={run}", "mode=img2img"): "mode=img2img edits pictures with a diffusion model, and this run has none",
+        (f"run={diffusion_run}", "mode=inpaint"): "mode=inpaint needs mask=FILE",
+        (f"run={diffusion_run}", "mode=inpaint", f"mask={tmp_path / 'black.png'}"): "has no white part",
+        (f"run={diffusion_run}", "mode=inpaint", f"mask={pictures / 'broken.jpg'}"): "broken.jpg cannot be read",
+        (f"run={diffusion_run}", "mode=img2img", "strength=1.5"): "strength=1.5 must be from 0 to 1",
+        (f"run={diffusion_run}", "mode=img2img", "classes=[rose]"): "there is no class rose",
+        (f"run={diffusion_run}", "mode=img2img", "steps=2000"): "as many steps",
+        (f"run={diffusion_run}", "mode=img2img", "sampler=heun"): "heun follows a flow",
+    }
+    for arguments, words in wrong.items():
+        done = here("vary", *arguments, image, f"out={tmp_path / 'out'}")
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), (arguments, done.stderr)
+        assert words in done.stderr, arguments
+    assert not (tmp_path / "out").exists()
+    done = here("vary", f"run={diffusion_run}", image, "mode=invert", "strength=0.5", f"out={tmp_path / 'out'}")
+    assert done.stderr.strip() == "strength= has no effect here: it is for mode=img2img"

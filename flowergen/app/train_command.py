@@ -96,7 +96,7 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     for flag in ("config_name", "config_path", "package", "experimental_rerun"):
         if getattr(args, flag):
             raise UserError(f"--{flag.replace('_', '-')} is not supported: pass your own configs with --config-dir DIR")
-    multirun = args.multirun or _value_of("hparams_search", args.overrides) is not None
+    multirun = args.multirun or value_of("hparams_search", args.overrides) is not None
     overrides = quote_paths(args.overrides, multirun)
     if args.config_dir:
         if not os.path.isdir(args.config_dir):
@@ -108,9 +108,9 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
         sys.exit()
     if multirun:
         return ["--multirun", *_prepared_sweep(overrides)]
-    if _value_of("sweep.skip_finished", overrides):
+    if value_of("sweep.skip_finished", overrides):
         raise UserError("sweep.skip_finished is for a sweep: add -m, or resume a single run with resume=RUN")
-    if _value_of("resume", overrides):
+    if value_of("resume", overrides):
         return _prepared_resume(overrides)
     composed, lines = checked(overrides)
     return [*lines, *_new_run_dir(lines, composed)]
@@ -159,7 +159,7 @@ def _pinned(line: str, override: Override) -> str:
 
 
 def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
-    """Add what a new run takes over from the run that it starts from: model, image size, and the split of the same data."""
+    """Add what a new run takes over from the run that it starts from: model, form of its pictures, split of the same data."""
     folder = pretrained_folder(init, "init")
     lines = settings_of(init, typed) if folder is None else settings_of_pretrained(init, folder, typed)
     _refuse_other_recipe(init, lines, overrides, typed)
@@ -189,17 +189,22 @@ def _refuse_other_recipe(init: str, lines: Sequence[str], overrides: Sequence[st
 
 def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
     """Make the run folder; return the override that sets it, unless it was typed."""
-    folder = _folder(composed, "run")
-    if _value_of("hydra.run.dir", lines) is None:
+    if value_of("hydra.run.dir", lines) is None:
         started = os.environ.get("WORLD_SIZE", "1") != "1" or int(os.environ.get("SLURM_NTASKS", "1")) > 1
         if started or composed.trainer.num_nodes > 1:
             raise UserError("torchrun, SLURM or several machines: give every process the same hydra.run.dir=FOLDER")
-        return [f"hydra.run.dir={quoted_path(claim(folder))}"]
+        return [f"hydra.run.dir={quoted_path(new_folder(composed))}"]
+    folder = _folder(composed, "run")
     run = RunFolder(folder)
     if is_first_process() and os.path.exists(run.config) and not run.never_started():
         raise UserError(f"{folder} already contains a run: resume it with resume={folder}, or choose another folder")
     make_folder(folder)
     return []
+
+
+def new_folder(composed: DictConfig) -> Path:
+    """Make the folder of a new run, which no other process has claimed."""
+    return claim(_folder(composed, "run"))
 
 
 def _folder(composed: DictConfig, kind: str) -> Path:
@@ -211,7 +216,7 @@ def _folder(composed: DictConfig, kind: str) -> Path:
 
 def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     """Return the run's own overrides, then the new ones, and its own folder as run folder."""
-    run, _ = find_run(str(_value_of("resume", overrides)), "resume")
+    run, _ = find_run(str(value_of("resume", overrides)), "resume")
     if not os.access(run.path, os.W_OK):  # Hydra opens its log there first
         raise UserError(f"{run.path} cannot be written to: make it writable, or copy it to a writable folder")
     if run.shared_weights.is_file():
@@ -261,9 +266,9 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     """Check every swept value once, including those of a ``hparams_search`` file, and claim a folder for the sweep."""
     alternatives = {"resume": "leave -m out", "init": "start one run at a time", "hydra.run.dir": "use hydra.sweep.dir="}
     for key, instead in alternatives.items():
-        if _value_of(key, overrides) is not None:
+        if value_of(key, overrides) is not None:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
-    if isinstance(_value_of("hparams_search", overrides), Sweep):
+    if isinstance(value_of("hparams_search", overrides), Sweep):
         raise UserError("hparams_search takes one name")
     sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
     if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
@@ -276,7 +281,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]
     folder, skip_finished = SweepFolder(_folder(composed, "sweep")), composed.sweep.skip_finished
-    if _value_of("hydra.sweep.dir", overrides) is None:
+    if value_of("hydra.sweep.dir", overrides) is None:
         if skip_finished:
             raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to continue")
         return [*swept, f"hydra.sweep.dir={quoted_path(claim(folder.path))}"]
@@ -314,7 +319,7 @@ def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
         raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna")
 
 
-def _value_of(key: str, overrides: Sequence[str]) -> Any:
+def value_of(key: str, overrides: Sequence[str]) -> Any:
     """Return the last value given for a key, with or without ``+`` or ``++``; None if there is none."""
     values = [override.value() for override in parse([line for line in overrides if line.lstrip("+").startswith(f"{key}=")])]
     return values[-1] if values else None

@@ -284,7 +284,7 @@ class Budget(Callback):
             sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # takes as long as a fitted mixture
             import_module("sklearn.mixture")  # a second or two, more on busy machines: better now than after the last step
             rows = data.rows["train"]
-            part = rows[: batch_of(data.image_size)]
+            part = rows[: batch_of(data.picture_shape)]
             start = self.clock()
             list(posteriors(pl_module, data, part, flips=False))
             a_picture = (self.clock() - start) / len(part) + FIT_SECONDS_A_PICTURE

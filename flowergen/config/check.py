@@ -22,6 +22,7 @@ from flowergen.config.schema import (
 )
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.errors import UserError
+from flowergen.picture_shape import PictureShape
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
@@ -124,7 +125,7 @@ def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> N
         return
     problem = _problem(value, hint)
     if problem:
-        raise UserError(f"{where}={_as_typed(value)} {problem}")
+        raise UserError(f"{where}={as_typed(value)} {problem}")
     if isinstance(value, dict):  # any node: check the nested nodes that have a schema
         schema = schema_of(value)
         if schema:
@@ -148,7 +149,7 @@ def _problem(value: Any, hint: Any) -> str:
         return "" if "" in problems else " or ".join(problems).replace(" or must be", " or")
     if origin is Literal:
         choices = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in get_args(hint)]
-        if any(value == choice and isinstance(value, type(choice)) for choice in get_args(hint)):
+        if any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
             return ""
         near = difflib.get_close_matches(str(value), choices, n=1)
         return f"must be {' or '.join(choices)}" + (f": did you mean {near[0]}?" if near else "")
@@ -180,10 +181,15 @@ def _broken(rule: Rule | Folder | str, value: Any) -> str:
     return ""  # PATH marks the kind of value and is no constraint
 
 
-def _as_typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """Write a value as on the command line.
+
+    >>> as_typed([48, 64]), as_typed(None)
+    ('[48,64]', 'null')
+    """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(_as_typed(item) for item in value)}]" if isinstance(value, list) else str(value)
+    return f"[{','.join(as_typed(item) for item in value)}]" if isinstance(value, list) else str(value)
 
 
 def contradictions(config: dict[str, Any]) -> None:
@@ -197,18 +203,7 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError("model.reconstruction=bce needs pixels in [0, 1]: set model.pixel_range=[0,1]")
     if model.get("sigma") == "learned" and model.get("reconstruction") != "gaussian":
         raise UserError("model.sigma=learned has an effect only with model.reconstruction=gaussian: set both or neither")
-    if model.get("image_size", data.get("image_size")) != data.get("image_size"):
-        raise UserError(
-            f"model.image_size={model['image_size']} and data.image_size={data.get('image_size')} must be equal: "
-            "set only data.image_size, which the model reads"
-        )
-    factor, size = (model.get("latent") or {}).get("factor", 1), data.get("image_size", 0)
-    if isinstance(factor, int) and size % factor and not model.get("pretrained"):
-        nearest = (size - size % factor, size - size % factor + factor)
-        raise UserError(
-            f"model.latent.factor={factor} does not divide data.image_size={size}: "
-            f"use pictures of {' or '.join(str(near) for near in nearest if near)} px, or another factor"
-        )
+    _check_shape(model, data)
     _check_start(config)
     if model.get("guard") == "rollback" and model.get("adversarial_weight") == 0:
         raise UserError("model.guard=rollback needs adversarial training, which model.adversarial_weight=0 switches off")
@@ -243,6 +238,30 @@ def contradictions(config: dict[str, Any]) -> None:
         raise UserError(
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} is never reached within "
             f"trainer.max_epochs={trainer['max_epochs']}: lower it, or switch validation off with trainer.limit_val_batches=0"
+        )
+
+
+def _check_shape(model: dict[str, Any], data: dict[str, Any]) -> None:
+    """Check that the model is built for the pictures."""
+    for key, of_data, default in (("image_size", "image_size", None), ("image_channels", "channels", 3)):
+        theirs = data.get(of_data, default)
+        if model.get(key, theirs) != theirs:
+            raise UserError(
+                f"model.{key}={as_typed(model[key])} and data.{of_data}={as_typed(theirs)} must be equal: "
+                f"set only data.{of_data}, which the model reads"
+            )
+    factor = (model.get("latent") or {}).get("factor")
+    if not isinstance(factor, int) or model.get("pretrained"):
+        return
+    size = data.get("image_size", 0)
+    _, *sides = PictureShape.of(size)
+    if any(side % factor for side in sides):
+        smaller = [side - side % factor for side in sides]
+        larger = [side + -side % factor for side in sides]
+        nearest = [as_typed(PictureShape.of(each).image_size) for each in (smaller, larger) if all(each)]
+        raise UserError(
+            f"model.latent.factor={factor} does not divide data.image_size={as_typed(size)}: "
+            f"use pictures of {' or '.join(nearest)} px, or another factor"
         )
 
 

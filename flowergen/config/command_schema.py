@@ -1,7 +1,7 @@
 """Schema of the config of every command except ``train``, as dataclasses; see ``schema``. Imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from flowergen.config.schema import (
     BELOW_ONE,
@@ -22,6 +22,7 @@ from flowergen.config.schema import (
     Seed,
     Steps,
     between,
+    sides_between,
 )
 
 REPOSITORY = Rule(lambda name: len(parts := name.split("/")) == 2 and all(parts), "must be OWNER/NAME")
@@ -56,11 +57,22 @@ class PathsOfRun:
 
 
 @dataclass
-class Vary:
+class Denoising:
+    """Options of a command for a diffusion model; see conf/sample.yaml."""
+
+    sampler: SamplerName | None
+    steps: Steps | None
+    guidance_scale: Guidance | None
+    guidance_interval: Interval | None
+    eta: Eta | None
+
+
+@dataclass
+class Vary(Denoising):
     """conf/vary.yaml."""
 
     run: Annotated[str, PATH, NON_EMPTY]
-    mode: Literal["variations", "reconstruct", "interpolate", "traverse", "arithmetic"]
+    mode: Literal["variations", "reconstruct", "interpolate", "traverse", "arithmetic", "img2img", "inpaint", "invert"]
     image: Annotated[str, PATH, EXISTING_PATH] | None
     split: Literal["train", "val", "test"] | None
     num_pictures: Natural
@@ -69,6 +81,9 @@ class Vary:
     num_dims: Natural
     plus: Annotated[str, TEXT] | None
     minus: Annotated[str, TEXT] | None
+    strength: Annotated[float, between(0, 1)]
+    mask: Annotated[str, PATH, EXISTING_PATH] | None
+    classes: Annotated[str, TEXT] | None
     seed: Seed
     out: Annotated[str, PATH, NON_EMPTY] | None
     data: DataOfRun
@@ -76,15 +91,10 @@ class Vary:
 
 
 @dataclass
-class Sampling:
+class Sampling(Denoising):
     """Sampling options of a command; see conf/sample.yaml."""
 
     source: Literal["auto", "prior", "mixture"]
-    sampler: SamplerName | None
-    steps: Steps | None
-    guidance_scale: Guidance | None
-    guidance_interval: Interval | None
-    eta: Eta | None
     seed: Seed
     batch_size: Annotated[int, between(1, 100_000)] | Literal["auto"]
     out: Annotated[str, PATH, NON_EMPTY] | None
@@ -119,7 +129,7 @@ class Evaluate(Sampling):
     generated: Annotated[str, PATH, EXISTING_FOLDER] | None
     reference: Annotated[str, PATH, EXISTING_FOLDER] | None
     train: Annotated[str, PATH, EXISTING_FOLDER] | None
-    image_size: Annotated[int, between(16, 1024)] | None
+    image_size: Annotated[Any, sides_between(16, 1024)] | None
     compare: Annotated[str, TEXT, NON_EMPTY] | None
     extractor: Annotated[str, TEXT, NO_CLASSIFIER, EXTRACTOR]
     num_samples: Annotated[int, between(4, 10_000_000)] | None

@@ -209,6 +209,8 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain data: interpolations resolved, paths absolute, without the ``hydra`` node.
 
+    An ``image_size`` of equal height and width becomes one number, so that [64,64] is the same as 64.
+
     ``${hydra:...}`` reads ``HydraConfig``, which ``hydra.main`` or the caller must have set.
 
     Raises:
@@ -222,9 +224,23 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             value = OmegaConf.select(config, key)
             if isinstance(value, str) and value and value not in NO_PATHS and not value.startswith(HUB):
                 OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
-        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(_first_line(error)) from error
+    for node in (plain, *plain.values()):
+        if isinstance(node, dict) and "image_size" in node:
+            node["image_size"] = shortest_size(node["image_size"])
+    return plain
+
+
+def shortest_size(size: Any) -> Any:
+    """Write the size of squares as their side, and leave any other value as it is.
+
+    >>> shortest_size([64, 64]), shortest_size([48, 64])
+    (64, [48, 64])
+    """
+    is_square = isinstance(size, list) and len(size) == 2 and size[0] == size[1]
+    return size[0] if is_square else size
 
 
 def merged(overrides: Sequence[str]) -> list[str]:

@@ -36,6 +36,16 @@ def between(low: float, high: float) -> Rule:
     return Rule(lambda value: low <= value <= high, f"must be from {low} to {high}")
 
 
+def sides_between(low: int, high: int) -> Rule:
+    """Require the side of a square, or height and width, in px: low <= side <= high."""
+
+    def holds(size: Any) -> bool:
+        sides = size if isinstance(size, list) else [size, size]
+        return len(sides) == 2 and all(type(side) is int and low <= side <= high for side in sides)
+
+    return Rule(holds, f"must be a whole number from {low} to {high}, or [height,width] of such")
+
+
 HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
@@ -77,6 +87,7 @@ StepsOrShare = Annotated[
 ]
 Seed = Annotated[int, between(0, 2**63 - 1)]
 Batches = Annotated[int | float, at_least(0)]
+ImageChannels = Literal[1, 3]
 
 
 @dataclass
@@ -108,7 +119,7 @@ class VAE:
     """conf/model/vae.yaml."""
 
     _target_: str
-    image_size: Annotated[int, between(28, 256)]
+    image_size: Annotated[Any, sides_between(28, 256)]
     seed: Seed
     channels: Annotated[list[int], WIDTHS]
     latent_dim: Annotated[int, between(1, 65536)]
@@ -126,6 +137,7 @@ class VAE:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
+    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
@@ -173,7 +185,7 @@ class VAEGAN:
     """conf/model/vae_gan.yaml."""
 
     _target_: str
-    image_size: Annotated[int, between(28, 512)]
+    image_size: Annotated[Any, sides_between(28, 512)]
     seed: Seed
     latent: Latent
     blocks: Blocks
@@ -209,6 +221,7 @@ class VAEGAN:
         ),
     ] = MAY_BE_LEFT_OUT
     freeze: Literal["none", "encoder"] = MAY_BE_LEFT_OUT
+    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
@@ -263,7 +276,7 @@ class LatentDDPM:
     """conf/model/latent_ddpm.yaml."""
 
     _target_: str
-    image_size: Annotated[int, between(8, 512)]
+    image_size: Annotated[Any, sides_between(8, 512)]
     seed: Seed
     network: Annotated[
         Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: set model/network=unet or dit")
@@ -283,6 +296,7 @@ class LatentDDPM:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE] | None
+    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
@@ -290,7 +304,7 @@ class Decoder:
     """conf/model/decoder.yaml."""
 
     _target_: str
-    image_size: Annotated[int, between(28, 512)]
+    image_size: Annotated[Any, sides_between(28, 512)]
     seed: Seed
     num_latents: Annotated[int, between(2, 1_000_000)]
     reconstruction_weight: Annotated[float, at_least(0)]
@@ -302,13 +316,16 @@ class Decoder:
     lr_schedule: Literal["constant", "cosine"]
     lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE]
+    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
 class _Images:
     _target_: str
     name: Annotated[str, NON_EMPTY]
-    image_size: Annotated[int, between(8, 1024)]
+    image_size: Annotated[Any, sides_between(8, 1024)]
+    channels: ImageChannels
+    fit: Literal["crop", "pad"]
     batch_size: Natural | Literal["auto"]
     split: str
     split_seed: Seed

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 NUM_DRAWS = 4  # uniform numbers per picture, for each of colour jitter and crop
 HUE = 0.1  # times the strength, in turns of the colour circle; small, as hue distinguishes flowers and brightness does not
-WIDEST = 4 / 3  # largest aspect ratio of a crop, as in Szegedy et al. 2015
+WIDEST = 4 / 3  # largest aspect ratio of a crop, divided by that of the picture, as in Szegedy et al. 2015
 
 
 def jitter_factors(u: np.ndarray, strength: float) -> np.ndarray:
@@ -35,15 +35,17 @@ def color_jitter(x: Tensor, factors: Tensor) -> Tensor:
     """Adjust brightness, contrast, saturation and hue, in this order; torchvision shuffles the four.
 
     Args:
-        x: (N, 3, H, W) in [0, 1].
+        x: (N, C, H, W) in [0, 1]. Saturation and hue of grey (C = 1) are not adjusted.
         factors: (N, 4), see ``jitter_factors``.
 
     Returns:
-        (N, 3, H, W) in [0, 1].
+        (N, C, H, W) in [0, 1].
     """
     brightness, contrast, saturation, hue = factors[..., None, None, None].unbind(1)  # (N, 1, 1, 1) each
     x = (brightness * x).clamp(0, 1)
     x = _blend(x, rgb_to_grayscale(x).mean((1, 2, 3), keepdim=True), contrast)
+    if x.shape[1] == 1:
+        return x
     x = _blend(x, rgb_to_grayscale(x), saturation)
     return _turn_hue(x, hue)
 
@@ -63,7 +65,7 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def crop_boxes(u: np.ndarray, areas: Sequence[float], size_px: int) -> np.ndarray:
+def crop_boxes(u: np.ndarray, areas: Sequence[float], height_px: int, width_px: int) -> np.ndarray:
     """Map uniform numbers to the boxes of ``resized_crop`` (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Drawn as in torchvision's ``RandomResizedCrop``, except that the aspect ratio is restricted to values for which a box of
@@ -72,17 +74,18 @@ def crop_boxes(u: np.ndarray, areas: Sequence[float], size_px: int) -> np.ndarra
     Args:
         u: (M, 4) uniform in [0, 1).
         areas: smallest and largest fraction of the picture's area, in (0, 1].
-        size_px: side S of the pictures.
+        height_px, width_px: H and W of the pictures.
 
     Returns:
-        (M, 4) float32, integer-valued: top, left, height, width; inside the picture, width / height from 3/4 to 4/3.
+        (M, 4) float32, integer-valued: top, left, height, width; inside the picture, width / height from 3/4 to 4/3 of W / H.
     """
     smallest, largest = areas
     area = smallest + (largest - smallest) * u[:, 0]
-    widest = np.minimum(math.log(WIDEST), -np.log(area))  # (M,) log of the largest width / height
+    widest = np.minimum(math.log(WIDEST), -np.log(area))  # (M,) log of the largest aspect ratio, divided by W / H
     ratio = np.exp((2 * u[:, 1] - 1) * widest)
-    width, height = (np.rint(size_px * np.sqrt(side)).clip(1, size_px) for side in (area * ratio, area / ratio))
-    top, left = np.floor(u[:, 2] * (size_px - height + 1)), np.floor(u[:, 3] * (size_px - width + 1))
+    parts = (width_px, area * ratio), (height_px, area / ratio)
+    width, height = (np.rint(side * np.sqrt(part)).clip(1, side) for side, part in parts)
+    top, left = np.floor(u[:, 2] * (height_px - height + 1)), np.floor(u[:, 3] * (width_px - width + 1))
     return np.stack((top, left, height, width), axis=1).astype(np.float32)
 
 
@@ -92,16 +95,25 @@ def resized_crop(x: Tensor, boxes: Tensor) -> Tensor:
     A box is never larger than the picture, so no antialiasing is needed.
 
     Args:
-        x: (N, 3, S, S).
+        x: (N, C, H, W).
         boxes: (N, 4), see ``crop_boxes``.
 
     Returns:
-        (N, 3, S, S).
+        (N, C, H, W).
     """
-    size = x.shape[-1]
-    start, extent = boxes[:, :2, None], boxes[:, 2:, None]  # (N, 2, 1)
-    centre = (torch.arange(size, device=x.device) + 0.5) / size
-    position = (start + extent * centre - 0.5).clamp(start, start + extent - 1)  # (N, 2, S), clamped to the pixels of the box
-    y, across = ((2 * position + 1) / size - 1).unbind(1)  # (N, S) each; -1 and 1 are the picture's edges
-    grid = torch.stack((across[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)), dim=-1)  # (N, S, S, 2)
+    height, width = x.shape[2:]
+    y, across = (_positions(boxes[:, i, None], boxes[:, 2 + i, None], size) for i, size in enumerate((height, width)))
+    grid = torch.stack((across[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), dim=-1)  # (N, H, W, 2)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _positions(start: Tensor, extent: Tensor, size: int) -> Tensor:
+    """Return where the pixels of one side are taken from, (N, size); -1 and 1 are the picture's edges.
+
+    Args:
+        start, extent: (N, 1) of the boxes, in px.
+        size: of the picture, in px.
+    """
+    centre = (torch.arange(size, device=start.device) + 0.5) / size
+    position = (start + extent * centre - 0.5).clamp(start, start + extent - 1)  # clamped to the pixels of the box
+    return (2 * position + 1) / size - 1

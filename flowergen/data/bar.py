@@ -1,5 +1,6 @@
 """Progress reporting."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 T = TypeVar("T")
-EVERY_SECONDS = 30.0  # between two lines if there is no terminal
+EVERY_SECONDS_VARIABLE = "FLOWERGEN_PROGRESS_SECONDS"
+EVERY_SECONDS = float(os.environ.get(EVERY_SECONDS_VARIABLE, "30"))  # between two lines if there is no terminal
 
 
 def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Callable[[Any], int] = lambda _: 1) -> Iterator[T]:

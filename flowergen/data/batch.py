@@ -9,7 +9,7 @@ class Batch(NamedTuple):
     """One batch of pictures.
 
     Attributes:
-        image: (N, 3, H, W); uint8 as loaded, float32 in [0, 1] on the device.
+        image: (N, C, H, W); uint8 as loaded, float32 in [0, 1] on the device.
         label: (N,) int64 class, -1 if unlabelled.
         index: (N,) int64 row of the picture in the cached array of the whole collection.
     """

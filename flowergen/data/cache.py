@@ -1,7 +1,8 @@
 """Cache of decoded pictures: one memory-mapped array shared by all processes and runs.
 
-A cache is a folder, ``<name>_<size>px_<key>/``, with the pixels in ``images.npy`` and the rest in ``meta.json``. The
-key is a hash of the source files and the transform. The folder is created by one rename, so it is either complete or absent.
+A cache is a folder, such as ``<name>_64px_<key>/`` or ``<name>_48x64px_grey_pad_<key>/``, with the pixels in ``images.npy``
+and the rest in ``meta.json``. The key is a hash of the source files and the transform. The folder is created by one rename,
+so it is either complete or absent.
 """
 
 import json
@@ -21,8 +22,9 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from flowergen.data.bar import with_bar
 from flowergen.data.decoding import in_order
 from flowergen.data.listing import Listing
-from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.data.reading import Fit, UnreadablePicture, fit_picture
 from flowergen.errors import UserError, printable
+from flowergen.picture_shape import PictureShape
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class CachedImages:
     """The pictures of a listing that can be decoded.
 
     Attributes:
-        images: (M, 3, S, S) uint8, a read-only memory map.
+        images: (M, C, H, W) uint8, a read-only memory map.
         rows: (M,) int64 position of each in the listing, ascending.
         digests: (M,) str, hash of the source bytes: equal for byte-identical duplicates.
         unreadable: "name (reason)" of the other pictures.
@@ -53,11 +55,12 @@ class CachedImages:
 def cached_images(
     listing: Listing,
     name: str,
-    size_px: int,
+    shape: PictureShape,
     cache_dir: Path,
     on_corrupt: Literal["error", "skip"] = "error",
     num_threads: int | None = None,
     instead: str = ", or set data.on_corrupt=skip",
+    fit: Fit = "crop",
 ) -> CachedImages:
     """Open the cache of a listing; decode the pictures first if it is missing or damaged.
 
@@ -67,11 +70,12 @@ def cached_images(
     Args:
         listing: the pictures.
         name: name of the data set, for the folder's name.
-        size_px: side S of the square pictures.
+        shape: (C, H, W) of the pictures.
         cache_dir: the folder of all caches.
         on_corrupt: ``error`` raises if pictures cannot be decoded, ``skip`` leaves them out.
         num_threads: number of decoding threads; None uses Python's default, a few more than there are cores.
         instead: alternative remedy to name in the error about pictures that cannot be decoded.
+        fit: how they are fitted to the shape, see ``fit_picture``.
 
     Returns:
         The M pictures that can be decoded, in the order of the listing.
@@ -80,21 +84,28 @@ def cached_images(
         UserError: some pictures cannot be decoded (all of them are named, and the rest is cached nevertheless), none can
             be decoded, or the cache cannot be written.
     """
-    key = key_of(listing, size_px)
-    folder = cache_dir / f"{name}_{size_px}px_{key[:16]}"
+    key, (size, kind) = key_of(listing, shape, fit), _transform(shape, fit)
+    folder = cache_dir / f"{name}_{size}px{kind}_{key[:16]}"
     cached = built_once(
         folder,
-        open_=lambda: _open(folder, key, listing, size_px),
-        build=lambda temporary: _build(temporary, folder, key, listing, size_px, num_threads),
+        open_=lambda: _open(folder, key, listing, shape),
+        build=lambda temporary: _build(temporary, folder, key, listing, shape, fit, num_threads),
         content="the decoded pictures",
-        num_bytes=len(listing.names) * (3 * size_px**2 + 36),  # pixels and a digest each
+        num_bytes=len(listing.names) * (shape.num_values + 36),  # pixels and a digest each
     )
     return without_unreadable(cached, len(listing.names), on_corrupt, instead)
 
 
-def key_of(listing: Listing, size_px: int) -> str:
+def key_of(listing: Listing, shape: PictureShape, fit: Fit) -> str:
     """Return a hash that identifies the pixels of a listing's pictures."""
-    return blake2b(f"{TRANSFORM_VERSION}/{size_px}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+    transform = "".join(_transform(shape, fit))
+    return blake2b(f"{TRANSFORM_VERSION}/{transform}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
+
+
+def _transform(shape: PictureShape, fit: Fit) -> tuple[str, str]:
+    """Return the size and, unless the pictures are in colour and cropped, their kind: ("64", ""), ("48x64", "_grey_pad")."""
+    size = f"{shape.height}" if shape.height == shape.width else f"{shape.height}x{shape.width}"
+    return size, "_grey" * (shape.channels == 1) + "_pad" * (fit == "pad")
 
 
 def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["error", "skip"], instead: str) -> CachedImages:
@@ -152,7 +163,7 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
     return found
 
 
-def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImages | None:
+def _open(folder: Path, key: str, listing: Listing, shape: PictureShape) -> CachedImages | None:
     """Return the cache in a folder, or None if it is missing, damaged or of other pictures."""
     if not folder.exists():
         return None
@@ -163,7 +174,7 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
         rows = np.setdiff1d(np.arange(len(listing.names)), list(unreadable))
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         found = (meta["key"], images.dtype, images.shape, digests.shape)
-        if found != (key, np.uint8, (len(rows), 3, size_px, size_px), rows.shape):
+        if found != (key, np.uint8, (len(rows), *shape), rows.shape):
             raise ValueError(f"not the expected pictures: {found}")
     except Exception as error:  # json and numpy raise errors of any type on damaged bytes, even tokenize.TokenError
         log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
@@ -171,15 +182,17 @@ def _open(folder: Path, key: str, listing: Listing, size_px: int) -> CachedImage
     return CachedImages(images, rows, digests, tuple(unreadable.values()), key)
 
 
-def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: int, num_threads: int | None) -> None:
+def _build(
+    temporary: Path, folder: Path, key: str, listing: Listing, shape: PictureShape, fit: Fit, num_threads: int | None
+) -> None:
     num = len(listing.names)
     digests, unreadable = list[str](), list[tuple[int, str]]()
-    log.info("decoding %s pictures to %d px, once", f"{num:,}", size_px)
+    log.info("decoding %s pictures to %s, once", f"{num:,}", shape)
     start = time.perf_counter()
     # Written as a stream: with a memory map, a full disk would kill the process (SIGBUS) instead of raising OSError.
     with open(temporary / "images.npy", "wb") as file:
-        write_header(file, "|u1", (num, 3, size_px, size_px))
-        for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, num_threads)):
+        write_header(file, "|u1", (num, *shape))
+        for row, (image, digest_or_reason) in enumerate(decoded(listing, shape, fit, num_threads)):
             if image is None:
                 unreadable.append((row, digest_or_reason))
             else:
@@ -187,7 +200,7 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
                 digests.append(digest_or_reason)
         file.seek(0)
         # same header length: numpy pads it so that the first axis can change
-        write_header(file, "|u1", (len(digests), 3, size_px, size_px))
+        write_header(file, "|u1", (len(digests), *shape))
         sync(file)
     if not digests:
         row, reason = unreadable[0]
@@ -199,15 +212,17 @@ def _build(temporary: Path, folder: Path, key: str, listing: Listing, size_px: i
     log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
 
 
-def decoded(listing: Listing, size_px: int, num_threads: int | None) -> Iterator[tuple[np.ndarray | None, str]]:
-    """Yield ((3, S, S) uint8, digest), or (None, reason) if a picture cannot be decoded, in the order of the listing."""
+def decoded(
+    listing: Listing, shape: PictureShape, fit: Fit, num_threads: int | None
+) -> Iterator[tuple[np.ndarray | None, str]]:
+    """Yield ((C, H, W) uint8, digest), or (None, reason) if a picture cannot be decoded, in the order of the listing."""
 
     def decode(row: int) -> tuple[np.ndarray | None, str]:
         try:
             image, digest = listing.read(row)
         except UnreadablePicture as error:
             return None, str(error)
-        return fit_square(image, size_px), digest
+        return fit_picture(image, shape, fit), digest
 
     yield from with_bar("decoding", in_order(decode, listing.names, num_threads), len(listing.names))
 

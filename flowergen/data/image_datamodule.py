@@ -17,11 +17,13 @@ from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
+from flowergen.data.reading import Fit
 from flowergen.data.resident import SHARE, Rows, copied, picked, size_of
 from flowergen.data.splits import complete_subsets, stratified_split
 from flowergen.data.streaming import LoaderAhead, streamed_images
 from flowergen.errors import UserError
 from flowergen.lightning_internals import batches_begun
+from flowergen.picture_shape import ImageSize, PictureShape
 from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class CachedPictures(Dataset[Batch]):
     """Dataset that returns whole batches from the memory-mapped array.
 
     Args:
-        images: (M, 3, S, S) uint8.
+        images: (M, C, H, W) uint8.
         labels: (M,) int64.
     """
 
@@ -79,7 +81,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         name: name of the data set, used in the cache's folder name and in messages.
-        image_size: side S of the square pictures, in px.
+        image_size: size of the pictures in px: the side of a square, or height and width.
         batch_size: pictures per optimiser step, over all devices.
         split: ``stratified`` 80/10/10, ``official`` (the data set's own), ``auto`` (official if there is one, else
             stratified) or ``all`` (nothing held out).
@@ -95,12 +97,15 @@ class ImageDataModule(LightningDataModule, ABC):
         decode: ``once`` into a cache on the disk, or ``stream`` on every access.
         device_resident: keep the collection on the device; ``auto`` does so on a GPU if it takes at most a third of the free
             memory.
+        channels: 3 for colour, 1 for grey.
+        fit: ``crop`` scales pictures to cover this size and crops the centre; ``pad`` scales them to fit inside, in the centre
+            of black borders.
     """
 
     def __init__(
         self,
         name: str,
-        image_size: int,
+        image_size: ImageSize,
         batch_size: int,
         split: Split,
         split_seed: int,
@@ -112,10 +117,12 @@ class ImageDataModule(LightningDataModule, ABC):
         color_jitter: float = 0,
         decode: Literal["once", "stream"] = "once",
         device_resident: bool | Literal["auto"] = "auto",
+        channels: Literal[1, 3] = 3,
+        fit: Fit = "crop",
     ):
         super().__init__()
         self.name: str = name
-        self.image_size, self.batch_size = image_size, batch_size
+        self.picture_shape, self.fit, self.batch_size = PictureShape.of(image_size, channels), fit, batch_size
         self.split, self.split_seed = split, split_seed
         self.horizontal_flip, self.on_corrupt, self.cache_dir, self.seed = (
             horizontal_flip,
@@ -149,7 +156,7 @@ class ImageDataModule(LightningDataModule, ABC):
             return
         listing = self.listing()
         images = streamed_images if self.decode == "stream" else cached_images
-        cached = images(listing, self.name, self.image_size, self.cache_dir, self.on_corrupt)
+        cached = images(listing, self.name, self.picture_shape, self.cache_dir, self.on_corrupt, fit=self.fit)
         self.class_names = listing.class_names
         self.names = tuple(listing.names[row] for row in cached.rows)
         self.pictures = CachedPictures(cached.images, listing.labels[cached.rows])
@@ -359,7 +366,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _boxes(self, rng: np.random.Generator, num: int) -> np.ndarray:
         assert self.random_resized_crop is not None
-        return crop_boxes(rng.random((num, NUM_DRAWS)), self.random_resized_crop, self.image_size)
+        _, height, width = self.picture_shape
+        return crop_boxes(rng.random((num, NUM_DRAWS)), self.random_resized_crop, height, width)
 
     def _factors(self, rng: np.random.Generator, num: int) -> np.ndarray:
         return jitter_factors(rng.random((num, NUM_DRAWS)), self.color_jitter)
@@ -368,7 +376,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Return validation pictures evenly spread over the set, or training pictures if nothing is held out.
 
         Returns:
-            (num, 3, S, S) float32 in [0, 1], fewer if the set is smaller.
+            (num, C, H, W) float32 in [0, 1], fewer if the set is smaller.
         """
         chosen = spread(self.rows["val"] if self.held_out else self.rows["train"], num)
         return self.pictures[chosen.tolist()].image.float().div(255)
@@ -377,7 +385,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Summarise the data set in one line."""
         sizes = ", ".join(f"{len(rows):,} {subset}" for subset, rows in self.rows.items() if len(rows))
         classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
-        return f"{self.name}: {sizes} pictures of {self.image_size} px, {classes}, split {self.split}"
+        return f"{self.name}: {sizes} pictures of {self.picture_shape}, {classes}, split {self.split}"
 
     # -- checkpoints: order and flips are functions of (seed, epoch), so only the pictures must be unchanged
 

@@ -11,7 +11,7 @@ from flowergen.data.procedural import DRAWING_VERSION, class_names, draw_flower,
 
 
 class ProceduralDataModule(ImageDataModule):
-    """Class-conditional flowers, a function of (seed, index) alone.
+    """Class-conditional flowers, a function of (seed, index) alone, drawn as squares of the longer side.
 
     Args:
         num_images: number of pictures.
@@ -27,8 +27,10 @@ class ProceduralDataModule(ImageDataModule):
     def listing(self) -> Listing:
         """List the requested number of pictures without drawing any."""
 
+        _, height, width = self.picture_shape
+
         def read(index: int) -> tuple[np.ndarray, str]:
-            image = draw_flower(self.drawing_seed, index, self.image_size, self.num_classes)
+            image = draw_flower(self.drawing_seed, index, max(height, width), self.num_classes)
             return image, f"{index:06d}"
 
         identity = f"{DRAWING_VERSION}/{self.drawing_seed}/{self.num_images}/{self.num_classes}"

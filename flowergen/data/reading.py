@@ -1,4 +1,4 @@
-"""Decoding of picture files to uint8 RGB pixels."""
+"""Decoding of picture files to uint8 RGB pixels, and their fitting to the shape of a data set."""
 
 import os
 import re
@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+from flowergen.picture_shape import PictureShape
 
 try:  # iPhone pictures, if the package is installed
     import_module("pillow_heif").register_heif_opener()
@@ -48,6 +51,8 @@ START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
 # Possible white values of Pillow's deep grey modes. None records its own, so the smallest that no pixel exceeds is used.
 WHITE = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
+
+Fit = Literal["crop", "pad"]  # how a picture is fitted to another aspect ratio
 
 
 class UnreadablePicture(Exception):
@@ -108,18 +113,30 @@ def bytes_of(path: Path) -> bytes:
         raise UnreadablePicture(_one_line(error.strerror or error)) from error
 
 
-def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
-    """Resize the short side and crop the centre, with Pillow's antialiased bicubic filter.
+def fit_picture(image: np.ndarray, shape: PictureShape, fit: Fit = "crop") -> np.ndarray:
+    """Scale a picture to a shape with Pillow's antialiased bicubic filter, keeping its aspect ratio.
 
     Args:
-        image: (H, W, 3) uint8, larger or smaller than the square.
-        size_px: side S of the square.
+        image: (H', W', 3) uint8 RGB, larger or smaller than the shape.
+        shape: (C, H, W). One channel is the luma of ITU-R 601, Pillow's conversion to "L".
+        fit: ``crop`` scales it to cover the shape and crops the centre; ``pad`` scales it to fit inside, in the centre of
+            black borders.
 
     Returns:
-        (3, S, S) uint8.
+        (C, H, W) uint8.
     """
-    square = ImageOps.fit(Image.fromarray(image), (size_px, size_px), Image.Resampling.BICUBIC, centering=(0.5, 0.5))
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # (3, S, S)
+    picture, size = Image.fromarray(image), (shape.width, shape.height)
+    if shape.channels == 1:
+        picture = picture.convert("L")
+    if fit == "crop":
+        fitted = ImageOps.fit(picture, size, Image.Resampling.BICUBIC, centering=(0.5, 0.5))
+    else:  # not ImageOps.pad: a side of a very long picture would round to 0
+        scale = min(shape.width / picture.width, shape.height / picture.height)
+        width, height = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
+        fitted = Image.new(picture.mode, size)
+        whole = picture.resize((width, height), Image.Resampling.BICUBIC)
+        fitted.paste(whole, ((shape.width - width) // 2, (shape.height - height) // 2))
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(fitted)).transpose(2, 0, 1))  # (C, H, W)
 
 
 _pixels_left, _pixels_returned = PIXELS_AT_ONCE, threading.Condition()

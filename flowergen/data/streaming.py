@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from flowergen.data.batch import Batch
 from flowergen.data.cache import TRANSFORM_VERSION, CachedImages, built_once, decoded, key_of, sync, without_unreadable
 from flowergen.data.listing import Listing
-from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.data.reading import Fit, UnreadablePicture, fit_picture
 from flowergen.errors import UserError, printable
+from flowergen.picture_shape import PictureShape
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ BATCHES_AHEAD = 2  # decoded while the model processes an earlier one
 
 
 class StreamedImages:
-    """The pictures of a collection as an (M, 3, S, S) uint8 array that is decoded from their files on access.
+    """The pictures of a collection as an (M, C, H, W) uint8 array that is decoded from their files on access.
 
     As with a memory map, a slice is a view that reads nothing, and a list of rows reads them.
 
@@ -35,15 +36,24 @@ class StreamedImages:
         listing: listing of the files.
         rows: (M,) int64 rows of the listing.
         digests: (M,) str, digests when the index was built.
-        size_px: side S of the pictures.
+        picture_shape: (C, H, W) of the pictures.
+        fit: how they are fitted to it, see ``fit_picture``.
         pool: thread pool for decoding.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, listing: Listing, rows: np.ndarray, digests: np.ndarray, size_px: int, pool: ThreadPoolExecutor):
+    def __init__(
+        self,
+        listing: Listing,
+        rows: np.ndarray,
+        digests: np.ndarray,
+        picture_shape: PictureShape,
+        fit: Fit,
+        pool: ThreadPoolExecutor,
+    ):
         self.listing, self.rows, self.digests, self.pool = listing, rows, digests, pool
-        self.shape = (len(rows), 3, size_px, size_px)
+        self.picture_shape, self.fit, self.shape = picture_shape, fit, (len(rows), *picture_shape)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +61,7 @@ class StreamedImages:
     def __getitem__(self, index: Any) -> Any:
         rows, digests = self.rows[index], self.digests[index]
         if isinstance(index, slice):
-            return StreamedImages(self.listing, rows, digests, self.shape[-1], self.pool)
+            return StreamedImages(self.listing, rows, digests, self.picture_shape, self.fit, self.pool)
         if rows.ndim == 0:
             return self._decode(rows, digests)
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -70,7 +80,7 @@ class StreamedImages:
             raise UserError(f"{name} can no longer be read ({printable(str(error))}): restore it, then resume") from error
         if now != digest:
             raise UserError(f"{name} has changed since the run started: restore the old picture, or start a new run")
-        return fit_square(image, self.shape[-1])
+        return fit_picture(image, self.picture_shape, self.fit)
 
 
 class LoaderAhead(DataLoader):
@@ -99,7 +109,12 @@ class LoaderAhead(DataLoader):
 
 
 def streamed_images(
-    listing: Listing, name: str, size_px: int, cache_dir: Path, on_corrupt: Literal["error", "skip"] = "error"
+    listing: Listing,
+    name: str,
+    shape: PictureShape,
+    cache_dir: Path,
+    on_corrupt: Literal["error", "skip"] = "error",
+    fit: Fit = "crop",
 ) -> CachedImages:
     """Return the same pixels as ``cached_images``, decoded on access.
 
@@ -108,9 +123,10 @@ def streamed_images(
     Args:
         listing: the pictures.
         name: name of the data set, for the folder's name.
-        size_px: side S of the square pictures.
+        shape: (C, H, W) of the pictures.
         cache_dir: the folder of all caches.
         on_corrupt: ``error`` raises if pictures cannot be decoded, ``skip`` leaves them out.
+        fit: how they are fitted to the shape, see ``fit_picture``.
 
     Raises:
         UserError: as in ``cached_images``.
@@ -135,7 +151,7 @@ def streamed_images(
     def build(temporary: Path) -> None:
         log.info("reading %s pictures, once, to find those that can be decoded", f"{num:,}")
         digests, unreadable = list[str](), list[tuple[int, str]]()
-        for row, (image, digest_or_reason) in enumerate(decoded(listing, size_px, None)):
+        for row, (image, digest_or_reason) in enumerate(decoded(listing, shape, fit, None)):
             if image is None:
                 unreadable.append((row, digest_or_reason))
             else:
@@ -149,12 +165,12 @@ def streamed_images(
 
     digests, unreadable = built_once(folder, open_, build, f"the index of {num:,} pictures", num * 36)
     rows = np.setdiff1d(np.arange(num), list(unreadable))
-    images = StreamedImages(listing, rows, digests, size_px, ThreadPoolExecutor())
+    images = StreamedImages(listing, rows, digests, shape, fit, ThreadPoolExecutor())
     found = CachedImages(
         images=cast(np.ndarray, images),  # supports every operation in use: len, shape, slices, rows
         rows=rows,
         digests=digests,
         unreadable=tuple(f"{printable(listing.names[row])} ({printable(why)})" for row, why in unreadable.items()),
-        key=key_of(listing, size_px),
+        key=key_of(listing, shape, fit),
     )
     return without_unreadable(found, num, on_corrupt, ", or set data.on_corrupt=skip")

@@ -39,55 +39,61 @@ class Neighbours(NamedTuple):
     ratio: np.ndarray
 
 
+def compared_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return (C, h, w) at which the pixels of pictures (C, H, W) are compared: h = min(H, 64) and w = min(W, 64)."""
+    channels, height, width = shape
+    return channels, min(height, LARGEST_PX), min(width, LARGEST_PX)
+
+
 def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """Flatten pixels to vectors, after antialiased downsampling to at most 64 px a side.
 
     Args:
-        images: (M, 3, S, S) uint8, possibly a memory map.
+        images: (M, C, H, W) uint8, possibly a memory map.
         rows: (N,) indices of the pictures to use; None for all.
 
     Returns:
-        (N, 3 s s) uint8, s = min(S, 64).
+        (N, C h w) uint8, see ``compared_shape``.
     """
-    size = images.shape[-1]
+    shape = compared_shape(images.shape[1:])
+    num_values = math.prod(shape)
     rows = np.arange(len(images)) if rows is None else rows
-    if size <= LARGEST_PX:
-        return np.asarray(images[rows]).reshape(len(rows), 3 * size**2)
-    parts = [np.zeros((0, 3 * LARGEST_PX**2), np.uint8)]
+    if shape == tuple(images.shape[1:]):
+        return np.asarray(images[rows]).reshape(len(rows), num_values)
+    parts = [np.zeros((0, num_values), np.uint8)]
     for first in range(0, len(rows), CHUNK_SIZE):
         x = torch.from_numpy(np.array(images[rows[first : first + CHUNK_SIZE]])).float()
-        x = F.interpolate(x, (LARGEST_PX, LARGEST_PX), mode="bilinear", align_corners=False, antialias=True)
+        x = F.interpolate(x, shape[1:], mode="bilinear", align_corners=False, antialias=True)
         parts.append(x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy())
     return np.concatenate(parts)
 
 
-def mirrored(vectors: np.ndarray) -> np.ndarray:
-    """Mirror vectors from ``pixel_vectors`` horizontally."""
-    side = math.isqrt(vectors.shape[1] // 3)
-    return vectors.reshape(-1, 3, side, side)[..., ::-1].reshape(vectors.shape)
+def mirrored(vectors: np.ndarray, width_px: int) -> np.ndarray:
+    """Mirror vectors from ``pixel_vectors`` horizontally.
+
+    Args:
+        vectors: (N, C h w).
+        width_px: W of the pictures.
+    """
+    return vectors.reshape(-1, min(width_px, LARGEST_PX))[:, ::-1].reshape(vectors.shape)
 
 
-def with_mirror_images(vectors: np.ndarray, wanted: bool) -> list[np.ndarray]:
-    """Return vectors from ``pixel_vectors`` and, if training used mirror images, their mirror images."""
-    return [vectors, mirrored(vectors)] if wanted else [vectors]
-
-
-def distinct(vectors: np.ndarray, mirror: bool) -> np.ndarray:
+def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
     """Return the training pictures that remain after removing near-duplicates.
 
     Args:
-        vectors: (M, D) from ``pixel_vectors``.
-        mirror: whether mirror images count as duplicates.
+        variants: (M, D) vectors of the pictures and, if mirror images count as duplicates, of their mirror images.
 
     Returns:
         (K,) indices, the first of each group, K >= 2 unless M < 2; all of them if M < 4.
     """
+    vectors = variants[0]
     if len(vectors) < 4:
         return np.arange(len(vectors))
     # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
     usual = float(two_nearest([spread(vectors[::2], MEASURED_OF)], vectors[1::2]).distance[:, 1].median())
     closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
-    kept = np.flatnonzero(~near_duplicates(with_mirror_images(vectors, mirror), closer_than))
+    kept = np.flatnonzero(~near_duplicates(variants, closer_than))
     return kept if len(kept) > 1 else np.arange(2)
 
 

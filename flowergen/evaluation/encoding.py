@@ -18,17 +18,18 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.efficientnet import EfficientNetLite, feature_shape_for
+from flowergen.picture_shape import PictureShape
 
 log = logging.getLogger(__name__)
 
 BATCH_VALUES = 64 * 64**2  # pixels encoded at a time
 Moments = tuple[np.ndarray, np.ndarray]  # mean and logvar, each (M, F, C, h, w) float32
-Encode = Callable[[Tensor], Iterable[Tensor]]  # (N, 3, S, S) in [0, 1] -> parts, each (N, ...)
+Encode = Callable[[Tensor], Iterable[Tensor]]  # (N, C, H, W) in [0, 1] -> parts, each (N, ...)
 
 
-def batch_of(image_size: int) -> int:
-    """Return how many pictures of this size are encoded at a time."""
-    return max(1, BATCH_VALUES // image_size**2)
+def batch_of(shape: PictureShape) -> int:
+    """Return how many pictures of this shape are encoded at a time."""
+    return max(1, BATCH_VALUES // (shape.height * shape.width))
 
 
 def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, ...]]:
@@ -81,7 +82,7 @@ def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.
         UserError: the disk is full, or the folder cannot be written.
     """
     net.to(device)
-    shape = feature_shape_for(data.image_size)
+    shape = feature_shape_for(data.picture_shape)
     (features,) = _cached(
         "features", fingerprint(net), ("features",), shape, "<f2", lambda x: [net(x)[-1]], data, device, cache_dir
     )
@@ -93,7 +94,7 @@ def _of_pictures(
     encode: Encode, data: ImageDataModule, rows: np.ndarray, flips: bool, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the outputs of ``encode`` for pictures and mirror images, each (N, F, ...) float32 on the CPU."""
-    batch_size = batch_of(data.image_size)
+    batch_size = batch_of(data.picture_shape)
     for first in range(0, len(rows), batch_size):
         x = data.pictures[rows[first : first + batch_size].tolist()].image.to(device).float().div_(255)
         variants = [encode(x), encode(x.flip(-1))] if flips else [encode(x)]

@@ -1,4 +1,8 @@
-"""Feature extractors for comparing sets of pictures, each with its exact resize."""
+"""Feature extractors for comparing sets of pictures, each with its exact resize.
+
+As is usual for FID, pictures that are not square are resized to the square input of a network, whatever their proportions, and
+the values of grey pictures are used for all three colours.
+"""
 
 import hashlib
 import warnings
@@ -28,7 +32,7 @@ class Extractor(NamedTuple):
         resize: description of the preprocessing.
         num_features: D.
         num_logits: number K of the network's own classes, 0 if it has none.
-        features: (N, 3, S, S) uint8 -> (N, D) and (N, K), float32 on the CPU.
+        features: (N, C, H, W) uint8, in colour or grey -> (N, D) and (N, K), float32 on the CPU.
     """
 
     name: str
@@ -80,6 +84,8 @@ def load_extractor(name: str, weights_dir: str | Path, device: torch.device) -> 
 def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
     """Load EfficientNet-Lite1 trained on ImageNet: its pooled last features (N, 1280) and its 1000 class logits.
 
+    Its input is a square of the picture's longer side, within bounds.
+
     Args:
         what_for: the option that needs it, for the error message.
         device: device to compute on.
@@ -90,15 +96,15 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
     net = load_efficientnet("lite1", what_for).to(device)
 
     def prepare(x: Tensor) -> Tensor:
-        return _resized(x.float() / 255, min(max(x.shape[-1], SMALLEST_PX), LARGEST_PX))
+        return _resized(x.float() / 255, min(max(*x.shape[-2:], SMALLEST_PX), LARGEST_PX))
 
     resize = f"bilinear with antialiasing to {SMALLEST_PX} px if smaller, to {LARGEST_PX} px if larger (torch)"
     return _of_network("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
-    """Resize (N, 3, S, S) to (N, 3, size, size)."""
-    if x.shape[-1] == size:
+    """Resize (N, 3, H, W) to (N, 3, size, size)."""
+    if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
@@ -128,6 +134,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
     weights = models.get_model_weights(model).DEFAULT
     prepare = weights.transforms()
     size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
+    prepare.resize_size = [size, size]  # instead of the shorter side, which would leave more to crop
     path = fetch(weights.url, weights_dir, f"torchvision's {model}", INSTEAD)
     state = _load(path)
     try:
@@ -220,7 +227,7 @@ def _of_network(
 ) -> Extractor:
     @torch.inference_mode()
     def features(x: Tensor) -> tuple[Tensor, Tensor]:
-        out = net(prepare(x.to(device)))
+        out = net(prepare(x.to(device).expand(-1, 3, -1, -1)))
         found, logits = out if isinstance(out, tuple | list) else (out, out.new_empty(len(x), 0))
         if found.ndim != 2 or logits.ndim != 2 or len(found) != len(x):
             raise ValueError(f"it returned {tuple(found.shape)} and {tuple(logits.shape)} for {len(x)} pictures")
@@ -235,7 +242,7 @@ def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> Ite
 
     Args:
         extractor: the feature extractor.
-        images: (N, 3, S, S) uint8, possibly a memory map.
+        images: (N, C, H, W) uint8, possibly a memory map.
         batch_size: pictures per batch.
 
     Yields:

@@ -1,6 +1,7 @@
 """Metrics of generated pictures against real ones, each result beside its floor."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,11 +77,11 @@ def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int
 def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
     """Pass every generated picture through every network once; pixels are kept for the copy search."""
     extractor, probe = networks.extractor, networks.probe
-    total, size = len(generated.labels), min(generated.image_size, copies.LARGEST_PX)
+    total = len(generated.labels)
     rows = Rows(
         work / "samples",
         {
-            "pixels": ((3 * size**2,), "|u1"),
+            "pixels": ((math.prod(copies.compared_shape(generated.picture_shape)),), "|u1"),
             "features": ((extractor.num_features if extractor else 0,), "<f4"),
             "logits": ((extractor.num_logits if extractor else 0,), "<f4"),
             "class": ((), "<i8"),

@@ -13,8 +13,8 @@ class Pairs:
 
     Attributes:
         space: ``pixels`` or ``features``.
-        samples: (n, 3, S, S) uint8.
-        nearest: (n, 3, S, S) uint8, the nearest training picture of each.
+        samples: (n, C, H, W) uint8.
+        nearest: (n, C, H, W) uint8, the nearest training picture of each.
         ratio: (n,) d1 / d2.
     """
 

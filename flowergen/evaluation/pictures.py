@@ -15,6 +15,7 @@ from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.data.listing import list_image_folder
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
+from flowergen.picture_shape import PictureShape
 
 HASHED = 256  # pictures whose pixels are hashed to represent all
 FEWEST = 4  # pictures in a set: precision and recall use the third nearest neighbour
@@ -26,7 +27,7 @@ class PictureSet:
 
     Attributes:
         name: description, such as "test pictures".
-        images: (M, 3, S, S) uint8, the collection, possibly a memory map.
+        images: (M, C, H, W) uint8, the collection, possibly a memory map.
         labels: (M,) int64, -1 if unlabelled.
         rows: (N,) indices of the subset.
         key: identifies the pixels of the collection.
@@ -42,7 +43,7 @@ class PictureSet:
         return len(self.rows)
 
     def at(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return (n, 3, S, S) uint8 by position in this set."""
+        """Return (n, C, H, W) uint8 by position in this set."""
         return np.asarray(self.images[self.rows[np.asarray(index, dtype=np.int64)]])
 
     def subset(self, index: np.ndarray) -> "PictureSet":
@@ -110,22 +111,22 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
     return RealPictures(identity, reference, train, calibration, mirrored, data.class_names, note, validation)
 
 
-def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir: Path) -> RealPictures:
+def real_pictures_in(reference: str, train: str | None, shape: PictureShape, cache_dir: Path) -> RealPictures:
     """Read folders of pictures in the same way as data sets.
 
     Args:
         reference: folder of the reference pictures.
         train: folder of the generator's training pictures, if known; half of the reference then calibrates.
-        size_px: side S in px.
+        shape: (C, H, W) that they are fitted to.
         cache_dir: cache folder for decoded pictures.
 
     Raises:
         UserError: a folder has too few pictures, or they cannot be decoded.
     """
-    real, names, key = picture_folder(reference, "reference", size_px, cache_dir)
+    real, names, key = picture_folder(reference, "reference", shape, cache_dir)
     if train is None:
         return RealPictures(key, enough(real), None, None, True, names)
-    trained, train_names, train_key = picture_folder(train, "train", size_px, cache_dir)
+    trained, train_names, train_key = picture_folder(train, "train", shape, cache_dir)
     if names and train_names and list(names) != list(train_names):
         raise UserError("reference= and train= have different class folders: give folders with the same classes, or without")
     if train_key == key:
@@ -136,20 +137,20 @@ def real_pictures_in(reference: str, train: str | None, size_px: int, cache_dir:
     return RealPictures(f"{key}/{train_key}", enough(first), trained, second, True, train_names, note)
 
 
-def picture_folder(folder: str, key: str, size_px: int, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
+def picture_folder(folder: str, key: str, shape: PictureShape, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
     """Return all pictures of a folder, its class names, and a hash of pictures and labels.
 
     Args:
         folder: folder of pictures, flat or with one folder per class.
         key: command-line key of the folder, for error messages.
-        size_px: side S in px.
+        shape: (C, H, W) that they are fitted to.
         cache_dir: cache folder for decoded pictures.
 
     Raises:
         UserError: it has no pictures, or they cannot be decoded.
     """
     listing = list_image_folder(Path(folder), key)
-    cached = cached_images(listing, "folder", size_px, cache_dir, instead="")
+    cached = cached_images(listing, "folder", shape, cache_dir, instead="")
     labels = listing.labels[cached.rows]
     content = repr((cached.digests.tolist(), labels.tolist())).encode()
     name = f"pictures of {printable(Path(folder).name)}"
@@ -190,19 +191,19 @@ class Generated(Protocol):
 
     Attributes:
         labels: (N,) int64 intended classes, -1 for none.
-        image_size: side S in px.
+        picture_shape: (C, H, W).
         description: their source, for the card.
     """
 
     labels: Tensor
-    image_size: int
+    picture_shape: PictureShape
     description: str
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
-        """Yield (n, 3, S, S) uint8 from number ``first`` to the end."""
+        """Yield (n, C, H, W) uint8 from number ``first`` to the end."""
 
     def at(self, index: Sequence[int]) -> np.ndarray:
-        """Return (n, 3, S, S) uint8 for these numbers."""
+        """Return (n, C, H, W) uint8 for these numbers."""
 
 
 class Sampled:
@@ -217,7 +218,7 @@ class Sampled:
 
     def __init__(self, sampler: Sampler, labels: Tensor, batch_size: int, halve: bool):
         self.sampler, self.labels, self.batch_size, self.halve = sampler, labels, batch_size, halve
-        self.description, self.image_size = sampler.description, sampler.model.image_size
+        self.description, self.picture_shape = sampler.description, sampler.model.picture_shape
 
     def batches(self, first: int) -> Iterator[np.ndarray]:
         """See ``Generated``."""
@@ -244,7 +245,7 @@ class Given:
 
     def __init__(self, pictures: PictureSet, names: Sequence[str], real_names: Sequence[str], batch_size: int):
         self.pictures, self.batch_size, self.description = pictures, batch_size, pictures.name
-        self.image_size = pictures.images.shape[-1]
+        self.picture_shape = PictureShape(*pictures.images.shape[1:])
         label_of = {name: label for label, name in enumerate(real_names)}
         mapped = np.array([*(label_of.get(name, NO_CLASS) for name in names), NO_CLASS])  # the last entry is for label -1
         self.labels = torch.from_numpy(mapped[pictures.labels[pictures.rows]])
@@ -260,5 +261,5 @@ class Given:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """Convert (N, 3, S, S) in [0, 1] to uint8, as in an image file."""
+    """Convert (N, C, H, W) in [0, 1] to uint8, as in an image file."""
     return x.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()

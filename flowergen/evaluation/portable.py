@@ -40,7 +40,7 @@ class Encode(nn.Module):
         self._model = [model]  # in a list, so not a submodule: the graph holds only the encoder's weights
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (N, 3, S, S) in [0, 1] to mean and logvar, (N, C, h, w) each."""
+        """Map (N, C, H, W) in [0, 1] to mean and logvar, (N, C, h, w) each."""
         mean, logvar = self._model[0].encode(x)
         return mean, logvar
 
@@ -58,7 +58,7 @@ class Decode(nn.Module):
         self._model = [model]
 
     def forward(self, z: Tensor) -> tuple[Tensor]:
-        """Map (N, C, h, w) to (N, 3, S, S) in [0, 1]."""
+        """Map (N, C, h, w) to (N, C, H, W) in [0, 1]."""
         return (self._model[0].decode(z),)
 
 
@@ -129,7 +129,8 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
         Plain data; docs/export.md explains each key.
     """
     about: dict[str, Any] = {
-        "image_size": model.image_size,
+        "image_size": model.picture_shape.image_size,
+        "image_channels": model.picture_shape.channels,
         "pixel_range": [0, 1] if model.autoencoder else [-1, 1],
         "latent_shape": list(model.latent_shape),
         "class_names": list(class_names),
@@ -182,7 +183,7 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
     Raises:
         UserError: see ``networks``.
     """
-    x = uniform((NUM_TRIED, 3, model.image_size, model.image_size), seed=0, step=0, purpose="export picture")
+    x = uniform((NUM_TRIED, *model.picture_shape), seed=0, step=0, purpose="export picture")
     z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
     autoencoder = model.autoencoder
     if isinstance(model, LatentDDPMModule):

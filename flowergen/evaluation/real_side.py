@@ -95,7 +95,7 @@ class RealSide:
     def _prepare_copies(self, real: RealPictures, train: PictureSet, notes: list[str]) -> None:
         log.info("looking for near-duplicates among %s training pictures", f"{len(train):,}")
         vectors = copies.pixel_vectors(train.images, train.rows)
-        self.kept = copies.distinct(vectors, real.mirrored)
+        self.kept = copies.distinct(self.variants("pixels", vectors))
         if len(self.kept) < len(vectors):
             notes.append(
                 f"{len(vectors) - len(self.kept):,} of {len(vectors):,} training pictures are near-duplicates of others"
@@ -128,4 +128,6 @@ class RealSide:
 
     def variants(self, space: str, vectors: np.ndarray) -> list[np.ndarray]:
         """Return the vectors and, in pixel space, their mirror images if training used those."""
-        return copies.with_mirror_images(vectors, self.real.mirrored and space == "pixels")
+        if space != "pixels" or not self.real.mirrored:
+            return [vectors]
+        return [vectors, copies.mirrored(vectors, self.real.reference.images.shape[-1])]

@@ -32,9 +32,9 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
     Returns:
         Means over the pictures by name, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.
     """
-    means, scores = RunningMeans(), ReconstructionScores(model.image_size).to(model.device)
+    means, scores = RunningMeans(), ReconstructionScores(model.picture_shape).to(model.device)
     lpips = load_lpips(weights_dir).to(model.device) if vgg16_path(weights_dir).is_file() else None
-    for first in range(0, len(pictures), batch_of(model.image_size)):
+    for first in range(0, len(pictures), batch_of(model.picture_shape)):
         x = _float(pictures, first, model)
         posterior = model.encode(x)
         index = pictures.rows[first : first + len(x)].tolist()
@@ -42,7 +42,8 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
         x_hat, x_mean = model.decode(posterior.sample(eps)), model.decode(posterior.mean)
         values = scores(x, x_hat, x_mean, posterior.mean) | {"loss_kl": kl_standard_normal(posterior.mean, posterior.logvar)}
         if lpips is not None:
-            values["lpips"] = lpips(x_mean * 2 - 1, x * 2 - 1).flatten()
+            in_colour = (images.expand(-1, 3, -1, -1) * 2 - 1 for images in (x_mean, x))
+            values["lpips"] = lpips(*in_colour).flatten()
         means.update(values)
     found = scores.summarise(means.compute())
     rate = found.pop("loss_kl")
@@ -59,12 +60,12 @@ def reconstructions(model: ImageModel, pictures: PictureSet, first: int) -> Iter
         first: position to start from.
 
     Yields:
-        (n, 3, S, S) uint8.
+        (n, C, H, W) uint8.
     """
-    for start in range(first, len(pictures), batch_of(model.image_size)):
+    for start in range(first, len(pictures), batch_of(model.picture_shape)):
         yield to_uint8(model.decode(model.encode(_float(pictures, start, model)).mean).cpu())
 
 
 def _float(pictures: PictureSet, first: int, model: ImageModel) -> Tensor:
-    stop = min(first + batch_of(model.image_size), len(pictures))
+    stop = min(first + batch_of(model.picture_shape), len(pictures))
     return torch.from_numpy(pictures.at(range(first, stop))).to(model.device).float().div_(255)

@@ -14,6 +14,7 @@ import yaml
 
 from flowergen.config.check import data_options
 from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, read_card, shown
+from flowergen.picture_shape import PictureShape
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
 MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
@@ -55,22 +56,22 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
         OSError: the page cannot be written.
     """
     config = _config(folder)
-    image_size = _image_size(config)
+    shape = _shape(config)
     parts = [f"<p>{text(_status(folder, config, training))}</p>"]
     for heading, figures in (
-        ("Samples", _samples(folder, image_size)),
-        ("Reconstructions", _newest(folder, "reconstruction", "Real pictures above, their reconstructions below", image_size)),
+        ("Samples", _samples(folder, shape)),
+        ("Reconstructions", _newest(folder, "reconstruction", "Real pictures above, their reconstructions below", shape)),
         (
             "The denoising: the noisy picture (left), and the network's estimate of the clean one (right)",
-            _denoising(folder, image_size),
+            _denoising(folder, shape),
         ),
         (
             "Curves",
             [figure("loss_plot.png", "loss_plot.png, from metrics.csv")] if (folder / "loss_plot.png").is_file() else [],
         ),
-        ("Metric card", _card(folder, image_size)),
+        ("Metric card", _card(folder, shape)),
         ("Next steps", [_commands(folder, config)]),
-        ("", _earlier(folder, image_size)),
+        ("", _earlier(folder, shape)),
     ):
         if figures:
             parts += [f"<h2>{heading}</h2>" if heading else "", *figures]
@@ -98,9 +99,12 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return group if isinstance(group, dict) else {}
 
 
-def _image_size(config: Mapping[str, Any]) -> int:
-    size = _group(config, "data").get("image_size")
-    return size if isinstance(size, int) and size > 0 else 64
+def _shape(config: Mapping[str, Any]) -> PictureShape:
+    with suppress(Exception):  # an unexpected config may raise anything
+        shape = PictureShape.from_config(_group(config, "data"))
+        if all(isinstance(value, int) and value > 0 for value in shape):
+            return shape
+    return PictureShape.of(64)
 
 
 def _is_diffusion(config: Mapping[str, Any]) -> bool:
@@ -109,7 +113,7 @@ def _is_diffusion(config: Mapping[str, Any]) -> bool:
 
 def _status(folder: Path, config: Mapping[str, Any], training: bool) -> str:
     model = str(_group(config, "model").get("_target_", "")).rpartition(".")[2].removesuffix("Module")
-    what = f"{model} on {_group(config, 'data').get('name')} at {_image_size(config)} px" if model else "No config.yaml"
+    what = f"{model} on {_group(config, 'data').get('name')} at {_shape(config)}" if model else "No config.yaml"
     try:
         rows = list(csv.DictReader((folder / "metrics.csv").read_text(errors="replace").splitlines()))
         done = f", {int(rows[-1]['step']):,} optimiser steps, epoch {rows[-1]['epoch']}"
@@ -125,8 +129,8 @@ def _numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for path in found if (match := re.search(r"_(\d+)\.png$", path.name)))
 
 
-def _newest(folder: Path, kind: str, caption: str, image_size: int) -> list[str]:
-    return [enlarged(path, folder, f"{caption}, epoch {epoch}", image_size) for epoch, path in _numbered(folder, kind)[-1:]]
+def _newest(folder: Path, kind: str, caption: str, shape: PictureShape) -> list[str]:
+    return [enlarged(path, folder, f"{caption}, epoch {epoch}", shape) for epoch, path in _numbered(folder, kind)[-1:]]
 
 
 def _sampled(folder: Path) -> Path | None:
@@ -147,18 +151,18 @@ def _date(path: Path) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_written(path)))
 
 
-def _samples(folder: Path, image_size: int) -> list[str]:
+def _samples(folder: Path, shape: PictureShape) -> list[str]:
     sampled, generated = _sampled(folder), [path for _, path in _numbered(folder, "generated")]
     if sampled is None or (generated and _written(generated[-1]) > _written(sampled / "grid.png")):
-        return _newest(folder, "generated", "Generated", image_size)
+        return _newest(folder, "generated", "Generated", shape)
     where = f"<p>{text(str(sampled.relative_to(folder)))}, written by flowergen.sample, {_date(sampled / 'grid.png')}</p>"
     by_class: dict[str, list[Path]] = {}
     for path in sorted(sampled.glob("pictures/*.png")):
         by_class.setdefault(_class_of(path), []).append(path)
     if not 2 <= len(by_class) <= MOST_CLASSES:
-        return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", image_size)]
+        return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", shape)]
     return [where] + [
-        f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, image_size)}</div>'
+        f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, shape)}</div>'
         for name, paths in by_class.items()
     ]
 
@@ -169,13 +173,13 @@ def _class_of(path: Path) -> str:
     return f"{int(match[1])} {match[2].replace('_', ' ')}" if match else ""
 
 
-def _denoising(folder: Path, image_size: int) -> list[str]:
+def _denoising(folder: Path, shape: PictureShape) -> list[str]:
     sampled = _sampled(folder)
     found = sorted(sampled.glob("denoising/*.gif"))[:MOST_DENOISED] if sampled else []
-    return [enlarged(path, folder, _class_of(path), image_size) for path in found]
+    return [enlarged(path, folder, _class_of(path), shape) for path in found]
 
 
-def _card(folder: Path, image_size: int) -> list[str]:
+def _card(folder: Path, shape: PictureShape) -> list[str]:
     found = []
     for path in folder.glob("evaluation/*/card.json"):
         with suppress(Exception):  # json and the formatting may raise anything on an unexpected file
@@ -193,7 +197,7 @@ def _card(folder: Path, image_size: int) -> list[str]:
     for space in ("pixels", "features"):
         if (own / f"copies_{space}.png").is_file():
             caption = f"The most suspicious pairs in {space}: samples, and below each the nearest training picture"
-            parts.append(enlarged(own / f"copies_{space}.png", folder, caption, image_size))
+            parts.append(enlarged(own / f"copies_{space}.png", folder, caption, shape))
     return parts
 
 
@@ -228,9 +232,9 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
     return f"<pre>{text(chr(10).join(lines))}</pre>"
 
 
-def _earlier(folder: Path, image_size: int) -> list[str]:
+def _earlier(folder: Path, shape: PictureShape) -> list[str]:
     pictures = _numbered(folder, "generated")[-MOST_EARLIER:]
     if len(pictures) < 2:
         return []
-    figures = [enlarged(path, folder, f"Generated, epoch {epoch}", image_size) for epoch, path in reversed(pictures)]
+    figures = [enlarged(path, folder, f"Generated, epoch {epoch}", shape) for epoch, path in reversed(pictures)]
     return [f"<details><summary>Generated while training</summary>{''.join(figures)}</details>"]

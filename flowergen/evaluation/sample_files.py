@@ -15,6 +15,7 @@ from flowergen.data.bar import with_bar
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.picture_shape import PictureShape
 from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import image_grid, labelled_grid, write_png
 from flowergen.viz.latent_map import draw_paths, principal_plane
@@ -29,27 +30,27 @@ LONGEST_NAME = 150  # bytes of a class name in a file name; file systems allow 2
 class NpzWriter:
     """Write an ``.npz`` archive of pictures and classes incrementally; the file appears once it is complete.
 
-    The layout is that of guided-diffusion's samples (arXiv:2105.05233): ``arr_0`` (N, S, S, 3) uint8, ``arr_1`` (N,) int64.
+    The layout is that of guided-diffusion's samples (arXiv:2105.05233): ``arr_0`` (N, H, W, C) uint8, ``arr_1`` (N,) int64.
 
     Args:
         path: output file.
         labels: (N,) int64 classes of all pictures.
-        size_px: side S in px.
+        shape: (C, H, W) of the pictures.
     """
 
-    def __init__(self, path: Path, labels: Tensor, size_px: int):
-        self.path, self.labels, self.size_px = path, labels, size_px
+    def __init__(self, path: Path, labels: Tensor, shape: PictureShape):
+        self.path, self.labels, self.shape = path, labels, shape
         self.partial = path.with_name(path.name + ".partial")
 
     def __enter__(self) -> "NpzWriter":
         self.archive = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED)
         self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
-        shape = (len(self.labels), self.size_px, self.size_px, 3)
+        shape = (len(self.labels), self.shape.height, self.shape.width, self.shape.channels)
         np.lib.format.write_array_header_1_0(self.file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         return self
 
     def write(self, pixels: np.ndarray) -> None:
-        """Append (n, S, S, 3) uint8 pictures."""
+        """Append (n, H, W, C) uint8 pictures."""
         self.file.write(pixels.tobytes())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -72,7 +73,7 @@ def write_samples(
     batches: Iterator[tuple[int, Tensor]],
     labels: Tensor,
     names: Sequence[str],
-    size_px: int,
+    shape: PictureShape,
     seed: int,
     file_format: str,
 ) -> list[str]:
@@ -80,10 +81,10 @@ def write_samples(
 
     Args:
         folder: output folder.
-        batches: number of the first sample, and (n, 3, S, S) in [0, 1].
+        batches: number of the first sample, and (n, C, H, W) in [0, 1].
         labels: (N,) int64 classes of all samples, ``NO_CLASS`` for none.
         names: class names.
-        size_px: side S in px.
+        shape: (C, H, W) of the pictures.
         seed: random seed for the samples.
         file_format: ``png`` or ``npz``.
 
@@ -94,7 +95,7 @@ def write_samples(
     taken: dict[int, int] = {}
     a_class = 256 if labels[0] == NO_CLASS else min(GRID_COLUMNS, max(1, GRID_PICTURES // len(labels.unique())))
     as_archive = file_format == "npz"
-    with NpzWriter(folder / "samples.npz", labels, size_px) if as_archive else nullcontext() as archive:
+    with NpzWriter(folder / "samples.npz", labels, shape) if as_archive else nullcontext() as archive:
         for first, x in with_bar("sampling", batches, num, size=lambda batch: len(batch[1])):
             pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
             if archive is not None:
@@ -152,11 +153,11 @@ def write_denoising(
     ways = [trajectory(model, part.tolist(), part_labels, seed, sampling) for part, part_labels in parts]
     x_t, x0_hat = (torch.cat(states) for states in zip(*ways, strict=True))  # (N, T, C, h, w) each
     for path, path0, i, label in zip(x_t, x0_hat, index, labels.tolist(), strict=True):
-        noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, 3, S, S) each
+        noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, C, H, W) each
         name = f"{file_name(seed, label, names)}_{i:05d}"
         columns = torch.linspace(0, len(noisy) - 1, min(STRIP_COLUMNS, len(noisy))).round().long()
         write_png(folder / "denoising" / f"{name}.png", image_grid(torch.cat((noisy[columns], guess[columns])), len(columns)))
-        frames = torch.cat((noisy, guess), dim=3)  # (T, 3, S, 2 S)
+        frames = torch.cat((noisy, guess), dim=3)  # (T, C, H, 2 W)
         write_gif(folder / "denoising" / f"{name}.gif", torch.cat((frames, frames[-1:].expand(HOLD_FRAMES, -1, -1, -1))))
     lines = [f"denoising/: x_t and the network's estimate of the picture, {sampling.steps} steps, as GIF and strip"]
     if store is None:

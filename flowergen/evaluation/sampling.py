@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.diffusion.guidance import Network
 from flowergen.errors import UserError
 from flowergen.evaluation.latent_prior import LatentPrior
 from flowergen.evaluation.latent_store import fit_to_pictures
@@ -35,17 +36,18 @@ class Sampler:
     description: str
 
 
-def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int) -> Sampler:
+def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, net: Network | None = None) -> Sampler:
     """Return a sampler that denoises.
 
     Args:
         model: a model in eval mode.
         sampling: sampler settings.
         seed: random seed for the noise.
+        net: see ``LatentDDPMModule.denoise``.
     """
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:
-        return model.denoised(index, _or_null(model, label), seed, sampling)
+        return model.denoised(index, _or_null(model, label), seed, sampling, net)
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
     eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
@@ -126,7 +128,7 @@ def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool 
         batch_size, halve: see ``pictures``.
 
     Returns:
-        (num, 3, S, S) in [0, 1] on the CPU.
+        (num, C, H, W) in [0, 1] on the CPU.
     """
     num_classes = sampler.model.num_classes if isinstance(sampler.model, LatentDDPMModule) else 0
     labels = labels_by_frequency(num, num_classes, None, 0)
@@ -144,7 +146,7 @@ def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, fir
         first: number of the first sample to draw.
 
     Yields:
-        The number of the batch's first sample, and (n, 3, S, S) in [0, 1] on the CPU.
+        The number of the batch's first sample, and (n, C, H, W) in [0, 1] on the CPU.
     """
     while first < len(labels):
         part = labels[first : first + batch_size]

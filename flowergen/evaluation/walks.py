@@ -1,6 +1,6 @@
 """Reconstructions and variations of given pictures, and walks through the latent space, as files.
 
-Every function takes an autoencoder in eval mode and pictures (N, 3, S, S) in [0, 1], writes into a folder, and returns lines
+Every function takes an autoencoder in eval mode and pictures (N, C, H, W) in [0, 1], writes into a folder, and returns lines
 for the user. A picture's files do not depend on the other pictures, except for an automatically chosen scale and the choice of
 traversed dimensions, which are shared by all pictures.
 """
@@ -34,7 +34,7 @@ def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path
     x_hat = decode(model, encode(model, x).mean)
     write_png(folder / "reconstruction.png", comparison_grid(x, x_hat, columns=8))
     for name, image in zip(names, x_hat, strict=True):
-        _write_single(folder / f"{name}_reconstruction.png", image)
+        write_single(folder / f"{name}_reconstruction.png", image)
     return [f"{len(x)} pictures: PSNR {psnr(x_hat, x).mean():.2f} dB, SSIM {ssim(x_hat, x).mean():.3f}"]
 
 
@@ -45,7 +45,7 @@ def vary(
 
     Args:
         model: the autoencoder.
-        x: (N, 3, S, S).
+        x: (N, C, H, W).
         names: names of the pictures, for their files.
         folder: output folder.
         num: variations per picture.
@@ -57,14 +57,14 @@ def vary(
     x_hat = decode(model, posterior.mean)
     if scale is None:
         scale = scale_that_shows(model, posterior, x_hat, eps)
-    varied = decode_variations(model, posterior, scale, eps)  # (N, num, 3, S, S)
-    rows = torch.cat((x[:, None], x_hat[:, None], varied), dim=1)  # (N, 2 + num, 3, S, S)
+    varied = decode_variations(model, posterior, scale, eps)  # (N, num, C, H, W)
+    rows = torch.cat((x[:, None], x_hat[:, None], varied), dim=1)  # (N, 2 + num, C, H, W)
     columns = round((1.5 * (num + 2)) ** 0.5) if len(x) == 1 else num + 2
     write_png(folder / "variations.png", image_grid(rows.flatten(0, 1), columns))
     kinds = ["original", "reconstruction", *(f"variation_{j + 1:02d}" for j in range(num))]
     for name, images in zip(names, rows, strict=True):
         for kind, image in zip(kinds, images, strict=True):
-            _write_single(folder / f"{name}_{kind}.png", image)
+            write_single(folder / f"{name}_{kind}.png", image)
     difference = (varied - x_hat[:, None]).abs().mean().item()
     lines = [f"scale {scale:.4g}: variations differ from the reconstruction by {255 * difference:.2f} grey levels on average"]
     if difference < SHOWS:
@@ -78,7 +78,7 @@ def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[st
         raise UserError("mode=interpolate goes from one picture to the next: give image=DIR with two pictures or more")
     mean = encode(model, x).mean
     t = torch.linspace(0, 1, num)
-    walks = [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]  # (num, 3, S, S) each
+    walks = [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]  # (num, C, H, W) each
     rows = [torch.cat((x[i, None], walk, x[i + 1, None])) for i, walk in enumerate(walks)]
     write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
     there = torch.cat(walks)
@@ -104,7 +104,7 @@ def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
 
     Args:
         model: the autoencoder.
-        x: (N, 3, S, S).
+        x: (N, C, H, W).
         names: names of the pictures, for their files.
         folder: output folder.
         num: number of steps of s.
@@ -125,14 +125,14 @@ def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
 # ---- The autoencoder, batch by batch -----------------------------------------------------------------------------------
 @torch.inference_mode()
 def encode(model: ImageModel, x: Tensor) -> Posterior:
-    """Encode (N, 3, S, S) in [0, 1] on any device to mean and logvar (N, C, h, w) on the CPU."""
+    """Encode (N, C, H, W) in [0, 1] on any device to mean and logvar (N, C, h, w) on the CPU."""
     posteriors = [model.encode(part.to(model.device)) for part in x.split(BATCH)]
     return Posterior(*(torch.cat(moments).cpu() for moments in zip(*posteriors, strict=True)))
 
 
 @torch.inference_mode()
 def decode(model: ImageModel, z: Tensor) -> Tensor:
-    """Decode (N, C, h, w) on any device to (N, 3, S, S) in [0, 1] on the CPU."""
+    """Decode (N, C, h, w) on any device to (N, C, H, W) in [0, 1] on the CPU."""
     return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)])
 
 
@@ -146,7 +146,7 @@ def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps
         eps: (V, C, h, w) noise.
 
     Returns:
-        (N, V, 3, S, S) in [0, 1].
+        (N, V, C, H, W) in [0, 1].
     """
     sigma = (posterior.logvar / 2).exp()
     z = posterior.mean[:, None] + scale**0.5 * sigma[:, None] * eps  # (N, V, C, h, w)
@@ -159,7 +159,7 @@ def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps
     Args:
         model: the autoencoder.
         posterior: posteriors of N pictures, (N, C, h, w).
-        x_hat: (N, 3, S, S) their reconstructions.
+        x_hat: (N, C, H, W) their reconstructions.
         eps: (V, C, h, w) noise of the variations.
 
     Raises:
@@ -183,5 +183,6 @@ def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps
     return high
 
 
-def _write_single(path: Path, image: Tensor) -> None:
-    write_png(path, image_grid(image[None], columns=1))
+def write_single(path: Path, image: Tensor) -> None:
+    """Write a picture (C, H, W) in [0, 1]; a grey one stays grey."""
+    write_png(path, image_grid(image[None], columns=1)[..., : len(image)])

@@ -9,8 +9,8 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     """Compute the peak signal-to-noise ratio -10 log10 MSE of pictures in [0, 1].
 
     Args:
-        x_hat: (N, 3, H, W) reconstruction in [0, 1].
-        x: (N, 3, H, W) picture in [0, 1].
+        x_hat: (N, C, H, W) reconstruction in [0, 1].
+        x: (N, C, H, W) picture in [0, 1].
 
     Returns:
         (N,) float32 in dB; infinite if the two are equal.
@@ -24,8 +24,8 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     The mean over channels and all pixels, with the picture mirrored at its border.
 
     Args:
-        x_hat: (N, 3, H, W) reconstruction in [0, 1], at least 11 px a side.
-        x: (N, 3, H, W) picture in [0, 1].
+        x_hat: (N, C, H, W) reconstruction in [0, 1], at least 11 px a side.
+        x: (N, C, H, W) picture in [0, 1].
 
     Returns:
         (N,) float32 in [-1, 1], 1 if the two are equal.
@@ -43,11 +43,11 @@ def gradient_energy(x: Tensor) -> Tensor:
     or edges. By Parseval's theorem the value is the mean power over frequencies, weighted by 4 sin^2(omega / 2).
 
     Args:
-        x: (N, 3, H, W) picture in [0, 1].
+        x: (N, C, H, W) picture in [0, 1].
 
     Returns:
         (N,) float32, at least 0.
     """
     x = x.float()
-    across, down = x.diff(dim=-1), x.diff(dim=-2)  # (N, 3, H, W - 1), (N, 3, H - 1, W)
+    across, down = x.diff(dim=-1), x.diff(dim=-2)  # (N, C, H, W - 1), (N, C, H - 1, W)
     return (across.square().flatten(1).mean(1) + down.square().flatten(1).mean(1)) / 2  # (N,)

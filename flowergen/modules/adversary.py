@@ -21,6 +21,7 @@ from flowergen.modules.outside_weights import OutsideNet
 from flowergen.nn.discriminator import DiscriminatorOutput, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
 from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
+from flowergen.picture_shape import PictureShape
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge_discriminator, "non_saturating": non_saturating_discriminator}
 GENERATOR_LOSSES = {"hinge": hinge_generator, "non_saturating": non_saturating_generator}
@@ -30,7 +31,7 @@ class Adversary(nn.Module):
     """The discriminator, its losses, and the weight of the adversarial loss.
 
     Args:
-        image_size: side S of the pictures, in px.
+        shape: (C, H, W) of the pictures.
         channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is for
             the former only, and ``auto`` depends on the image size.
         loss: ``hinge`` or ``non_saturating``.
@@ -45,7 +46,7 @@ class Adversary(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        shape: PictureShape,
         channels: int,
         num_halvings: int | Literal["auto"],
         norm: Literal["group", "spectral"],
@@ -59,16 +60,16 @@ class Adversary(nn.Module):
         self.discriminator: PatchDiscriminator | ProjectedDiscriminator
         self._features = features if kind == "projected" else None
         if kind == "projected":
-            self.discriminator = ProjectedDiscriminator(image_size, WIDTHS[: num_maps_for(image_size)], channels, norm)
+            self.discriminator = ProjectedDiscriminator(shape, WIDTHS[: num_maps_for(shape)], channels, norm)
             self.description = f"discriminator of {len(self.discriminator.heads)} heads on features of EfficientNet-Lite0"
         else:
-            halvings = num_halvings_for(image_size) if num_halvings == "auto" else num_halvings
-            if logits_side(image_size, halvings) < 2:
+            halvings = num_halvings_for(shape.short_side) if num_halvings == "auto" else num_halvings
+            if logits_side(shape.short_side, halvings) < 2:
                 raise UserError(
-                    f"model.discriminator.num_halvings={halvings} leaves no map of logits for pictures of {image_size} px: "
-                    f"use {num_halvings_for(image_size)}, or auto"
+                    f"model.discriminator.num_halvings={halvings} leaves no map of logits for pictures of {shape}: "
+                    f"use {num_halvings_for(shape.short_side)}, or auto"
                 )
-            self.discriminator = PatchDiscriminator(channels, halvings, norm)
+            self.discriminator = PatchDiscriminator(channels, halvings, norm, shape.channels)
             self.description = f"discriminator on patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
         self.adaptive_weight_max = adaptive_weight_max
@@ -81,11 +82,11 @@ class Adversary(nn.Module):
         """The discriminator's input: the augmented pictures, or frozen features of them.
 
         Args:
-            x: (N, 3, S, S) in [-1, 1].
+            x: (N, C, H, W) in [-1, 1].
             u: (N, 7) for ``diff_augment``; None for no augmentation.
 
         Returns:
-            (N, 3, S, S) alone, or (N, C, h, w) for each of the frozen maps.
+            (N, C, H, W) alone, or (N, C, h, w) for each of the frozen maps.
         """
         x = diff_augment(x, u) if self.augment and u is not None else x
         return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
@@ -94,7 +95,7 @@ class Adversary(nn.Module):
         """Evaluate the discriminator.
 
         Args:
-            x: (N, 3, S, S) in [-1, 1].
+            x: (N, C, H, W) in [-1, 1].
             u: (N, 7) for ``diff_augment``; None for no augmentation.
         """
         return self.evaluate_seen(self.seen(x, u))
@@ -116,10 +117,10 @@ class Adversary(nn.Module):
             fake: the discriminator's output for ``cut``.
             cut: ``seen``, detached leaves with ``requires_grad``, whose ``grad`` is set.
             seen: of ``x_hat``, (N, C, h, w) each.
-            x_hat: (N, 3, S, S) in [-1, 1].
+            x_hat: (N, C, H, W) in [-1, 1].
 
         Returns:
-            (N, 3, S, S): of the loss's sum over the pictures.
+            (N, C, H, W): of the loss's sum over the pictures.
         """
         num = fake.logits[0].numel()
         # not autograd.grad: with the hooks of torch's FLOP counter it refuses leaves such as these
@@ -155,10 +156,10 @@ class Adversary(nn.Module):
         """Add a part of an optimiser step: the gradients by the generator's last layer, from those by its output.
 
         Args:
-            h: (N, c, S / r, S / r) what that layer was given; r is the factor of the pixel shuffle behind it, 1 for none.
+            h: (N, c, H / r, W / r) what that layer was given; r is the factor of the pixel shuffle behind it, 1 for none.
             layer: it.
-            grad_nll: (N, 3, S, S) of the non-adversarial losses.
-            grad_adversarial: (N, 3, S, S) of the adversarial loss alone, with weight 1.
+            grad_nll: (N, C, H, W) of the non-adversarial losses.
+            grad_adversarial: (N, C, H, W) of the adversarial loss alone, with weight 1.
         """
         shuffled = grad_nll.shape[-1] // h.shape[-1]
         both = torch.stack(
@@ -166,7 +167,7 @@ class Adversary(nn.Module):
                 conv2d_weight(h.float(), layer.weight.shape, F.pixel_unshuffle(grad.float(), shuffled), padding=layer.padding)
                 for grad in (grad_nll, grad_adversarial)
             ]
-        )  # (2, 3 r^2, c, 3, 3)
+        )  # (2, C r^2, c, 3, 3)
         self._last_layer_gradients = both if self._last_layer_gradients is None else self._last_layer_gradients + both
 
     def update_adaptive_weight(self, world_size: int, keep: bool = False) -> None:

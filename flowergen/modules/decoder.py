@@ -27,6 +27,7 @@ from flowergen.nn.discriminator import frozen
 from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
+from flowergen.picture_shape import ImageSize
 from flowergen.randomness import normal, normal_per_sample, uniform
 
 # the pictures of a batch that are also reconstructed: the same on any number of devices if 4 divides a device's batch size
@@ -46,7 +47,7 @@ class DecoderModule(TwoOptimizers):
         discriminator:  1/2 [max(0, 1 - D(T(x))) + max(0, 1 + D(T(Dec(z_p))))], and the same of C_y
 
     Args:
-        image_size: side S of the pictures, in px.
+        image_size, image_channels: see ``ImageModel``.
         seed: of all noise.
         num_classes: K of the data set, 0 without labels.
         diffusion: the trained model. From now on it decodes with this module's decoder. It is not part of this module's state:
@@ -68,7 +69,7 @@ class DecoderModule(TwoOptimizers):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         num_classes: int,
         diffusion: LatentDDPMModule,
@@ -85,6 +86,7 @@ class DecoderModule(TwoOptimizers):
         accumulate_grad_batches: int,
         gradient_clip_val: float | None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        image_channels: int = 3,
     ):
         super().__init__(
             image_size,
@@ -96,6 +98,7 @@ class DecoderModule(TwoOptimizers):
             accumulate_grad_batches,
             gradient_clip_val,
             gradient_clip_algorithm,
+            image_channels,
         )
         autoencoder = diffusion.autoencoder if isinstance(diffusion, LatentDDPMModule) else None
         if not isinstance(autoencoder, VAEGANModule):
@@ -103,7 +106,7 @@ class DecoderModule(TwoOptimizers):
             raise UserError(f"diffusion: this model {has}, and model=decoder trains the decoder of a VAE-GAN")
         self.num_classes, self.num_latents = num_classes, num_latents
         self.reconstruction_weight, self.perceptual_weight = reconstruction_weight, perceptual_weight
-        self.adversarial_weight, self.num_values = adversarial_weight, 3 * image_size**2
+        self.adversarial_weight, self.num_values = adversarial_weight, self.picture_shape.num_values
         self.diffusion_hash = fingerprint(diffusion.inference_net)
 
         self.net = copy.deepcopy(autoencoder.inference_net.decoder).requires_grad_(True)
@@ -112,8 +115,8 @@ class DecoderModule(TwoOptimizers):
         diffusion.decoder_steps = 0
         self._diffusion = [diffusion.requires_grad_(False).eval()]  # not in state_dict
         self._features = OutsideNet(partial(load_efficientnet, "lite0", "model=decoder"))
-        widths = WIDTHS[: num_maps_for(image_size)]
-        self.discriminator = ProjectedDiscriminator(image_size, widths, channels, "group")
+        widths = WIDTHS[: num_maps_for(self.picture_shape)]
+        self.discriminator = ProjectedDiscriminator(self.picture_shape, widths, channels, "group")
         self.class_projection = ClassProjection(widths[-1], num_classes, 8 * channels) if num_classes else None
         self.latents, self.labels = torch.empty(0), torch.empty(0, dtype=torch.int64)  # not buffers, which DDP would broadcast
 
@@ -166,11 +169,11 @@ class DecoderModule(TwoOptimizers):
         return self._diffusion[0].features_trained_with
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x)."""
+        """(N, C, H, W) in [0, 1] -> the autoencoder's q(z|x)."""
         return self.diffusion.encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 3, S, S) in [0, 1], by the averaged decoder."""
+        """(N, C, h, w) -> (N, C, H, W) in [0, 1], by the averaged decoder."""
         return self.diffusion.decode(z)
 
     def summary(self) -> str:
@@ -204,7 +207,7 @@ class DecoderModule(TwoOptimizers):
         eps = self.step_draw(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED]
         with torch.no_grad():
             z = self.encode(batch.image[RECONSTRUCTED]).sample(eps)
-        decoded = self.net(torch.cat((self.latents[chosen], z))).float()  # (N + N / 4, 3, S, S)
+        decoded = self.net(torch.cat((self.latents[chosen], z))).float()  # (N + N / 4, C, H, W)
         x_sampled, x_hat = decoded[:num], decoded[num:]
 
         features = self._features.on(x.device)
@@ -241,7 +244,7 @@ class DecoderModule(TwoOptimizers):
             self.count_step({"lr": lr})
 
     def _augmented(self, x: Tensor, batch_idx: int, purpose: str) -> Tensor:
-        """Apply T to pictures (N, 3, S, S)."""
+        """Apply T to pictures (N, C, H, W)."""
         u = self.step_draw(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
         return zoom(diff_augment(x, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:])
 
@@ -253,7 +256,7 @@ class DecoderModule(TwoOptimizers):
     def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """Return the absolute error of a value and the distance in frozen features, each (N,).
 
-        Both batches are (N, 3, S, S) in [-1, 1].
+        Both batches are (N, C, H, W) in [-1, 1].
         """
         features = self._features.on(x.device)
         with torch.no_grad():

@@ -16,6 +16,7 @@ from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
 from flowergen.modules.running_means import RunningMeans, batch_sums
 from flowergen.nn.posterior import Posterior
+from flowergen.picture_shape import ImageSize, PictureShape
 from flowergen.randomness import noise_of
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,11 @@ class ImageModel(LightningModule, ABC):
     Both are stored in the checkpoint.
 
     Args:
-        image_size: side S of the pictures, in px.
+        image_size: of the pictures, in px: the side of a square, or height and width.
         seed: of its noise.
         lr_schedule, lr_warmup_steps: see ``lr_factor``; they apply to all optimisers. Like every number of steps of a model,
             ``lr_warmup_steps`` may be a fraction below 1 of the run's steps.
+        image_channels: 3 for colour, 1 for grey.
     """
 
     best_metric: ClassVar[str]  # the validation metric that chooses best.ckpt
@@ -45,9 +47,16 @@ class ImageModel(LightningModule, ABC):
     decoder_steps: int | None = None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
-    def __init__(self, image_size: int, seed: int, lr_schedule: LrSchedule = "constant", lr_warmup_steps: float = 0):
+    def __init__(
+        self,
+        image_size: ImageSize,
+        seed: int,
+        lr_schedule: LrSchedule = "constant",
+        lr_warmup_steps: float = 0,
+        image_channels: int = 3,
+    ):
         super().__init__()
-        self.image_size, self.seed = image_size, seed
+        self.picture_shape, self.seed = PictureShape.of(image_size, image_channels), seed
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
         self.total_steps = 0  # of the run; 0 without training, and any fraction of it has then passed
@@ -75,11 +84,11 @@ class ImageModel(LightningModule, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+        """(N, C, H, W) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        """(N, C, h, w) -> (N, C, H, W) in [0, 1]."""
 
     @abstractmethod
     def summary(self) -> str:

@@ -13,8 +13,9 @@ from flowergen.data.batch import Batch, LatentBatch
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.diffusion.guidance import Network, guided_prediction
 from flowergen.diffusion.objective import Objective, min_snr_weight, predictions, target
-from flowergen.diffusion.samplers import SAMPLERS, ddim
+from flowergen.diffusion.samplers import sampler_of
 from flowergen.diffusion.schedule import Level, schedule_of
+from flowergen.diffusion.steps import Predict, last_of
 from flowergen.errors import UserError
 from flowergen.losses.alignment import alignment_loss
 from flowergen.modules.ema import EMA
@@ -25,6 +26,7 @@ from flowergen.modules.running_means import RunningMeans
 from flowergen.nn.efficientnet import feature_shape_for
 from flowergen.nn.feature_head import FeatureHead
 from flowergen.nn.posterior import LOGVAR_MIN, Posterior
+from flowergen.picture_shape import ImageSize
 from flowergen.randomness import generator, normal, normal_per_sample, stratified, uniform
 
 ALIGNED_WITH = "EfficientNet-Lite0"
@@ -57,7 +59,7 @@ class LatentDDPMModule(ImageModel):
     module's state: its run folder is copied into the run's own.
 
     Args:
-        image_size: side S of the pictures, in px.
+        image_size, image_channels: see ``ImageModel``.
         seed: of noise, times and class dropout.
         num_classes: K, 0 without labels.
         autoencoder: encodes and decodes; None for diffusion on pixels, scaled to [-1, 1].
@@ -90,7 +92,7 @@ class LatentDDPMModule(ImageModel):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         num_classes: int,
         autoencoder: ImageModel | None,
@@ -110,8 +112,9 @@ class LatentDDPMModule(ImageModel):
         lr_warmup_steps: float,
         ema_decay: float | None,
         alignment_weight: float = 0.0,
+        image_channels: int = 3,
     ):
-        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps, image_channels)
         reason = refusal(objective, zero_terminal_snr, time_sampling, weighting)
         reason = reason or (latent_refusal(objective, schedule) if autoencoder else None)
         if reason:
@@ -124,7 +127,7 @@ class LatentDDPMModule(ImageModel):
 
         self._autoencoder = [autoencoder.requires_grad_(False).eval()] if autoencoder else []  # not in state_dict
         self.autoencoder_hash = fingerprint(autoencoder.inference_net) if autoencoder else "pixels"
-        shape = autoencoder.latent_shape if autoencoder else (3, image_size, image_size)
+        shape: tuple[int, int, int] = autoencoder.latent_shape if autoencoder else self.picture_shape
         self._latent_shape = shape
         try:
             self.net = network(shape=shape, num_classes=num_classes)
@@ -139,7 +142,7 @@ class LatentDDPMModule(ImageModel):
                 raise UserError(
                     "model.alignment_weight needs a network that returns its hidden features, as UNet and DiT do: set it to 0"
                 )
-            channels = feature_shape_for(image_size)[0]
+            channels = feature_shape_for(self.picture_shape)[0]
             self.feature_head = FeatureHead(self.net.hidden_channels, channels)  # type: ignore[arg-type]
             self.register_buffer("feature_mean", torch.zeros(channels, 1, 1))
             self.register_buffer("feature_std", torch.ones(channels, 1, 1))
@@ -187,13 +190,13 @@ class LatentDDPMModule(ImageModel):
         return f"{ALIGNED_WITH} and {of_autoencoder}" if of_autoencoder else ALIGNED_WITH
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> the autoencoder's q(z|x); on pixels, a posterior of almost no variance."""
+        """(N, C, H, W) in [0, 1] -> the autoencoder's q(z|x); on pixels, a posterior of almost no variance."""
         if self.autoencoder:
             return self.autoencoder.encode(x)
         return Posterior(2 * x - 1, torch.full_like(x, LOGVAR_MIN))
 
     def decode(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) in the autoencoder's units -> (N, 3, S, S) in [0, 1]."""
+        """(N, C, h, w) in the autoencoder's units -> (N, C, H, W) in [0, 1]."""
         return self.autoencoder.decode(z) if self.autoencoder else ((z + 1) / 2).clamp(0, 1)
 
     def set_latent_scale(self, mean: Tensor, std: Tensor) -> None:
@@ -350,14 +353,15 @@ class LatentDDPMModule(ImageModel):
 
     # -- sampling
 
-    def denoised(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Tensor:
+    def denoised(
+        self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling, net: Network | None = None
+    ) -> Tensor:
         """The result of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
-        x = torch.empty(0)
-        for x, _ in self.denoise(index, label, seed, sampling):  # noqa: B007  the last one is the sample
-            pass
-        return self.unscaled(x)
+        return self.unscaled(last_of(self.denoise(index, label, seed, sampling, net), torch.empty(0)))
 
-    def denoise(self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling) -> Iterator[tuple[Tensor, Tensor]]:
+    def denoise(
+        self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling, net: Network | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Denoise step by step; the last x_t is the sample.
 
         Args:
@@ -365,9 +369,22 @@ class LatentDDPMModule(ImageModel):
             label: (N,) int64 classes; K for none.
             seed: of the noise.
             sampling: the method.
+            net: the denoiser; None for ``inference_net``, of which a compiled copy is faster for many samples.
 
         Yields:
             x_t after the step and x0_hat before it, each (N, C, h, w), scaled as x_0 is.
+
+        Raises:
+            UserError: see ``levels``.
+        """
+        predict, levels = self.predictor(label, sampling, net), self.levels(sampling)
+        draw = partial(normal_per_sample, index, self.latent_shape, seed=seed)
+        sampler = sampler_of(sampling.sampler, sampling.eta)
+        x = draw(purpose="prior").to(self.device)
+        yield from sampler(predict, x, levels, lambda step: draw(purpose=f"step {step}").to(self.device))
+
+    def levels(self, sampling: Sampling) -> list[Level]:
+        """Return the noise levels of a sampling method, from the noisiest to ``CLEAN``.
 
         Raises:
             UserError: the sampler does not fit the objective, or the schedule has fewer steps.
@@ -376,17 +393,26 @@ class LatentDDPMModule(ImageModel):
         if reason:
             raise UserError(f"sampler={sampling.sampler}: {reason}")
         try:
-            levels = self.schedule.levels(sampling.steps)
+            return self.schedule.levels(sampling.steps)
         except ValueError as error:
             raise UserError(f"steps: {error}") from error
-        draw = partial(normal_per_sample, index, self.latent_shape, seed=seed)
+
+    def predictor(self, label: Tensor, sampling: Sampling, net: Network | None = None) -> Predict:
+        """Return the guided prediction of x0_hat and eps_hat, as samplers call it.
+
+        Args:
+            label: (N,) int64 classes; K for none.
+            sampling: its guidance.
+            net: see ``denoise``.
+        """
         low, high = sampling.guidance_interval
         scale = sampling.guidance_scale if bool((label != self.num_classes).any()) else 1.0  # for any class
-        label, net, pixels = label.to(self.device), self.inference_net, not self._autoencoder
+        label, pixels = label.to(self.device), not self._autoencoder
+        denoiser = self.inference_net if net is None else net
 
         def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
             output = guided_prediction(
-                net, x, level.t, label, self.num_classes, scale, (low, high), self.schedule.num_timesteps
+                denoiser, x, level.t, label, self.num_classes, scale, (low, high), self.schedule.num_timesteps
             )
             x0_hat, eps_hat = predictions(self.objective, output, x, level.alpha, level.sigma)
             if pixels:  # pixels lie in [-1, 1] (arXiv:2006.11239, appendix B)
@@ -394,9 +420,7 @@ class LatentDDPMModule(ImageModel):
                 eps_hat = (x - level.alpha * x0_hat) / level.sigma
             return x0_hat, eps_hat
 
-        sampler = partial(ddim, eta=sampling.eta) if sampling.sampler == "ddim" else SAMPLERS[sampling.sampler]
-        x = draw(purpose="prior").to(self.device)
-        yield from sampler(predict, x, levels, lambda step: draw(purpose=f"step {step}").to(self.device))
+        return predict
 
     # -- checkpoints
 

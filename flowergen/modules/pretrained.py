@@ -8,15 +8,18 @@ from torch import Tensor, nn
 from flowergen.errors import UserError, one_line
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import LOGVAR_MIN, Posterior
+from flowergen.picture_shape import ImageSize, PictureShape
 
 LATENTS = {"AutoencoderKL": "latent_dist", "AutoencoderTiny": "latents", "AutoencoderDC": "latent"}  # of their encoder's output
 
 
-def build_pretrained(image_size: int, kind: str, config: dict[str, Any], source: str) -> tuple[nn.Module, tuple[int, int, int]]:
+def build_pretrained(
+    shape: PictureShape, kind: str, config: dict[str, Any], source: str
+) -> tuple[nn.Module, tuple[int, int, int]]:
     """Build an autoencoder of diffusers, with random weights.
 
     Args:
-        image_size: side S of the pictures, in px.
+        shape: (C, H, W) of the pictures.
         kind: name of the class, one of ``LATENTS``.
         config: its arguments.
         source: where its weights come from, for messages.
@@ -41,20 +44,20 @@ def build_pretrained(image_size: int, kind: str, config: dict[str, Any], source:
     except Exception as error:  # diffusers raises various exceptions for wrong arguments
         raise UserError(f"{source}: its config.json is not one of {kind} ({one_line(error)})") from error
     try:
-        z = _posterior(probe, kind, torch.zeros(1, 3, image_size, image_size, device="meta")).mean
+        z = _posterior(probe, kind, torch.zeros(1, *shape, device="meta")).mean
         decoded = tuple(probe.decode(z).sample.shape)
     except Exception as error:  # likewise
-        raise UserError(f"{source} cannot encode pictures of {image_size} px ({one_line(error)[:200]})") from error
-    if decoded != (1, 3, image_size, image_size):
+        raise UserError(f"{source} cannot encode pictures of {shape} ({one_line(error)[:200]})") from error
+    if decoded != (1, *shape):
         raise UserError(
-            f"{source} decodes pictures of {image_size} px to {decoded[-1]} px: use a data.image_size that is a multiple "
+            f"{source} decodes pictures of {shape} to {PictureShape(*decoded[1:])}: use a data.image_size that is a multiple "
             f"of {round(decoded[-1] / z.shape[-1])}"
         )
     return net, (z.shape[1], z.shape[2], z.shape[3])
 
 
 def _posterior(net: nn.Module, kind: str, x: Tensor) -> Posterior:
-    """(N, 3, S, S) in [-1, 1] -> q(z|x)."""
+    """(N, C, H, W) in [-1, 1] -> q(z|x)."""
     latents = getattr(net.encode(x), LATENTS[kind])  # type: ignore[operator]
     if kind == "AutoencoderKL":
         return Posterior(latents.mean, latents.logvar)
@@ -68,7 +71,7 @@ class PretrainedAutoencoder(ImageModel):
     ``AutoencoderTiny`` and ``AutoencoderDC`` have a posterior of almost no variance.
 
     Args:
-        image_size: side S of the pictures, in px.
+        image_size, image_channels: see ``ImageModel``.
         seed: unused, as every model has one.
         kind: name of the class, one of ``LATENTS``.
         config: its arguments.
@@ -80,10 +83,12 @@ class PretrainedAutoencoder(ImageModel):
 
     best_metric, best_mode = "none", "max"  # it is not trained
 
-    def __init__(self, image_size: int, seed: int, kind: str, config: dict[str, Any], source: str):
-        super().__init__(image_size, seed)
+    def __init__(
+        self, image_size: ImageSize, seed: int, kind: str, config: dict[str, Any], source: str, image_channels: int = 3
+    ):
+        super().__init__(image_size, seed, image_channels=image_channels)
         self.kind, self.source = kind, source
-        self.net, self._latent_shape = build_pretrained(image_size, kind, config, source)
+        self.net, self._latent_shape = build_pretrained(self.picture_shape, kind, config, source)
 
     @property
     def inference_net(self) -> nn.Module:
@@ -102,16 +107,16 @@ class PretrainedAutoencoder(ImageModel):
         return self._latent_shape
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+        """(N, C, H, W) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
         return _posterior(self.net, self.kind, 2 * x - 1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        """(N, C, h, w) -> (N, C, H, W) in [0, 1]."""
         return ((self.net.decode(z).sample + 1) / 2).clamp(0, 1)  # type: ignore[operator]
 
     def summary(self) -> str:
         """Describe the network in one line."""
-        return f"{self.kind} of {self.source}, {self.image_size} px to latents of {' x '.join(map(str, self.latent_shape))}"
+        return f"{self.kind} of {self.source}, {self.picture_shape} to latents of {' x '.join(map(str, self.latent_shape))}"
 
     def configure_optimizers(self) -> None:
         """Return none: it is not trained."""

@@ -5,27 +5,28 @@ from torch import Tensor, nn
 from flowergen.losses.reconstruction import gaussian_elbo, squared_error
 from flowergen.metrics.active_units import ActiveUnits
 from flowergen.metrics.reconstruction import gradient_energy, psnr, ssim
+from flowergen.picture_shape import PictureShape
 
 
 class ReconstructionScores(nn.Module):
     """PSNR, SSIM, sharpness, the common ELBO and active units of a set of pictures.
 
     Args:
-        image_size: side S of the pictures, in px.
+        shape: (C, H, W) of the pictures.
     """
 
-    def __init__(self, image_size: int):
+    def __init__(self, shape: PictureShape):
         super().__init__()
-        self.num_values = 3 * image_size**2
+        self.num_values = shape.num_values
         self.active_units = ActiveUnits()
 
     def forward(self, x: Tensor, x_hat: Tensor, x_mean: Tensor, mean: Tensor) -> dict[str, Tensor]:
         """Add a batch.
 
         Args:
-            x: (N, 3, S, S) pictures in [0, 1].
-            x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
-            x_mean: (N, 3, S, S) decoded from the mean of q(z|x).
+            x: (N, C, H, W) pictures in [0, 1].
+            x_hat: (N, C, H, W) decoded from a draw z ~ q(z|x).
+            x_mean: (N, C, H, W) decoded from the mean of q(z|x).
             mean: (N, C, h, w) that mean.
 
         Returns:

@@ -9,13 +9,14 @@ from torch.optim import Optimizer
 
 from flowergen.modules.image_model import ImageModel, MakeOptimizer
 from flowergen.modules.lr_schedule import LrSchedule
+from flowergen.picture_shape import ImageSize
 
 
 class TwoOptimizers(ImageModel):
     """A model with manual optimisation, which Lightning requires for several optimisers.
 
     Args:
-        image_size, seed, lr_schedule, lr_warmup_steps: see ``ImageModel``.
+        image_size, seed, lr_schedule, lr_warmup_steps, image_channels: see ``ImageModel``.
         optimizer, discriminator_optimizer: build the optimisers from the parameters.
         accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: of the trainer, which does not apply them in manual
             optimisation.
@@ -23,7 +24,7 @@ class TwoOptimizers(ImageModel):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         lr_schedule: LrSchedule,
         lr_warmup_steps: float,
@@ -32,8 +33,9 @@ class TwoOptimizers(ImageModel):
         accumulate_grad_batches: int,
         gradient_clip_val: float | None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        image_channels: int = 3,
     ):
-        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps, image_channels)
         self.automatic_optimization = False
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
         self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val

@@ -21,6 +21,7 @@ from flowergen.modules.lr_schedule import LrSchedule
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.nn.conv_vae import ConvDecoder, ConvEncoder, stage_channels
 from flowergen.nn.posterior import Posterior
+from flowergen.picture_shape import ImageSize
 from flowergen.randomness import normal, normal_per_sample
 
 
@@ -32,7 +33,7 @@ class VAEModule(ImageModel):
     Pictures are in [0, 1] at the interface and in ``pixel_range`` in the network.
 
     Args:
-        image_size: side S of the pictures, 28 to 256 px.
+        image_size, image_channels: see ``ImageModel``; 28 to 256 px a side.
         seed: of the noise in the latent space.
         channels, latent_dim, norm, activation, residual_blocks: see ``nn.conv_vae``.
         pixel_range: (0, 1) or (-1, 1), the range of the network's input and of the likelihood.
@@ -54,7 +55,7 @@ class VAEModule(ImageModel):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         channels: list[int],
         latent_dim: int,
@@ -72,21 +73,22 @@ class VAEModule(ImageModel):
         lr_schedule: LrSchedule,
         lr_warmup_steps: float,
         ema_decay: float | None,
+        image_channels: int = 3,
     ):
-        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps)
+        super().__init__(image_size, seed, lr_schedule, lr_warmup_steps, image_channels)
         self.channels, self.latent_dim = channels, latent_dim
         self.pixel_min, self.pixel_max = pixel_range
         self.reconstruction, self.sigma = reconstruction, sigma
-        self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / (3 * image_size**2)
+        self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / self.picture_shape.num_values
         self.divergence, self.beta, self.beta_warmup_steps = divergence, beta, beta_warmup_steps
         self.make_optimizer = optimizer
 
-        network = (image_size, channels, latent_dim, norm, activation, residual_blocks)
+        network = (self.picture_shape, channels, latent_dim, norm, activation, residual_blocks)
         self.net = nn.ModuleDict({"encoder": ConvEncoder(*network), "decoder": ConvDecoder(*network)})
         if reconstruction == "gaussian" and sigma == "learned":
             self.log_sigma = nn.Parameter(torch.zeros(()))
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
-        self.reconstruction_scores = ReconstructionScores(image_size)
+        self.reconstruction_scores = ReconstructionScores(self.picture_shape)
 
     # -- the autoencoder: pictures in [0, 1], latents (N, D, 1, 1)
 
@@ -106,11 +108,11 @@ class VAEModule(ImageModel):
         return self.latent_dim, 1, 1
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, D, 1, 1)."""
+        """(N, C, H, W) in [0, 1] -> q(z|x), mean and logvar (N, D, 1, 1)."""
         return self._encode(self.inference_net, x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(N, D, 1, 1) -> (N, 3, S, S) in [0, 1]."""
+        """(N, D, 1, 1) -> (N, C, H, W) in [0, 1]."""
         return self._to_unit_range(self.activate(self._decode(self.inference_net, z)))
 
     def _encode(self, net: nn.Module, x: Tensor) -> Posterior:
@@ -128,8 +130,8 @@ class VAEModule(ImageModel):
 
     def summary(self) -> str:
         """Describe the network in one line."""
-        widths = "-".join(map(str, stage_channels(self.image_size, self.channels)))
-        return f"{self.image_size} px through {widths} channels to {self.latent_dim} latent dimensions"
+        widths = "-".join(map(str, stage_channels(self.picture_shape, self.channels)))
+        return f"{self.picture_shape} through {widths} channels to {self.latent_dim} latent dimensions"
 
     # -- the objective, used in training and validation
 
@@ -147,17 +149,17 @@ class VAEModule(ImageModel):
         With ``divergence=mmd``, it is equation 4 of arXiv:1711.01558, whose penalty applies to the batch's latents as a whole.
 
         Args:
-            x: (N, 3, S, S) in [0, 1].
+            x: (N, C, H, W) in [0, 1].
             posterior: q(z|x).
             z: (N, D, 1, 1) drawn from the posterior.
-            logits: (N, 3, S, S) the decoder's output for z.
+            logits: (N, C, H, W) the decoder's output for z.
             z_prior: (N, D, 1, 1) drawn from N(0, I); used only by ``mmd``.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,); the scalars ``sigma`` for ``gaussian`` and
             ``loss_mmd`` for ``mmd``.
         """
-        target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, 3, S, S)
+        target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, C, H, W)
         terms = self.reconstruction_terms(logits, target)
         distortion = terms.pop("loss_reconstruction") * self.loss_scale  # (N,)
         divergence = kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
@@ -169,8 +171,8 @@ class VAEModule(ImageModel):
         """-log p(x|z) of each picture, for the likelihood given by ``reconstruction``; override it for a custom loss.
 
         Args:
-            logits: (N, 3, S, S) the decoder's output, which ``activate`` maps to the range of the target.
-            target: (N, 3, S, S) in ``pixel_range``.
+            logits: (N, C, H, W) the decoder's output, which ``activate`` maps to the range of the target.
+            target: (N, C, H, W) in ``pixel_range``.
 
         Returns:
             ``loss_reconstruction`` (N,), summed over the values of a picture; for ``gaussian`` also the scalar ``sigma``.

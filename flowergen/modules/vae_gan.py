@@ -30,6 +30,7 @@ from flowergen.nn.perceptual import VGG16Features
 from flowergen.nn.posterior import Posterior
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
 from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
+from flowergen.picture_shape import ImageSize, PictureShape
 from flowergen.randomness import normal, normal_per_sample, uniform
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class VAEGANModule(TwoOptimizers):
     VQGAN (Esser et al. 2021, arXiv:2012.09841). Pictures are in [0, 1] at the interface and in [-1, 1] in the networks.
 
     Args:
-        image_size: side S of the pictures, in px.
+        image_size, image_channels: see ``ImageModel``.
         seed: of all noise.
         num_classes: of the data set, 0 without labels.
         latent, blocks: fields of ``LatentShape`` and ``Blocks``; unused with ``pretrained``.
@@ -86,7 +87,7 @@ class VAEGANModule(TwoOptimizers):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: ImageSize,
         seed: int,
         num_classes: int,
         latent: dict[str, Any],
@@ -120,6 +121,7 @@ class VAEGANModule(TwoOptimizers):
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         pretrained: dict[str, Any] | None = None,
         freeze: Literal["none", "encoder"] = "none",
+        image_channels: int = 3,
     ):
         super().__init__(
             image_size,
@@ -131,8 +133,10 @@ class VAEGANModule(TwoOptimizers):
             accumulate_grad_batches,
             gradient_clip_val,
             gradient_clip_algorithm,
+            image_channels,
         )
-        self.reconstruction, self.num_values = reconstruction, 3 * image_size**2
+        shape = self.picture_shape
+        self.reconstruction, self.num_values = reconstruction, shape.num_values
         self.beta, self.beta_warmup_steps = beta, beta_warmup_steps
         self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
         self.adversarial_weight = adversarial_weight
@@ -148,10 +152,10 @@ class VAEGANModule(TwoOptimizers):
         self.pretrained, self.trains_encoder = pretrained, freeze == "none"
         self.net: Network
         if pretrained is None:
-            self.net, self._latent_shape, self.factor = _residual_network(image_size, LatentShape(**latent), Blocks(**blocks))
+            self.net, self._latent_shape, self.factor = _residual_network(shape, LatentShape(**latent), Blocks(**blocks))
         else:
-            net, self._latent_shape = build_pretrained(image_size, **pretrained)
-            self.net, self.factor = DiffusersAutoencoder(net, pretrained["kind"]), image_size // self._latent_shape[1]
+            net, self._latent_shape = build_pretrained(shape, **pretrained)
+            self.net, self.factor = DiffusersAutoencoder(net, pretrained["kind"]), shape.height // self._latent_shape[1]
         if not self.trains_encoder:
             self.net.encoder.requires_grad_(False).eval()
         self.ema = EMA(self.net, ema_decay) if ema_decay is not None else None
@@ -170,14 +174,14 @@ class VAEGANModule(TwoOptimizers):
         self.adversary: Adversary | None = None
         if adversarial_weight or perceptual == "discriminator":
             self.adversary = Adversary(
-                image_size,
+                shape,
                 **discriminator,
                 loss=adversarial,
                 adaptive_weight_max=adaptive_weight_max,
                 augment=diff_augment,
                 features=efficientnet,
             )
-        self.reconstruction_scores = ReconstructionScores(image_size)
+        self.reconstruction_scores = ReconstructionScores(shape)
 
     # -- the autoencoder: pictures in [0, 1], latents (N, C, h, w)
 
@@ -216,11 +220,11 @@ class VAEGANModule(TwoOptimizers):
         return self._latent_shape
 
     def encode(self, x: Tensor) -> Posterior:
-        """(N, 3, S, S) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
+        """(N, C, H, W) in [0, 1] -> q(z|x), mean and logvar (N, C, h, w)."""
         return self.inference_net.encoder(2 * x - 1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, 3, S, S) in [0, 1]."""
+        """(N, C, h, w) -> (N, C, H, W) in [0, 1]."""
         return _to_unit_range(self.inference_net.decoder(z).float())
 
     def summary(self) -> str:
@@ -228,7 +232,7 @@ class VAEGANModule(TwoOptimizers):
         latent = " x ".join(map(str, self.latent_shape))
         discriminator = f", {self.adversary.description}" if self.adversary else ""
         start = f"{self.pretrained['kind']} of {self.pretrained['source']}, " if self.pretrained else ""
-        return f"{start}{self.image_size} px to latents of {latent}, down {self.factor} times{discriminator}"
+        return f"{start}{self.picture_shape} to latents of {latent}, down {self.factor} times{discriminator}"
 
     # -- the generator's objective, used in training and validation
 
@@ -260,10 +264,10 @@ class VAEGANModule(TwoOptimizers):
         values in a picture: beta weighs nats against a sum over the picture, and the other terms are of order 1.
 
         Args:
-            x: (N, 3, S, S) in [-1, 1].
+            x: (N, C, H, W) in [-1, 1].
             label: (N,) int64, -1 where unlabelled.
             posterior: q(z|x).
-            x_hat: (N, 3, S, S) decoded from a draw z ~ q(z|x).
+            x_hat: (N, C, H, W) decoded from a draw z ~ q(z|x).
             shared: features of x and of x_hat that the discriminator uses, if pictures are compared in those.
 
         Returns:
@@ -314,8 +318,8 @@ class VAEGANModule(TwoOptimizers):
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
         z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
-        h = self.net.decoder.features(z)  # (N, c, S / stem_px, S / stem_px)
-        x_hat = self.net.decoder.picture(h).float()  # (N, 3, S, S)
+        h = self.net.decoder.features(z)  # (N, c, H / stem_px, W / stem_px)
+        x_hat = self.net.decoder.picture(h).float()  # (N, C, H, W)
         if self.adversary is None:
             terms = self.objective(x, batch.label, posterior, x_hat, None)
             self.manual_backward(terms["loss"].mean() / self.accumulation_steps)
@@ -489,13 +493,13 @@ def _to_unit_range(x: Tensor) -> Tensor:
 
 
 def _residual_network(
-    image_size: int, shape: LatentShape, blocks: Blocks
+    shape: PictureShape, latent: LatentShape, blocks: Blocks
 ) -> tuple[ResidualAutoencoder, tuple[int, int, int], int]:
     """Build the network.
 
     Args:
-        image_size: S in px.
-        shape: shape of the latent.
+        shape: (C, H, W) of the pictures.
+        latent: shape of the latent.
         blocks: configuration of the blocks.
 
     Returns:
@@ -505,12 +509,12 @@ def _residual_network(
         UserError: they do not fit the image size, or each other.
     """
     try:
-        latent_shape, factor = shape.shape_for(image_size), shape.factor_for(image_size)
-        network_factor = shape.network_factor_for(image_size)
+        latent_shape, factor = latent.shape_for(shape), latent.factor_for(shape)
+        network_factor = latent.network_factor_for(shape)
     except ValueError as error:
         raise UserError(f"model.latent: {error}") from error
     try:
         blocks.maps_for(network_factor)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return ResidualAutoencoder(image_size, shape, blocks), latent_shape, factor
+    return ResidualAutoencoder(shape, latent, blocks), latent_shape, factor

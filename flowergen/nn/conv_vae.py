@@ -1,5 +1,6 @@
 """Encoder and decoder of the plain convolutional VAE, for any image size."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -7,34 +8,38 @@ from torch import Tensor, nn
 
 from flowergen.nn.blocks import ResidualBlock, down, up
 from flowergen.nn.posterior import Posterior
+from flowergen.picture_shape import PictureShape
+
+MOST_POSITIONS = 49  # of the smallest feature map, which a linear layer reads
 
 
-def map_sizes(image_size: int) -> tuple[int, ...]:
-    """Return the side of the feature map at the input and after each stage: halved, rounding up, until it is 4 to 7 px.
+def map_sizes(shape: PictureShape) -> tuple[tuple[int, int], ...]:
+    """Return (h, w) of the feature map at the input and after each stage: halved, rounding up, to at most 49 positions.
 
     Args:
-        image_size: S in pixels, at least 8.
+        shape: (C, H, W) of the pictures.
 
     Returns:
-        S first; 64 -> (64, 32, 16, 8, 4), 150 -> (150, 75, 38, 19, 10, 5).
+        (H, W) first. The sides of squares: 64 -> 64, 32, 16, 8, 4; 150 -> 150, 75, 38, 19, 10, 5.
     """
-    sizes = [image_size]
-    while sizes[-1] > 7:
-        sizes.append((sizes[-1] + 1) // 2)
+    sizes = [(shape.height, shape.width)]
+    while math.prod(sizes[-1]) > MOST_POSITIONS:
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
     return tuple(sizes)
 
 
-def stage_channels(image_size: int, channels: Sequence[int]) -> tuple[int, ...]:
+def stage_channels(shape: PictureShape, channels: Sequence[int]) -> tuple[int, ...]:
     """Return the channels after each stage: truncated, or the last entry repeated, to the number of stages.
 
     Args:
-        image_size: S in pixels, at least 8.
+        shape: (C, H, W) of the pictures.
         channels: channels from the input inwards, at least one.
 
     Returns:
         One entry for each halving.
     """
-    num_stages = len(map_sizes(image_size)) - 1
+    num_stages = len(map_sizes(shape)) - 1
     return tuple(channels[min(stage, len(channels) - 1)] for stage in range(num_stages))
 
 
@@ -42,7 +47,7 @@ class ConvEncoder(nn.Module):
     """q(z|x): stride-2 stages, each followed by residual blocks if any, then one linear layer for mean and logvar.
 
     Args:
-        image_size: S in pixels, at least 8.
+        shape: (C, H, W) of the pictures.
         channels: see `stage_channels`.
         latent_dim: D.
         norm: key of `blocks.NORMS`.
@@ -52,7 +57,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        shape: PictureShape,
         channels: Sequence[int],
         latent_dim: int,
         norm: str,
@@ -60,28 +65,28 @@ class ConvEncoder(nn.Module):
         residual_blocks: int = 0,
     ):
         super().__init__()
-        widths = stage_channels(image_size, channels)
+        widths = stage_channels(shape, channels)
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
                     *down(c, c_next, norm, activation),
                     *(ResidualBlock(c_next, norm, activation) for _ in range(residual_blocks)),
                 )
-                for c, c_next in pairwise((3, *widths))
+                for c, c_next in pairwise((shape.channels, *widths))
             )
         )
-        self.to_moments = nn.Linear(widths[-1] * map_sizes(image_size)[-1] ** 2, 2 * latent_dim)
+        self.to_moments = nn.Linear(widths[-1] * math.prod(map_sizes(shape)[-1]), 2 * latent_dim)
 
     def forward(self, x: Tensor) -> Posterior:
         """Encode.
 
         Args:
-            x: (N, 3, S, S).
+            x: (N, C, H, W).
 
         Returns:
             mean and logvar, each (N, D, 1, 1) float32.
         """
-        h = self.stages(x)  # (N, C, s, s)
+        h = self.stages(x)  # (N, K, h, w)
         moments = self.to_moments(h.flatten(1))  # (N, 2 D)
         return Posterior.from_moments(moments[..., None, None])  # (N, D, 1, 1) each
 
@@ -90,7 +95,7 @@ class ConvDecoder(nn.Module):
     """p(x|z): the encoder's mirror image.
 
     Args:
-        image_size: S in pixels, at least 8.
+        shape: (C, H, W) of the pictures.
         channels: channels from the picture inwards, as for the encoder.
         latent_dim: D.
         norm: key of `blocks.NORMS`.
@@ -100,7 +105,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        shape: PictureShape,
         channels: Sequence[int],
         latent_dim: int,
         norm: str,
@@ -108,13 +113,13 @@ class ConvDecoder(nn.Module):
         residual_blocks: int = 0,
     ):
         super().__init__()
-        widths = stage_channels(image_size, channels)[::-1]
-        smallest, *self.sizes = map_sizes(image_size)[::-1]
+        widths = stage_channels(shape, channels)[::-1]
+        smallest, *self.sizes = map_sizes(shape)[::-1]
         # no norm and activation in between: they cost 400 nats of ELBO after 500 steps on Flowers at 64 px (one seed)
-        self.from_latent = nn.Linear(latent_dim, widths[0] * smallest**2)
-        self.unflatten = nn.Unflatten(1, (widths[0], smallest, smallest))
+        self.from_latent = nn.Linear(latent_dim, widths[0] * math.prod(smallest))
+        self.unflatten = nn.Unflatten(1, (widths[0], *smallest))
         ups: list[Iterable[nn.Module]] = [up(c, c_next, norm, activation) for c, c_next in pairwise(widths)]
-        ups.append([nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)])
+        ups.append([nn.ConvTranspose2d(widths[-1], shape.channels, 4, stride=2, padding=1)])
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(c, norm, activation) for _ in range(residual_blocks)), *layers)
             for c, layers in zip(widths, ups, strict=True)
@@ -127,9 +132,9 @@ class ConvDecoder(nn.Module):
             z: (N, D, 1, 1).
 
         Returns:
-            logits (N, 3, S, S), before any output activation.
+            logits (N, C, H, W), before any output activation.
         """
-        h = self.unflatten(self.from_latent(z.flatten(1)))  # (N, C, s, s)
-        for stage, size in zip(self.stages, self.sizes, strict=True):
-            h = stage(h)[..., :size, :size]  # (N, C', size, size): an odd size drops the last of 2 s pixels
-        return h  # (N, 3, S, S)
+        h = self.unflatten(self.from_latent(z.flatten(1)))  # (N, K, h, w)
+        for stage, (height, width) in zip(self.stages, self.sizes, strict=True):
+            h = stage(h)[..., :height, :width]  # an odd height drops the last of 2 h rows
+        return h  # (N, C, H, W)

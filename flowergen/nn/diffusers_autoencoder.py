@@ -33,7 +33,7 @@ class DiffusersEncoder(nn.Module):
         """Encode.
 
         Args:
-            x: (N, 3, S, S) in [-1, 1].
+            x: (N, C, H, W) in [-1, 1].
 
         Returns:
             mean and logvar, each (N, C, h, w) float32.
@@ -73,11 +73,11 @@ class DiffusersDecoder(nn.Module):
         self.layers, self.to_picture = nn.Sequential(*layers), last
 
     def features(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, c, S / r, S / r), the input of the last layer; r is the factor of the pixel shuffle after it."""
+        """(N, C, h, w) -> (N, c, H / r, W / r), the input of the last layer; r is the factor of the pixel shuffle after it."""
         return self.layers(z)
 
     def picture(self, h: Tensor) -> Tensor:
-        """(N, c, S / r, S / r) -> x_hat, (N, 3, S, S): the last layer and what follows it."""
+        """(N, c, H / r, W / r) -> x_hat, (N, C, H, W): the last layer and what follows it."""
         x = F.pixel_shuffle(self.to_picture(h), self.shuffle)
         return 2 * x - 1 if self.in_unit_range else x  # the adaptive weight is a ratio, in which the 2 cancels
 
@@ -88,7 +88,7 @@ class DiffusersDecoder(nn.Module):
             z: (N, C, h, w).
 
         Returns:
-            x_hat, (N, 3, S, S), unbounded.
+            x_hat, (N, C, H, W), unbounded.
         """
         return self.picture(self.features(z))
 

@@ -25,27 +25,27 @@ class DiscriminatorOutput(NamedTuple):
     features: list[Tensor]
 
 
-def num_halvings_for(image_size: int) -> int:
+def num_halvings_for(short_side: int) -> int:
     """Return the halvings for a receptive field of about a quarter of the picture, as 70 of 256 px in arXiv:1611.07004,
     section 6.1.2.
 
     Args:
-        image_size: S in px.
+        short_side: of the pictures, in px.
 
     >>> [(size, receptive_field(num_halvings_for(size))) for size in (32, 64, 128, 256, 512)]
     [(32, 16), (64, 16), (128, 34), (256, 70), (512, 142)]
     """
-    return max(1, round(math.log2(image_size / 32)))
+    return max(1, round(math.log2(short_side / 32)))
 
 
-def logits_side(image_size: int, num_halvings: int) -> int:
-    """Return the side of the map of logits; 0 or less if the picture is too small for so many halvings.
+def logits_side(short_side: int, num_halvings: int) -> int:
+    """Return the short side of the map of logits; 0 or less if the picture is too small for so many halvings.
 
     Args:
-        image_size: S in px.
+        short_side: of the pictures, in px.
         num_halvings: see `receptive_field`.
     """
-    side = image_size
+    side = short_side
     for _ in range(num_halvings):
         side //= 2
     return side - 2  # two convolutions with a kernel of 4 and a padding of 1
@@ -99,11 +99,12 @@ class PatchDiscriminator(PowerIterations):
         num_halvings: number of stride-2 convolutions, see `num_halvings_for`.
         norm: ``group``: GroupNorm after each hidden layer except the first; ``spectral``: every weight divided by its largest
             singular value (Miyato et al. 2018, arXiv:1802.05957), as estimated when `update_spectral_norms` was last called.
+        image_channels: of the pictures.
     """
 
-    def __init__(self, channels: int, num_halvings: int, norm: Literal["group", "spectral"]):
+    def __init__(self, channels: int, num_halvings: int, norm: Literal["group", "spectral"], image_channels: int = 3):
         super().__init__()
-        widths = [3, *(channels * min(2**i, 8) for i in range(num_halvings + 1))]
+        widths = [image_channels, *(channels * min(2**i, 8) for i in range(num_halvings + 1))]
         self.hidden = nn.ModuleList()
         for i in range(num_halvings + 1):
             conv = nn.Conv2d(widths[i], widths[i + 1], 4, stride=2 if i < num_halvings else 1, padding=1)
@@ -119,7 +120,7 @@ class PatchDiscriminator(PowerIterations):
         """Classify patches as real or fake.
 
         Args:
-            x: (N, 3, S, S) in [-1, 1].
+            x: (N, C, H, W) in [-1, 1].
         """
         features, h = [], x
         for layer in self.hidden:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowergen.picture_shape import PictureShape
+
 MEAN, STD = 127 / 255, 128 / 255  # of TensorFlow's preprocessing for Lite, to [-1, 1]
 EPS = 1e-3  # of BatchNorm
 NUM_FEATURES, NUM_CLASSES = 1280, 1000
@@ -36,30 +38,29 @@ STAGES = (
 )
 
 
-def num_maps_for(image_size: int) -> int:
+def num_maps_for(shape: PictureShape) -> int:
     """Return how many stage outputs are used as features: the first, and those with a side of at least ``SMALLEST_MAP``.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
 
-    >>> [num_maps_for(size) for size in (16, 64, 128)]
+    >>> [num_maps_for(PictureShape.of(size)) for size in (16, 64, 128)]
     [2, 4, 5]
     """
-    return max(1, sum(-(-image_size // 2**halvings) >= SMALLEST_MAP for halvings in range(1, len(WIDTHS) + 1)))
+    return max(1, sum(-(-shape.short_side // 2**halvings) >= SMALLEST_MAP for halvings in range(1, len(WIDTHS) + 1)))
 
 
-def feature_shape_for(image_size: int) -> tuple[int, int, int]:
+def feature_shape_for(shape: PictureShape) -> tuple[int, int, int]:
     """Return (C, h, w) of the last stage output that is used as a feature.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
 
-    >>> [feature_shape_for(size) for size in (16, 64, 128)]
+    >>> [feature_shape_for(PictureShape.of(size)) for size in (16, 64, 128)]
     [(24, 4, 4), (112, 4, 4), (320, 4, 4)]
     """
-    num = num_maps_for(image_size)
-    side = -(-image_size // 2**num)
-    return WIDTHS[num - 1], side, side
+    num = num_maps_for(shape)
+    return WIDTHS[num - 1], -(-shape.height // 2**num), -(-shape.width // 2**num)
 
 
 class FoldedConv(nn.Conv2d):
@@ -150,18 +151,18 @@ class EfficientNetLite(nn.Module):
         """Return the outputs of the stages before each halving of the map. Later stages are not computed.
 
         Args:
-            x: (N, 3, S, S), pictures in [0, 1].
+            x: (N, C, H, W), pictures in [0, 1]; grey ones, C = 1, are repeated for each of the three colours.
 
         Returns:
-            (N, C, h, w) with C of ``WIDTHS``, at 1/2, 1/4, ... of the picture's side, ``num_maps_for(S)`` of them.
+            (N, C, h, w) with C of ``WIDTHS``, at 1/2, 1/4, ... of the picture's side, ``num_maps_for`` of them.
         """
-        return self._maps(x, num_maps_for(min(x.shape[-2:])))
+        return self._maps(x, num_maps_for(PictureShape(*x.shape[1:])))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the pooled last features and the ImageNet logits.
 
         Args:
-            x: (N, 3, H, W), pictures in [0, 1].
+            x: (N, C, H, W), as for ``forward``.
 
         Returns:
             (N, 1280) non-negative features, (N, 1000) logits.
@@ -170,7 +171,7 @@ class EfficientNetLite(nn.Module):
         return features, self.to_logits(features)
 
     def _maps(self, x: Tensor, num_maps: int) -> list[Tensor]:
-        h = self.stem(((x - MEAN) / STD).contiguous(memory_format=torch.channels_last))
+        h = self.stem(((x - MEAN) / STD).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
         maps: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             h = stage(h)

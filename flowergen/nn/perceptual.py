@@ -43,7 +43,8 @@ class VGG16Features(nn.Module):
         """Compute the activations.
 
         Args:
-            x: (N, 3, H, W), pictures in [0, 1], at least 16 px a side for relu5_3.
+            x: (N, C, H, W), pictures in [0, 1], at least 16 px a side for relu5_3; grey ones, C = 1, are repeated for each of
+                the three colours.
 
         Returns:
             (N, C, h, w) for each requested layer, from the picture inwards.

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 from flowergen.nn.blocks import group_norm
 from flowergen.nn.discriminator import DiscriminatorOutput, PowerIterations
+from flowergen.picture_shape import PictureShape
 
 SIDE = 4  # side of every head's map of logits
 
@@ -19,15 +20,15 @@ class ProjectedDiscriminator(PowerIterations):
     and then across scales, and a head for each scale computes logits. GroupNorm replaces BatchNorm, which mixes pictures.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
         widths: channels of the frozen features at 1/2, 1/4, ... of the picture's side.
         channels: channels of the largest map after mixing; doubled at each smaller one, up to eight times.
         norm: ``group`` or ``spectral``, see ``PatchDiscriminator``.
     """
 
-    def __init__(self, image_size: int, widths: Sequence[int], channels: int, norm: Literal["group", "spectral"]):
+    def __init__(self, shape: PictureShape, widths: Sequence[int], channels: int, norm: Literal["group", "spectral"]):
         super().__init__()
-        sides = [-(-image_size // 2 ** (i + 1)) for i in range(len(widths))]
+        sides = [-(-shape.short_side // 2 ** (i + 1)) for i in range(len(widths))]
         mixed = [channels * min(2**i, 8) for i in range(len(widths))]
         for i, c in enumerate(mixed):  # random and never trained: buffers, which are saved in checkpoints
             self.register_buffer(f"across_channels_{i}", _random_kernel(c, widths[i], 1))
@@ -77,7 +78,7 @@ def _random_kernel(out_channels: int, in_channels: int, side: int) -> Tensor:
 
 
 def _head(channels: int, side: int, norm: Literal["group", "spectral"]) -> nn.Sequential:
-    """Build a head (N, channels, side, side) -> (N, 1, h, w), with h at most twice ``SIDE``."""
+    """Build a head (N, channels, h, w) -> (N, 1, h', w') for maps of a short side; that of its output is below 2 ``SIDE``."""
 
     def layer(c: int, c_next: int, kernel: int, stride: int) -> list[nn.Module]:
         conv = nn.Conv2d(c, c_next, kernel, stride, padding=1)

@@ -1,5 +1,6 @@
 """Encoder and decoder of residual and attention blocks, with a spatial or a flat latent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from flowergen.nn.attention import SelfAttention
 from flowergen.nn.blocks import ACTIVATIONS, NORMS, ResidualBlock
 from flowergen.nn.posterior import Posterior
+from flowergen.picture_shape import PictureShape
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class LatentShape:
 
     Attributes:
         kind: ``spatial``: a map; ``flat``: a vector, as (D, 1, 1).
-        factor: image size divided by the side of the smallest map, a power of two; ``auto``: see ``factor_for``.
+        factor: height of the picture divided by that of the smallest map, a power of two; ``auto``: see ``factor_for``.
         channels: C of a spatial latent.
         dim: D of a flat latent.
         patch_size: for a spatial latent; with 2, the networks downsample by ``factor`` / 2 only, and squares of 2 x 2 positions
@@ -32,51 +34,56 @@ class LatentShape:
     dim: int
     patch_size: int = 1
 
-    def factor_for(self, image_size: int) -> int:
+    def factor_for(self, shape: PictureShape) -> int:
         """Return the factor, chosen by image size if it is ``auto``.
 
-        Spatial: the largest that divides the image size, up to 4 for pictures of up to 128 px, up to 8 for larger ones (the
-        best two in latent diffusion, arXiv:2112.10752, section 4.1). Flat: halved as long as the side is even, to 4 to 7 px.
+        Spatial: the largest that divides both sides, up to 4 for pictures of up to 128 x 128 px, up to 8 for larger ones (the
+        best two in latent diffusion, arXiv:2112.10752, section 4.1). Flat: the smallest that divides both sides and leaves a
+        map of at most 7 x 7 positions, or the largest that divides them.
 
         Args:
-            image_size: S in px.
+            shape: (C, H, W) of the pictures.
 
         Raises:
-            ValueError: the factor does not divide S, or no power of two gives a small enough map for a flat latent.
+            ValueError: the factor does not divide both sides, or no power of two gives a small enough map for a flat latent.
         """
+        common = math.gcd(shape.height, shape.width)
         if self.factor != "auto":
-            if image_size % self.factor:
-                raise ValueError(f"a latent factor of {self.factor} does not divide pictures of {image_size} px")
+            if common % self.factor:
+                raise ValueError(f"a latent factor of {self.factor} does not divide pictures of {shape}")
             return self.factor
-        smallest = 7 if self.kind == "flat" else image_size // (4 if image_size <= 128 else 8)
+        num_pixels = shape.height * shape.width
+        most = num_pixels // 4**2 if num_pixels <= 128**2 else num_pixels // 8**2
+        if self.kind == "flat":
+            most = 7**2
         factor = 1
-        while image_size % (2 * factor) == 0 and image_size // factor > smallest:
+        while common % (2 * factor) == 0 and num_pixels // factor**2 > most:
             factor *= 2
-        if self.kind == "flat" and image_size // factor > 16:  # its linear layers would have 100 million weights or more
-            raise ValueError(f"a flat latent needs a size that halves down to 16 px or less, and {image_size} px does not")
+        if self.kind == "flat" and num_pixels // factor**2 > 16**2:  # its linear layers would have 100 million weights or more
+            raise ValueError(f"a flat latent needs sides that halve down to 16 px or less, and {shape} does not")
         return factor
 
-    def shape_for(self, image_size: int) -> tuple[int, int, int]:
+    def shape_for(self, shape: PictureShape) -> tuple[int, int, int]:
         """Return (C, h, w) of a picture's latent.
 
         Args:
-            image_size: S in px.
+            shape: (C, H, W) of the pictures.
         """
         if self.kind == "flat":
             return self.dim, 1, 1
-        side = image_size // self.factor_for(image_size)
-        return self.channels, side, side
+        factor = self.factor_for(shape)
+        return self.channels, shape.height // factor, shape.width // factor
 
-    def network_factor_for(self, image_size: int) -> int:
-        """Return the image size divided by the side of the smallest map of encoder and decoder.
+    def network_factor_for(self, shape: PictureShape) -> int:
+        """Return the height of the picture divided by that of the smallest map of encoder and decoder.
 
         Args:
-            image_size: S in px.
+            shape: (C, H, W) of the pictures.
 
         Raises:
             ValueError: the patch size does not divide the factor, or its square does not divide the channels.
         """
-        factor, num = self.factor_for(image_size), self.patch_size**2
+        factor, num = self.factor_for(shape), self.patch_size**2
         if self.kind == "flat" or self.patch_size == 1:
             return factor
         if factor % self.patch_size or self.channels % num:
@@ -118,7 +125,7 @@ class Blocks:
         """Return the channels and the number of residual blocks of each resolution, the outermost first.
 
         Args:
-            factor: image size divided by the side of the smallest map.
+            factor: height of the picture divided by that of the smallest map.
 
         Raises:
             ValueError: the stem is not a power of two, or larger than the factor.
@@ -150,23 +157,23 @@ class ResidualEncoder(nn.Module):
     """q(z|x): residual blocks and a strided convolution to halve the map, repeated; then mean and logvar.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
         latent: shape of the latent.
         blocks: configuration of the blocks.
     """
 
-    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+    def __init__(self, shape: PictureShape, latent: LatentShape, blocks: Blocks):
         super().__init__()
-        factor = latent.network_factor_for(image_size)
+        factor = latent.network_factor_for(shape)
         maps = blocks.maps_for(factor)
         layers: list[nn.Module] = [nn.PixelUnshuffle(blocks.stem_px)] if blocks.stem_px > 1 else []
-        layers.append(nn.Conv2d(3 * blocks.stem_px**2, maps[0][0], 3, padding=1))
+        layers.append(nn.Conv2d(shape.channels * blocks.stem_px**2, maps[0][0], 3, padding=1))
         for (c, num), (c_next, _) in pairwise(maps):
             layers += [*(blocks.residual(c) for _ in range(num)), nn.Conv2d(c, c_next, 3, stride=2, padding=1)]
         c, num = maps[-1]
         layers += [*(blocks.residual(c) for _ in range(num)), *blocks.middle(c), *blocks.end(c)]
         if latent.kind == "flat":
-            to_moments = nn.Linear(c * (image_size // factor) ** 2, 2 * latent.dim)
+            to_moments = nn.Linear(c * (shape.height // factor) * (shape.width // factor), 2 * latent.dim)
             layers += [nn.Flatten(), to_moments, nn.Unflatten(1, (2 * latent.dim, 1, 1))]
         else:
             layers.append(nn.Conv2d(c, 2 * latent.channels // latent.patch_size**2, 3, padding=1))
@@ -178,7 +185,7 @@ class ResidualEncoder(nn.Module):
         """Encode.
 
         Args:
-            x: (N, 3, S, S).
+            x: (N, C, H, W).
 
         Returns:
             mean and logvar, each (N, C, h, w) float32.
@@ -190,20 +197,20 @@ class ResidualDecoder(nn.Module):
     """p(x|z): the encoder's mirror image.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
         latent: shape of the latent.
         blocks: configuration of the blocks.
     """
 
-    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+    def __init__(self, shape: PictureShape, latent: LatentShape, blocks: Blocks):
         super().__init__()
-        factor = latent.network_factor_for(image_size)
+        factor = latent.network_factor_for(shape)
         maps = blocks.maps_for(factor)[::-1]
         c, num = maps[0]
         layers: list[nn.Module]
         if latent.kind == "flat":
-            side = image_size // factor
-            layers = [nn.Flatten(), nn.Linear(latent.dim, c * side**2), nn.Unflatten(1, (c, side, side))]
+            smallest = (c, shape.height // factor, shape.width // factor)
+            layers = [nn.Flatten(), nn.Linear(latent.dim, math.prod(smallest)), nn.Unflatten(1, smallest)]
         else:
             layers = [nn.PixelShuffle(latent.patch_size)] if latent.patch_size > 1 else []
             layers.append(nn.Conv2d(latent.channels // latent.patch_size**2, c, 3, padding=1))
@@ -215,14 +222,14 @@ class ResidualDecoder(nn.Module):
         c = maps[-1][0]
         self.layers = nn.Sequential(*layers, *blocks.end(c))
         self.stem_px = blocks.stem_px
-        self.to_picture = nn.Conv2d(c, 3 * blocks.stem_px**2, 3, padding=1)
+        self.to_picture = nn.Conv2d(c, shape.channels * blocks.stem_px**2, 3, padding=1)
 
     def features(self, z: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, c, S / stem_px, S / stem_px): the input of the last layer, ``to_picture``."""
+        """(N, C, h, w) -> (N, c, H / stem_px, W / stem_px): the input of the last layer, ``to_picture``."""
         return self.layers(z)
 
     def picture(self, h: Tensor) -> Tensor:
-        """(N, c, S / stem_px, S / stem_px) -> x_hat, (N, 3, S, S): the last layer, and the pixel shuffle if there is one."""
+        """(N, c, H / stem_px, W / stem_px) -> x_hat, (N, C, H, W): the last layer, and the pixel shuffle if there is one."""
         return F.pixel_shuffle(self.to_picture(h), self.stem_px)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -232,7 +239,7 @@ class ResidualDecoder(nn.Module):
             z: (N, C, h, w).
 
         Returns:
-            x_hat, (N, 3, S, S), unbounded.
+            x_hat, (N, C, H, W), unbounded.
         """
         return self.picture(self.features(z))
 
@@ -241,11 +248,11 @@ class ResidualAutoencoder(nn.Module):
     """Encoder and decoder.
 
     Args:
-        image_size: S in px.
+        shape: (C, H, W) of the pictures.
         latent: shape of the latent.
         blocks: configuration of the blocks.
     """
 
-    def __init__(self, image_size: int, latent: LatentShape, blocks: Blocks):
+    def __init__(self, shape: PictureShape, latent: LatentShape, blocks: Blocks):
         super().__init__()
-        self.encoder, self.decoder = ResidualEncoder(image_size, latent, blocks), ResidualDecoder(image_size, latent, blocks)
+        self.encoder, self.decoder = ResidualEncoder(shape, latent, blocks), ResidualDecoder(shape, latent, blocks)

@@ -75,7 +75,7 @@ class UNet(nn.Module):
         channels: of the first level.
         multipliers: of the channels, one for each level; each level's map has half the side of the one before.
         num_blocks: of each level.
-        attention_resolutions: sides of the maps with self-attention; the smallest map has it in any case.
+        attention_resolutions: short sides of the maps with self-attention; the smallest map has it in any case.
         head_channels: features of an attention head.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
-from flowergen.runs.loading import LoadedModel
+from flowergen.runs.loaded_model import LoadedModel
 
 OF_TRAINING = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # that sampling needs
 

@@ -63,7 +63,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             guidance_scale: 1 for no guidance.
             generator: of the noise, or one for each picture.
             latents: (N, C, h, w) the noise to start from, N(0, I); drawn by default.
-            output_type: pil, np for (N, S, S, 3) or pt for (N, 3, S, S), both in [0, 1].
+            output_type: pil, np for (N, H, W, C) or pt for (N, C, H, W), both in [0, 1].
 
         Returns:
             An object whose ``images`` are the pictures.

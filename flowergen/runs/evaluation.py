@@ -36,6 +36,7 @@ from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
+from flowergen.picture_shape import PictureShape
 from flowergen.runs.loading import build_datamodule_of_run, load_run
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.sampling import batch_size_of, sampler_of, stored_latents
@@ -146,7 +147,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
         "classes": "those of the reference pictures" if by_class else "none",
         "denoising": module.denoising_task,
     }
-    protocol = _protocol(real, num, repeats, config["seed"], module.image_size, networks)
+    protocol = _protocol(real, num, repeats, config["seed"], module.picture_shape, networks)
     drawn = (num, repeats, config["seed"])
     return Subject(described, protocol, generated, real, networks, *drawn, module, step, weights_dir)
 
@@ -164,15 +165,16 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     defaults: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "paths" / "default.yaml"), resolve=True)
     paths = {key: os.path.expanduser(config["paths"][key] or defaults[key]) for key in ("cache_dir", "weights_dir")}
     cache_dir = Path(paths["cache_dir"])
-    size = config["image_size"] or _size_of_first(config["generated"])
-    real = real_pictures_in(config["reference"], config["train"], size, cache_dir)
-    pictures, names, key = picture_folder(config["generated"], "generated", size, cache_dir)
+    size = config["image_size"]
+    shape = PictureShape.of(size) if size else _shape_of_first(config["generated"])
+    real = real_pictures_in(config["reference"], config["train"], shape, cache_dir)
+    pictures, names, key = picture_folder(config["generated"], "generated", shape, cache_dir)
     enough(pictures)
     batch_size, _ = batch_size_of(config, device.type == "cuda")
     generated = Given(pictures, names, real.class_names, batch_size)
     networks = load_evaluation_networks(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
     described = {"what": pictures.name, "folder": config["generated"], "pictures": key}
-    protocol = _protocol(real, len(pictures), 1, None, size, networks)
+    protocol = _protocol(real, len(pictures), 1, None, shape, networks)
     return Subject(described, protocol, generated, real, networks, len(pictures), 1, 0, None, 0, paths["weights_dir"])
 
 
@@ -210,7 +212,7 @@ def measure(subject: Subject, work: Path) -> Measured:
 
 
 def _protocol(
-    real: RealPictures, num: int, repeats: int, seed: int | None, size: int, networks: EvaluationNetworks
+    real: RealPictures, num: int, repeats: int, seed: int | None, shape: PictureShape, networks: EvaluationNetworks
 ) -> dict[str, Any]:
     network = networks.extractor
     return {
@@ -219,7 +221,8 @@ def _protocol(
         "pixels": real.pixels,
         "reference": real.reference.name,
         "num_reference": len(real.reference),
-        "image_size_px": size,
+        "image_size_px": shape.image_size,
+        **({} if shape.channels == 3 else {"image_channels": shape.channels}),
         "num_samples": num,
         "repeats": repeats,
         "seed": seed,
@@ -234,16 +237,17 @@ def _protocol(
     }
 
 
-def _size_of_first(folder: str) -> int:
+def _shape_of_first(folder: str) -> PictureShape:
     listing = list_image_folder(Path(folder), "generated")
     try:
-        size = min(read_rgb(Path(folder) / listing.names[0]).shape[:2])
+        height, width, _ = read_rgb(Path(folder) / listing.names[0]).shape
     except UnreadablePicture as error:
         raise UserError(
             f"generated: {printable(listing.names[0])} cannot be read ({error}): repair or remove it, or give image_size="
         ) from error
-    if not SMALLEST_PX <= size <= LARGEST_PX:
+    shape = PictureShape.of((height, width))
+    if not SMALLEST_PX <= shape.short_side <= max(height, width) <= LARGEST_PX:
         raise UserError(
-            f"generated: {printable(listing.names[0])} has {size} px: give image_size=, {SMALLEST_PX} to {LARGEST_PX}"
+            f"generated: {printable(listing.names[0])} has {shape}: give image_size=, {SMALLEST_PX} to {LARGEST_PX} px a side"
         )
-    return size
+    return shape

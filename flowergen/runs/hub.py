@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
-import flowergen
 from flowergen.config.schema import HUB
 from flowergen.errors import UserError, one_line
 from flowergen.runs.run_folder import RunFolder
@@ -164,7 +163,7 @@ def _is_trusted(target: str) -> bool:
     found = CLASS.fullmatch(target)
     if found is None or not found[1].startswith("flowergen"):
         return found is not None
-    return Path(flowergen.__file__).parent.parent.joinpath(*found[1].split(".")).with_suffix(".py").is_file()
+    return Path(__file__).parents[2].joinpath(*found[1].split(".")).with_suffix(".py").is_file()
 
 
 def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -12,108 +12,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from flowergen.data.image_datamodule import ImageDataModule
-from flowergen.data.reading import UnreadablePicture, fit_square, read_rgb
 from flowergen.errors import UserError, one_line, printable
 from flowergen.files import replacing
 from flowergen.lightning_internals import EPOCHS_DONE
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
-from flowergen.nn.posterior import Posterior
 from flowergen.runs.build import build_datamodule, build_module
+from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.pretrained import weights_of
 from flowergen.runs.run_folder import RunFolder, find_run
 from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
-
-
-class LoadedModel:
-    """A trained model, ready to use.
-
-    Args:
-        module: the LightningModule in eval mode.
-        config: the run's config, plain data.
-        pictures: hash of the training data, see ``ImageDataModule.state_dict``.
-        class_names: class names by label; empty without labels.
-        run: the run folder.
-    """
-
-    def __init__(self, module: ImageModel, config: dict[str, Any], pictures: str, class_names: Sequence[str], run: RunFolder):
-        self.module, self.config, self.pictures, self.class_names, self.run = module, config, pictures, class_names, run
-
-    def __repr__(self) -> str:
-        """Return folder, network, classes and device in one line."""
-        classes = f"{len(self.class_names)} class names, " if self.class_names else ""
-        return f"LoadedModel({str(self.run.path)!r}: {self.module.summary()}; {classes}on {self.module.device})"
-
-    def read(self, *files: str | Path) -> torch.Tensor:
-        """Read picture files as this model's input: the largest centred square, scaled to S px.
-
-        Args:
-            *files: at least one picture file, of any size and mode.
-
-        Returns:
-            (N, 3, S, S) in [0, 1].
-
-        Raises:
-            UserError: a file cannot be read as a picture.
-        """
-        if not files:
-            raise UserError("read() takes at least one picture file")
-        pictures = []
-        for file in files:
-            try:
-                pictures.append(torch.from_numpy(fit_square(read_rgb(Path(file).expanduser()), self.module.image_size)))
-            except UnreadablePicture as error:
-                raise UserError(f"{printable(str(file))} cannot be read: {printable(str(error))}") from error
-        return torch.stack(pictures).float() / 255
-
-    @torch.inference_mode()
-    def encode(self, x: torch.Tensor) -> Posterior:
-        """Encode (N, 3, S, S) pictures in [0, 1] as q(z|x) with mean and logvar (N, C, h, w).
-
-        Raises:
-            UserError: the pictures have another shape.
-        """
-        size = self.module.image_size
-        if x.ndim != 4 or x.shape[1:] != (3, size, size):
-            raise UserError(f"this model encodes pictures of shape (N, 3, {size}, {size}), and these have {tuple(x.shape)}")
-        return self.module.encode(x.to(self.module.device))
-
-    @torch.inference_mode()
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """Decode (N, C, h, w) latents to (N, 3, S, S) pictures in [0, 1]."""
-        return self.module.decode(z.to(self.module.device))
-
-    def sample(
-        self,
-        num: int,
-        seed: int = 0,
-        classes: Sequence[str | int] | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-    ) -> torch.Tensor:
-        """Sample new pictures, the same as ``python -m flowergen.sample run=RUN num=NUM seed=SEED``.
-
-        An autoencoder samples its latents from the mixture fitted at the end of training. If a checkpoint has none, it samples
-        from N(0, I) and logs a warning.
-
-        Args:
-            num: number of pictures, at least 1.
-            seed: random seed; picture i depends on (seed, i) and its class only.
-            classes: names or numbers, used in turn: ``sample(4, classes=["rose", "daisy"])`` gives rose, daisy, rose, daisy.
-                None for all classes in turn, or for no class, as the command does.
-            steps, guidance_scale: settings of a diffusion model; None for those of ``model.sampling`` in its config.
-
-        Returns:
-            (num, 3, S, S) in [0, 1].
-
-        Raises:
-            UserError: an unknown class, an option that the model does not support, or a damaged latents.safetensors.
-        """
-        from flowergen.runs.sampling import samples_of  # slow to import
-
-        return samples_of(self, num, seed, classes, {"steps": steps, "guidance_scale": guidance_scale})
 
 
 def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:

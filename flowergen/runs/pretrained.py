@@ -40,6 +40,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     model = {
         "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
         "image_size": config["data"]["image_size"],
+        "image_channels": config["data"].get("channels", 3),
         "seed": config["seed"],
         "kind": kind,
         "config": arguments,

@@ -18,7 +18,8 @@ from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
 from flowergen.runs.diffusers_folder import write_pipeline
-from flowergen.runs.loading import LoadedModel, checkpoint_to_load, read_checkpoint
+from flowergen.runs.loaded_model import LoadedModel
+from flowergen.runs.loading import checkpoint_to_load, read_checkpoint
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import place_of, stage_before
 
@@ -103,11 +104,12 @@ def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool
     head = yaml.safe_dump({"library_name": form, "pipeline_tag": "unconditional-image-generation", "tags": tags})
     classes = f"{len(model.class_names)} classes: {', '.join(model.class_names)}" if model.class_names else "no classes"
     of_class = f', classes=["{model.class_names[0]}"]' if model.class_names else ""
+    shape = ", ".join(map(str, (4, *model.module.picture_shape)))
     load = {
         "flowergen": [
             "import flowergen", "",
             f'model = flowergen.load("{HUB}{repo}")' if repo else 'model = flowergen.load("FOLDER")  # where these files are',
-            f"x = model.sample(4{of_class})  # (4, 3, {model.module.image_size}, {model.module.image_size}) in [0, 1]",
+            f"x = model.sample(4{of_class})  # ({shape}) in [0, 1]",
         ],
         "diffusers": [
             "from diffusers import DiffusionPipeline", "",
@@ -122,7 +124,7 @@ def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool
         *(["![Samples](samples.png)", ""] if has_samples else []),
         "## How to load it", "", "```python", *load, "```", "",
         "## Training data", "",
-        f"`{data_options(data)}`, {data['image_size']} px, split {data.get('split')}; {classes}.", "",
+        f"`{data_options(data)}`, {model.module.picture_shape}, split {data.get('split')}; {classes}.", "",
         "## Metrics", "",
     ]  # fmt: skip
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flowergen.evaluation.latent_store import LatentStore
     from flowergen.evaluation.sampling import Sampler
     from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
-    from flowergen.runs.loading import LoadedModel
+    from flowergen.runs.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,15 @@ from typing import Any, get_args
 import yaml
 
 from flowergen.config import conf_dir
-from flowergen.config.check import data_options
-from flowergen.config.overrides import flat, quoted_path, quoted_value
+from flowergen.config.check import as_typed, data_options
+from flowergen.config.overrides import flat, quoted_path, quoted_value, shortest_size
 from flowergen.config.schema import HUB, PretrainedKind
 from flowergen.errors import UserError, one_line
 from flowergen.runs.hub import CONFIG, downloaded
 from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
 
-OF_THE_PICTURES = ("data.image_size",)
+OF_THE_PICTURES = ("data.image_size", "data.channels", "data.fit")
+OF_OLDER_RUNS: dict[str, Any] = {"channels": 3, "fit": "crop"}  # their pictures, if ``data`` of their config lacks these keys
 OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
 OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not take over
     "optimizer.",
@@ -151,7 +152,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         return []
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
-    theirs = stored["data"]
+    theirs = OF_OLDER_RUNS | stored["data"]
     if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
         raise UserError(
             f"{key}={value} was trained on {data_options(theirs)}: add {data_options(theirs)}, or, to train on other "
@@ -165,11 +166,12 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         if name not in theirs or name not in data:
             continue
         if option not in typed:
-            lines.append(f"++{option}={theirs[name]}")
-        elif typed[option] != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
+            lines.append(f"++{option}={as_typed(theirs[name])}")
+        elif shortest_size(typed[option]) != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
             what = {"autoencoder": "autoencoder", "diffusion": "diffusion model"}.get(key, "run")
             raise UserError(
-                f"{option}={typed[option]}: the {what} was trained with {option}={theirs[name]}, so leave {option} out"
+                f"{option}={as_typed(typed[option])}: the {what} was trained with {option}={as_typed(theirs[name])}, "
+                f"so leave {option} out"
             )
     return lines
 

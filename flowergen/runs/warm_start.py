@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
-from flowergen.runs.loading import LoadedModel
+from flowergen.runs.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 

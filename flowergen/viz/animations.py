@@ -14,11 +14,12 @@ def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
 
     Args:
         path: the file to write; an existing one is replaced.
-        frames: (T, 3, H, W) in [0, 1]; values outside are clamped.
+        frames: (T, C, H, W) in [0, 1], in colour or grey; values outside are clamped.
         seconds: duration of each frame.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = frames.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # (T, C, H, W)
+    in_colour = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
     with replacing(path) as partial:
-        iio.imwrite(partial, pixels, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)
+        iio.imwrite(partial, in_colour, extension=".gif", plugin="pillow", duration=1000 * seconds, loop=0)

@@ -17,7 +17,7 @@ def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint
     """Arrange pictures in a grid in reading order, with white gaps and white cells at the end of the last row.
 
     Args:
-        images: (N, 3, H, W) in [0, 1], N >= 1, on any device; values outside are clamped.
+        images: (N, C, H, W) in [0, 1], N >= 1, in colour or grey, on any device; values outside are clamped.
         columns: pictures per row; fewer if there are fewer pictures.
         gap_px: gap between pictures in pixels, >= 0.
 
@@ -25,7 +25,8 @@ def image_grid(images: Tensor, columns: int, gap_px: int = 2) -> NDArray[np.uint
         uint8 (rows * (H + gap_px) - gap_px, columns * (W + gap_px) - gap_px, 3).
     """
     columns = min(columns, len(images))
-    pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # (N, 3, H, W)
+    pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # (N, C, H, W)
+    pixels = pixels.expand(-1, 3, -1, -1)
     cells = F.pad(pixels, (0, gap_px, 0, gap_px, 0, 0, 0, -len(pixels) % columns), value=255)  # (R C, 3, H + g, W + g)
     cells = cells.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (R, H + g, C, W + g, 3)
     grid = cells.flatten(2, 3).flatten(0, 1)  # (R (H + g), C (W + g), 3)
@@ -36,8 +37,8 @@ def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> 
     """Arrange real pictures in one row and their reconstructions below, with more such pairs of rows if N > columns.
 
     Args:
-        x: (N, 3, H, W) in [0, 1], N >= 1.
-        x_hat: (N, 3, H, W) in [0, 1].
+        x: (N, C, H, W) in [0, 1], N >= 1.
+        x_hat: (N, C, H, W) in [0, 1].
         columns: pictures per row; fewer if there are fewer pictures.
         gap_px: gap between pictures in pixels, >= 0.
 
@@ -54,7 +55,7 @@ def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArra
     """Arrange pictures in one row per label, with the label to its left.
 
     Args:
-        rows: label and (N, 3, H, W) pictures in [0, 1], N >= 1, of each row; at least one row, N may differ.
+        rows: label and (N, C, H, W) pictures in [0, 1], N >= 1, of each row; at least one row, N may differ.
         gap_px: gap between pictures in pixels, >= 0.
 
     Returns:
@@ -108,9 +109,9 @@ def write_png(path: str | Path, array: NDArray[np.uint8]) -> None:
 
     Args:
         path: the file to write; an existing one is replaced.
-        array: uint8 (H, W, 3).
+        array: uint8 (H, W, 3), or (H, W, 1) for a grey picture.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        Image.fromarray(array).save(partial, format="PNG")
+        Image.fromarray(array if array.shape[-1] == 3 else array[..., 0]).save(partial, format="PNG")

@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from flowergen.picture_shape import PictureShape
+
 RELOAD_SECONDS = 30
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files that it rejects
-SHOWN_PX = 128  # minimum side at which small pictures are shown
+SHOWN_PX = 128  # minimum width at which small pictures are shown
 STYLE = """
 body { font-family: sans-serif; margin: 1.5em auto; padding: 0 1em; max-width: 1250px; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
@@ -96,31 +98,36 @@ def linked(path: Path, folder: Path) -> str:
     return path.absolute().as_uri()
 
 
-def pictures(paths: Sequence[Path], folder: Path, image_size: int) -> str:
+def pictures(paths: Sequence[Path], folder: Path, shape: PictureShape) -> str:
     """Return small pictures side by side, as many per line as fit, each at least ``SHOWN_PX`` wide.
 
     Args:
         paths: paths of the pictures, in order.
         folder: folder of the page.
-        image_size: side of each picture in px.
+        shape: (C, H, W) of each picture.
     """
-    side = image_size * max(1, -(-SHOWN_PX // image_size))
-    images = (f'<img src="{linked(path, folder)}" alt="{text(path.stem)}" width="{side}" height="{side}">' for path in paths)
+    factor = _enlargement(shape)
+    size = f'width="{factor * shape.width}" height="{factor * shape.height}"'
+    images = (f'<img src="{linked(path, folder)}" alt="{text(path.stem)}" {size}>' for path in paths)
     return f"<div>{''.join(images)}</div>"
 
 
-def enlarged(path: Path, folder: Path, caption: str, image_size: int) -> str:
+def enlarged(path: Path, folder: Path, caption: str, shape: PictureShape) -> str:
     """Return a figure of a grid whose pictures are each at least ``SHOWN_PX`` wide; empty if the file is damaged or huge.
 
     Args:
         path: file of the grid.
         folder: folder of the page.
         caption: plain text.
-        image_size: side of each picture in the grid, in px.
+        shape: (C, H, W) of each picture in the grid.
     """
     try:
         with Image.open(path) as image:
             width = image.width
     except UNREADABLE:
         return ""
-    return figure(linked(path, folder), caption, width * max(1, -(-SHOWN_PX // image_size)))
+    return figure(linked(path, folder), caption, width * _enlargement(shape))
+
+
+def _enlargement(shape: PictureShape) -> int:
+    return max(1, -(-SHOWN_PX // shape.width))

@@ -149,6 +149,28 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) ->
             prepare_train([f"resume={tmp_path}", typed])
 
 
+def test_a_run_from_before_pictures_had_a_shape_goes_on_with_squares_in_colour(tmp_path: Path) -> None:
+    composed = checked([f"paths.output_dir={tmp_path}"])[0]
+    now, config = resolve(composed), resolve(composed)
+    del config["data"]["channels"], config["data"]["fit"], config["model"]["image_channels"]
+    RunFolder(tmp_path).store(config, [])
+    for typed in ([], ["data.image_size=64"], ["data.image_size=[64,64]"]):
+        prepared = resolve(checked(prepare_train([f"resume={tmp_path}", *typed]), RunFolder(tmp_path))[0])
+        assert (prepared["data"], prepared["model"]) == (now["data"], now["model"])
+    with pytest.raises(UserError, match=r"resume: data\.channels was None and is 1 now"):
+        prepare_train([f"resume={tmp_path}", "data.channels=1"])
+
+
+def test_a_run_of_rectangles_is_resumed_as_such(tmp_path: Path) -> None:
+    lines = ["data.image_size=[48,64]", "data.fit=pad"]
+    RunFolder(tmp_path).store(resolve(checked([*lines, f"paths.output_dir={tmp_path}"])[0]), lines)
+    prepared = resolve(checked(prepare_train([f"resume={tmp_path}"]), RunFolder(tmp_path))[0])
+    assert (prepared["data"]["image_size"], prepared["data"]["fit"]) == ([48, 64], "pad")
+    for typed in ("data.image_size=[64,48]", "data.image_size=64", "data.fit=crop"):
+        with pytest.raises(UserError, match=r"data\.(image_size|fit)"):
+            prepare_train([f"resume={tmp_path}", typed])
+
+
 def test_a_run_whose_recipe_has_changed_since_goes_on_as_it_was(tmp_path: Path) -> None:
     """Its network and its data, stored beside the overrides that chose the recipe; another value must still not be typed."""
     config = resolve(checked(["model=vae_gan", f"paths.output_dir={tmp_path}"])[0])

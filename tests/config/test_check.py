@@ -1,12 +1,16 @@
 import inspect
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.utils import get_object
 
 from flowergen.app.train_command import checked
 from flowergen.config import conf_dir
+from flowergen.config.check import check
+from flowergen.config.command_schema import Evaluate
+from flowergen.config.overrides import compose_command, resolve
 from flowergen.config.schema import BY_TARGET, Trainer
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder
@@ -50,7 +54,17 @@ WRONG = {
     "trainer.max_epochs=99999999999999999999": "from 1",
     "model.latent_dim=99999999999": "from 1 to",
     "data.num_classes=103": "from 1 to 102",
-    "data.image_size=16": "from 28 to 256",
+    "data.image_size=16": "must be a whole number from 28 to 256, or [height,width] of such",
+    "data.image_size=[48]": "=[48] must be a whole number from 28 to 256, or [height,width] of such",
+    "data.image_size=[48,64,3]": "=[48,64,3] must be",
+    "data.image_size=[28,3000]": "=[28,3000] must be",
+    "data.image_size=[48,64.5]": "=[48,64.5] must be",
+    "data.image_size=[true,true]": "=true must be",
+    "data.image_size=48x64": "=48x64 must be",
+    "data.image_size=null": "=null must be",
+    "data.channels=2": "must be 1 or 3",
+    "data.channels=true": "must be 1 or 3",
+    "data.fit=padd": "must be crop or pad: did you mean pad?",
     "data.split=al": "did you mean all?",
     "data.horizontal_flip=maybe": "true or false",
     "data.random_resized_crop=[0,1]": "two increasing numbers above 0, up to 1",
@@ -105,6 +119,11 @@ CONTRADICTIONS = {
     ("data=image_folder", "data.root=/no/such/folder"): "not an existing folder",
     ("data=image_folder", "data.root="): "must be a folder",
     ("data.decode=stream", "data.device_resident=true"): "set only one of them",
+    ("model.image_size=32",): "model.image_size=32 and data.image_size=64 must be equal: set only data.image_size",
+    ("data.image_size=[48,64]", "model.image_size=64"): r"model.image_size=64 and data.image_size=\[48,64\] must be equal",
+    ("model.image_channels=1",): "model.image_channels=1 and data.channels=3 must be equal: set only data.channels",
+    ("model=vae_gan", "data.image_size=60", "model.latent.factor=8"): "data.image_size=60: use pictures of 56 or 64 px, or",
+    ("model=vae_gan", "data.image_size=[48,60]", "model.latent.factor=8"): r"use pictures of \[48,56\] or \[48,64\] px",
     ("model=latent_ddpm",): r"python -m flowergen\.train model=vae_gan data=procedural .*autoencoder=RUN",
     ("model=latent_ddpm", "autoencoder=null"): "needs a trained autoencoder",
     ("experiment=ldm_tiny",): "needs a trained autoencoder",
@@ -125,6 +144,10 @@ RIGHT = [
     ("trainer.budget=1h30min", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=3"),
     ("data.batch_size=auto", "trainer.accumulate_grad_batches=3"),
     ("data.decode=stream", "data.color_jitter=0.3", "data.random_resized_crop=[0.5,1]"),
+    ("data.image_size=[48,64]", "data.channels=1", "data.fit=pad"),
+    ("model=vae_gan", "data.image_size=[48,64]", "data.channels=1", "model.latent.factor=8"),
+    ("model=vae_gan", "data.image_size=[64,64]", "model.image_size=64"),
+    (*PIXELS, "data.image_size=[8,512]", "data.channels=1"),
     (*PIXELS, "data.color_jitter=0.3", "data.random_resized_crop=[0.5,1]"),
     (*PIXELS, "model.objective=eps", "model.weighting=min_snr"),
     (*PIXELS, "model.objective=x0", "model.zero_terminal_snr=true"),
@@ -145,6 +168,26 @@ def test_options_that_are_right_alone_and_wrong_together(overrides: tuple[str, .
 @pytest.mark.parametrize("overrides", RIGHT)
 def test_options_that_are_right_together_pass(overrides: tuple[str, ...]) -> None:
     checked(overrides)
+
+
+def test_height_and_width_of_a_square_are_its_side() -> None:
+    pair, side, tall = (resolve(checked([f"data.image_size={size}"])[0]) for size in ("[64,64]", "64", "[96,64]"))
+    assert pair == side
+    assert tall["data"]["image_size"] == tall["model"]["image_size"] == [96, 64]
+
+
+@pytest.mark.parametrize(("typed", "kept"), [("64", 64), ("[64,64]", 64), ("[48,64]", [48, 64]), ("null", None)])
+def test_evaluate_takes_the_same_sizes(typed: str, kept: Any) -> None:
+    config = compose_command("evaluate", Evaluate, [f"image_size={typed}"])
+    check(config, Evaluate)
+    assert config["image_size"] == kept
+
+
+@pytest.mark.parametrize("typed", ["8", "[48]", "[48,64,3]", "[8,64]", "48x64"])
+def test_evaluate_refuses_the_same_sizes(typed: str) -> None:
+    config = compose_command("evaluate", Evaluate, [f"image_size={typed}"])
+    with pytest.raises(UserError, match=r"must be a whole number from 16 to 1024, or \[height,width\] of such or null"):
+        check(config, Evaluate)
 
 
 DIFFUSION = (

@@ -55,6 +55,10 @@ def test_a_sweep_shows_every_value_once() -> None:
     }  # fmt: skip
 
 
+def test_a_sweep_over_sizes_may_have_pairs() -> None:
+    assert sweep_samples(["data.image_size=64,[48,64]"]) == [["data.image_size=64"], ["data.image_size=[48,64]"]]
+
+
 def test_the_last_of_two_choices_holds() -> None:
     assert merged(["data=procedural", "++model.beta=2", "data=flowers102"]) == ["data=flowers102", "++model.beta=2"]
 

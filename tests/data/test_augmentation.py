@@ -10,9 +10,9 @@ from flowergen.randomness import generator, uniform
 IDENTITY = (1.0, 1.0, 1.0, 0.0)
 
 
-def pictures(num: int, size_px: int = 24) -> torch.Tensor:
+def pictures(num: int, width: int = 24) -> torch.Tensor:
     """Noise on patches, with grey, black, white and pure colours among the pixels."""
-    x = uniform((num, 3, size_px, size_px), seed=0, step=0, purpose="pictures")
+    x = uniform((num, 3, 24, width), seed=0, step=0, purpose="pictures")
     x[:, :, :4, :4] = x[:, :1, :4, :4]
     x[:, :, 4] = 0
     x[:, :, 5] = 1
@@ -48,6 +48,18 @@ def test_the_four_together_are_torchvisions_in_this_order_and_stay_pictures() ->
     assert found.max() <= 1
 
 
+def test_grey_has_brightness_and_contrast_but_neither_saturation_nor_hue() -> None:
+    x, factors = pictures(32)[:, :1], torch.from_numpy(jitter_factors(generator(0, 0, "u").random((32, 4)), 1.0))
+    expected = [
+        oracle.adjust_contrast(oracle.adjust_brightness(picture, brightness), contrast)
+        for picture, (brightness, contrast, _, _) in zip(x, factors.tolist(), strict=True)
+    ]
+    found = color_jitter(x, factors)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=2e-6)
+    factors[:, 2:] = torch.tensor(IDENTITY[2:])
+    torch.testing.assert_close(color_jitter(x, factors), found, rtol=0, atol=0)
+
+
 def test_factors_fill_their_ranges() -> None:
     """[1 - s, 1 + s], and a tenth of the strength in turns of hue; none at strength 0."""
     u = generator(0, 0, "u").random((4000, 4))
@@ -58,12 +70,13 @@ def test_factors_fill_their_ranges() -> None:
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-def test_a_crop_is_torchvisions_of_each_picture_alone(antialias: bool) -> None:
+@pytest.mark.parametrize("width", [24, 40])
+def test_a_crop_is_torchvisions_of_each_picture_alone(antialias: bool, width: int) -> None:
     """With antialiasing or without: it only ever enlarges."""
-    x = pictures(40)
-    boxes = crop_boxes(generator(0, 0, "u").random((40, 4)), (0.05, 1), 24)
+    x = pictures(40, width)
+    boxes = crop_boxes(generator(0, 0, "u").random((40, 4)), (0.05, 1), 24, width)
     expected = [
-        oracle.resized_crop(picture, *map(int, box), [24, 24], antialias=antialias)
+        oracle.resized_crop(picture, *map(int, box), [24, width], antialias=antialias)
         for picture, box in zip(x, boxes, strict=True)
     ]
     torch.testing.assert_close(resized_crop(x, torch.from_numpy(boxes)), torch.stack(expected), rtol=0, atol=2e-5)
@@ -80,23 +93,40 @@ def test_the_whole_picture_as_a_crop_is_the_picture() -> None:
     torch.testing.assert_close(resized_crop(x, torch.tensor([[0.0, 0, 24, 24]] * 2)), x, rtol=0, atol=1e-5)
 
 
-def test_boxes_lie_within_the_picture_and_have_the_areas_and_ratios_that_were_asked_for() -> None:
-    top, left, height, width = crop_boxes(generator(0, 0, "u").random((5000, 4)), (0.3, 0.9), 512).T
-    for start, extent in ((top, height), (left, width)):
+@pytest.mark.parametrize(("height_px", "width_px"), [(512, 512), (480, 640), (640, 400)])
+def test_boxes_lie_within_the_picture_and_have_the_areas_and_ratios_that_were_asked_for(height_px: int, width_px: int) -> None:
+    boxes = crop_boxes(generator(0, 0, "u").random((5000, 4)), (0.3, 0.9), height_px, width_px)
+    top, left, height, width = boxes.T
+    for start, extent, side in ((top, height, height_px), (left, width, width_px)):
         assert start.min() == 0
-        assert (start + extent).max() == 512
+        assert (start + extent).max() == side
         np.testing.assert_array_equal(start, np.floor(start))
         np.testing.assert_array_equal(extent, np.rint(extent))
-    area, ratio = height * width / 512**2, width / height
+    area, ratio = height * width / (height_px * width_px), width / height * (height_px / width_px)
     np.testing.assert_allclose([area.min(), area.max(), area.mean()], [0.3, 0.9, 0.6], atol=0.01)
     np.testing.assert_allclose([ratio.min(), ratio.max()], [3 / 4, 4 / 3], rtol=0.01)
     np.testing.assert_allclose(np.log(ratio).mean(), 0, atol=0.01)
+
+
+def test_the_sides_of_a_box_are_those_of_squares() -> None:
+    """Of the same numbers: top and height of squares of the picture's height, left and width of those of its width."""
+    u = generator(0, 0, "u").random((500, 4))
+    boxes, low, wide = (crop_boxes(u, (0.1, 1), *size) for size in ((24, 48), (24, 24), (48, 48)))
+    np.testing.assert_array_equal(boxes[:, ::2], low[:, ::2])
+    np.testing.assert_array_equal(boxes[:, 1::2], wide[:, 1::2])
+
+
+def test_boxes_of_squares_are_those_of_earlier_versions() -> None:
+    """Computed by hand from the formula: a quarter of the area at its middle ratio, 1, and at its widest, 4 / 3."""
+    u = np.array([[0.0, 0.5, 0.0, 0.999], [0.0, 0.999999, 0.5, 0.5]])
+    boxes = crop_boxes(u, (0.25, 1), 64, 64)
+    np.testing.assert_array_equal(boxes, [[0, 32, 32, 32], [18, 14, 28, 37]])
 
 
 def test_small_boxes_are_distributed_as_torchvisions() -> None:
     """Where every ratio fits, torchvision never draws again: the same means and spreads of all four sides."""
     torch.manual_seed(0)
     theirs = np.array([RandomResizedCrop.get_params(torch.empty(3, 256, 256), [0.1, 0.5], [3 / 4, 4 / 3]) for _ in range(4000)])
-    ours = crop_boxes(generator(0, 0, "u").random((4000, 4)), (0.1, 0.5), 256)
+    ours = crop_boxes(generator(0, 0, "u").random((4000, 4)), (0.1, 0.5), 256, 256)
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=4)  # 3.5 standard errors of the tops and lefts' difference
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)

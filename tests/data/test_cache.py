@@ -16,13 +16,15 @@ import pytest
 from PIL import Image
 
 from flowergen.data import cache
-from flowergen.data.cache import CachedImages, cached_images
+from flowergen.data.cache import CachedImages, cached_images, key_of
 from flowergen.data.decoding import PICTURES_AHEAD
 from flowergen.data.listing import Listing, list_image_folder
-from flowergen.data.reading import UnreadablePicture, fit_square
+from flowergen.data.reading import Fit, UnreadablePicture, fit_picture
 from flowergen.errors import UserError
+from flowergen.picture_shape import PictureShape
 
 SIZE_PX = 16
+SHAPE = PictureShape.of(SIZE_PX)
 
 
 class Collection:
@@ -43,7 +45,7 @@ class Collection:
         return np.full((20, 30, 3), row % 251, dtype=np.uint8), f"{row:032x}"
 
     def cached(self, cache_dir: Path, on_corrupt: str = "error") -> CachedImages:
-        return cached_images(self.listing(), "toy", SIZE_PX, cache_dir, on_corrupt, num_threads=2)  # type: ignore[arg-type]
+        return cached_images(self.listing(), "toy", SHAPE, cache_dir, on_corrupt, num_threads=2)  # type: ignore[arg-type]
 
 
 def folders(cache_dir: Path) -> list[Path]:
@@ -67,11 +69,11 @@ def test_pictures_digests_and_rows_are_those_of_the_listing(tmp_path: Path) -> N
 
 
 def test_files_are_cropped_and_resized_squares_in_a_plain_npy(tmp_path: Path, picture_folder: Path) -> None:
-    """Each row is fit_square of what Pillow reads; anyone can open the array with numpy, without pickles."""
+    """Each row is fit_picture of what Pillow reads; anyone can open the array with numpy, without pickles."""
     listing = list_image_folder(picture_folder)
-    cached = cached_images(listing, "photos", SIZE_PX, tmp_path / "cache")
+    cached = cached_images(listing, "photos", SHAPE, tmp_path / "cache")
     for row, name in enumerate(listing.names):
-        expected = fit_square(np.asarray(Image.open(picture_folder / name).convert("RGB")), SIZE_PX)
+        expected = fit_picture(np.asarray(Image.open(picture_folder / name).convert("RGB")), SHAPE)
         np.testing.assert_array_equal(cached.images[row], expected)
     (folder,) = folders(tmp_path / "cache")
     assert folder.name.startswith(f"photos_{SIZE_PX}px_")
@@ -85,7 +87,7 @@ def test_a_cache_is_built_once_for_each_key(tmp_path: Path, monkeypatch: pytest.
     collection.cached(tmp_path)
     assert collection.num_reads == 5
     Collection(5, fingerprint="1").cached(tmp_path)
-    cached_images(collection.listing(), "toy", SIZE_PX + 1, tmp_path)
+    cached_images(collection.listing(), "toy", PictureShape.of(SIZE_PX + 1), tmp_path)
     monkeypatch.setattr(cache, "TRANSFORM_VERSION", cache.TRANSFORM_VERSION + 1)
     collection.cached(tmp_path)
     assert collection.num_reads == 15
@@ -96,13 +98,13 @@ def test_a_touched_file_is_decoded_again_and_a_moved_folder_is_not(
     tmp_path: Path, picture_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    cached_images(list_image_folder(picture_folder), "photos", SIZE_PX, tmp_path / "cache")
+    cached_images(list_image_folder(picture_folder), "photos", SHAPE, tmp_path / "cache")
     moved = Path(shutil.move(picture_folder, tmp_path / "elsewhere"))
     caplog.clear()
-    cached_images(list_image_folder(moved), "photos", SIZE_PX, tmp_path / "cache")
+    cached_images(list_image_folder(moved), "photos", SHAPE, tmp_path / "cache")
     assert "decoding" not in caplog.text
     os.utime(moved / list_image_folder(moved).names[3])
-    cached_images(list_image_folder(moved), "photos", SIZE_PX, tmp_path / "cache")
+    cached_images(list_image_folder(moved), "photos", SHAPE, tmp_path / "cache")
     assert "decoding 60 pictures to 16 px, once" in caplog.text
     assert "pictures/s" in caplog.text
 
@@ -110,6 +112,33 @@ def test_a_touched_file_is_decoded_again_and_a_moved_folder_is_not(
 def test_no_progress_bar_where_there_is_no_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Collection(5).cached(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+# ---- Shapes
+def test_squares_in_colour_have_the_key_and_the_folder_that_they_always_had(tmp_path: Path) -> None:
+    """Recorded: BLAKE2b of "1/16/0" and "1/64/0" (b2sum -l 128), version of the transform, side and fingerprint."""
+    key = "02ae55269cbe3bbafd622836eb18cae4"
+    assert Collection(5).cached(tmp_path).key == key
+    assert [folder.name for folder in folders(tmp_path)] == ["toy_16px_02ae55269cbe3bba"]
+    for size in (64, [64, 64]):
+        assert key_of(Collection(5).listing(), PictureShape.of(size), "crop") == "6114cc837a48e3d10227e24e2d137743"
+
+
+def test_every_shape_and_fit_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    """Collection's pictures are 20 x 30 px."""
+    keys, fits = set(), list[Fit](["crop", "pad"])
+    shapes = [PictureShape.of(size, channels) for size in (16, [16, 24], [24, 16]) for channels in (3, 1)]
+    for shape in shapes:
+        for fit in fits:
+            for _ in range(2):
+                cached = cached_images(Collection(5).listing(), "toy", shape, tmp_path, fit=fit)
+                assert cached.images.shape == (5, *shape)
+                has_border = fit == "pad" and (shape.height, shape.width) != (16, 24)
+                assert (cached.images[4, :, 0, 0] == (0 if has_border else 4)).all()
+            keys.add(cached.key)
+    assert len(keys) == len(folders(tmp_path)) == 12
+    names = {folder.name.rpartition("_")[0] for folder in folders(tmp_path)}
+    assert {"toy_16px", "toy_16px_grey_pad", "toy_16x24px", "toy_24x16px_grey", "toy_16x24px_pad"} <= names
 
 
 # ---- Pictures that do not decode
@@ -272,6 +301,7 @@ from pathlib import Path
 import numpy as np
 from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
+from flowergen.picture_shape import PictureShape
 
 cache_dir, reads, num, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 
@@ -283,7 +313,7 @@ def read(row):
 
 names = tuple(f"picture {row}.png" for row in range(num))
 listing = Listing(names, np.full(num, -1), (), None, "0", read)
-cached = cached_images(listing, "toy", 16, cache_dir, num_threads=2)
+cached = cached_images(listing, "toy", PictureShape.of(16), cache_dir, num_threads=2)
 print(cached.images[:, 0, 0, 0].tolist() == list(range(num)))
 """
 
@@ -351,7 +381,7 @@ def test_photographs_of_all_sizes_are_cached_and_duplicates_share_a_digest(tmp_p
     """Every photograph decodes, and digests are equal exactly where bytes are."""
     root = photographs / "flowers5_160px"
     listing = list_image_folder(root)
-    cached = cached_images(listing, "flowers5", 32, tmp_path)
+    cached = cached_images(listing, "flowers5", PictureShape.of(32), tmp_path)
     assert cached.images.shape == (3000, 3, 32, 32)
     num_distinct = len({(root / name).read_bytes() for name in listing.names})
     assert len(set(cached.digests.tolist())) == num_distinct < 3000

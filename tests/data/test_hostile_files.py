@@ -25,6 +25,7 @@ from flowergen.data.listing import list_image_folder
 from flowergen.data.reading import UnreadablePicture, bytes_of, read_rgb
 from flowergen.data.split_folders import split_dataset
 from flowergen.errors import UserError
+from flowergen.picture_shape import PictureShape
 
 GREY = np.full((8, 8, 3), 90, dtype=np.uint8)
 
@@ -302,7 +303,7 @@ def test_a_picture_that_changes_while_all_are_decoded_is_no_cache(
     else:
         monkeypatch.setattr(os, "access", lambda file, mode: Path(file) != path)
     with pytest.raises(UserError, match="has changed or vanished since the pictures were listed") as raised:
-        cached_images(found, "toy", 16, tmp_path / "cache", on_corrupt)
+        cached_images(found, "toy", PictureShape.of(16), tmp_path / "cache", on_corrupt)
     assert "4\\n.png" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []

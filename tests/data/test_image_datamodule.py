@@ -9,8 +9,10 @@ from PIL import Image
 from flowergen.data.batch import Batch
 from flowergen.data.flowers102_datamodule import Flowers102DataModule
 from flowergen.data.image_folder_datamodule import ImageFolderDataModule
+from flowergen.data.procedural import draw_flower
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
+from flowergen.picture_shape import PictureShape
 
 OPTIONS: dict[str, Any] = {
     "name": "test",
@@ -127,6 +129,55 @@ def test_corrupt_files_stop_or_are_skipped(tmp_path: Path) -> None:
         folder_module(tmp_path / "set", tmp_path / "cache")
     data = folder_module(tmp_path / "set", tmp_path / "cache", on_corrupt="skip")
     assert sum(map(len, data.rows.values())) == 40
+
+
+# ---- Shapes
+@pytest.mark.parametrize("image_size", [16, [48, 64], [20, 12]])
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_batches_have_the_shape_that_was_asked_for(tmp_path: Path, image_size: Any, channels: int, fit: str) -> None:
+    """Of both kinds of pictures, with all augmentations."""
+    shape = PictureShape.of(image_size, channels)
+    write_pictures(tmp_path / "set", 40, 0)
+    changes = {"image_size": image_size, "channels": channels, "fit": fit, "random_resized_crop": [0.5, 1], "color_jitter": 0.5}
+    for data in (drawn(tmp_path / "cache", **changes), folder_module(tmp_path / "set", tmp_path / "cache", **changes)):
+        assert data.picture_shape == shape
+        assert f"pictures of {shape}, " in data.summary()
+        batch = data.pictures[[5, 0, 7]]
+        assert (batch.image.shape, batch.image.dtype) == ((3, *shape), torch.uint8)
+        assert data.validation_images(2).shape == (2, *shape)
+        data.trainer = Training()  # type: ignore[assignment]
+        image = data.on_after_batch_transfer(batch, 0).image
+        assert (image.shape, image.dtype) == ((3, *shape), torch.float32)
+        assert image.min() >= 0
+        assert image.max() <= 1
+
+
+def test_a_padded_folder_shows_whole_pictures_between_black_borders(tmp_path: Path) -> None:
+    """20 x 20 px, in 20 x 24 px: the pixels of the files."""
+    write_pictures(tmp_path / "set", 40, 0)
+    data = folder_module(tmp_path / "set", tmp_path / "cache", image_size=[20, 24], fit="pad")
+    images = data.pictures[list(range(40))].image.numpy()
+    for image, name in zip(images, data.names, strict=True):
+        np.testing.assert_array_equal(image[:, :, 2:22].transpose(1, 2, 0), np.asarray(Image.open(tmp_path / "set" / name)))
+    assert not images[..., :2].any()
+    assert not images[..., 22:].any()
+
+
+def test_flowers_are_drawn_as_squares_of_the_longer_side(tmp_path: Path) -> None:
+    flower = draw_flower(0, 3, 24, 5).transpose(2, 0, 1)
+    for image_size, expected in ((24, flower), ([24, 24], flower), ([16, 24], flower[:, 4:20]), ([24, 12], flower[:, :, 6:18])):
+        found = drawn(tmp_path, image_size=image_size).pictures[[3]].image[0].numpy()
+        np.testing.assert_array_equal(found, expected)
+    padded = drawn(tmp_path, image_size=[16, 24], fit="pad").pictures[[3]].image[0].numpy()
+    assert not padded[:, :, :4].any()
+    assert not padded[:, :, 20:].any()
+    assert padded[:, :, 4:20].any(axis=0).mean() > 0.9
+
+
+def test_height_and_width_of_a_square_are_its_side(cache_dir: Path) -> None:
+    ours, theirs = drawn(cache_dir, image_size=[16, 16]), drawn(cache_dir, image_size=16)
+    assert (ours.pixels, ours.identity, ours.summary()) == (theirs.pixels, theirs.identity, theirs.summary())
 
 
 @pytest.mark.real_data

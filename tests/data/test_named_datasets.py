@@ -47,6 +47,11 @@ def test_celeba_has_its_attribute_as_label_and_its_own_partition(celeba: Path, t
     assert {subset: len(rows) for subset, rows in data.rows.items()} == {"train": 40, "val": 10, "test": 10}
     assert data.pictures[[0]].image.shape == (1, 3, 150, 150)
     assert set(data.pictures.labels.tolist()) == {0}
+    grey = OPTIONS | {"image_size": [109, 89], "channels": 1, "fit": "pad"}
+    data = CelebADataModule(root=celeba, attribute=None, cache_dir=tmp_path / "cache", **grey)
+    data.setup()
+    assert (data.pictures[[0]].image == 1).all(), "faces of 218 x 178 px fill it"
+    assert data.pictures[[0]].image.shape == (1, 1, 109, 89)
 
 
 def test_the_layout_is_the_one_that_torchvision_reads(celeba: Path, monkeypatch: pytest.MonkeyPatch) -> None:

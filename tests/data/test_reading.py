@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture, fit_square, read_rgb
+from flowergen.data.reading import IMAGE_EXTENSIONS, Fit, UnreadablePicture, fit_picture, read_rgb
+from flowergen.picture_shape import PictureShape
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -226,14 +227,69 @@ def test_formats_of_cameras_and_the_web(image_format: str, extension: str) -> No
         read_rgb(data[: len(data) // 2])
 
 
-# ---- Squares
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (7, 3), (64, 64), (150, 149), (333, 500)])
+# ---- Shapes
+SIZES = [(1, 1), (1, 500), (500, 1), (7, 3), (64, 64), (150, 149), (333, 500)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("image_size", [32, 150, [32, 48], [48, 32]])
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_any_size_becomes_the_shape(size: tuple[int, int], image_size: int | list[int], channels: int, fit: Fit) -> None:
+    """Smaller, larger, odd and extreme pictures; a uniform one keeps its colour exactly, inside black borders if padded."""
+    shape = PictureShape.of(image_size, channels)
+    fitted = fit_picture(np.full((*size, 3), (10, 128, 250), dtype=np.uint8), shape, fit)
+    assert (fitted.shape, fitted.dtype, fitted.flags.c_contiguous) == (shape, np.uint8, True)
+    colour = np.array([10, 128, 250] if channels == 3 else [107])[:, None, None]  # 0.299 x 10 + 0.587 x 128 + 0.114 x 250
+    inside = (fitted != 0).any(axis=0)
+    assert (fitted == np.where(inside, colour, 0)).all()
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    scale = min(shape.height / size[0], shape.width / size[1])
+    whole = [max(1, round(scale * side)) for side in size] if fit == "pad" else [shape.height, shape.width]
+    assert [len(rows), len(columns)] == whole
+    assert inside.sum() == len(rows) * len(columns)
+    for found, side in ((rows, shape.height), (columns, shape.width)):
+        assert found[0] == (side - len(found)) // 2, "centred"
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 47), (20, 20), (32, 32), (500, 333)])
 @pytest.mark.parametrize("size_px", [32, 150])
-def test_any_size_becomes_the_square(size: tuple[int, int], size_px: int) -> None:
-    """Smaller, larger, odd and extreme pictures; a uniform one keeps its colour exactly."""
-    square = fit_square(np.full((*size, 3), (10, 128, 250), dtype=np.uint8), size_px)
-    assert (square.shape, square.dtype, square.flags.c_contiguous) == ((3, size_px, size_px), np.uint8, True)
-    assert (square == np.array([10, 128, 250])[:, None, None]).all()
+def test_a_square_in_colour_is_pillow_s_own_fit(size: tuple[int, int], size_px: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = np.asarray(ImageOps.fit(Image.fromarray(image), (size_px, size_px), Image.Resampling.BICUBIC))
+    for shape in (PictureShape.of(size_px), PictureShape.of([size_px, size_px])):
+        np.testing.assert_array_equal(fit_picture(image, shape), expected.transpose(2, 0, 1))
+
+
+def test_crop_takes_the_centre_and_pad_keeps_all() -> None:
+    """6 x 12 distinct pixels, at their own scale: which of them are left, and what is around them."""
+    image = np.arange(1, 6 * 12 * 3 + 1, dtype=np.uint8).reshape(6, 12, 3)
+    planes = image.transpose(2, 0, 1)
+    np.testing.assert_array_equal(fit_picture(image, PictureShape.of([6, 8])), planes[:, :, 2:10])
+    np.testing.assert_array_equal(fit_picture(image, PictureShape.of([4, 12])), planes[:, 1:5])
+    np.testing.assert_array_equal(fit_picture(image, PictureShape.of([6, 12])), planes)
+    for size, above, beside in (([6, 12], 0, 0), ([12, 12], 3, 0), ([9, 12], 1, 0), ([6, 15], 0, 1)):
+        expected = np.zeros((3, *size), dtype=np.uint8)
+        expected[:, above : above + 6, beside : beside + 12] = planes
+        np.testing.assert_array_equal(fit_picture(image, PictureShape.of(size), "pad"), expected)
+
+
+def test_pad_scales_the_whole_picture() -> None:
+    """Three stripes beside each other, red, green and blue; apart from the filter's reach."""
+    image = np.repeat(np.eye(3, dtype=np.uint8) * 255, 30, axis=0)[None].repeat(30, axis=0)  # (30, 90, 3)
+    fitted = fit_picture(image, PictureShape.of(30), "pad")
+    assert not fitted[:, :10].any()
+    assert not fitted[:, 20:].any()
+    for channel in range(3):
+        np.testing.assert_array_equal(fitted[channel, 10:20, 10 * channel + 3 : 10 * channel + 7], 255)
+
+
+def test_grey_is_the_luma_of_itu_r_601() -> None:
+    """0.299 red + 0.587 green + 0.114 blue, rounded; what is grey already stays as it is."""
+    image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [10, 128, 250]]], dtype=np.uint8)
+    np.testing.assert_array_equal(fit_picture(image, PictureShape.of([1, 5], 1)), [[[76, 150, 29, 255, 107]]])
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(fit_picture(levels[..., None].repeat(3, -1), PictureShape.of(16, 1))[0], levels)
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 200])
@@ -244,12 +300,12 @@ def test_resizing_is_antialiased_bicubic(size_px: int) -> None:
     x = torch.from_numpy(image).permute(2, 0, 1)[None].double()  # (1, 3, 150, 150)
     x_resized = torch.nn.functional.interpolate(x, (size_px, size_px), mode="bicubic", antialias=True)
     expected = x_resized.clamp(0, 255)[0].numpy()
-    np.testing.assert_allclose(fit_square(image, size_px), expected, atol=1.2)  # it rounds twice
+    np.testing.assert_allclose(fit_picture(image, PictureShape.of(size_px)), expected, atol=1.2)  # it rounds twice
 
 
 def test_a_fine_pattern_turns_grey_instead_of_aliasing() -> None:
     checkerboard = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=-1)
-    assert np.abs(fit_square(checkerboard, 32).astype(int) - 127.5).max() < 2
+    assert np.abs(fit_picture(checkerboard, PictureShape.of(32)).astype(int) - 127.5).max() < 2
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -258,5 +314,5 @@ def test_the_centre_is_kept(transposed: bool) -> None:
     image = np.zeros((30, 90, 3), dtype=np.uint8)
     for channel in range(3):
         image[:, 30 * channel : 30 * channel + 30, channel] = 255
-    square = fit_square(image.transpose(1, 0, 2) if transposed else image, 30)
+    square = fit_picture(image.transpose(1, 0, 2) if transposed else image, PictureShape.of(30))
     np.testing.assert_array_equal(square, np.array([0, 255, 0])[:, None, None] * np.ones((3, 30, 30)))

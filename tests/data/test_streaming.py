@@ -18,11 +18,13 @@ from flowergen.data.batch import Batch
 from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing, list_image_folder
 from flowergen.data.order import TrainingOrder
+from flowergen.data.reading import Fit
 from flowergen.data.streaming import LoaderAhead, StreamedImages, streamed_images
 from flowergen.errors import UserError
+from flowergen.picture_shape import PictureShape
 from tests.data.test_image_datamodule import drawn, write_pictures
 
-SIZE_PX = 16
+SHAPE = PictureShape.of(16)
 
 
 @pytest.fixture
@@ -34,29 +36,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def streamed(folder: Path, cache_dir: Path) -> tuple[Listing, Any]:
+def streamed(folder: Path, cache_dir: Path, shape: PictureShape = SHAPE, fit: Fit = "crop") -> tuple[Listing, Any]:
     listing = list_image_folder(folder)
-    return listing, streamed_images(listing, "toy", SIZE_PX, cache_dir, "skip")
+    return listing, streamed_images(listing, "toy", shape, cache_dir, "skip", fit)
 
 
-def test_all_is_as_from_the_cache(folder: Path, tmp_path: Path) -> None:
-    listing, ours = streamed(folder, tmp_path / "stream")
-    theirs = cached_images(listing, "toy", SIZE_PX, tmp_path / "cache", "skip")
+@pytest.mark.parametrize(("shape", "fit"), [(SHAPE, "crop"), (PictureShape.of([48, 64], 1), "pad")])
+def test_all_is_as_from_the_cache(folder: Path, tmp_path: Path, shape: PictureShape, fit: Fit) -> None:
+    listing, ours = streamed(folder, tmp_path / "stream", shape, fit)
+    theirs = cached_images(listing, "toy", shape, tmp_path / "cache", "skip", fit=fit)
     np.testing.assert_array_equal(np.array(ours.images), theirs.images)
     np.testing.assert_array_equal(ours.rows, theirs.rows)
     assert ours.digests.tolist() == theirs.digests.tolist()
     assert (ours.unreadable, ours.key) == (theirs.unreadable, theirs.key)
     with pytest.raises(UserError) as first:
-        streamed_images(listing, "toy", SIZE_PX, tmp_path / "stream")
+        streamed_images(listing, "toy", shape, tmp_path / "stream", fit=fit)
     with pytest.raises(UserError) as second:
-        cached_images(listing, "toy", SIZE_PX, tmp_path / "cache")
+        cached_images(listing, "toy", shape, tmp_path / "cache", fit=fit)
     assert str(first.value) == str(second.value)
 
 
 def test_it_is_indexed_as_the_array_is(folder: Path, tmp_path: Path) -> None:
     """By a number, a list, an array, a slice of a slice; and as the array refuses."""
     listing, found = streamed(folder, tmp_path)
-    images, array = found.images, cached_images(listing, "toy", SIZE_PX, tmp_path, "skip").images
+    images, array = found.images, cached_images(listing, "toy", SHAPE, tmp_path, "skip").images
     assert (len(images), images.shape, images.dtype) == (len(array), array.shape, array.dtype)
     for index in (5, -1, [4, 4, 0], np.array([28, 2]), slice(3, 9), slice(None, None, -2), np.zeros(0, np.int64)):
         np.testing.assert_array_equal(np.array(images[index]), array[index])
@@ -76,7 +79,7 @@ def test_a_slice_has_read_nothing_yet(folder: Path, tmp_path: Path) -> None:
 def test_files_are_read_once_for_the_index_whatever_the_size(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     listing, found = streamed(folder, tmp_path)
     monkeypatch.setattr(streaming, "decoded", None)
-    other = streamed_images(listing, "toy", 8, tmp_path, "skip")
+    other = streamed_images(listing, "toy", PictureShape.of(8), tmp_path, "skip")
     assert other.digests.tolist() == found.digests.tolist()
     assert other.key != found.key
     (kept,) = (path for path in tmp_path.glob("toy_*") if path.is_dir())
@@ -89,7 +92,7 @@ def test_a_damaged_index_is_made_again(folder: Path, tmp_path: Path) -> None:
     fewer = json.dumps(json.loads(meta.read_text()) | {"unreadable": []}).encode()
     for damage in (meta.read_bytes()[:40], b"{}", fewer):
         meta.write_bytes(damage)
-        again = streamed_images(listing, "toy", SIZE_PX, tmp_path, "skip")
+        again = streamed_images(listing, "toy", SHAPE, tmp_path, "skip")
         assert again.digests.tolist() == found.digests.tolist()
 
 
@@ -117,7 +120,7 @@ def test_a_picture_that_is_not_the_one_of_the_index_is_named(folder: Path, tmp_p
     listing, found = streamed(folder, tmp_path)
     digests = found.digests.copy()
     digests[3] = digests[4]
-    images = StreamedImages(listing, found.rows, digests, found.images.shape[-1], ThreadPoolExecutor())
+    images = StreamedImages(listing, found.rows, digests, SHAPE, "crop", ThreadPoolExecutor())
     with pytest.raises(UserError, match=rf"^{listing.names[found.rows[3]]} has changed since the run started"):
         images[[3]]
 
@@ -184,8 +187,9 @@ def test_an_error_in_the_thread_is_the_users_one_line_at_its_batch() -> None:
         next(batches)
 
 
-def test_a_data_module_that_streams_gives_the_same_batches(tmp_path: Path) -> None:
-    ours, theirs = drawn(tmp_path / "a", decode="stream"), drawn(tmp_path / "b")
+@pytest.mark.parametrize("shape", [{}, {"image_size": [12, 16], "channels": 1, "fit": "pad"}])
+def test_a_data_module_that_streams_gives_the_same_batches(shape: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs = drawn(tmp_path / "a", decode="stream", **shape), drawn(tmp_path / "b", **shape)
     assert isinstance(ours.test_dataloader(), LoaderAhead)
     assert ours.identity == theirs.identity
     assert ours.pixels == theirs.pixels

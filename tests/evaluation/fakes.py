@@ -15,6 +15,7 @@ from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import PictureSet, RealPictures, real_pictures_of
 from flowergen.evaluation.probe import LinearProbe
 from flowergen.evaluation.real_side import RealSide
+from flowergen.picture_shape import PictureShape
 
 
 class Counting:
@@ -68,7 +69,7 @@ class Pictures:
     """Generated ones, which stop coming after so many.
 
     Args:
-        images: (N, 3, S, S) uint8.
+        images: (N, C, H, W) uint8.
         labels: (N,).
         batch_size: at a time.
         stops_after: raises KeyboardInterrupt when so many have come.
@@ -81,7 +82,7 @@ class Pictures:
     ):
         self.images, self.batch_size, self.stops_after = np.array(images), batch_size, stops_after
         self.labels = torch.from_numpy(np.full(len(images), -1) if labels is None else labels)
-        self.image_size = images.shape[-1]
+        self.picture_shape = PictureShape(*images.shape[1:])
         self.began_at: list[int] = []
 
     def batches(self, first: int) -> Iterator[np.ndarray]:

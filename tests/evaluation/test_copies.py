@@ -54,18 +54,23 @@ def mirror(images: np.ndarray) -> np.ndarray:
     return images[..., ::-1]
 
 
+def variants(vectors: np.ndarray, mirrored: bool) -> list[np.ndarray]:
+    """Vectors of pictures of 32 px and, if wanted, of their mirror images."""
+    return [vectors, copies.mirrored(vectors, 32)] if mirrored else [vectors]
+
+
 class Search:
     """What ``evaluate`` does with pixels."""
 
     def __init__(self, data: ProceduralDataModule, train: np.ndarray, mirrored: bool = False):
         vectors = copies.pixel_vectors(train)
-        self.mirrored, self.kept = mirrored, copies.distinct(vectors, mirrored)
+        self.mirrored, self.kept = mirrored, copies.distinct(variants(vectors, mirrored))
         self.candidates = vectors[self.kept]
         self.calibrated, _ = copies.calibrated_ratio(self.of(of(data, "val")).ratio)
 
     def of(self, images: np.ndarray) -> copies.Neighbours:
-        variants = copies.with_mirror_images(copies.pixel_vectors(images), self.mirrored)
-        return copies.neighbours(variants, self.candidates, self.kept)
+        of_images = variants(copies.pixel_vectors(images), self.mirrored)
+        return copies.neighbours(of_images, self.candidates, self.kept)
 
     def rates(self, images: np.ndarray) -> tuple[float, float]:
         ratio = self.of(images).ratio
@@ -129,13 +134,13 @@ def test_near_duplicates_in_the_training_set_are_taken_out_and_hide_no_copies(
 def test_mirror_images_among_the_training_pictures_are_duplicates_where_training_mirrors(data: ProceduralDataModule) -> None:
     train = of(data, "train")
     both = copies.pixel_vectors(np.concatenate((train, mirror(train[:50]))))
-    assert copies.distinct(both, mirror=True).tolist() == list(range(len(train)))
-    assert len(copies.distinct(both, mirror=False)) == len(both)
+    assert copies.distinct(variants(both, True)).tolist() == list(range(len(train)))
+    assert len(copies.distinct([both])) == len(both)
 
 
 def test_nothing_is_taken_out_of_pictures_that_differ(data: ProceduralDataModule) -> None:
     vectors = copies.pixel_vectors(of(data, "train"))
-    assert copies.distinct(vectors, mirror=True).tolist() == list(range(len(vectors)))
+    assert copies.distinct(variants(vectors, True)).tolist() == list(range(len(vectors)))
 
 
 # -- its parts
@@ -143,12 +148,12 @@ def test_nothing_is_taken_out_of_pictures_that_differ(data: ProceduralDataModule
 
 def test_equal_pictures_count_as_one_however_many_there_are(data: ProceduralDataModule) -> None:
     vectors = copies.pixel_vectors(of(data, "train")[:40])
-    assert copies.distinct(np.tile(vectors, (5, 1)), mirror=False).tolist() == list(range(40))
+    assert copies.distinct([np.tile(vectors, (5, 1))]).tolist() == list(range(40))
 
 
 @pytest.mark.parametrize(("num", "left"), [(0, []), (1, [0]), (2, [0, 1]), (4, [0, 1]), (9, [0, 1])])
 def test_of_equal_pictures_two_are_left_to_compare_with(num: int, left: list[int]) -> None:
-    assert copies.distinct(np.full((num, 12), 9, np.uint8), mirror=False).tolist() == left
+    assert copies.distinct([np.full((num, 12), 9, np.uint8)]).tolist() == left
 
 
 def test_pixels_up_to_64_px_are_taken_as_they_are_and_larger_ones_made_smaller() -> None:
@@ -183,15 +188,28 @@ def test_rows_are_selected_in_their_order_in_parts_of_a_memory_map_too(
         np.testing.assert_array_equal(found, whole[np.array(rows, dtype=np.int64)])
 
 
-def test_vectors_are_mirrored_as_pictures() -> None:
-    images = RNG(0).integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+@pytest.mark.parametrize("shape", [(3, 6, 6), (1, 48, 64), (3, 8, 5)])
+def test_vectors_are_mirrored_as_pictures(shape: tuple[int, int, int]) -> None:
+    images = RNG(0).integers(0, 256, (4, *shape), dtype=np.uint8)
     vectors = copies.pixel_vectors(images)
-    np.testing.assert_array_equal(copies.mirrored(vectors), images[..., ::-1].reshape(4, -1))
-    for wanted in (False, True):
-        variants = copies.with_mirror_images(vectors, wanted)
-        assert len(variants) == 1 + wanted
-        np.testing.assert_array_equal(variants[0], vectors)
-    np.testing.assert_array_equal(variants[1], copies.mirrored(vectors))
+    np.testing.assert_array_equal(vectors, images.reshape(4, -1))
+    np.testing.assert_array_equal(copies.mirrored(vectors, shape[-1]), images[..., ::-1].reshape(4, -1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "small"), [((1, 48, 64), (1, 48, 64)), ((3, 48, 90), (3, 48, 64)), ((1, 128, 96), (1, 64, 64))]
+)
+def test_no_side_that_is_compared_is_above_64_px(shape: tuple[int, int, int], small: tuple[int, int, int]) -> None:
+    """Of the mirror image of a large picture as well, but for rounding."""
+    images = RNG(1).integers(0, 256, (3, *shape), dtype=np.uint8)
+    vectors = copies.pixel_vectors(images)
+    assert copies.compared_shape(shape) == small
+    assert (vectors.shape, vectors.dtype) == ((3, int(np.prod(small))), np.uint8)
+    assert copies.pixel_vectors(images, np.zeros(0, np.int64)).shape == (0, int(np.prod(small)))
+    channel = Image.fromarray(images[1, 0]).resize(small[:0:-1], Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(vectors[1].reshape(small)[0].astype(int), np.asarray(channel), atol=2)
+    mirrored = copies.mirrored(vectors, shape[-1]).astype(int)
+    np.testing.assert_allclose(mirrored, copies.pixel_vectors(np.ascontiguousarray(images[..., ::-1])), atol=1)
 
 
 def test_neighbours_are_rows_among_all_training_pictures_and_the_ratio_of_their_distances() -> None:

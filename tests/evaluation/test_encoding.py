@@ -14,9 +14,18 @@ from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation import encoding
-from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
+from flowergen.evaluation.encoding import (
+    batch_of,
+    cached_features,
+    cached_posteriors,
+    feature_scale,
+    in_parts,
+    latent_scale,
+    posteriors,
+)
 from flowergen.modules.outside_weights import load_efficientnet
 from flowergen.nn.efficientnet import feature_shape_for
+from flowergen.picture_shape import PictureShape
 from tests.tiny_models import SIZE, TinyAutoencoder, drawn
 
 
@@ -37,7 +46,7 @@ def test_cached_posteriors_are_those_of_the_pictures_and_of_their_mirror_images(
     flat: bool, data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the whole collection, in its order, over several batches; read-only, and plain .npy files."""
-    monkeypatch.setattr(encoding, "BATCH_VALUES", 16 * data.image_size**2)
+    monkeypatch.setattr(encoding, "BATCH_VALUES", 16 * SIZE**2)
     model = TinyAutoencoder(flat=flat).eval()
     moments = cached_posteriors(model, data, tmp_path)
     x = torch.from_numpy(np.array(data.pictures.images)).float() / 255
@@ -86,7 +95,7 @@ def test_other_pixels_under_the_same_names_are_encoded_again(
     other = drawn(tmp_path / "pixels", drawing_seed=1)
     if what == "transform":
         monkeypatch.setattr(cache, "TRANSFORM_VERSION", cache.TRANSFORM_VERSION + 1)
-        monkeypatch.setattr(cache, "fit_square", lambda image, size_px: 255 - reading.fit_square(image, size_px))
+        monkeypatch.setattr(cache, "fit_picture", lambda *args: 255 - reading.fit_picture(*args))
         other = drawn(tmp_path / "pixels")
     mean, _ = cached_posteriors(model, other, tmp_path)
     with torch.no_grad():
@@ -178,6 +187,24 @@ def test_nothing_is_kept_where_encoding_breaks_off(data: ProceduralDataModule, t
     assert folders(tmp_path) == []
 
 
+def test_as_many_pictures_of_any_shape_are_encoded_at_a_time_as_have_a_number_of_pixels() -> None:
+    shapes = {64: 64, 32: 256, 1024: 1, (48, 64): 85, (128, 32): 64}
+    for size, num in shapes.items():
+        assert batch_of(PictureShape.of(size)) == batch_of(PictureShape.of(size, 1)) == num
+
+
+def test_posteriors_and_features_of_grey_pictures_that_are_not_square(cache_dir: Path, tmp_path: Path) -> None:
+    data = drawn(cache_dir, image_size=[16, 24], channels=1)
+    assert data.pictures.images.shape == (40, 1, 16, 24)
+    model: Any = SimpleNamespace(encode=lambda x: (x, -x), device=torch.device("cpu"))
+    mean, logvar = next(posteriors(model, data, np.arange(3), flips=True))
+    x = torch.from_numpy(np.array(data.pictures.images[:3])) / 255
+    torch.testing.assert_close(mean, torch.stack((x, x.flip(-1)), dim=1))
+    torch.testing.assert_close(logvar, -mean)
+    features = cached_features(load_efficientnet("lite0", "a test"), data, torch.device("cpu"), tmp_path)
+    assert features.shape == (40, 2, *feature_shape_for(PictureShape(1, 16, 24)))
+
+
 # -- their scale
 
 
@@ -235,7 +262,7 @@ def test_cached_features_are_the_last_stage_output_of_pictures_and_mirror_images
     """In float16, in a folder of their own; their scale is that of the rows that were asked for."""
     net = load_efficientnet("lite0", "a test")
     features = cached_features(net, data, torch.device("cpu"), tmp_path)
-    assert (features.shape, features.dtype) == ((40, 2, *feature_shape_for(SIZE)), np.float16)
+    assert (features.shape, features.dtype) == ((40, 2, *feature_shape_for(data.picture_shape)), np.float16)
     x = torch.from_numpy(np.array(data.pictures.images)).float() / 255
     for variant, pictures in enumerate((x, x.flip(-1))):
         expected = net(pictures)[-1].numpy()

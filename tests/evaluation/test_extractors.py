@@ -28,10 +28,10 @@ RESNET = "resnet18-f37072fd.pth"
 SMALLEST = 96  # px that EfficientNet-Lite1 sees
 
 
-def uint8(num: int, size: int, seed: int = 0) -> Tensor:
+def uint8(num: int, size: int | tuple[int, int], channels: int = 3) -> Tensor:
     """Smooth pictures: of noise, all resizes would give nearly the same."""
-    coarse = torch.rand(num, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1).mul(255).round().to(torch.uint8)
+    coarse = torch.rand(num, channels, 5, 5, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, size, mode="bicubic").clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -377,6 +377,47 @@ def test_auto_is_inception_where_its_file_is_and_efficientnet_elsewhere(tmp_path
     (tmp_path / INCEPTION).touch()
     assert chosen("auto", tmp_path) == "inception"
     assert chosen("efficientnet", tmp_path) == "efficientnet"
+
+
+# -- grey pictures, and pictures that are not square
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(48, 64), (12, 20), (64, 12)])
+def test_a_file_gets_squares_in_colour_whatever_shape_the_pictures_have(
+    size: tuple[int, int], channels: int, tmp_path: Path
+) -> None:
+    extractor = load_extractor(str(saved("script", Scripted(), tmp_path)), tmp_path, CPU)
+    x = uint8(3, size, channels)
+    y = F.interpolate(x.float() / 255, (12, 12), mode="bilinear", align_corners=False, antialias=True).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(extractor.features(x)[0], y.reshape(3, 3, 2, 6, 2, 6).mean((3, 5)).flatten(1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("size", "seen"), [((48, 64), SMALLEST), ((48, 120), 120), ((240, 100), 224)])
+def test_efficientnet_gets_squares_in_colour_of_the_longer_side(size: tuple[int, int], seen: int, channels: int) -> None:
+    x = uint8(2, size, channels)
+    square = transforms.resize(x.float() / 255, [seen, seen], antialias=True).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = load_efficientnet("lite1", "a test").classify(square)
+    for found, wanted in zip(load_extractor("efficientnet", "nowhere", CPU).features(x), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_torchvision_network_gets_squares_in_colour(channels: int, tmp_path: Path) -> None:
+    net, x = stored("resnet18", tmp_path), uint8(2, (48, 64), channels)
+    square = transforms.resize(x.expand(-1, 3, -1, -1), [256, 256], antialias=True)
+    with torch.no_grad():
+        expected = net(prepared(square, 256, 224))
+    found = load_extractor("torchvision:resnet18", tmp_path, CPU).features(x)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inception_gets_colour(inception: Extractor) -> None:
+    x = uint8(1, (48, 64), channels=1)
+    for found, expected in zip(inception.features(x), inception.features(x.repeat(1, 3, 1, 1)), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 # -- many pictures

@@ -11,7 +11,6 @@ from torch import Tensor
 from flowergen.data.batch import Batch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
-from flowergen.evaluation import copies
 from flowergen.evaluation.measure import (
     WORST_PAIRS,
     floor_subsets,
@@ -24,6 +23,7 @@ from flowergen.evaluation.pictures import Given, real_pictures_in, real_pictures
 from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
+from flowergen.picture_shape import PictureShape
 from tests.conftest import save_grey
 from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, networks, probe, real_of, side_of
 from tests.tiny_models import diffusion, drawn
@@ -236,12 +236,21 @@ def test_what_was_measured_is_not_drawn_again(side: RealSide, data: ProceduralDa
     assert measured_of(Pictures(images, stops_after=0), side, 20, 1, tmp_path / ".").results == first.results
 
 
-def test_pictures_above_64_px_are_kept_smaller(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (12, 3, 70, 70), dtype=np.uint8)
+@pytest.mark.parametrize(("shape", "num_values"), [((3, 70, 70), 3 * 64 * 64), ((1, 48, 70), 48 * 64), ((3, 20, 12), 720)])
+def test_pixels_are_kept_at_64_px_a_side_at_most(shape: tuple[int, int, int], num_values: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
     side = RealSide(real_of(a_set(images, key="r"), a_set(images, key="t")), networks(tmp_path), [])
     results = measured_of(Pictures(images), side, 12, 1, tmp_path / "work").results
     assert results["copies_pixels_third"]["samples"] == [1]
-    assert (tmp_path / "work" / "samples" / "pixels.rows").stat().st_size == 12 * 3 * copies.LARGEST_PX**2
+    assert (tmp_path / "work" / "samples" / "pixels.rows").stat().st_size == 12 * num_values
+
+
+def test_mirrored_copies_of_grey_pictures_that_are_not_square_are_found(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 1, 48, 70), dtype=np.uint8)
+    real = real_of(a_set(images, key="r"), a_set(images, key="t"), mirrored=True)
+    side = RealSide(real, networks(tmp_path), [])
+    results = measured_of(Pictures(images[..., ::-1]), side, 12, 1, tmp_path / "work").results
+    assert results["copies_pixels_third"]["samples"] == [1]
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
@@ -395,7 +404,9 @@ def test_folders_of_one_name_in_two_places_have_a_floor(tmp_path: Path, cache_di
     for place, first in (("reference", 0), ("train", 10)):
         for number in range(8):
             save_grey(tmp_path / place / "flowers" / f"{number}.png", first + number, (8, 8))
-    real = real_pictures_in(str(tmp_path / "reference" / "flowers"), str(tmp_path / "train" / "flowers"), 8, cache_dir)
+    real = real_pictures_in(
+        str(tmp_path / "reference" / "flowers"), str(tmp_path / "train" / "flowers"), PictureShape.of(8), cache_dir
+    )
     assert real.train is not None
     assert real.train.name == real.reference.name
     (subset,) = floor_subsets(real, 3, 1, True)
@@ -411,7 +422,7 @@ class Copier:
     device = torch.device("cpu")
 
     def __init__(self, image_size: int, light: float = 1.0):
-        self.image_size, self.light, self.num_encoded = image_size, light, 0
+        self.picture_shape, self.light, self.num_encoded = PictureShape.of(image_size), light, 0
 
     def encode(self, x: Tensor) -> Posterior:
         self.num_encoded += len(x)

@@ -20,6 +20,7 @@ from flowergen.evaluation.pictures import (
     to_uint8,
 )
 from flowergen.evaluation.sampling import Sampler
+from flowergen.picture_shape import PictureShape
 from flowergen.randomness import normal_per_sample
 from tests.conftest import save_grey
 from tests.tiny_models import SIZE, TinyAutoencoder, drawn
@@ -46,6 +47,7 @@ def folder_of(root: Path, *names: str, first: int = 0) -> Path:
 
 
 FOUR = ("a/1.png", "a/2.png", "b/3.png", "b/4.png")
+EIGHT_PX = PictureShape.of(8)
 EIGHT = (*FOUR, "b/5.png", "b/6.png", "b/7.png", "b/8.png")  # half of which are four
 
 
@@ -151,6 +153,7 @@ def test_the_same_pictures_after_another_transform_are_other_pixels(cache_dir: P
     real = real_pictures_of(drawn(cache_dir), None)
     assert real.train is not None
     assert real.pixels == real_pictures_of(drawn(cache_dir), None).pixels
+    assert real.pixels != real_pictures_of(drawn(cache_dir, channels=1), None).pixels
     darker = replace(real.train, images=np.asarray(real.train.images) // 2)
     assert replace(real, train=darker).pixels != real.pixels
     assert replace(real, reference=darker).pixels == real.pixels
@@ -172,7 +175,7 @@ def test_where_nothing_is_held_out_the_training_pictures_are_the_reference_and_i
 
 def test_a_folder_is_known_by_its_pictures_and_classes_not_by_place_or_time(tmp_path: Path, cache_dir: Path) -> None:
     def identity(folder: Path) -> str:
-        return real_pictures_in(str(folder), None, 8, cache_dir).identity
+        return real_pictures_in(str(folder), None, EIGHT_PX, cache_dir).identity
 
     first = folder_of(tmp_path / "one", *FOUR, "b/5.png")
     before = identity(first)
@@ -192,7 +195,7 @@ def test_a_folder_is_known_by_its_pictures_and_classes_not_by_place_or_time(tmp_
 
 
 def test_a_folder_alone_is_the_reference(tmp_path: Path, cache_dir: Path) -> None:
-    real = real_pictures_in(str(folder_of(tmp_path / "flowers", *FOUR)), None, 8, cache_dir)
+    real = real_pictures_in(str(folder_of(tmp_path / "flowers", *FOUR)), None, EIGHT_PX, cache_dir)
     assert (real.train, real.calibration, real.validation, real.mirrored, real.note) == (None, None, None, True, "")
     assert levels(real.reference.at(range(4))) == tens(0, 1, 2, 3)
     assert real.reference.labels.tolist() == [0, 0, 1, 1]
@@ -203,7 +206,7 @@ def test_a_folder_alone_is_the_reference(tmp_path: Path, cache_dir: Path) -> Non
 def test_where_training_pictures_are_known_half_of_the_reference_calibrates(tmp_path: Path, cache_dir: Path) -> None:
     reference = folder_of(tmp_path / "reference", *EIGHT)
     train = folder_of(tmp_path / "train", *FOUR, first=10)
-    real = real_pictures_in(str(reference), str(train), 8, cache_dir)
+    real = real_pictures_in(str(reference), str(train), EIGHT_PX, cache_dir)
     assert real.train is not None
     assert real.calibration is not None
     assert levels(real.reference.at(range(4))) == tens(0, 2, 4, 6)
@@ -213,7 +216,7 @@ def test_where_training_pictures_are_known_half_of_the_reference_calibrates(tmp_
     assert real.mirrored, "nobody says whether mirror images were learnt from"
     assert real.validation is None, "they may be of another collection"
     other = folder_of(tmp_path / "other", *FOUR, first=20)
-    assert real_pictures_in(str(reference), str(other), 8, cache_dir).identity != real.identity
+    assert real_pictures_in(str(reference), str(other), EIGHT_PX, cache_dir).identity != real.identity
 
 
 def test_a_reference_that_was_learnt_from_is_a_training_set_metric(tmp_path: Path, cache_dir: Path) -> None:
@@ -222,7 +225,7 @@ def test_a_reference_that_was_learnt_from_is_a_training_set_metric(tmp_path: Pat
     train = tmp_path / "train"
     shutil.copytree(reference, train)
     for folder in (reference, train):
-        real = real_pictures_in(str(reference), str(folder), 8, cache_dir)
+        real = real_pictures_in(str(reference), str(folder), EIGHT_PX, cache_dir)
         assert real.train is real.reference
         assert real.calibration is None
         assert real.note.startswith("training-set metric")
@@ -234,10 +237,10 @@ def test_other_class_folders_are_refused_but_none_are_welcome(tmp_path: Path, ca
     reference = folder_of(tmp_path / "reference", *EIGHT)
     train = folder_of(tmp_path / "train", "a/1.png", "c/2.png", first=10)
     with pytest.raises(UserError, match=r"reference= and train= have different class folders"):
-        real_pictures_in(str(reference), str(train), 8, cache_dir)
+        real_pictures_in(str(reference), str(train), EIGHT_PX, cache_dir)
     flat = folder_of(tmp_path / "flat", *(f"{number}.png" for number in range(8)), first=10)
     for first, second in ((reference, flat), (flat, reference)):
-        assert real_pictures_in(str(first), str(second), 8, cache_dir).calibration is not None
+        assert real_pictures_in(str(first), str(second), EIGHT_PX, cache_dir).calibration is not None
 
 
 def test_a_reference_whose_half_is_too_few_is_refused_where_the_other_half_would_calibrate(
@@ -246,12 +249,12 @@ def test_a_reference_whose_half_is_too_few_is_refused_where_the_other_half_would
     """And where it is all of it."""
     six = folder_of(tmp_path / "six", *EIGHT[:6])
     train = folder_of(tmp_path / "train", "1.png", "2.png", first=10)
-    assert len(real_pictures_in(str(six), None, 8, cache_dir).reference) == 6
+    assert len(real_pictures_in(str(six), None, EIGHT_PX, cache_dir).reference) == 6
     with pytest.raises(UserError, match=r"^3 pictures of six are too few to evaluate with: give at least 4"):
-        real_pictures_in(str(six), str(train), 8, cache_dir)
+        real_pictures_in(str(six), str(train), EIGHT_PX, cache_dir)
     for learnt_from in (None, str(train)):  # two pictures, also as the training set itself
         with pytest.raises(UserError, match=r"^2 pictures of train are too few to evaluate with"):
-            real_pictures_in(str(train), learnt_from, 8, cache_dir)
+            real_pictures_in(str(train), learnt_from, EIGHT_PX, cache_dir)
 
 
 # -- classes of samples
@@ -277,21 +280,23 @@ def test_a_folder_without_pictures_is_an_error_that_names_the_key(key: str, tmp_
     empty.mkdir()
     folders = {"reference": str(full), "train": str(full), key: str(empty)}
     with pytest.raises(UserError, match=f"{key}=.*contains no pictures"):
-        real_pictures_in(folders["reference"], folders["train"], 8, cache_dir)
+        real_pictures_in(folders["reference"], folders["train"], EIGHT_PX, cache_dir)
 
 
 def test_a_file_that_does_not_decode_is_an_error_that_names_it(tmp_path: Path, cache_dir: Path) -> None:
     folder = folder_of(tmp_path / "reference", "1.png")
     (folder / "2.png").write_text("no picture")
     with pytest.raises(UserError, match=r"2\.png"):
-        picture_folder(str(folder), "reference", 8, cache_dir)
+        picture_folder(str(folder), "reference", EIGHT_PX, cache_dir)
 
 
-def test_pictures_of_a_folder_get_the_size_that_was_asked_for(tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize("shape", [PictureShape.of(12), PictureShape.of((24, 16)), PictureShape.of((24, 16), 1)], ids=str)
+def test_pictures_of_a_folder_get_the_shape_that_was_asked_for(shape: PictureShape, tmp_path: Path, cache_dir: Path) -> None:
     (tmp_path / "wide").mkdir()
     Image.fromarray(np.full((30, 50, 3), 7, np.uint8)).save(tmp_path / "wide" / "1.png")
-    pictures, names, _ = picture_folder(str(tmp_path / "wide"), "generated", 12, cache_dir)
-    assert (pictures.images.shape, list(names), pictures.labels.tolist()) == ((1, 3, 12, 12), [], [-1])
+    pictures, names, _ = picture_folder(str(tmp_path / "wide"), "generated", shape, cache_dir)
+    assert (pictures.images.shape, list(names), pictures.labels.tolist()) == ((1, *shape), [], [-1])
+    assert (pictures.images == 7).all()
 
 
 # -- generated ones
@@ -304,7 +309,7 @@ def test_given_pictures_are_of_the_class_of_the_same_name() -> None:
     given = Given(pictures, ["rose", "unknown", "tulip"], ["daisy", "tulip", "rose"], batch_size=2)
     assert given.labels.tolist() == [2, 1, -1, 2, 1]
     assert given.labels.dtype == torch.int64
-    assert (given.image_size, given.description) == (4, "even ones")
+    assert (given.picture_shape, given.description) == ((3, 4, 4), "even ones")
     flat = PictureSet("flat", pictures.images, np.full(10, -1), np.arange(10), "key")
     assert Given(flat, [], ["daisy"], 2).labels.tolist() == [-1] * 10
     assert Given(pictures, ["rose", "unknown", "tulip"], [], 2).labels.tolist() == [-1] * 5
@@ -343,7 +348,15 @@ def test_sampled_pictures_are_found_by_their_number_with_their_own_label(sampled
     whole = np.concatenate(list(sampled.batches(0)))
     index = [5, 0, 6, 2, 2]
     np.testing.assert_array_equal(sampled.at(index), whole[index])
-    assert (sampled.description, sampled.image_size) == ("drawn", SIZE)
+    assert (sampled.description, sampled.picture_shape) == ("drawn", (3, SIZE, SIZE))
+
+
+def test_grey_pictures_that_are_not_square_are_given_as_they_are() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 48, 64), dtype=np.uint8)
+    given = Given(PictureSet("grey", images, np.full(5, -1), np.array([4, 1, 0]), "key"), [], [], batch_size=2)
+    assert given.picture_shape == (1, 48, 64)
+    np.testing.assert_array_equal(np.concatenate(list(given.batches(0))), images[[4, 1, 0]])
+    np.testing.assert_array_equal(to_uint8(torch.from_numpy(images) / 255), images)
 
 
 def test_pictures_become_bytes_as_in_a_file() -> None:

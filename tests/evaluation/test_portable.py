@@ -23,6 +23,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.nn.conv_vae import ConvEncoder
 from flowergen.nn.dit import DiT
 from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
+from flowergen.picture_shape import PictureShape
 from flowergen.randomness import initialisation
 from tests.evaluation.test_walks import Pixels
 from tests.modules import test_vae, test_vae_gan
@@ -61,6 +62,11 @@ def vae() -> ImageModel:
     return stirred(test_vae.make(**odd, ema_decay=0.9))
 
 
+def grey_vae() -> ImageModel:
+    """Of grey pictures that are wider than high."""
+    return stirred(test_vae.make(image_size=[28, 36], image_channels=1, ema_decay=0.9))
+
+
 def vae_gan() -> ImageModel:
     """A flat latent, LayerNorm, all kinds of attention, weights that lie as channels_last."""
     return stirred(test_vae_gan.make(**FLAT, ema_decay=0.9).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
@@ -82,6 +88,7 @@ def dit(block: str = "modern") -> ImageModel:
     ("make", "names"),
     [
         (vae, {"encoder", "decoder"}),
+        (grey_vae, {"encoder", "decoder"}),
         (vae_gan, {"encoder", "decoder"}),
         (unet, {"encoder", "decoder", "denoiser"}),
         (dit, {"denoiser"}),
@@ -96,7 +103,7 @@ def test_onnxruntime_answers_as_the_model_does_at_any_batch_size(make: Any, name
     assert 0 < max(found.values()) < portable.TOLERANCE
     g = torch.Generator().manual_seed(3)
     for rows in (1, 2, 5):
-        x = torch.rand(rows, 3, model.image_size, model.image_size, generator=g)
+        x = torch.rand(rows, *model.picture_shape, generator=g)
         z = 2 * torch.randn(rows, *model.latent_shape, generator=g)
         with torch.inference_mode():
             ours: dict[str, tuple[dict[str, Tensor], Any]] = {}
@@ -209,6 +216,11 @@ def test_what_model_json_says_of_the_schedule_is_the_schedule() -> None:
     assert portable.describe(diffusion(on_pixels=True), [])["pixel_range"] == [-1, 1]
 
 
+def test_model_json_says_what_shape_the_pictures_have() -> None:
+    found = [portable.describe(model, []) for model in (diffusion(), grey_vae())]
+    assert [(about["image_size"], about["image_channels"]) for about in found] == [(16, 3), ([28, 36], 1)]
+
+
 def test_networks_are_rebuilt_from_the_weights_and_the_json_alone(tmp_path: Path) -> None:
     """The page's example for the denoiser; an encoder and a whole VAE-GAN; none sees anything of ``modules``."""
     config = {"_target_": "flowergen.nn.unet.UNet", "_partial_": True, "channels": 8, "multipliers": [1, 1], "num_blocks": 1,
@@ -229,7 +241,8 @@ def test_networks_are_rebuilt_from_the_weights_and_the_json_alone(tmp_path: Path
     gan = vae_gan()
     about = portable.describe(gan, []) | portable.write_weights(gan, {"model": FLAT}, tmp_path)
     assert (about["pixel_range"], about["decoder_activation"]) == ([-1, 1], "clamp")
-    net = ResidualAutoencoder(about["image_size"], LatentShape(**about["model"]["latent"]), Blocks(**about["model"]["blocks"]))
+    shape = PictureShape.of(about["image_size"], about["image_channels"])
+    net = ResidualAutoencoder(shape, LatentShape(**about["model"]["latent"]), Blocks(**about["model"]["blocks"]))
     for name in ("encoder", "decoder"):
         getattr(net, name).load_state_dict(load_file(tmp_path / f"{name}.safetensors"))
     x = torch.rand(2, 3, 16, 16)
@@ -241,7 +254,7 @@ def test_networks_are_rebuilt_from_the_weights_and_the_json_alone(tmp_path: Path
     options = {key: getattr(plain, key) for key in ("channels", "latent_dim")} | {"norm": "batch", "activation": "silu"}
     about = portable.write_weights(plain, {"model": {**options, "residual_blocks": 1, "beta": 1.0}}, tmp_path)
     assert (about["pixel_range"], about["decoder_activation"]) == ([-1, 1], "tanh")
-    encoder = ConvEncoder(30, **about["model"]).eval()
+    encoder = ConvEncoder(PictureShape.of(30), **about["model"]).eval()
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     x = torch.rand(2, 3, 30, 30)
     torch.testing.assert_close(encoder(2 * x - 1).mean, plain.encode(x).mean)

@@ -102,6 +102,32 @@ def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
     assert page.count('width="128" height="128"') == 9
 
 
+@pytest.mark.parametrize(
+    ("data", "words", "size", "factor"),
+    [
+        ({"image_size": [64, 48], "channels": 1, "fit": "pad"}, "at 64 x 48 px in grey", (144, 192), 3),
+        ({"image_size": [48, 64]}, "at 48 x 64 px", (128, 96), 2),
+        ({"image_size": 32, "channels": 1}, "at 32 px in grey", (128, 128), 4),
+        ({"image_size": [48, -64]}, "at 64 px", (128, 128), 2),
+    ],
+    ids=str,
+)
+def test_pictures_are_enlarged_by_a_whole_number_to_128_px_of_width(
+    data: dict[str, Any], words: str, size: tuple[int, int], factor: int, tmp_path: Path
+) -> None:
+    """With their proportions; those of an unexpected config as if they were of 64 px."""
+    run = run_folder(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"name": "dogs", **data}}))
+    grid(run / "samples" / "seed0" / "grid.png")
+    for label in range(2):
+        grid(run / "samples" / "seed0" / "pictures" / f"seed0_class00{label}_rose_0000{label}.png")
+    page = write_run_page(run).read_text()
+    assert f"dogs {words}, 1,234 optimiser steps" in page
+    assert page.count(f'width="{size[0]}" height="{size[1]}"') == 2
+    assert f'width="{20 * factor}"' in page, "grids of 20 px"
+
+
 def test_the_card_is_told_in_words(tmp_path: Path) -> None:
     """The model's value, then what to hold it against; what is of photographs alone is no value of the model."""
     run = run_folder(tmp_path / "run")

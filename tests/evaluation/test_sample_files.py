@@ -14,12 +14,15 @@ from torch import Tensor
 
 from flowergen.evaluation import sample_files
 from flowergen.evaluation.latent_store import LatentStore
+from flowergen.evaluation.pictures import to_uint8
 from flowergen.evaluation.sample_files import HOLD_FRAMES, NpzWriter, file_name, write_denoising, write_samples
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
 from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.picture_shape import PictureShape
 from tests.tiny_models import SIZE, diffusion
 
 NAMES = ("daisy", "rose", "colt's foot")
+SIX = PictureShape.of(6)
 
 
 def samples(num: int, batch_size: int = 2, size: int = 6) -> Iterator[tuple[int, Tensor]]:
@@ -43,9 +46,9 @@ def read(path: Path) -> np.ndarray:
 
 
 def test_an_archive_holds_pictures_and_labels_as_numpy_reads_them(tmp_path: Path) -> None:
-    """arr_0 (N, S, S, 3) uint8 in the order of the samples, rounded and clamped; arr_1 (N,) int64. No pickles, no pictures/."""
+    """arr_0 (N, H, W, C) uint8 in the order of the samples, rounded and clamped; arr_1 (N,) int64. No pickles, no pictures/."""
     labels = torch.tensor([2, 2, 0, 0, 1])
-    lines = write_samples(tmp_path, samples(5), labels, NAMES, 6, 0, "npz")
+    lines = write_samples(tmp_path, samples(5), labels, NAMES, SIX, 0, "npz")
     assert lines == ["5 pictures of 3 classes: grid.png and samples.npz"]
     assert everything(tmp_path) == ["grid.png", "samples.npz"]
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as archive:
@@ -60,14 +63,31 @@ def test_an_archive_holds_pictures_and_labels_as_numpy_reads_them(tmp_path: Path
 
 
 def test_colours_and_sides_are_not_mixed_up(tmp_path: Path) -> None:
-    """(n, 3, S, S) becomes (n, S, S, 3), rows first, in the archive and in single pictures alike."""
+    """(n, C, H, W) becomes (n, H, W, C), rows first, in the archive and in single pictures alike."""
     x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     expected = np.stack([np.moveaxis((255 * image.numpy()).round().astype(np.uint8), 0, -1) for image in x])
     for file_format in ("npz", "png"):
-        write_samples(tmp_path, iter([(0, x)]), torch.tensor([1, 1]), NAMES, 4, 0, file_format)
+        write_samples(tmp_path, iter([(0, x)]), torch.tensor([1, 1]), NAMES, PictureShape.of(4), 0, file_format)
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], expected)
     for number, pixels in enumerate(expected):
         np.testing.assert_array_equal(read(tmp_path / "pictures" / f"seed0_class001_rose_0000{number}.png"), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_may_be_grey_and_need_not_be_square(channels: int, tmp_path: Path) -> None:
+    """Files of grey pictures are grey; the grid is in colour, with equal values."""
+    x = torch.rand(3, channels, 4, 6, generator=torch.Generator().manual_seed(0))
+    shape, pixels = PictureShape.of((4, 6), channels), to_uint8(x)
+    for file_format in ("npz", "png"):
+        write_samples(tmp_path, iter([(0, x)]), torch.full((3,), NO_CLASS), (), shape, 0, file_format)
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], pixels.transpose(0, 2, 3, 1))
+    for number, image in enumerate(pixels):
+        with Image.open(tmp_path / "pictures" / f"seed0_0000{number}.png") as file:
+            assert (file.mode, file.size) == ("L" if channels == 1 else "RGB", (6, 4))
+            np.testing.assert_array_equal(np.atleast_3d(np.asarray(file)), image.transpose(1, 2, 0))
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape == (10, 14, 3)
+    np.testing.assert_array_equal(grid[:4, 8:14], np.broadcast_to(pixels[1].transpose(1, 2, 0), (4, 6, 3)))
 
 
 def test_what_breaks_off_leaves_no_archive(tmp_path: Path) -> None:
@@ -78,11 +98,11 @@ def test_what_breaks_off_leaves_no_archive(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_samples(tmp_path, broken(), torch.tensor([0, 0, 1]), NAMES, 6, 0, "npz")
+        write_samples(tmp_path, broken(), torch.tensor([0, 0, 1]), NAMES, SIX, 0, "npz")
     assert everything(tmp_path) == []
     (tmp_path / "samples.npz").write_bytes(b"older")
     with pytest.raises(KeyboardInterrupt):
-        write_samples(tmp_path, broken(), torch.tensor([0, 0, 1]), NAMES, 6, 0, "npz")
+        write_samples(tmp_path, broken(), torch.tensor([0, 0, 1]), NAMES, SIX, 0, "npz")
     assert everything(tmp_path) == ["samples.npz"]
     assert (tmp_path / "samples.npz").read_bytes() == b"older"
 
@@ -103,7 +123,7 @@ class FullDisk:
 @pytest.mark.parametrize("when", ["pictures", "labels"])
 def test_a_disk_that_fills_up_leaves_no_part_of_an_archive(when: str, tmp_path: Path) -> None:
     """Not even where there is no room to end the file properly."""
-    writer = NpzWriter(tmp_path / "samples.npz", torch.tensor([0, 1]), 6)
+    writer = NpzWriter(tmp_path / "samples.npz", torch.tensor([0, 1]), SIX)
 
     def write_until_full() -> None:
         pixels = np.zeros((1, 6, 6, 3), dtype=np.uint8)
@@ -131,7 +151,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_an_archive(when: str, tmp_path: 
 
 
 def test_every_picture_has_a_file_that_says_seed_class_and_number(tmp_path: Path) -> None:
-    lines = write_samples(tmp_path, samples(5, batch_size=3), torch.tensor([2, 2, 0, 0, 1]), NAMES, 6, 7, "png")
+    lines = write_samples(tmp_path, samples(5, batch_size=3), torch.tensor([2, 2, 0, 0, 1]), NAMES, SIX, 7, "png")
     assert lines == ["5 pictures of 3 classes: grid.png and pictures/"]
     names = ["class000_daisy_00002", "class000_daisy_00003", "class001_rose_00004"]
     names += ["class002_colts_foot_00000", "class002_colts_foot_00001"]
@@ -143,7 +163,7 @@ def test_every_picture_has_a_file_that_says_seed_class_and_number(tmp_path: Path
 def test_the_grid_has_a_row_of_sixteen_at_most_for_each_class(tmp_path: Path) -> None:
     """Classes in the order of their first sample, samples in theirs, also where classes take turns."""
     labels = torch.tensor([1] * 2 + [0] * 20 + [1])
-    write_samples(tmp_path, samples(23, batch_size=5), labels, NAMES, 6, 0, "npz")
+    write_samples(tmp_path, samples(23, batch_size=5), labels, NAMES, SIX, 0, "npz")
     grid = read(tmp_path / "grid.png")
     assert grid.shape[0] == 2 * 8 - 2
     margin = grid.shape[1] - (16 * 8 - 2)
@@ -156,7 +176,7 @@ def test_the_grid_has_a_row_of_sixteen_at_most_for_each_class(tmp_path: Path) ->
 
 
 def test_without_classes_the_grid_is_square_and_no_name_speaks_of_one(tmp_path: Path) -> None:
-    lines = write_samples(tmp_path, samples(9, batch_size=4), torch.full((9,), NO_CLASS), (), 6, 3, "png")
+    lines = write_samples(tmp_path, samples(9, batch_size=4), torch.full((9,), NO_CLASS), (), SIX, 3, "png")
     assert lines == ["9 pictures: grid.png and pictures/"]
     assert everything(tmp_path) == ["grid.png", *(f"pictures/seed3_0000{number}.png" for number in range(9))]
     grid = read(tmp_path / "grid.png")
@@ -166,7 +186,7 @@ def test_without_classes_the_grid_is_square_and_no_name_speaks_of_one(tmp_path: 
 
 def test_a_grid_of_very_many_pictures_stays_small(tmp_path: Path) -> None:
     labels = torch.full((300,), NO_CLASS)
-    write_samples(tmp_path, ((i, torch.zeros(100, 3, 2, 2)) for i in (0, 100, 200)), labels, (), 2, 0, "npz")
+    write_samples(tmp_path, ((i, torch.zeros(100, 3, 2, 2)) for i in (0, 100, 200)), labels, (), PictureShape.of(2), 0, "npz")
     assert read(tmp_path / "grid.png").shape == (16 * 4 - 2, 16 * 4 - 2, 3)
 
 
@@ -192,14 +212,14 @@ def test_the_name_of_a_class_cannot_lead_out_of_the_folder_or_be_too_long(number
     name = file_name(seed, number, HOSTILE)
     assert re.fullmatch(rf"seed{seed}_class{number:03d}_\w*", name)
     assert len(os.fsencode(f"{name}_00000.png.partial")) <= 255
-    write_samples(tmp_path / "out", samples(1), torch.tensor([number]), HOSTILE, 6, seed, "png")
+    write_samples(tmp_path / "out", samples(1), torch.tensor([number]), HOSTILE, SIX, seed, "png")
     assert everything(tmp_path) == ["out/grid.png", f"out/pictures/{name}_00000.png"]
 
 
 def test_classes_of_the_same_letters_have_files_of_their_own(tmp_path: Path) -> None:
     """Also where upper and lower case are one: the number of the class tells them apart."""
     names = ("a b", "a/b", "A_B", "a'b")
-    write_samples(tmp_path, samples(4), torch.arange(4), names, 6, 0, "png")
+    write_samples(tmp_path, samples(4), torch.arange(4), names, SIX, 0, "png")
     files = [name.casefold() for name in everything(tmp_path / "pictures")]
     assert len(set(files)) == 4
 
@@ -331,6 +351,6 @@ def test_the_grid_shows_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("flowergen.evaluation.sample_files.GRID_PICTURES", 4)
     names = [f"class {k}" for k in range(7)]
     labels = torch.arange(7).repeat_interleave(2)
-    write_samples(tmp_path, samples(14), labels, names, 6, 0, "npz")
+    write_samples(tmp_path, samples(14), labels, names, SIX, 0, "npz")
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.height == 7 * (6 + 2) - 2

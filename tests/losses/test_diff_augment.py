@@ -112,6 +112,29 @@ def test_the_first_and_last_uniform_numbers_stay_in_the_picture(u: float, size: 
     assert diff_augment(torch.ones(1, 3, size, size), torch.full((1, NUM_DRAWS), u)).isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 32), (3, 32, 16), (1, 20, 12)])
+def test_shifts_and_cutouts_follow_each_side_of_a_rectangle(shape: tuple[int, int, int]):
+    """Shifted as far as it goes, a grey or colour rectangle loses an eighth of each side, and its middle is cut out."""
+    _, height, width = shape
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) + 0.1
+    u = draws(row=LAST, column=LAST, cut_row=0.5, cut_column=0.5)
+    expected = torch.zeros_like(x)
+    expected[:, :, : height - height // 8, : width - width // 8] = x[:, :, height // 8 :, width // 8 :]
+    top, left = (height + 1) // 2 - height // 4, (width + 1) // 2 - width // 4
+    expected[:, :, top : top + 2 * (height // 4), left : left + 2 * (width // 4)] = 0
+    torch.testing.assert_close(diff_augment(x, u), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 32), (3, 32, 16)])
+def test_zoom_enlarges_a_quarter_of_a_rectangle(shape: tuple[int, int, int]):
+    _, height, width = shape
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    quarter = x[:, :, height - height // 2 :, : width // 2]
+    expected = F.interpolate(quarter, size=(height, width), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(zoom(x, torch.tensor([[LAST, 0.0, 0.0]])), expected)
+    assert torch.equal(zoom(x, torch.tensor([[LAST, 0.0, 0.5]])), x)
+
+
 def test_gradients_pass():
     """It is linear in x: the gradient equals that of the matrix found by one picture a pixel, and what is cut out has none."""
     u = torch.rand(1, NUM_DRAWS, generator=torch.Generator().manual_seed(3))

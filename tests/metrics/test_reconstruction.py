@@ -6,10 +6,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from flowergen.metrics.reconstruction import gradient_energy, psnr, ssim
 
 
-@pytest.fixture(params=[28, 45])
+@pytest.fixture(params=[(3, 28, 28), (3, 45, 45), (1, 28, 45)], ids=str)
 def pair(request):
     g = torch.Generator().manual_seed(0)
-    x = torch.rand(3, 3, request.param, request.param, generator=g)
+    x = torch.rand(3, *request.param, generator=g)
     noise = torch.randn(x.shape, generator=g) * torch.tensor([0.01, 0.1, 0.5]).reshape(3, 1, 1, 1)
     return (x + noise).clamp(0, 1), x
 

@@ -12,10 +12,11 @@ from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.adversary import Adversary
 from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
 from flowergen.nn.discriminator import receptive_field
+from flowergen.picture_shape import PictureShape
 from flowergen.randomness import initialisation
 
 DEFAULTS: dict[str, Any] = {
-    "image_size": 32,
+    "shape": PictureShape.of(32),
     "channels": 4,
     "num_halvings": "auto",
     "norm": "group",
@@ -77,8 +78,8 @@ def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind:
 
 @pytest.mark.parametrize(("size", "patch"), [(28, 16), (64, 16), (128, 34), (256, 70)])
 def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: int) -> None:
-    assert make(image_size=size).description == f"discriminator on patches of {patch} px"
-    given = make(image_size=size, num_halvings=2)
+    assert make(shape=PictureShape.of(size)).description == f"discriminator on patches of {patch} px"
+    given = make(shape=PictureShape.of(size), num_halvings=2)
     assert given.description == f"discriminator on patches of {receptive_field(2)} px"
     assert len(given.discriminator.hidden) == 3
 
@@ -145,4 +146,4 @@ def test_the_adaptive_weight_is_kept_in_checkpoints_and_out_of_the_optimiser() -
 
 def test_halvings_that_leave_no_map_are_refused() -> None:
     with pytest.raises(UserError, match=r"num_halvings=5 leaves no map of logits for pictures of 64 px: use 1, or auto"):
-        make(image_size=64, num_halvings=5)
+        make(shape=PictureShape.of(64), num_halvings=5)

@@ -55,7 +55,7 @@ class States(Callback):
 
 def train(module: ImageModel, cache_dir: Path, parts: int = 1, **changes: Any) -> list[dict[str, Any]]:
     """Eight steps of four pictures."""
-    data = drawn(cache_dir, image_size=module.image_size, batch_size=4)
+    data = drawn(cache_dir, image_size=module.picture_shape.image_size, batch_size=4)
     states = States()
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, callbacks=[states], enable_checkpointing=False,

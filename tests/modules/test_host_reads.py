@@ -86,7 +86,7 @@ def pictures(num: int, size: int) -> Batch:
 
 def vae() -> tuple[ImageModel, Any]:
     module = test_vae.make(reconstruction="gaussian", sigma="learned", divergence="mmd", ema_decay=0.9)
-    return module, pictures(8, module.image_size)
+    return module, pictures(8, module.picture_shape.height)
 
 
 def vae_gan() -> tuple[ImageModel, Any]:

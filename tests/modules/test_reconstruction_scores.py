@@ -5,6 +5,7 @@ from flowergen.losses.reconstruction import gaussian_elbo
 from flowergen.metrics.reconstruction import gradient_energy, psnr, ssim
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.modules.running_means import RunningMeans
+from flowergen.picture_shape import PictureShape
 
 
 def a_set(num: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,7 +19,7 @@ def a_set(num: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 def test_a_set_s_scores_do_not_depend_on_its_batches(batch_size: int) -> None:
     """ELBO from the draw, PSNR, SSIM and sharpness from the mean; sharpness is a ratio of means, not a mean of ratios."""
     x, x_hat, x_mean, mean = a_set()
-    scores, means = ReconstructionScores(12), RunningMeans()
+    scores, means = ReconstructionScores(PictureShape.of(12)), RunningMeans()
     for _ in range(2):  # the second time as if new
         means.reset()
         for first in range(0, 6, batch_size):
@@ -41,6 +42,6 @@ def test_a_set_s_scores_do_not_depend_on_its_batches(batch_size: int) -> None:
 
 def test_pictures_without_structure_have_a_finite_sharpness() -> None:
     x = torch.full((2, 3, 12, 12), 0.5)
-    scores = ReconstructionScores(12)
+    scores = ReconstructionScores(PictureShape.of(12))
     means = {name: value.mean().item() for name, value in scores(x, x, x, torch.zeros(2, 1, 1, 1)).items()}
     assert scores.summarise(means | {"loss_kl": 0.0})["sharpness"] == 0

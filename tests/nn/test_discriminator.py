@@ -163,6 +163,13 @@ def test_a_graph_from_before_still_brings_gradients_after_frozen():
     torch.testing.assert_close(net.to_logits.bias.grad, expected)
 
 
+def test_patches_of_a_grey_rectangle_have_a_logit_each():
+    """The side known beforehand is the short one."""
+    net = PatchDiscriminator(4, 2, "group", image_channels=1)
+    logits = net(torch.zeros(1, 1, 48, 64)).logits
+    assert logits.shape == (1, 1, logits_side(48, 2), logits_side(64, 2))
+
+
 @pytest.mark.parametrize("image_size", [28, 64, 90, 150])
 @pytest.mark.parametrize("num_halvings", [1, 2, 3])
 def test_the_side_of_the_map_of_logits_is_known_beforehand(image_size: int, num_halvings: int) -> None:

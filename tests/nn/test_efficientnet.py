@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import center_crop, resize, to_tensor
 
 from flowergen.modules.outside_weights import load_efficientnet
-from flowergen.nn.efficientnet import MEAN, STD, WIDTHS, EfficientNetLite
+from flowergen.nn.efficientnet import MEAN, STD, WIDTHS, EfficientNetLite, feature_shape_for
+from flowergen.picture_shape import PictureShape
 
 DAISY = 985  # ImageNet's class
 FILES = {
@@ -44,6 +45,16 @@ def test_stage_outputs_halve_the_picture_again_and_again(
     assert len(outputs) == num_maps
     for halvings, (channels, output) in enumerate(zip(WIDTHS, outputs, strict=False), start=1):
         assert output.shape == (2, channels, -(-height // 2**halvings), -(-width // 2**halvings))
+
+
+def test_grey_is_repeated_for_the_three_colours(both: tuple[EfficientNetLite, EfficientNet]) -> None:
+    """Also of a rectangle, whose maps have its aspect ratio and are as many as its short side allows."""
+    x = torch.rand(2, 1, 48, 64, generator=torch.Generator().manual_seed(0))
+    maps = both[0](x)
+    assert [h.shape[1:] for h in maps] == [(16, 24, 32), (24, 12, 16), (40, 6, 8)]
+    for grey, colour in zip(maps, both[0](x.repeat(1, 3, 1, 1)), strict=True):
+        assert torch.equal(grey, colour)
+    assert feature_shape_for(PictureShape.of((48, 64), 1)) == maps[-1].shape[1:]
 
 
 def test_frozen_and_differentiable_by_the_picture(both: tuple[EfficientNetLite, EfficientNet]) -> None:

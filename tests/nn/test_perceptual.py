@@ -73,6 +73,12 @@ def test_nothing_is_computed_behind_the_last_layer_asked_for(
         torch.testing.assert_close(activation, expected[name], rtol=1e-4, atol=1e-4)
 
 
+def test_grey_is_repeated_for_the_three_colours(net: VGG16Features):
+    x = torch.rand(2, 1, 24, 32)
+    for grey, colour in zip(net(x), net(x.repeat(1, 3, 1, 1)), strict=True):
+        assert torch.equal(grey, colour)
+
+
 def test_it_is_frozen_and_gradients_reach_the_picture(net: VGG16Features):
     assert not any(parameter.requires_grad for parameter in net.parameters())
     assert not net.train().training

@@ -9,17 +9,18 @@ from torch.nn.utils import parametrize
 from flowergen.nn.discriminator import frozen
 from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
+from flowergen.picture_shape import PictureShape
 from flowergen.randomness import initialisation
 
 
 def build(size: int = 64, norm: Any = "group", channels: int = 4) -> ProjectedDiscriminator:
     with initialisation(0):
-        return ProjectedDiscriminator(size, WIDTHS[: num_maps_for(size)], channels, norm)
+        return ProjectedDiscriminator(PictureShape.of(size), WIDTHS[: num_maps_for(PictureShape.of(size))], channels, norm)
 
 
 def features(size: int = 64, num: int = 2, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sides = [-(-size // 2**i) for i in range(1, num_maps_for(size) + 1)]
+    sides = [-(-size // 2**i) for i in range(1, num_maps_for(PictureShape.of(size)) + 1)]
     return [torch.randn(num, c, side, side, generator=generator) for c, side in zip(WIDTHS, sides, strict=False)]
 
 
@@ -29,6 +30,14 @@ def test_each_map_of_at_least_four_positions_a_side_has_a_head_with_sixteen_logi
     net, given = build(size, norm), features(size)
     assert net(given).logits.shape == (2, heads, 4, 4)
     assert [h.shape[1] for h in net.mixed(given)] == [4, 8, 16, 32, 32][:heads]
+
+
+def test_a_rectangle_has_as_many_logits_as_a_square() -> None:
+    shape = PictureShape.of((48, 80), 1)
+    net = ProjectedDiscriminator(shape, WIDTHS[: num_maps_for(shape)], 4, "group")
+    maps = [torch.rand(2, WIDTHS[i], -(-48 // 2 ** (i + 1)), -(-80 // 2 ** (i + 1))) for i in range(num_maps_for(shape))]
+    assert len(maps) == 3
+    assert net(maps).logits.shape == (2, 3, 4, 4)
 
 
 def test_features_are_mixed_across_channels_then_from_the_smallest_map_to_the_largest() -> None:

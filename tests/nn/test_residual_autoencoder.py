@@ -8,6 +8,7 @@ from torch import nn
 from flowergen.nn.attention import ChannelAttention, SelfAttention, SpatialAttention
 from flowergen.nn.blocks import ACTIVATIONS, NORMS, ResidualBlock
 from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
+from flowergen.picture_shape import PictureShape
 
 SPATIAL = LatentShape("spatial", "auto", channels=3, dim=5)
 FLAT = LatentShape("flat", "auto", channels=3, dim=5)
@@ -16,7 +17,7 @@ BLOCKS = Blocks([4, 8], [1, 1], "group", "silu", True, True, True)
 
 def build(size: int, latent: LatentShape, **changes: Any) -> ResidualAutoencoder:
     torch.manual_seed(0)
-    return ResidualAutoencoder(size, latent, replace(BLOCKS, **changes))
+    return ResidualAutoencoder(PictureShape.of(size), latent, replace(BLOCKS, **changes))
 
 
 def randomised(net: nn.Module) -> nn.Module:
@@ -34,11 +35,34 @@ def test_every_size_goes_in_and_comes_out(size: int, latent: LatentShape):
     if latent is FLAT and size // (size & -size) > 16:
         latent = replace(FLAT, factor=size & -size)  # not by itself, see test_a_flat_latent_wants_a_small_map
     with torch.device("meta"):
-        net = ResidualAutoencoder(size, latent, BLOCKS)
+        net = ResidualAutoencoder(PictureShape.of(size), latent, BLOCKS)
         posterior = net.encoder(torch.empty(2, 3, size, size))
-        assert posterior.mean.shape == posterior.logvar.shape == (2, *latent.shape_for(size))
+        assert posterior.mean.shape == posterior.logvar.shape == (2, *latent.shape_for(PictureShape.of(size)))
         assert net.decoder(posterior.mean).shape == (2, 3, size, size)
         assert net.decoder.features(posterior.mean).shape == (2, 4, size, size)
+
+
+@pytest.mark.parametrize(
+    ("size", "spatial", "flat"),
+    [((48, 64), 4, 8), ((32, 128), 4, 16), ((96, 256), 8, 32), ((30, 64), 2, None), ((48, 50), 2, None)],
+)
+def test_both_sides_of_a_grey_rectangle_are_divided(size: tuple[int, int], spatial: int, flat: int | None):
+    """A flat latent has a map of at most 49 positions, which 15 x 32 and 24 x 25, the smallest of the last two, exceed."""
+    shape = PictureShape.of(size, channels=1)
+    for latent, factor in ((SPATIAL, spatial), (FLAT, flat)):
+        if factor is None:
+            with pytest.raises(
+                ValueError, match=f"sides that halve down to 16 px or less, and {size[0]} x {size[1]} px in grey"
+            ):
+                latent.factor_for(shape)
+            continue
+        assert latent.factor_for(shape) == factor
+        with torch.device("meta"):
+            net = ResidualAutoencoder(shape, latent, BLOCKS)
+            posterior = net.encoder(torch.empty(2, *shape))
+            assert posterior.mean.shape == (2, *latent.shape_for(shape))
+            assert net.decoder(posterior.mean).shape == (2, *shape)
+    assert SPATIAL.shape_for(shape) == (3, size[0] // spatial, size[1] // spatial)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +71,17 @@ def test_every_size_goes_in_and_comes_out(size: int, latent: LatentShape):
 )
 def test_the_factor_goes_by_the_image_size(size: int, spatial: int, flat: int):
     """4 up to 128 px, 8 above, to 4 to 7 px where flat; and less where halvings do not come out even."""
-    assert (SPATIAL.factor_for(size), FLAT.factor_for(size)) == (spatial, flat)
-    assert SPATIAL.shape_for(size) == (3, size // spatial, size // spatial)
-    assert FLAT.shape_for(size) == (5, 1, 1)
+    assert (SPATIAL.factor_for(PictureShape.of(size)), FLAT.factor_for(PictureShape.of(size))) == (spatial, flat)
+    assert SPATIAL.shape_for(PictureShape.of(size)) == (3, size // spatial, size // spatial)
+    assert FLAT.shape_for(PictureShape.of(size)) == (5, 1, 1)
 
 
 @pytest.mark.parametrize(("size", "spatial"), [(45, 1), (127, 1), (136, 8), (150, 2)])
 def test_a_flat_latent_wants_a_small_map(size: int, spatial: int):
     """Its linear layers have weights for each position: 277 million for pictures of 150 px, which halve once."""
-    assert SPATIAL.factor_for(size) == spatial
-    with pytest.raises(ValueError, match=f"halves down to 16 px or less, and {size} px does not"):
-        FLAT.factor_for(size)
+    assert SPATIAL.factor_for(PictureShape.of(size)) == spatial
+    with pytest.raises(ValueError, match=f"sides that halve down to 16 px or less, and {size} px does not"):
+        FLAT.factor_for(PictureShape.of(size))
 
 
 @pytest.mark.parametrize("latent", [SPATIAL, FLAT], ids=lambda latent: latent.kind)
@@ -66,7 +90,7 @@ def test_no_factor_leaves_a_rest_and_none_is_smaller_than_it_need_be(latent: Lat
         largest = size if latent is FLAT else 4 if size <= 128 else 8
         if latent is FLAT and size // (size & -size) > 16:  # the odd part of the size
             continue
-        factor = latent.factor_for(size)
+        factor = latent.factor_for(PictureShape.of(size))
         assert size % factor == 0
         assert factor & (factor - 1) == 0
         assert factor <= largest
@@ -81,7 +105,7 @@ def test_a_factor_of_one_s_own(kind: Any, factor: int):
     net = build(32, latent, num_blocks=[0])
     side = 32 // factor
     shape = (5, 1, 1) if kind == "flat" else (3, side, side)
-    assert latent.shape_for(32) == shape
+    assert latent.shape_for(PictureShape.of(32)) == shape
     posterior = net.encoder(torch.randn(2, 3, 32, 32))
     assert posterior.mean.shape == (2, *shape)
     assert net.decoder(posterior.mean).shape == (2, 3, 32, 32)
@@ -121,7 +145,7 @@ def test_patches_that_do_not_fit_the_latent_are_refused(factor: int, channels: i
     with pytest.raises(
         ValueError, match=f"patch_size=2 needs .* multiple of 2 .* of 4, not factor={factor} and channels={channels}"
     ):
-        LatentShape("spatial", factor, channels, dim=5, patch_size=2).network_factor_for(32)
+        LatentShape("spatial", factor, channels, dim=5, patch_size=2).network_factor_for(PictureShape.of(32))
 
 
 @pytest.mark.parametrize("kind", ["spatial", "flat"])

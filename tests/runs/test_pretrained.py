@@ -19,7 +19,7 @@ from flowergen.evaluation import portable
 from flowergen.nn.posterior import LOGVAR_MIN
 from flowergen.runs import hub, stages
 from flowergen.runs.build import build_datamodule
-from flowergen.runs.loading import LoadedModel
+from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.pretrained import import_autoencoder
 from tests.conftest import Command
 from tests.test_train import assert_equal_weights, killed
@@ -75,6 +75,21 @@ def test_it_encodes_and_decodes_as_diffusers_does(kind: str, tmp_path: Path, cac
     torch.testing.assert_close(model.decode(z), decoded.clamp(0, 1), rtol=0, atol=1e-6)
     assert model.module.latent_shape == (4, 32 // KINDS[kind][1], 32 // KINDS[kind][1]) == tuple(z.shape[1:])
     assert f"{kind} of source, 32 px to latents of 4 x" in repr(model)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_may_be_grey_and_need_not_be_square(channels: int, tmp_path: Path, cache_dir: Path) -> None:
+    """They have as many channels as the autoencoder."""
+    saved(tmp_path / "source", "AutoencoderKL", in_channels=channels, out_channels=channels)
+    shape = ("data.image_size=[32,48]", f"data.channels={channels}")
+    model = imported(tmp_path / "source", tmp_path / "run", cache_dir, *shape)
+    x = torch.rand(2, channels, 32, 48)
+    z = model.encode(x).mean
+    assert z.shape == (2, *model.module.latent_shape) == (2, 4, 16, 24)
+    assert model.decode(z).shape == x.shape
+    assert model.config["model"]["image_channels"] == channels
+    with pytest.raises(UserError, match="source cannot encode pictures of 32 px"):
+        imported(tmp_path / "source", tmp_path / "other", cache_dir, f"data.channels={4 - channels}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

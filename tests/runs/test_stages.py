@@ -1,5 +1,6 @@
 """What a diffusion run takes over from its autoencoder's run, before anything heavy is imported."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,44 @@ def test_image_size_and_split_are_the_autoencoder_s(tmp_path: Path) -> None:
     config, lines = ldm(vae_gan(tmp_path / "run", "data.split=all"))
     assert config["data"]["image_size"] == config["model"]["image_size"] == 32
     assert (config["data"]["split"], config["data"]["split_seed"]) == ("all", 5)
-    taken = {"++data.image_size=32", "++data.split=all", "++data.split_seed=5"}
+    pictures = {"++data.image_size=32", "++data.channels=3", "++data.fit=crop"}
+    taken = pictures | {"++data.split=all", "++data.split_seed=5"}
     assert taken <= set(lines)
     assert {line for line in lines if is_inherited(line)} == taken
+
+
+def test_a_shape_is_the_autoencoder_s(tmp_path: Path) -> None:
+    """Height and width, grey and borders; also for a third stage, and for a run that starts from it."""
+    run = vae_gan(tmp_path / "run", "data.image_size=[32,48]", "data.channels=1", "data.fit=pad")
+    diffusion = trained(tmp_path / "diffusion", "model=latent_ddpm", f"autoencoder={run}")
+    third = resolve(checked(["model=decoder", f"diffusion='{diffusion}'"])[0])
+    for config in (ldm(run)[0], ldm(run, "experiment=ldm_tiny")[0], third, started(run, "data=procedural")):
+        assert config["data"]["image_size"] == config["model"]["image_size"] == [32, 48]
+        assert config["data"]["channels"] == config["model"]["image_channels"] == 1
+        assert config["data"]["fit"] == "pad"
+    assert ldm(run, "data.image_size=[32,48]", "data.channels=1", "data.fit=pad")[0] == ldm(run)[0]
+    for key, typed, theirs in (("image_size", "[48,32]", "[32,48]"), ("channels", "3", "1"), ("fit", "crop", "pad")):
+        words = f"data.{key}={typed}: the autoencoder was trained with data.{key}={theirs}, so leave data.{key} out"
+        with pytest.raises(UserError, match=re.escape(words)):
+            ldm(run, f"data.{key}={typed}")
+
+
+def test_height_and_width_of_a_square_do_not_differ_from_its_side(tmp_path: Path) -> None:
+    run = vae_gan(tmp_path / "run", "data.image_size=[32,32]")
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["image_size"] == 32
+    assert ldm(run, "data.image_size=[32,32]")[0] == ldm(run, "data.image_size=32")[0] == ldm(run)[0]
+
+
+def test_an_older_autoencoder_saw_squares_in_colour(tmp_path: Path) -> None:
+    """Its config has neither data.channels nor data.fit."""
+    run = vae_gan(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["data"]["channels"], config["data"]["fit"], config["model"]["image_channels"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert ldm(run, "data.channels=3", "data.fit=crop")[0] == ldm(run)[0]
+    for key, value in (("channels", "1"), ("fit", "pad")):
+        with pytest.raises(UserError, match=rf"data\.{key}={value}: the autoencoder was trained with data\.{key}="):
+            ldm(run, f"data.{key}={value}")
 
 
 def test_they_win_over_a_recipe_s(tmp_path: Path) -> None:

@@ -115,3 +115,21 @@ def test_a_caption_stands_below_the_grid_in_as_many_lines_as_its_width_asks_for(
     assert not dark[[0, -1]].any()
     rows = dark.any(axis=1)
     assert np.count_nonzero(rows[1:] & ~rows[:-1]) == num_lines, "lines with white between them"
+
+
+def test_grey_pictures_make_grids_in_colour_with_equal_values():
+    x = torch.rand(5, 1, 4, 6)
+    for grid in (
+        lambda images: image_grid(images, columns=3),
+        lambda images: comparison_grid(images, images.flip(0), columns=3),
+        lambda images: labelled_grid([("a", images), ("b", images[:2])]),
+    ):
+        np.testing.assert_array_equal(grid(x), grid(x.repeat(1, 3, 1, 1)))
+
+
+def test_a_file_of_a_grey_picture_is_grey(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 1), dtype=np.uint8)
+    write_png(tmp_path / "grey.png", picture)
+    with Image.open(tmp_path / "grey.png") as image:
+        assert (image.mode, image.size) == ("L", (64, 48))
+        np.testing.assert_array_equal(np.asarray(image), picture[..., 0])

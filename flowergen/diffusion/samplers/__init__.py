@@ -10,6 +10,8 @@ All have one signature, ``sampler(predict, x, levels, noise)``:
 and yield (x after the step, x0_hat before it) once for each step.
 """
 
+from functools import partial
+
 from flowergen.diffusion.samplers.ddim import ddim
 from flowergen.diffusion.samplers.ddpm import ddpm
 from flowergen.diffusion.samplers.dpm_solver import dpmpp_2m
@@ -19,4 +21,10 @@ from flowergen.diffusion.steps import Sampler
 
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "euler": euler, "heun": heun}
 
-__all__ = ["SAMPLERS", "ddim", "ddpm", "dpmpp_2m", "euler", "heun"]
+
+def sampler_of(name: str, eta: float) -> Sampler:
+    """Return a sampler by its name; ``eta`` is for ``ddim``."""
+    return partial(ddim, eta=eta) if name == "ddim" else SAMPLERS[name]
+
+
+__all__ = ["SAMPLERS", "ddim", "ddpm", "dpmpp_2m", "euler", "heun", "sampler_of"]
