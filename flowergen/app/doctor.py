@@ -33,7 +33,10 @@ EXTRAS = {  # purpose of the optional packages
     "celeba": "the download of data=celeba",
     "export": "python -m flowergen.export format=onnx",
     "hub": "autoencoder=hub:OWNER/NAME and data=huggingface",
+    "mlflow": "logger=mlflow",
     "sweep": "hparams_search=beta_optuna",
+    "trackio": "logger=trackio",
+    "wandb": "logger=wandb",
 }
 DOWNLOADED: dict[type | None, str] = {  # data sets that training downloads automatically
     Flowers102: "training downloads it (330 MB), or: ",

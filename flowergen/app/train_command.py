@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowergen.config.check import check, contradictions
+from flowergen.config.check import check, contradictions, schema_of
 from flowergen.config.help import train_help
 from flowergen.config.overrides import (
     changed,
@@ -27,7 +27,7 @@ from flowergen.config.overrides import (
     resolve,
     sweep_samples,
 )
-from flowergen.config.schema import HUB, OptunaSearch, Train
+from flowergen.config.schema import HUB, Mlflow, OptunaSearch, Trackio, Train, Wandb
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
 from flowergen.runs.hub import pinned
@@ -147,7 +147,19 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     config = resolve(composed)
     check(config, Train)
     contradictions(config)
+    _check_trackers(config["logger"] or {})
     return composed, lines
+
+
+def _check_trackers(loggers: Mapping[str, Any]) -> None:
+    """Check that the packages of the chosen trackers are installed."""
+    for node in loggers.values():
+        schema = schema_of(node)
+        if schema is None or schema not in (Wandb, Mlflow, Trackio):
+            continue
+        package = schema.__name__.lower()
+        if getattr(find_spec(package), "origin", None) is None:  # a folder of that name, such as W&B makes, is no package
+            raise UserError(f"logger={package} needs {package}: pip install 'flowergen[{package}]'")
 
 
 def _pinned(line: str, override: Override) -> str:

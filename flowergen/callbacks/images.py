@@ -1,19 +1,29 @@
 """Image grids drawn during training."""
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from numpy.typing import NDArray
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
-from flowergen.callbacks.tensorboard import TensorBoard
 from flowergen.evaluation.sampling import first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.grids import captioned, comparison_grid, image_grid, write_png
 
 
+@runtime_checkable
+class PictureLogger(Protocol):
+    """A logger that gets pictures, of whatever class."""
+
+    def log_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Log a picture, uint8 (H, W, 3), of a step, ``optimizer_steps`` of the module."""
+
+
 class ImageGrids(Callback):
-    """Reconstructions of fixed validation pictures and samples from fixed noise, as PNG and in TensorBoard.
+    """Reconstructions of fixed validation pictures and samples from fixed noise, as PNG and in every ``PictureLogger``.
 
     A caption says how the samples are drawn, see ``sampler_in_training``.
 
@@ -54,5 +64,5 @@ class ImageGrids(Callback):
             with self._disk:
                 write_png(self.folder / f"{name}_epoch_{epoch:04d}.png", grid)
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoard):
+                if isinstance(logger, PictureLogger):
                     logger.log_picture(name, grid, pl_module.optimizer_steps)

@@ -1,4 +1,4 @@
-"""metrics.csv: TensorBoard's scalars, for a spreadsheet or pandas."""
+"""metrics.csv: the scalars of all loggers, for a spreadsheet or pandas."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ class MetricsCsv(Logger):
     """Writes one row per logging call and one column per metric; missing values are blank.
 
     Identical runs write identical files, even if one was killed and resumed, where Lightning's CSVLogger deletes the rows of
-    the first process. Wall-clock metrics (``perf/``) are therefore logged to TensorBoard only.
+    the first process. Wall-clock metrics (``perf/``) are therefore left to the other loggers.
 
     Args:
         path: the file.

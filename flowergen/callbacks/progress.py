@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich import progress as rich_progress
 from rich.console import Console
 
@@ -98,8 +97,7 @@ class Progress(ProgressBar):
         if not (trainer.is_global_zero and self._batches_done):
             return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({"perf/images_per_second": self._rate}, step=pl_module.optimizer_steps)
+            logger.log_metrics({"perf/images_per_second": self._rate}, step=pl_module.optimizer_steps)
         shown = ("train_epoch/loss", "val/loss", "val/psnr", "val/elbo", "trainset/psnr", "trainset/elbo")
         metrics = pl_module.epoch_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)

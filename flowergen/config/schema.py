@@ -47,6 +47,7 @@ def sides_between(low: int, high: int) -> Rule:
 
 
 HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
+TRACKERS = "flowergen.callbacks.trackers."
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
 NATURAL = between(1, 10**9)
@@ -451,6 +452,35 @@ class Target:
 
 
 @dataclass
+class Wandb:
+    """conf/logger/wandb.yaml."""
+
+    _target_: str
+    project: Annotated[str, NON_EMPTY]
+    entity: str | None
+    offline: bool
+
+
+@dataclass
+class Mlflow:
+    """conf/logger/mlflow.yaml."""
+
+    _target_: str
+    experiment_name: Annotated[str, NON_EMPTY]
+    tracking_uri: str | None
+
+
+@dataclass
+class Trackio:
+    """conf/logger/trackio.yaml."""
+
+    _target_: str
+    project: Annotated[str, NON_EMPTY]
+    space_id: str | None
+    private: bool
+
+
+@dataclass
 class ImageGrids:
     """callbacks.images."""
 
@@ -560,6 +590,9 @@ BY_TARGET: dict[str, type] = {
     "lightning.pytorch.Trainer": Trainer,
     "flowergen.callbacks.tensorboard.TensorBoard": Target,
     "flowergen.callbacks.metrics_csv.MetricsCsv": Target,
+    f"{TRACKERS}Wandb": Wandb,
+    f"{TRACKERS}Mlflow": Mlflow,
+    f"{TRACKERS}Trackio": Trackio,
     "flowergen.callbacks.images.ImageGrids": ImageGrids,
     "flowergen.callbacks.loss_plot.LossPlot": Target,
     "flowergen.callbacks.run_page.RunPage": Target,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 from filelock import FileLock, Timeout
@@ -40,6 +41,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
         self.page = self.path / "index.html"
+        self.tracker_id = self.path / "tracker_id"
         self.shared_weights = self.path / "model.safetensors"  # of a run that was shared, in place of checkpoints
         self.shared_state = self.path / "state.json"
 
@@ -64,6 +66,12 @@ class RunFolder:
     def is_complete(self) -> bool:
         """Return True if the files written at the end of training exist."""
         return self.weights.is_file() and self.latents.is_file()
+
+    def id_for_trackers(self) -> str:
+        """Return the id by which trackers such as W&B know this run in all its sessions; the first call makes it."""
+        if not self.tracker_id.is_file():
+            write_atomically(self.tracker_id, uuid4().hex)
+        return self.tracker_id.read_text()
 
     def exit(self) -> str | None:
         """Return how the last session ended, such as "finished"; None if unknown."""

@@ -15,13 +15,18 @@ from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.duration import seconds_of
 from flowergen.config.overrides import flat
+from flowergen.config.schema import TRACKERS
 from flowergen.errors import UserError, one_line
 from flowergen.lightning_internals import allow_unused_parameters
 from flowergen.runs.build import accepted_arguments, instantiate, manual_optimization_arguments
 from flowergen.runs.loading import epochs_done
-from flowergen.runs.run_folder import RunFolder
+from flowergen.runs.run_folder import RunFolder, is_first_process
 
 MOST_EPOCHS = 10**6  # if a budget ends training
+# keys, or beginnings of keys, that say nothing about the result
+NO_HYPERPARAMETERS = (
+    "hydra", "paths", "callbacks", "logger", "name", "resume", "sweep", "data.root", "data.cache_dir", "model.weights_dir",
+)  # fmt: skip
 
 
 def resolve_device(trainer: dict[str, Any]) -> str:
@@ -99,25 +104,34 @@ def build_trainer(
 
 def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
     ours = (resumed_from or {}).get("flowergen", {})
-    places = {
-        "flowergen.callbacks.tensorboard.TensorBoard": {
-            "save_dir": str(run.tensorboard),
-            "name": "",
-            "version": "",
-            "default_hp_metric": False,
-            # otherwise TensorBoard also shows what a killed run logged after its last checkpoint
-            "purge_step": ours["optimizer_steps"] + 1 if ours else None,
-        },
-        "flowergen.callbacks.metrics_csv.MetricsCsv": {
-            "path": str(run.metrics),
-            "keep_rows": ours.get("metrics_csv_rows", 0),
-        },
-    }
     return [
-        instantiate(node, f"logger.{name}", Logger, **places.get(str(node.get("_target_")), {}))
+        instantiate(node, f"logger.{name}", Logger, **_given_to_logger(str(node.get("_target_")), config, run, ours))
         for name, node in (config["logger"] or {}).items()
         if node
     ]
+
+
+def _given_to_logger(target: str, config: dict[str, Any], run: RunFolder, ours: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a logger that are not in the config; ``ours`` is our part of the resumed checkpoint."""
+    if target == "flowergen.callbacks.tensorboard.TensorBoard":
+        # otherwise TensorBoard also shows what a killed run logged after its last checkpoint
+        purge_step = ours["optimizer_steps"] + 1 if ours else None
+        return {
+            "save_dir": str(run.tensorboard), "name": "", "version": "", "default_hp_metric": False, "purge_step": purge_step
+        }  # fmt: skip
+    if target == "flowergen.callbacks.metrics_csv.MetricsCsv":
+        return {"path": str(run.metrics), "keep_rows": ours.get("metrics_csv_rows", 0)}
+    if not target.startswith(TRACKERS):
+        return {}
+    name = run.path.name
+    given = {
+        "run_name": f"{run.path.parent.name}_{name}" if name.isdigit() else name,  # a job of a sweep
+        "run_id": run.id_for_trackers() if is_first_process() else "",
+        "folder": str(run.path),
+        "settings": {key: value for key, value in flat(config).items() if not key.startswith(NO_HYPERPARAMETERS)},
+        "resumed": bool(ours),
+    }
+    return given | ({"output_dir": config["paths"]["output_dir"]} if target == f"{TRACKERS}Mlflow" else {})
 
 
 def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:
@@ -140,12 +154,11 @@ def _hyperparameters(config: dict[str, Any], run: RunFolder) -> dict[str, Any]:
     """Return the values for the HPARAMS tab: model, data, seed and typed or swept values, except paths and observers."""
     lines = run.read_overrides() if run.overrides.is_file() else []  # only the first process, which logs, writes it
     typed = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
-    left_out = ("hydra", "paths", "callbacks", "logger", "name", "data.root", "data.cache_dir", "model.weights_dir")
     values = flat(config)
     named = {key: config[key]["_target_"].rpartition(".")[2] for key in ("model", "data")}
     found = {**named, "seed": config["seed"]}
     for key, text in typed.items():
-        if not key.startswith(left_out) and key not in named:
+        if not key.startswith(NO_HYPERPARAMETERS) and key not in named:
             value = values.get(key, text)  # for a config group, as typed
             found[key] = value if isinstance(value, int | float | str) else str(value)
     return found
