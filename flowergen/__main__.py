@@ -13,6 +13,7 @@ COMMANDS = {
     "vary": "variations, reconstructions and latent walks of given pictures: python -m flowergen.vary run=RUN image=FILE",
     "evaluate": "the metric card of a run, or of any pictures: python -m flowergen.evaluate run=RUN",
     "latents": "analyse a latent space (maps, class separation, posterior collapse): python -m flowergen.latents run=RUN",
+    "explore": "a trained model in the browser (generate, edit, mix, map, follow): python -m flowergen.explore run=RUN",
     "export": "export a model as ONNX, for programs without torch, or as weights: python -m flowergen.export run=RUN",
     "push": "share a run, as files or on the Hugging Face hub: python -m flowergen.push run=RUN repo=OWNER/NAME",
     "report": "write a page about a run or a sweep: python -m flowergen.report run=RUN",

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 from flowergen.app.command import one_line_errors
 from flowergen.app.plain_command import output_folder, read_command_line
@@ -18,6 +19,8 @@ def main() -> None:
         return
     run, checkpoint = find_run(config["run"])
     if config["format"] == "diffusers":
+        if config["space"]:
+            raise UserError("space=true is for format=flowergen, as the page is flowergen's: leave one of them out")
         _check_diffusers(run)
     if config["repo"] and find_spec("huggingface_hub") is None:
         raise UserError(f"repo={config['repo']} needs huggingface_hub: pip install 'flowergen[hub]'")
@@ -26,8 +29,9 @@ def main() -> None:
     from flowergen.runs.published import publish
 
     model = flowergen.load(config["run"])
+    space = f"flowergen[app]=={flowergen.__version__}" if config["space"] else None
     with output_folder(config["out"], run.path / "shared") as folder:
-        publish(run, checkpoint, model, folder, config["format"], config["repo"])
+        publish(run, checkpoint, model, folder, config["format"], config["repo"], space)
     print(f"files: {printable(str(folder))}")
     if not config["repo"]:
         print("before sharing them, complete README.md: licence, training data, intended use")
@@ -36,8 +40,10 @@ def main() -> None:
 
     try:
         api = HfApi()
-        address = api.create_repo(config["repo"], private=config["private"], exist_ok=True)
-        api.upload_folder(repo_id=config["repo"], folder_path=folder)
+        kind: dict[str, Any] = {"repo_type": "space"} if config["space"] else {}
+        sdk: dict[str, Any] = {"space_sdk": "gradio"} if config["space"] else {}
+        address = api.create_repo(config["repo"], private=config["private"], exist_ok=True, **kind, **sdk)
+        api.upload_folder(repo_id=config["repo"], folder_path=folder, **kind)
     except Exception as error:  # huggingface_hub, requests and the file system raise various exceptions
         raise UserError(
             f"repo={config['repo']}: the upload failed ({type(error).__name__}: {one_line(error)[:300]}): log in with "

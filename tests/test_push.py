@@ -1,6 +1,7 @@
 """The push command: what it writes is a run that others can load, without a path of this machine."""
 
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -143,3 +144,38 @@ def test_uploading(
     assert "the upload failed (ConnectionError: no network): log in with 'hf auth login'" in error
     assert pushed(monkeypatch, f"run={autoencoder_run}", "repo=flowers") == 2
     assert "repo=flowers must be OWNER/NAME" in capsys.readouterr().err
+
+
+def test_a_space_serves_the_run(
+    diffusion_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """app.py is executed as a Space does; the server itself is tested in test_explore.py."""
+    calls: list[Any] = []
+
+    class Client:
+        def create_repo(self, repo: str, **options: Any) -> str:
+            calls.append((repo, options))
+            return f"https://huggingface.co/spaces/{repo}"
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> None:
+            calls.append((repo_id, options))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Client)
+    space = tmp_path / "space"
+    assert pushed(monkeypatch, f"run={diffusion_run}", f"out={space}", "repo=me/flowers", "space=true") == 0
+    kind = {"repo_type": "space"}
+    assert calls == [
+        ("me/flowers", {"private": True, "exist_ok": True, "space_sdk": "gradio", **kind}),
+        ("me/flowers", kind),
+    ]
+    head = yaml.safe_load((space / "README.md").read_text().split("---\n")[1])
+    assert (head["sdk"], head["app_file"]) == ("gradio", "app.py")
+    assert (space / "requirements.txt").read_text() == f"flowergen[app]=={flowergen.__version__}\n"
+    served: list[Any] = []
+    monkeypatch.setattr("flowergen.explorer.server.serve", lambda *given: served.append(given))
+    runpy.run_path(str(space / "app.py"), run_name="__main__")
+    assert served == [(str(space), "0.0.0.0", 7860)]
+    assert flowergen.load(space).sample(1).shape == (1, 3, 32, 32)
+    capsys.readouterr()
+    assert pushed(monkeypatch, f"run={diffusion_run}", "format=diffusers", "space=true") == 2
+    assert "space=true is for format=flowergen" in capsys.readouterr().err

@@ -168,7 +168,16 @@ class Push:
     format: Literal["flowergen", "diffusers"]
     repo: Annotated[str, REPOSITORY] | None
     private: bool
+    space: bool
     out: Annotated[str, PATH, NON_EMPTY] | None
+
+
+@dataclass
+class Explore:
+    """conf/explore.yaml."""
+
+    run: Annotated[str, PATH, NON_EMPTY]
+    port: Annotated[int, between(1, 65535)]
 
 
 @dataclass

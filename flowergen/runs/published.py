@@ -25,9 +25,25 @@ from flowergen.runs.stages import place_of, stage_before
 
 NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
 LARGEST_STATE = 4096  # values of a tensor in state.json
+APP = """\"\"\"The page of the run in this folder, as python -m flowergen.explore serves it.\"\"\"
+
+from pathlib import Path
+
+from flowergen.explorer.server import serve
+
+serve(str(Path(__file__).parent), "0.0.0.0", 7860)  # what a Space listens on
+"""
 
 
-def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder: Path, form: str, repo: str | None) -> None:
+def publish(
+    run: RunFolder,
+    checkpoint: Path | None,
+    model: LoadedModel,
+    folder: Path,
+    form: str,
+    repo: str | None,
+    space: str | None = None,
+) -> None:
     """Write a run as it is shared.
 
     Args:
@@ -37,6 +53,8 @@ def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder:
         folder: an empty folder.
         form: ``flowergen`` or ``diffusers``.
         repo: OWNER/NAME of the repository that it is uploaded to, for the model card; None for none.
+        space: what a Space installs, ``flowergen[app]==VERSION``, to run app.py, the page of ``flowergen.explore``; None for
+            no Space.
     """
     if form == "diffusers":
         write_pipeline(model, folder)
@@ -46,7 +64,10 @@ def publish(run: RunFolder, checkpoint: Path | None, model: LoadedModel, folder:
     pictures = [*sorted(run.images.glob("generated_*.png")), *grids]  # the best last
     if pictures:
         shutil.copyfile(pictures[-1], folder / "samples.png")
-    (folder / "README.md").write_text(_model_card(run, model, form, bool(pictures), repo), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(run, model, form, bool(pictures), repo, bool(space)), encoding="utf-8")
+    if space:
+        (folder / "app.py").write_text(APP, encoding="utf-8")
+        (folder / "requirements.txt").write_text(f"{space}\n", encoding="utf-8")
 
 
 def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
@@ -96,12 +117,15 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return replaced(config) | {"resume": None, "init": None}
 
 
-def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool, repo: str | None) -> str:
+def _model_card(run: RunFolder, model: LoadedModel, form: str, has_samples: bool, repo: str | None, space: bool) -> str:
     """Return README.md in the hub's format. The licence is left to the user."""
     data = model.config["data"]
     name = run.path.name
     tags = ["flowergen", "image-generation", "pytorch", *(["diffusion"] if model.module.denoises else ["vae"])]
-    head = yaml.safe_dump({"library_name": form, "pipeline_tag": "unconditional-image-generation", "tags": tags})
+    about: dict[str, Any] = {"library_name": form, "pipeline_tag": "unconditional-image-generation", "tags": tags}
+    if space:
+        about |= {"title": name, "sdk": "gradio", "app_file": "app.py"}
+    head = yaml.safe_dump(about)
     classes = f"{len(model.class_names)} classes: {', '.join(model.class_names)}" if model.class_names else "no classes"
     of_class = f', classes=["{model.class_names[0]}"]' if model.class_names else ""
     shape = ", ".join(map(str, (4, *model.module.picture_shape)))

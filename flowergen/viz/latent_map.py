@@ -21,20 +21,21 @@ MOST_NAMES = 160
 LONGEST_NAME = 24  # maximum characters of a class name in the list
 
 
-def principal_plane(points: Tensor) -> tuple[Tensor, Tensor]:
+def principal_plane(points: Tensor, num: int = 2) -> tuple[Tensor, Tensor]:
     """Fit the plane of largest variance (Pearson 1901, 10.1080/14786440109462720).
 
     Args:
         points: (L, D), L >= 2.
+        num: of directions; two span the plane.
 
     Returns:
-        The points' mean (D,), and two orthonormal directions (2, D), with scikit-learn's signs; a missing one is zero.
+        The points' mean (D,), and orthonormal directions (num, D), with scikit-learn's signs; a missing one is zero.
     """
     from sklearn.decomposition import PCA  # takes a second to import
 
     with np.errstate(invalid="ignore"):  # explained ratios of a variance of zero
-        pca = PCA(min(2, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
-    directions = np.zeros((2, points.shape[1]))
+        pca = PCA(min(num, *points.shape), svd_solver="randomized", random_state=0).fit(points.double().numpy())
+    directions = np.zeros((num, points.shape[1]))
     directions[: len(pca.components_)] = pca.components_
     return points.new_tensor(pca.mean_), points.new_tensor(directions)
 
@@ -89,7 +90,7 @@ def draw_classes(
     figure = Figure(figsize=(9 if few else 7.5 + 2 * columns, 6.5 if few else 7.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ax = figure.subplots()
-    colors = dict(zip(shown, _class_colors(len(shown)), strict=True))
+    colors = dict(zip(shown, class_colors(len(shown)), strict=True))
     across, up = points.T.numpy()
     size = 14 if len(points) <= 1000 else 8
     ax.scatter(across, up, s=size, c=[colors.get(label, GREY) for label in labels.tolist()], alpha=0.7, linewidths=0)
@@ -118,7 +119,8 @@ def draw_classes(
     write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _class_colors(num: int) -> list[tuple[float, ...]]:
+def class_colors(num: int) -> list[tuple[float, ...]]:
+    """Return a color (R, G, B) or (R, G, B, A) in [0, 1] for each of ``num`` classes."""
     if num <= 10:
         return [colormaps["tab10"](k) for k in range(num)]
     if num <= MOST_IN_LEGEND:

@@ -1,0 +1,161 @@
+"""What the tab Edit computes: an uploaded picture, its reconstruction, variations and edits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowergen.data.reading import UnreadablePicture, read_rgb
+from flowergen.errors import UserError, printable
+from flowergen.explorer import asked
+from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
+from flowergen.explorer.generating import MOST_PICTURES, SEEDS, sampling_asked
+
+LARGEST_UPLOAD = 32 * 2**20  # bytes
+SCALES = (-3.0, 5.0)  # powers of ten of the scale of variations
+
+
+def uploaded(explored: Explored, path: Any) -> Tensor:
+    """Read an uploaded file as the model's input, fitted as its training pictures were.
+
+    Args:
+        explored: the model.
+        path: of the file.
+
+    Returns:
+        (1, C, H, W) in [0, 1].
+
+    Raises:
+        UserError: there is no file, or it cannot be read as a picture.
+    """
+    if not isinstance(path, str) or not path:
+        raise UserError("upload a picture first")
+    try:
+        image = explored.model.fitted(read_rgb(Path(path)))
+    except UnreadablePicture as error:
+        raise UserError(f"this file cannot be read as a picture: {printable(str(error))}") from error
+    return torch.from_numpy(image)[None].float() / 255
+
+
+def reconstruct(explored: Explored, x: Tensor | None) -> Tensor:
+    """Return the reconstruction (1, C, H, W)."""
+    x = _given(x)
+    return explored.model.decode(explored.model.encode(x).mean).cpu()
+
+
+def vary(explored: Explored, x: Tensor | None, num: Any, power: Any, seed: Any) -> Tensor:
+    """Return variations z = mu + sqrt(scale) sigma eps of a picture, (num, C, H, W).
+
+    Args:
+        explored: the model.
+        x: (1, C, H, W) in [0, 1].
+        num: of variations.
+        power: of ten, the scale; None for a scale with a visible effect.
+        seed: of the noise.
+
+    Raises:
+        UserError: a value is not sensible, there is no picture, or the decoder ignores its latents.
+    """
+    scale = None if power is None else 10 ** asked.real("The power of ten", power, *SCALES)
+    return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
+
+
+def img2img(
+    explored: Explored, x: Tensor | None, strength: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+) -> Tensor:
+    """Return the picture with noise added and removed again, for each class, (L num, C, H, W).
+
+    Args:
+        explored: a diffusion model.
+        x: (1, C, H, W) in [0, 1].
+        strength: fraction of the sampler's steps.
+        classes: labels to edit towards; None or empty for no class.
+        num: of pictures for each class.
+        seed: of the noise.
+        options: steps and guidance_scale, see ``sampling_asked``.
+
+    Raises:
+        UserError: a value is not sensible, or there is no picture.
+    """
+    strength = asked.real("Strength", strength, 0, 1)
+    chosen, num = _classes_and_num(explored, classes, num)
+    sampling = sampling_asked(explored, options)
+    steps, scale = sampling.steps, sampling.guidance_scale
+    return explored.model.img2img(_given(x), strength, chosen, num, _seed(seed), steps, scale).cpu()
+
+
+def inpaint(
+    explored: Explored, x: Tensor | None, mask: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+) -> Tensor:
+    """Return the picture with the masked part painted anew, for each class, (L num, C, H, W).
+
+    Args:
+        explored, x, classes, num, seed, options: see ``img2img``.
+        mask: see ``mask_of``.
+
+    Raises:
+        UserError: a value is not sensible, there is no picture, or nothing is masked.
+    """
+    picture = _given(x)
+    painted = mask_of(mask, *explored.module.picture_shape[1:])
+    chosen, num = _classes_and_num(explored, classes, num)
+    sampling = sampling_asked(explored, options)
+    return explored.model.inpaint(picture, painted, chosen, num, _seed(seed), sampling.steps, sampling.guidance_scale).cpu()
+
+
+def mask_of(mask: Any, height: int, width: int) -> Tensor:
+    """Return the mask that was painted in the browser, (H, W) bool.
+
+    Args:
+        mask: a character for each pixel in reading order, "1" where it is painted anew and "0" elsewhere.
+        height, width: of the picture.
+
+    Raises:
+        UserError: nothing is painted, or it is no mask of this picture.
+    """
+    if not isinstance(mask, str) or "1" not in mask:
+        raise UserError("paint over the part of the picture that is to be made anew")
+    if len(mask) != height * width or set(mask) - {"0", "1"}:
+        raise UserError("the mask does not belong to this picture: upload the picture again")
+    return torch.tensor([character == "1" for character in mask]).view(height, width)
+
+
+def traverse(explored: Explored, x: Tensor | None, sigmas: Any) -> Tensor:
+    """Return the picture moved along the directions of the sliders, (1, C, H, W).
+
+    Args:
+        explored: the model, with stored latents.
+        x: (1, C, H, W) in [0, 1].
+        sigmas: a number for each slider, in standard deviations of the stored latents.
+
+    Raises:
+        UserError: a value is not sensible, or there is no picture.
+    """
+    known = explored.directions
+    steps = torch.tensor([asked.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
+    z = explored.model.encode(_given(x)).mean.cpu()
+    moved = z + ((steps * known.std) @ known.directions).view(1, *z.shape[1:])
+    return explored.model.decode(moved).cpu()
+
+
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise UserError("upload a picture first")
+    return x
+
+
+def _classes_and_num(explored: Explored, classes: Any, num: Any) -> tuple[list[str | int] | None, int]:
+    chosen: list[str | int] = [*asked.labels(classes, explored.class_names)]
+    if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
+        raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")
+    return chosen or None, _num(num)
+
+
+def _num(num: Any) -> int:
+    return asked.whole("The number of pictures", num, 1, MOST_PICTURES)
+
+
+def _seed(seed: Any) -> int:
+    return asked.whole("The seed", seed, 0, SEEDS)

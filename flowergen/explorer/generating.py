@@ -1,0 +1,127 @@
+"""What the tab Generate computes: new pictures, and their denoising step by step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowergen.diffusion.combinations import sampler_refusal
+from flowergen.diffusion.samplers import SAMPLERS
+from flowergen.evaluation.sampling import labels_by_frequency
+from flowergen.explorer import asked
+from flowergen.explorer.explored import Explored
+from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
+
+MOST_PICTURES = 16
+MOST_STEPS = 200
+MOST_FRAMES = 12  # of the denoising, including the result
+MOST_GUIDANCE = 20
+SEEDS = 2**31 - 1
+ESTIMATE, NOISY = WATCHED = ("the model's estimate of the picture", "the noisy picture")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A state of the denoising.
+
+    Attributes:
+        pictures: (N, C, H, W) in [0, 1].
+        step: steps that have been taken.
+        steps: of the whole denoising; at the last one, the pictures are the samples.
+    """
+
+    pictures: Tensor
+    step: int
+    steps: int
+
+
+def samplers_of(module: LatentDDPMModule) -> list[str]:
+    """Return the names of the samplers that fit the model's objective."""
+    return [name for name in SAMPLERS if sampler_refusal(module.objective, name) is None]
+
+
+def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
+    """Return checked sampler settings: the model's own, replaced by those asked for.
+
+    Args:
+        explored: a diffusion model.
+        options: any of sampler, steps, guidance_scale and guidance_interval.
+
+    Raises:
+        UserError: one of them has no sensible value, or the model does not support it.
+    """
+    module = explored.module
+    assert isinstance(module, LatentDDPMModule)
+    checked: dict[str, Any] = {}
+    if "sampler" in options:
+        checked["sampler"] = asked.one_of("The sampler", options["sampler"], samplers_of(module))
+    if "steps" in options:
+        checked["steps"] = asked.whole("Steps", options["steps"], 1, MOST_STEPS)
+    if "guidance_scale" in options:
+        checked["guidance_scale"] = asked.real("Guidance", options["guidance_scale"], 0, MOST_GUIDANCE)
+    if "guidance_interval" in options:
+        ends = [asked.real("An end of the guidance interval", end, 0, 1) for end in options["guidance_interval"]]
+        checked["guidance_interval"] = sorted(ends)
+    config = {**dict.fromkeys(OF_DIFFUSION), **checked}
+    check_sampling(config, explored.model.config["model"], [], {})
+    return sampling_of(config, module)
+
+
+def labels_of(explored: Explored, classes: Any, num: int) -> Tensor:
+    """Return the classes (N,) of samples, the chosen ones in turn; without any, all in turn, or -1 for an autoencoder.
+
+    Raises:
+        UserError: the model has no such class.
+    """
+    chosen = asked.labels(classes, explored.class_names)
+    if chosen:
+        return torch.tensor(chosen)[torch.arange(num) % len(chosen)]
+    return labels_by_frequency(num, len(explored.class_names) if explored.denoises else 0, None, 0)
+
+
+def generate(
+    explored: Explored, num: Any, seed: Any, classes: Any, options: Mapping[str, Any], watched: str = ESTIMATE
+) -> Iterator[Frame]:
+    """Generate the pictures of ``LoadedModel.sample`` with these settings.
+
+    Args:
+        explored: the model.
+        num: number of pictures.
+        seed: random seed.
+        classes: labels, in turn; None or empty for all.
+        options: of a diffusion model, see ``sampling_asked``.
+        watched: ``ESTIMATE`` or ``NOISY``, shown before the last step.
+
+    Yields:
+        At most ``MOST_FRAMES`` states, the last of which is the result.
+
+    Raises:
+        UserError: a value is not sensible, or the model does not support an option.
+    """
+    num, seed = asked.whole("The number of pictures", num, 1, MOST_PICTURES), asked.whole("The seed", seed, 0, SEEDS)
+    asked.one_of("What is watched", watched, WATCHED)
+    labels, module = labels_of(explored, classes, num), explored.module
+    if not isinstance(module, LatentDDPMModule):
+        yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
+        return
+    sampling = sampling_asked(explored, options)
+    steps = len(module.levels(sampling)) - 1
+    drawn = set(torch.linspace(1, steps, min(steps, MOST_FRAMES)).round().int().tolist())
+    null = torch.where(labels < 0, module.num_classes, labels)
+    states = module.denoise(range(num), null, seed, sampling)
+    for step in range(1, steps + 1):
+        with torch.inference_mode():  # which belongs to a thread, and the next step may run in another
+            x, x0_hat = next(states)
+            if step not in drawn:
+                continue
+            z = x0_hat if step < steps and watched == ESTIMATE else x
+            pictures = module.decode(module.unscaled(z)).cpu()
+        yield Frame(pictures, step, steps)
+
+
+def captions(explored: Explored, labels: Sequence[int]) -> list[str]:
+    """Return the name of each picture's class, or its number if it has none."""
+    return [explored.class_name(label) or f"picture {number}" for number, label in enumerate(labels, start=1)]

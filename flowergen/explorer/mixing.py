@@ -1,0 +1,116 @@
+"""What the tab Mix computes: ways between the latents of several pictures, and class arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowergen.errors import UserError
+from flowergen.explorer import asked
+from flowergen.explorer.explored import Explored
+from flowergen.explorer.generating import SEEDS, labels_of
+from flowergen.nn.latent_space import slerp
+from flowergen.runs.sampling import OF_DIFFUSION, sampler_of
+
+MOST_INGREDIENTS = 8
+MOST_STRENGTH = 2.0  # of the arithmetic; 1 adds the difference of the class means itself
+WALK = 8  # pictures of a way from one ingredient to the next
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """What is mixed.
+
+    Attributes:
+        latent: (C, h, w).
+        picture: (C, H, W) in [0, 1], decoded from it.
+        caption: for the user.
+    """
+
+    latent: Tensor
+    picture: Tensor
+    caption: str
+
+
+def of_picture(explored: Explored, x: Tensor, caption: str) -> Ingredient:
+    """Return a picture (1, C, H, W) in [0, 1], encoded."""
+    return _decoded(explored, explored.model.encode(x).mean, caption)
+
+
+def of_sample(explored: Explored, label: Any, seed: Any) -> Ingredient:
+    """Return the first sample of a seed and a class, None for any, by the model's own sampling settings.
+
+    Raises:
+        UserError: there is no such class, or the model cannot sample from it.
+    """
+    seed = asked.whole("The seed", seed, 0, SEEDS)
+    classes = None if label is None else [label]
+    labels = labels_of(explored, classes, 1)
+    config = {**dict.fromkeys(OF_DIFFUSION), "source": "auto", "seed": seed}
+    with torch.inference_mode():
+        z = sampler_of(config, explored.model, explored.store, bool(classes)).draw([0], labels)
+    return _decoded(explored, z, f"{explored.class_name(int(labels[0])) or 'sample'}, seed {seed}")
+
+
+def added(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[Ingredient]:
+    """Return all ingredients.
+
+    Raises:
+        UserError: they are too many.
+    """
+    if len(ingredients) + len(new) > MOST_INGREDIENTS:
+        raise UserError(f"at most {MOST_INGREDIENTS} pictures are mixed: remove some first")
+    return [*ingredients, *new]
+
+
+def mix(explored: Explored, ingredients: Sequence[Ingredient], place: Any, plus: Any, minus: Any, strength: Any) -> Tensor:
+    """Return the picture at a place between the ingredients, moved from one class towards another, (1, C, H, W).
+
+    Args:
+        explored: the model.
+        ingredients: one or more.
+        place: from 0 at the first to 1 at the last; the ways between neighbours are equally long.
+        plus: class whose mean latent is added; None for none.
+        minus: class whose mean latent is subtracted; None for none.
+        strength: factor on the difference of the means.
+
+    Raises:
+        UserError: there is no ingredient, or a value is not sensible.
+    """
+    if not ingredients:
+        raise UserError("add a picture or a sample first")
+    way = asked.real("The place", place, 0, 1) * (len(ingredients) - 1)
+    first = min(int(way), max(0, len(ingredients) - 2))
+    a, b = ingredients[first].latent, ingredients[min(first + 1, len(ingredients) - 1)].latent
+    z = slerp(a, b, torch.tensor([way - first]))
+    z = z + asked.real("Strength", strength, 0, MOST_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
+    return explored.model.decode(z).cpu()
+
+
+def walk(explored: Explored, ingredients: Sequence[Ingredient]) -> Tensor:
+    """Return pictures on the way from each ingredient to the next, ((N - 1) WALK, C, H, W).
+
+    Raises:
+        UserError: there are less than two.
+    """
+    if len(ingredients) < 2:
+        raise UserError("a walk goes from one picture to the next: add two or more")
+    t = torch.linspace(0, 1, WALK)
+    ways = [slerp(a.latent, b.latent, t) for a, b in pairwise(ingredients)]
+    return explored.model.decode(torch.cat(ways)).cpu()
+
+
+def _decoded(explored: Explored, z: Tensor, caption: str) -> Ingredient:
+    return Ingredient(z[0].cpu(), explored.model.decode(z)[0].cpu(), caption)
+
+
+def _mean(explored: Explored, label: Any, like: Tensor) -> Tensor:
+    if label is None:
+        return torch.zeros_like(like)
+    (label,) = asked.labels([label], explored.class_names)
+    if label not in explored.class_means:
+        raise UserError(f"class {explored.class_name(label)} has no stored latent, and so no mean: choose another")
+    return explored.class_means[label].to(like)

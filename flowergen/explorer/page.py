@@ -1,0 +1,399 @@
+"""The page, made with Gradio: a tab for each thing that the model can do. Importing this file does not import Gradio.
+
+All events that compute with the model share one queue, which computes one of them at a time; the tab Run has its own.
+"""
+
+import html
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from importlib import resources
+from inspect import isgeneratorfunction
+from threading import Lock
+from typing import Any
+
+import torch
+
+from flowergen.data.reading import IMAGE_EXTENSIONS
+from flowergen.errors import UserError, one_line
+from flowergen.explorer import editing, following, generating, mixing, walking
+from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
+from flowergen.explorer.shown import data_url, figures
+from flowergen.modules.latent_ddpm import LatentDDPMModule
+from flowergen.runs.machine_limits import says_what_to_shrink
+
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}  # of events that compute
+FILES = {"concurrency_id": "files", "concurrency_limit": 2, "api_visibility": "private", "show_progress": "hidden"}
+FOLLOW_SECONDS = 5
+DELETED = (600, 3600)  # every 600 s, uploads that are older than an hour
+MOST_HOVERED = 4096  # pictures of points that are kept
+PAINTED = """
+<div class="canvas"><img alt="The picture to paint on"><canvas aria-label="Paint here"></canvas></div>
+<div class="tools"><label>Brush <input type="range" min="2" max="40" value="12"></label>
+<button type="button">Clear</button></div>
+"""
+MAP = """
+<div class="canvas"><canvas width="1000" height="800" aria-label="Map of the latents"></canvas>
+<div class="hover"><img alt=""><span></span></div></div><details><summary>Classes</summary><div class="legend"></div></details>
+"""
+NEAREST, BICUBIC = "single pixels", "smooth (bicubic)"
+SHOW = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC}'); return how; }}"
+
+
+def build(explored: Explored) -> Any:
+    """Return the page, ``gradio.Blocks``.
+
+    Args:
+        explored: the model.
+    """
+    import gradio as gr
+
+    run = explored.model.run.path
+    with gr.Blocks(title=f"{run.name} - flowergen", analytics_enabled=False, delete_cache=DELETED) as page:
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                heading = f"# {html.escape(run.parent.name)}/{html.escape(run.name)}"
+                gr.Markdown(f"{heading}\n{html.escape(explored.module.summary())}")
+            with gr.Column(scale=1, min_width=280):
+                enlarging = gr.Radio([NEAREST, BICUBIC], value=NEAREST, label="Pictures are enlarged as", elem_id="enlarging")
+        enlarging.change(None, enlarging, enlarging, js=SHOW)
+        with gr.Tabs():
+            with gr.Tab("Generate", id="generate", elem_id="generate-panel"):
+                _generate(gr, explored)
+            with gr.Tab("Edit", id="edit"):
+                _edit(gr, explored)
+            if explored.has_latents:
+                with gr.Tab("Mix", id="mix"):
+                    _mix(gr, explored)
+            if explored.has_map:
+                with gr.Tab("Map", id="map"):
+                    _map(gr, explored)
+            with gr.Tab("Run", id="run"):
+                _run(gr, explored)
+    return page
+
+
+def style() -> str:
+    """Return the CSS of the page."""
+    return _asset("style.css")
+
+
+def answered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show a ``UserError`` of an event to the user as one sentence."""
+    from gradio import Error
+
+    def shown(error: UserError) -> Error:
+        return Error(html.escape(one_line(error), quote=False), title="That is not possible", print_exception=False)
+
+    @wraps(function)
+    def once(*given: Any) -> Any:
+        try:
+            with says_what_to_shrink("; use fewer pictures"):
+                return function(*given)
+        except UserError as error:
+            raise shown(error) from error
+
+    @wraps(function)
+    def steps(*given: Any) -> Iterator[Any]:
+        try:
+            with says_what_to_shrink("; use fewer pictures"):
+                yield from function(*given)
+        except UserError as error:
+            raise shown(error) from error
+
+    return steps if isgeneratorfunction(function) else once
+
+
+# ---- Generate ----------------------------------------------------------------------------------------------------------
+def _generate(gr: Any, explored: Explored) -> None:
+    module = explored.module
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            classes = _classes(gr, explored, "Classes, in turn; without any, all of them" if module.denoises
+                               else "Classes, in turn; without any, of no particular one")  # fmt: skip
+            num = gr.Slider(1, generating.MOST_PICTURES, value=4, step=1, label="Pictures", elem_id="num")
+            seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed", elem_id="seed")
+            asked = _denoising(gr, module) if isinstance(module, LatentDDPMModule) else {}
+            with gr.Row():
+                button = gr.Button("Generate", variant="primary", elem_id="generate-button")
+                stop = gr.Button("Stop", visible=module.denoises)
+        with gr.Column(scale=2, min_width=280):
+            pictures = gr.HTML(elem_id="generated")
+    keys = list(asked)
+
+    def generate(num: Any, seed: Any, classes: Any, *values: Any) -> Iterator[str]:
+        options = dict(zip(keys, values, strict=True))
+        watched = options.pop("watched", generating.ESTIMATE)
+        if options:
+            options["guidance_interval"] = (options.pop("low"), options.pop("high"))
+        for frame in generating.generate(explored, num, seed, classes, options, watched):
+            names = generating.captions(explored, generating.labels_of(explored, classes, len(frame.pictures)).tolist())
+            last = frame.step == frame.steps
+            note = "" if last else f"step {frame.step} of {frame.steps}"
+            yield figures(frame.pictures, names, f"seed{int(seed)}" if last else None, note)
+
+    event = button.click(
+        answered(generate), [num, seed, classes, *asked.values()], pictures, show_progress="minimal", **MODEL
+    )  # fmt: skip
+    stop.click(None, None, None, cancels=[event])
+
+
+def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
+    """Return the inputs of the denoising, by key of the options."""
+    own = module.sampling
+    low, high = own.guidance_interval
+    most = _most_steps(module)
+    steps = gr.Slider(1, most, value=min(own.steps, most), step=1, label="Steps", elem_id="steps")
+    scale = gr.Slider(0, generating.MOST_GUIDANCE, value=own.guidance_scale, step=0.1, label="Guidance scale, 1 for none")
+    with gr.Accordion("More", open=False):
+        names = generating.samplers_of(module)
+        sampler = gr.Dropdown(names, value=own.sampler, label="Sampler")
+        ends = [gr.Slider(0, 1, value=value, step=0.01, label=f"Guidance {words} t / T (0 is clean, 1 is noise)")
+                for value, words in ((low, "from"), (high, "to"))]  # fmt: skip
+        watched = gr.Radio(list(generating.WATCHED), value=generating.ESTIMATE, label="While it denoises, show")
+    return {"sampler": sampler, "steps": steps, "guidance_scale": scale, "low": ends[0], "high": ends[1], "watched": watched}
+
+
+# ---- Edit --------------------------------------------------------------------------------------------------------------
+def _edit(gr: Any, explored: Explored) -> None:
+    module = explored.module
+    given = gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            upload_button = _upload(gr, "Upload a picture", "upload")
+            fitted = gr.HTML(elem_id="fitted")
+        with gr.Column(scale=2, min_width=280), gr.Tabs():
+            if explored.has_latents:
+                with gr.Tab("Vary"):
+                    num, seed = _num_and_seed(gr, 4)
+                    automatic = gr.Checkbox(True, label="A scale with a visible effect")
+                    power = gr.Slider(*editing.SCALES, value=0, step=0.1, label="Else, the scale as a power of ten")
+                    button, out = _button_and_output(gr, "Vary", "vary")
+
+                    def vary(x: Any, num: Any, seed: Any, automatic: Any, power: Any) -> str:
+                        return _numbered(editing.vary(explored, x, num, None if automatic else power, seed), "variation")
+
+                    button.click(answered(vary), [given, num, seed, automatic, power], out, **MODEL)
+            if isinstance(module, LatentDDPMModule):
+                with gr.Tab("Image to image"):
+                    strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
+                    inputs = _edit_options(gr, explored, module)
+                    button, out = _button_and_output(gr, "Edit", "img2img")
+
+                    def img2img(x: Any, strength: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
+                        options = {"steps": steps, "guidance_scale": scale}
+                        return _by_class(explored, editing.img2img(explored, x, strength, classes, num, seed, options), classes)
+
+                    button.click(answered(img2img), [given, strength, *inputs], out, **MODEL)
+                if module.latent_shape[1:] != (1, 1):
+                    with gr.Tab("Inpaint"):
+                        mask = gr.HTML("", html_template=PAINTED, js_on_load=_asset("mask.js"), elem_id="mask",
+                                       picture="")  # fmt: skip
+                        inputs = _edit_options(gr, explored, module)
+                        button, out = _button_and_output(gr, "Paint anew", "inpaint")
+
+                        def inpaint(x: Any, mask: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
+                            options = {"steps": steps, "guidance_scale": scale}
+                            made = editing.inpaint(explored, x, mask, classes, num, seed, options)
+                            return _by_class(explored, made, classes)
+
+                        button.click(answered(inpaint), [given, mask, *inputs], out, **MODEL)
+            if explored.has_map:
+                with gr.Tab("Traverse"):
+                    gr.Markdown(
+                        "Each slider moves along a direction in which training pictures differ most, in standard deviations."
+                    )
+                    most = TRAVERSED_SIGMAS
+                    sliders = [
+                        gr.Slider(-most, most, value=0, step=0.1, elem_id=f"direction-{number}",
+                                  label=f"Direction {number}, {share:.1%} of the variance")
+                        for number, share in enumerate(explored.directions.shares.tolist(), start=1)
+                    ]  # fmt: skip
+                    out = gr.HTML(elem_id="traverse-out")
+
+                    def traverse(x: Any, *sigmas: Any) -> str:
+                        return figures(editing.traverse(explored, x, sigmas), ["traversed"], "traversed")
+
+                    gr.on([slider.change for slider in sliders], answered(traverse), [given, *sliders], out,
+                          show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
+    painted = [mask] if isinstance(module, LatentDDPMModule) and module.latent_shape[1:] != (1, 1) else []
+
+    def upload(path: Any) -> list[Any]:
+        x = editing.uploaded(explored, path)
+        both, words = [x], ["as the model sees it"]
+        if explored.has_latents:
+            both.append(editing.reconstruct(explored, x))
+            words.append("its reconstruction")
+        shown = figures(torch.cat(both), words, "picture")
+        return [x, shown, *(gr.HTML("", picture=data_url(x[0])) for _ in painted)]
+
+    upload_button.upload(answered(upload), upload_button, [given, fitted, *painted], **MODEL)
+
+
+def _edit_options(gr: Any, explored: Explored, module: LatentDDPMModule) -> list[Any]:
+    classes = _classes(gr, explored, "Classes to paint; without any, no particular one")
+    num, seed = _num_and_seed(gr, 2)
+    with gr.Row():
+        most = _most_steps(module)
+        steps = gr.Slider(1, most, value=min(module.sampling.steps, most), step=1, label="Steps")
+        scale = gr.Slider(0, generating.MOST_GUIDANCE, value=module.sampling.guidance_scale, step=0.1, label="Guidance scale")
+    return [classes, num, seed, steps, scale]
+
+
+# ---- Mix ---------------------------------------------------------------------------------------------------------------
+def _mix(gr: Any, explored: Explored) -> None:
+    ingredients = gr.State([])
+    names: list[Any] = [("none", None), *((name, label) for label, name in enumerate(explored.class_names))]
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            files = _upload(gr, "Add pictures", "add-files", several=True)
+            with gr.Row():
+                label = gr.Dropdown(names, value=None, label="Class", visible=bool(explored.class_names))
+                seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed")
+            with gr.Row():
+                sample = gr.Button("Add a sample", elem_id="add-sample")
+                clear = gr.Button("Remove all")
+            mixed = gr.HTML(elem_id="ingredients")
+        with gr.Column(scale=2, min_width=280):
+            place = gr.Slider(0, 1, value=0.5, step=0.01, label="From the first to the last", elem_id="place")
+            with gr.Accordion("Class arithmetic", open=False, visible=bool(explored.class_means)):
+                with gr.Row():
+                    plus, minus = (gr.Dropdown(names, value=None, label=words) for words in ("Towards", "Away from"))
+                strength = gr.Slider(0, mixing.MOST_STRENGTH, value=1, step=0.05, label="Strength")
+            mixture = gr.HTML(elem_id="mixture")
+            walk = gr.Button("The whole way", elem_id="walk")
+            way = gr.HTML(elem_id="way")
+    how = [place, plus, minus, strength]
+
+    def shown(found: list[mixing.Ingredient], *how: Any) -> list[Any]:
+        listed = figures(torch.stack([one.picture for one in found]), [one.caption for one in found])
+        return [found, listed, mix(found, *how)]
+
+    def mix(found: list[mixing.Ingredient], *how: Any) -> str:
+        return figures(mixing.mix(explored, found, *how), ["mixed"], "mixed")
+
+    def add_files(found: Any, paths: Any, *how: Any) -> list[Any]:
+        new = [mixing.of_picture(explored, editing.uploaded(explored, path), "uploaded")
+               for path in (paths or [])[: mixing.MOST_INGREDIENTS + 1]]  # fmt: skip
+        return shown(mixing.added(found, new), *how)
+
+    def add_sample(found: Any, label: Any, seed: Any, *how: Any) -> list[Any]:
+        mixing.added(found, [None])  # type: ignore[list-item]  # before it is sampled
+        new = mixing.of_sample(explored, label, seed)
+        return [seed + 1, *shown(mixing.added(found, [new]), *how)]
+
+    def whole_way(found: Any) -> str:
+        return _numbered(mixing.walk(explored, found), "step")
+
+    outputs = [ingredients, mixed, mixture]
+    files.upload(answered(add_files), [ingredients, files, *how], outputs, **MODEL)
+    sample.click(answered(add_sample), [ingredients, label, seed, *how], [seed, *outputs], **MODEL)
+    clear.click(lambda: [[], "", "", ""], None, [*outputs, way], **FILES)
+    walk.click(answered(whole_way), ingredients, way, **MODEL)
+    gr.on([place.change, plus.change, minus.change, strength.change], answered(mix), [ingredients, *how], mixture,
+          show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
+
+
+# ---- Map ---------------------------------------------------------------------------------------------------------------
+def _map(gr: Any, explored: Explored) -> None:
+    lock = Lock()
+
+    @lru_cache(MOST_HOVERED)
+    def decoded(number: int) -> str:
+        with lock:  # hovering does not wait in the queue
+            return data_url(walking.picture_of_point(explored, number)[0])
+
+    def picture(number: Any) -> str:
+        return decoded(number if isinstance(number, int) else -1)
+
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            gr.Markdown(
+                f"{len(explored.points[0]):,} training pictures on the plane in which their latents vary most. "
+                "A click decodes a place, a drag walks from one place to another."
+            )
+            plane = gr.HTML(None, html_template=MAP, js_on_load=_asset("map.js"), elem_id="plane",
+                            map=walking.map_data(explored), server_functions=[picture])  # fmt: skip
+        with gr.Column(scale=2, min_width=280):
+            out = gr.HTML(elem_id="place-out")
+
+    def look(value: Any) -> str:
+        value = value if isinstance(value, dict) else {}
+        if "start" in value:
+            return _numbered(walking.along(explored, value["start"], value.get("end")), "step")
+        x, nearest = walking.at_place(explored, value.get("place"))
+        name = explored.class_name(int(explored.points[1][nearest]))
+        return figures(x, ["this place", f"the nearest picture{f': {name}' if name else ''}"], "place")
+
+    plane.submit(answered(look), plane, out, show_progress="minimal", trigger_mode="always_last", **MODEL)
+
+
+# ---- Run ---------------------------------------------------------------------------------------------------------------
+def _run(gr: Any, explored: Explored) -> None:
+    run = explored.model.run
+    num = max(1, len(following.epochs(run)))
+    curves = gr.HTML(lambda: following.curves(run), elem_id="curves")
+    epoch = gr.Slider(
+        1, max(2, num), value=num, step=1, label="Pictures of training, from the first to the last", elem_id="epoch"
+    )
+    pictures = gr.HTML(lambda: following.pictures_of_epoch(run, num), elem_id="epoch-pictures")
+    card = gr.Markdown(lambda: following.card(run))
+    known = gr.State((following.versions(run), num))
+    show = answered(lambda number: following.pictures_of_epoch(run, number))
+    epoch.change(show, epoch, pictures, trigger_mode="always_last", **FILES)
+
+    def follow(number: Any, known: Any) -> list[Any]:
+        """Show what training has written since; the slider moves on if it stands at its end."""
+        now = following.versions(run)
+        if now == known[0]:
+            return [gr.skip()] * 5
+        num = max(1, len(following.epochs(run)))
+        number = num if number >= known[1] else number
+        shown = following.pictures_of_epoch(run, number)
+        slider = gr.Slider(maximum=max(2, num), value=number)
+        return [following.curves(run), slider, shown, following.card(run), (now, num)]
+
+    gr.Timer(FOLLOW_SECONDS).tick(answered(follow), [epoch, known], [curves, epoch, pictures, card, known], **FILES)
+
+
+# ---- Parts of several tabs ---------------------------------------------------------------------------------------------
+def _classes(gr: Any, explored: Explored, label: str) -> Any:
+    choices = [(name, number) for number, name in enumerate(explored.class_names)]
+    return gr.Dropdown(choices, value=[], multiselect=True, label=label, visible=bool(choices), elem_classes="classes")
+
+
+def _most_steps(module: LatentDDPMModule) -> int:
+    """Return the largest number of steps: a flow may take more than it has been trained on."""
+    return generating.MOST_STEPS if module.objective == "flow" else min(generating.MOST_STEPS, module.schedule.num_timesteps)
+
+
+def _num_and_seed(gr: Any, num: int) -> tuple[Any, Any]:
+    with gr.Row():
+        return (
+            gr.Slider(1, generating.MOST_PICTURES, value=num, step=1, label="Pictures"),
+            gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed"),
+        )
+
+
+def _upload(gr: Any, label: str, name: str, several: bool = False) -> Any:
+    return gr.UploadButton(
+        label, file_count="multiple" if several else "single", file_types=list(IMAGE_EXTENSIONS), type="filepath", elem_id=name
+    )
+
+
+def _button_and_output(gr: Any, words: str, name: str) -> tuple[Any, Any]:
+    return gr.Button(words, variant="primary", elem_id=f"{name}-button"), gr.HTML(elem_id=f"{name}-out")
+
+
+def _numbered(x: torch.Tensor, name: str) -> str:
+    return figures(x, [f"{name} {number}" for number in range(1, len(x) + 1)], name)
+
+
+def _by_class(explored: Explored, x: torch.Tensor, classes: Any) -> str:
+    """Show edits (L num, C, H, W) of L classes."""
+    chosen = classes or [-1]
+    names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(x) // len(chosen))]
+    return figures(x, names, "edited")
+
+
+def _asset(name: str) -> str:
+    return resources.files("flowergen.explorer").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Serve the page: on this machine, to one queue of bounded length, and without a request to any other server."""
+
+import os
+from typing import Any
+
+from flowergen.errors import UserError, printable
+from flowergen.explorer.editing import LARGEST_UPLOAD
+from flowergen.explorer.explored import Explored
+from flowergen.explorer.page import build, style
+
+MOST_WAITING = 40  # requests in the queue; further ones are told that it is full
+MOST_SESSIONS = 200  # whose uploads and ingredients are kept
+OFFLINE = {  # before Gradio is imported
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+# The browser loads nothing from other servers. Gradio evaluates templates of HTML, and has styles in elements.
+POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'"
+
+
+def serve(run: str, host: str, port: int) -> None:
+    """Load a run and serve its page until Ctrl-C.
+
+    Args:
+        run: as in ``run=RUN``.
+        host: address to listen on: ``127.0.0.1`` for this machine only.
+        port: of the address.
+
+    Raises:
+        UserError: the run cannot be loaded, or the port is in use.
+    """
+    page = start(Explored.load(run), host, port)
+    print(f"explore {printable(run)}: {page.local_url}  (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+def start(explored: Explored, host: str, port: int) -> Any:
+    """Serve a page in threads of this process, and return it; ``close()`` ends it.
+
+    Raises:
+        UserError: the port is in use.
+    """
+    os.environ.update(OFFLINE)
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    page = build(explored)
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        page.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
+            footer_links=[], max_file_size=LARGEST_UPLOAD, state_session_capacity=MOST_SESSIONS, theme=theme,
+            head=f"<style>{style()}</style>",  # unlike css=, it may select the body
+            app_kwargs={"middleware": [Middleware(Offline)]},
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"port={port} cannot be used: give another, such as port={port + 1}") from error
+    return page
+
+
+class Offline:
+    """ASGI middleware that forbids the browser to load anything from other servers.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, with the policy in its headers."""
+
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)

@@ -1,0 +1,98 @@
+"""What the tab Map computes: points on the plane of the latents, and the pictures at a place or along a way."""
+
+from typing import Any
+
+import torch
+from matplotlib.colors import to_hex
+from torch import Tensor
+
+from flowergen.errors import UserError
+from flowergen.explorer import asked
+from flowergen.explorer.explored import Explored
+from flowergen.viz.latent_map import GREY, class_colors
+
+WALK = 8  # pictures along a drag
+OUTSIDE = 3.0  # how far a place may lie outside, in sides of the square around the points
+
+
+def map_data(explored: Explored) -> dict[str, Any]:
+    """Return what the browser draws: ``points`` as [x, y, class or -1], the ``names`` of the classes, and their ``colors``."""
+    found = sorted({label for label in explored.points[1].tolist() if label >= 0})
+    colors = dict(zip(found, class_colors(len(found)), strict=True))
+    return {
+        "points": [
+            [round(x, 4), round(y, 4), label]
+            for (x, y), label in zip(explored.plane.coordinates.tolist(), explored.points[1].tolist(), strict=True)
+        ],
+        "names": {str(label): explored.class_name(label) for label in found},
+        "colors": {str(label): to_hex(color) for label, color in (*colors.items(), (-1, GREY))},
+    }
+
+
+def picture_of_point(explored: Explored, number: Any) -> Tensor:
+    """Return the picture (1, C, H, W) of a point, decoded from its stored latent.
+
+    Raises:
+        UserError: there is no such point.
+    """
+    latents = explored.points[0]
+    return explored.model.decode(latents[asked.whole("A point", number, 0, len(latents) - 1), None]).cpu()
+
+
+def at_place(explored: Explored, place: Any) -> tuple[Tensor, int]:
+    """Return the picture decoded at a place of the plane and that of the nearest point, (2, C, H, W), and its number.
+
+    Args:
+        explored: the model.
+        place: [x, y].
+
+    Raises:
+        UserError: it is no place.
+    """
+    (at,) = _places(explored, [place])
+    nearest = _nearest(explored, at)
+    z = torch.stack((_on_plane(explored, at[None])[0], explored.points[0][nearest].flatten()))
+    return _decode(explored, z), nearest
+
+
+def along(explored: Explored, start: Any, end: Any) -> Tensor:
+    """Return the pictures along a straight way, (WALK, C, H, W).
+
+    What lies outside of the plane goes from that of the point nearest to the start to that of the point nearest to the end:
+    on the plane itself, pictures are blurred.
+
+    Args:
+        explored: the model.
+        start, end: [x, y].
+
+    Raises:
+        UserError: they are no places.
+    """
+    ends = _places(explored, [start, end])
+    rests = [explored.points[0][number].flatten() - _on_plane(explored, explored.plane.coordinates[number, None])[0]
+             for number in (_nearest(explored, place) for place in ends)]  # fmt: skip
+    t = torch.linspace(0, 1, WALK)[:, None]
+    way = _on_plane(explored, (1 - t) * ends[0] + t * ends[1])
+    return _decode(explored, way + (1 - t) * rests[0] + t * rests[1])
+
+
+def _places(explored: Explored, places: list[Any]) -> Tensor:
+    """Return checked places, (N, 2)."""
+    most = (1 + OUTSIDE) * float(explored.plane.coordinates.abs().max())
+    for place in places:
+        if not isinstance(place, list | tuple) or len(place) != 2:
+            raise UserError("click on the map to choose a place")
+    return torch.tensor([[asked.real("A place on the map", value, -most, most) for value in place] for place in places])
+
+
+def _nearest(explored: Explored, place: Tensor) -> int:
+    return int((explored.plane.coordinates - place).square().sum(1).argmin())
+
+
+def _on_plane(explored: Explored, places: Tensor) -> Tensor:
+    """Return the latents of places (N, 2), (N, D)."""
+    return explored.plane.mean + places @ explored.plane.directions
+
+
+def _decode(explored: Explored, z: Tensor) -> Tensor:
+    return explored.model.decode(z.view(-1, *explored.module.latent_shape)).cpu()
