@@ -13,6 +13,7 @@ from flowergen.errors import UserError, one_line
 from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
+from flowergen.picture_shape import PictureShape
 from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import read_pretrained, source_name
@@ -37,10 +38,11 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     """
     source = files_of(value, "autoencoder")
     kind, arguments = read_pretrained(source, value, "autoencoder")
+    shape = PictureShape.from_config(config["data"])
     model = {
         "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
-        "image_size": config["data"]["image_size"],
-        "image_channels": config["data"].get("channels", 3),
+        "image_size": shape.image_size,
+        "image_channels": shape.channels,
         "seed": config["seed"],
         "kind": kind,
         "config": arguments,
