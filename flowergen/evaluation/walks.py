@@ -52,12 +52,7 @@ def vary(
         scale: factor on the posterior's variance; None to find one with a visible effect.
         seed: random seed for the noise; variation j uses the same noise for every picture.
     """
-    posterior = encode(model, x)
-    eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
-    x_hat = decode(model, posterior.mean)
-    if scale is None:
-        scale = scale_that_shows(model, posterior, x_hat, eps)
-    varied = decode_variations(model, posterior, scale, eps)  # (N, num, C, H, W)
+    x_hat, varied, scale = variations(model, x, num, scale, seed)
     rows = torch.cat((x[:, None], x_hat[:, None], varied), dim=1)  # (N, 2 + num, C, H, W)
     columns = round((1.5 * (num + 2)) ** 0.5) if len(x) == 1 else num + 2
     write_png(folder / "variations.png", image_grid(rows.flatten(0, 1), columns))
@@ -74,11 +69,7 @@ def vary(
 
 def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[str]:
     """Write ``interpolation.png``, a row per pair of consecutive pictures, and ``interpolation.gif`` through all and back."""
-    if len(x) < 2:
-        raise UserError("mode=interpolate goes from one picture to the next: give image=DIR with two pictures or more")
-    mean = encode(model, x).mean
-    t = torch.linspace(0, 1, num)
-    walks = [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]  # (num, C, H, W) each
+    walks = ways(model, x, num)
     rows = [torch.cat((x[i, None], walk, x[i + 1, None])) for i, walk in enumerate(walks)]
     write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
     there = torch.cat(walks)
@@ -134,6 +125,32 @@ def encode(model: ImageModel, x: Tensor) -> Posterior:
 def decode(model: ImageModel, z: Tensor) -> Tensor:
     """Decode (N, C, h, w) on any device to (N, C, H, W) in [0, 1] on the CPU."""
     return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)])
+
+
+def variations(model: ImageModel, x: Tensor, num: int, scale: float | None, seed: int) -> tuple[Tensor, Tensor, float]:
+    """Compute the pictures of ``vary``, with its arguments.
+
+    Returns:
+        The reconstructions (N, C, H, W), the variations (N, num, C, H, W), both in [0, 1], and the scale.
+    """
+    posterior = encode(model, x)
+    eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
+    x_hat = decode(model, posterior.mean)
+    if scale is None:
+        scale = scale_that_shows(model, posterior, x_hat, eps)
+    return x_hat, decode_variations(model, posterior, scale, eps), scale
+
+
+def ways(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
+    """Decode ``num`` steps from the latent of each picture to that of the next, (num, C, H, W) in [0, 1] for each pair.
+
+    Raises:
+        UserError: there is only one picture.
+    """
+    if len(x) < 2:
+        raise UserError("an interpolation goes from one picture to the next: give two pictures or more, such as image=DIR")
+    mean, t = encode(model, x).mean, torch.linspace(0, 1, num)
+    return [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]
 
 
 def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:

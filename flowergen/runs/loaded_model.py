@@ -123,9 +123,9 @@ class LoadedModel:
         Raises:
             UserError: no scale has a visible effect, because the decoder ignores its latents.
         """
-        from flowergen.runs.edits import variations  # slow to import
+        from flowergen.evaluation.walks import variations  # slow to import
 
-        return Pictures.of(variations(self, x, num, scale, seed))
+        return Pictures.of(variations(self.module, x, num, scale, seed)[1].flatten(0, 1))
 
     def interpolate(self, x: torch.Tensor, num: int = 10) -> Pictures:
         """Decode ``num`` steps on the way from the latent of each picture to that of the next.
@@ -140,9 +140,9 @@ class LoadedModel:
         Raises:
             UserError: there is only one picture.
         """
-        from flowergen.runs.edits import interpolations  # slow to import
+        from flowergen.evaluation.walks import ways  # slow to import
 
-        return Pictures.of(interpolations(self, x, num))
+        return Pictures.of(torch.cat(ways(self.module, x, num)))
 
     def img2img(
         self,
