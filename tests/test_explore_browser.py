@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowergen.explorer import walking
+from flowergen.explorer import mixing, walking
 from flowergen.explorer.explored import Explored
 from tests.explorer.serving import served
 
@@ -143,6 +143,24 @@ def test_generate_by_class(page: "Page", explored: Explored, tmp_path: Path) -> 
     assert waited.value.suggested_filename == "seed5.zip"
 
 
+def test_stop_ends_the_denoising_and_the_next_request_is_answered(page: "Page") -> None:
+    set_number(page, "num", 16)
+    set_number(page, "steps", 200)
+    page.locator("#generate-button").click()
+    note = page.locator("#generated .note")
+    note.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(500)  # frames that are on their way
+    step = note.inner_text()
+    assert re.fullmatch(r"step \d+ of 200", step)
+    page.wait_for_timeout(1500)
+    assert note.inner_text() == step
+    set_number(page, "num", 1)
+    set_number(page, "steps", 4)
+    page.locator("#generate-button").click()
+    shown(page, "generated", 1)
+
+
 def test_pictures_are_large_and_single_pixels_or_smooth(page: "Page") -> None:
     set_number(page, "num", 1)
     page.locator("#generate-button").click()
@@ -215,6 +233,24 @@ def test_mix_an_upload_and_a_sample(page: "Page", explored: Explored, tmp_path: 
         assert np.abs(mixed.astype(int) - pixels(end)).max() <= 1
     page.locator("#walk").click()
     assert len(shown(page, "way", 8)) == 8
+
+
+def test_class_arithmetic(page: "Page", explored: Explored) -> None:
+    """A sample moves by the difference of two classes' mean latents."""
+    open_tab(page, "Mix")
+    page.locator("#add-sample").click()
+    page.locator("#ingredients figure").first.wait_for()
+    page.get_by_role("button", name="Class arithmetic").click()
+    for label, number in (("Towards", 2), ("Away from", 0)):
+        before = page.locator("#mixture a[download]").get_attribute("href")
+        page.get_by_label(label).click()
+        page.get_by_role("option", name=explored.class_names[number], exact=True).click()
+        page.wait_for_function("before => document.querySelector('#mixture a[download]').href !== before", arg=before)
+    (mixed,) = shown(page, "mixture", 1)
+    sample = mixing.of_sample(explored, None, 0)
+    expected = mixing.mix(explored, [sample], 0.5, 2, 0, 1)[0]
+    assert np.abs(mixed.astype(int) - pixels(expected)).max() <= 1
+    assert np.abs(pixels(sample.picture).astype(int) - pixels(expected)).max() > 8
 
 
 def test_hover_click_and_drag_on_the_map(page: "Page", explored: Explored) -> None:

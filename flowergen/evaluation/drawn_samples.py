@@ -14,7 +14,8 @@ from torch import Tensor
 from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
-from flowergen.errors import UserError, one_line
+from flowergen.errors import UserError
+from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.sampling import NO_CLASS, diffusion_sampler, labels_by_frequency
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -26,7 +27,7 @@ FIRST_INDEX = 2**40  # first sample number, beyond those of any command: evaluat
 
 
 def cached_samples(
-    model: LatentDDPMModule, data: ImageDataModule, num: int, cache_dir: Path, bf16: bool = False, compiled: bool = False
+    model: LatentDDPMModule, data: ImageDataModule, num: int, cache_dir: Path, net: FastNetwork | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw samples with the model's own ``sampling`` and training's class frequencies, once for all processes and runs.
 
@@ -35,8 +36,7 @@ def cached_samples(
         data: the data module, set up.
         num: number of samples P.
         cache_dir: the folder of all caches.
-        bf16: evaluate the denoiser under bf16 autocast.
-        compiled: compile it, if that is possible here.
+        net: see ``diffusion_sampler``.
 
     Returns:
         (P, C, h, w) float32 latents in the autoencoder's units, and (P,) int64 classes, K for none.
@@ -49,7 +49,7 @@ def cached_samples(
     labels = labels_by_frequency(num, model.num_classes, counts if counts.sum() else None, model.seed)
     whole = (num, *model.latent_shape)
     drawn_by = [fingerprint(model.inference_net), model.autoencoder_hash, asdict(model.sampling), model.seed, labels.tolist()]
-    drawn_by += ["bf16"] if bf16 else []
+    drawn_by += ["bf16"] if net and net.bf16 else []
     key = blake2b(json.dumps(drawn_by).encode(), digest_size=16).hexdigest()
     folder = cache_dir / f"{data.name}_samples_{key[:16]}"
 
@@ -70,7 +70,7 @@ def cached_samples(
         log.info("drawing %s samples to train on, once", f"{num:,}")
         with open(temporary / "latents.npy", "wb") as file:
             write_header(file, "<f4", whole)
-            for latents in with_bar("drawing", _drawn(model, labels, bf16, compiled), num, size=num_pictures):
+            for latents in with_bar("drawing", _drawn(model, labels, net), num, size=num_pictures):
                 if not np.isfinite(latents).all():
                     raise UserError("the diffusion model's samples are not finite: train it again with a lower learning rate")
                 file.write(latents.tobytes())
@@ -82,18 +82,9 @@ def cached_samples(
 
 
 @torch.inference_mode()
-def _drawn(model: LatentDDPMModule, labels: Tensor, bf16: bool, compiled: bool) -> Iterator[np.ndarray]:
-    net = torch.compile(model.inference_net) if compiled else None
+def _drawn(model: LatentDDPMModule, labels: Tensor, net: FastNetwork | None) -> Iterator[np.ndarray]:
+    sampler = diffusion_sampler(model, model.sampling, model.seed, net)
     for first in range(0, len(labels), CHUNK_SIZE):
         part = labels[first : first + CHUNK_SIZE]
-        index = range(FIRST_INDEX + first, FIRST_INDEX + first + len(part))
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            try:
-                latents = diffusion_sampler(model, model.sampling, model.seed, net).draw(index, part)
-            except Exception as error:  # without a C++ compiler, torch raises one of many
-                if net is None or first > 0:
-                    raise
-                log.warning(f"the denoiser is not compiled ({one_line(error)[:120]})")
-                net = None
-                latents = diffusion_sampler(model, model.sampling, model.seed).draw(index, part)
+        latents = sampler.draw(range(FIRST_INDEX + first, FIRST_INDEX + first + len(part)), part)
         yield latents.float().cpu().numpy().astype("<f4")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from flowergen.data.image_datamodule import ImageDataModule, spread
-from flowergen.diffusion.guidance import Network
 from flowergen.errors import UserError
+from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_prior import LatentPrior
 from flowergen.evaluation.latent_store import fit_to_pictures
 from flowergen.modules.image_model import ImageModel
@@ -36,14 +36,14 @@ class Sampler:
     description: str
 
 
-def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, net: Network | None = None) -> Sampler:
+def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, net: FastNetwork | None = None) -> Sampler:
     """Return a sampler that denoises.
 
     Args:
         model: a model in eval mode.
         sampling: sampler settings.
         seed: random seed for the noise.
-        net: see ``LatentDDPMModule.denoise``.
+        net: the model's denoiser, prepared for many samples; None to evaluate it in float32.
     """
 
     def draw(index: Sequence[int], label: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, ne
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
     eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
-    description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}"
+    precision = ", in bf16" if net and net.bf16 else ""
+    description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}{precision}"
     return Sampler(model, draw, description)
 
 

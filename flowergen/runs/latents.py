@@ -23,8 +23,9 @@ from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import files_of, import_autoencoder, weights_of
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
+from flowergen.runs.sampling import fast_denoiser
 from flowergen.runs.stages import origin, place_of, pretrained_folder, refuse_wrong_stage, stage_before
-from flowergen.runs.trainer import resolve_device, resolve_precision
+from flowergen.runs.trainer import resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +150,8 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
             f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or different ones: "
             "a decoder must be trained on pictures of the same classes"
         )
-    trainer = before.config["trainer"]  # samples are drawn as the diffusion model was trained, which is faster
-    bf16 = resolve_precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
-    module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, bf16, trainer["compile"]))
+    net = fast_denoiser(before, module.num_latents)
+    module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
     if is_first_process() and not run.latents.is_file():
         kept = spread(data.rows["train"], num_stored(model.latent_shape))
         latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False)])

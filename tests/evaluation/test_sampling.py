@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.evaluation import sampling
+from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
 from flowergen.evaluation.sampling import (
     MOST_STATES,
@@ -96,6 +97,8 @@ def test_it_says_how_it_samples() -> None:
     assert diffusion_sampler(model, model.sampling, 0).description == "4 steps of dpmpp_2m, guidance 2"
     part = replace(model.sampling, guidance_interval=[0.2, 0.8], guidance_scale=1.5)
     assert diffusion_sampler(model, part, 0).description == "4 steps of dpmpp_2m, guidance 1.5 within [0.2, 0.8]"
+    rounded = FastNetwork(model.inference_net, bf16=True, compiled=False)
+    assert diffusion_sampler(model, model.sampling, 0, rounded).description == "4 steps of dpmpp_2m, guidance 2, in bf16"
     fitted = prior()
     two = replace(fitted, weights=fitted.weights.repeat(2) / 2)
     for given, source, by_class, says in (

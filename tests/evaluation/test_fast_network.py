@@ -1,0 +1,56 @@
+"""The denoiser for many samples."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowergen.evaluation.fast_network import FastNetwork
+from tests.tiny_models import diffusion
+
+
+def _batch(num: int) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(num)
+    return torch.randn(num, 2, 4, 4, generator=g), torch.full((num,), 300.0), torch.arange(num) % 3
+
+
+@torch.inference_mode()
+def test_compiled_it_is_the_same_but_for_rounding_and_other_shapes_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = diffusion().inference_net
+    compile_, shapes = torch.compile, list[int]()
+
+    def counted(network: torch.nn.Module) -> object:
+        compiled = compile_(network)
+
+        def call(x: Tensor, *others: Tensor) -> object:
+            shapes.append(len(x))
+            return compiled(x, *others)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counted)
+    fast = FastNetwork(net, bf16=False, compiled=True)
+    for num in (4, 3, 4):
+        torch.testing.assert_close(fast(*_batch(num)), net(*_batch(num)), rtol=1e-3, atol=1e-4)
+    assert shapes == [4, 4]
+
+
+@torch.inference_mode()
+def test_in_bf16_it_is_near_and_returns_float32() -> None:
+    net = diffusion().inference_net
+    exact, rounded = net(*_batch(4)), FastNetwork(net, bf16=True, compiled=False)(*_batch(4))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).abs().mean() < 0.05 * exact.std()
+
+
+@torch.inference_mode()
+def test_without_a_compiler_it_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*_: object) -> Tensor:
+        raise RuntimeError("no C++ compiler")
+
+    net = diffusion().inference_net
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    fast = FastNetwork(net, bf16=False, compiled=True)
+    assert torch.equal(fast(*_batch(4)), net(*_batch(4)))
+    assert torch.equal(fast(*_batch(4)), net(*_batch(4)))
+    assert caplog.text.count("the denoiser is not compiled (no C++ compiler)") == 1
