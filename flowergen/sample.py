@@ -88,18 +88,17 @@ def _write(
     config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None", labels: "Tensor", folder: Path
 ) -> list[str]:
     from flowergen.evaluation import sample_files, sampling
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     module, seed = model.module, config["seed"]
     sampler = sampler_of(config, model, store, config["classes"] is not None)
     batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
-    if isinstance(module, LatentDDPMModule) and config["denoising"]:
+    if module.diffusion and config["denoising"]:
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
-        how = sampling_of(config, module)
-        lines += sample_files.write_denoising(folder, module, how, *labelled, seed, store, min(batch_size, 16))
+        how = sampling_of(config, module.diffusion)
+        lines += sample_files.write_denoising(folder, module.diffusion, how, *labelled, seed, store, min(batch_size, 16))
     return [sampler.description, *lines]
 
 

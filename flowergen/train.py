@@ -91,7 +91,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.callbacks.stop_signals import stop_if_asked
-    from flowergen.modules.vae_gan import VAEGANModule
     from flowergen.runs.batch_size import settle_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
     from flowergen.runs.latents import carry_stage_before, fetch_hub, prepare_latents, store_what_sampling_needs
@@ -128,7 +127,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     module = build_module(config, len(datamodule.class_names), before.module if before else None)
     if config["init"] and checkpoint is None:
         if pretrained_folder(config["init"], "init"):
-            assert isinstance(module, VAEGANModule)
             start_from_pretrained(config["init"], module)
         else:
             start_from(load_run(config["init"]), module, datamodule.class_names)

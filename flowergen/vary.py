@@ -172,12 +172,11 @@ def _edit(
     import torch
 
     from flowergen.evaluation import edits
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
     from flowergen.runs.sampling import sampling_of
 
-    module, mode = model.module, config["mode"]
-    assert isinstance(module, LatentDDPMModule)
-    how = edits.How(module, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, module))
+    diffusion, mode = model.module.diffusion, config["mode"]
+    assert diffusion is not None
+    how = edits.How(diffusion, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, diffusion))
     if mode == "img2img":
         edited = edits.img2img(how, x, config["strength"])
     elif mode == "inpaint":

@@ -14,8 +14,6 @@ from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
-from flowergen.modules.vae import VAEModule
-from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.randomness import normal, uniform
 
 TOLERANCE = 1e-4  # of a graph's outputs; relative to the largest output if that exceeds 1, as float32 has no more digits
@@ -106,7 +104,7 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
     Raises:
         UserError: a user-defined model has no such parts.
     """
-    if isinstance(model, LatentDDPMModule):
+    if model.diffusion:
         return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
     if isinstance(model, PretrainedAutoencoder):
         return {name: model.parts(name) for name in ("encoder", "decoder")}
@@ -135,14 +133,14 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
         "latent_shape": list(model.latent_shape),
         "class_names": list(class_names),
     }
-    if not isinstance(model, LatentDDPMModule):
+    if not (diffusion := model.diffusion):
         return about
-    schedule, sampling = model.schedule, model.sampling
+    schedule, sampling = diffusion.schedule, diffusion.sampling
     return about | {
-        "num_classes": model.num_classes,
-        "latent_mean": model.latent_mean.tolist(),
-        "latent_std": model.latent_std.tolist(),
-        "objective": model.objective,
+        "num_classes": diffusion.num_classes,
+        "latent_mean": diffusion.latent_mean.tolist(),
+        "latent_std": diffusion.latent_std.tolist(),
+        "objective": diffusion.objective,
         "num_timesteps": schedule.num_timesteps,
         "alpha_bar": schedule.alpha_bar.tolist() if isinstance(schedule, DiscreteSchedule) else None,
         "guidance_scale": sampling.guidance_scale,
@@ -166,11 +164,8 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
         (folder / f"{name}.safetensors").write_bytes(weights)
     autoencoder = model.autoencoder
     about: dict[str, Any] = {name: {key: node[key] for key in NETWORK_KEYS if key in node} for name, node in nodes.items()}
-    if isinstance(autoencoder, VAEModule):
-        activation = "sigmoid" if autoencoder.pixel_min == 0 else "tanh"
-        about |= {"pixel_range": [autoencoder.pixel_min, autoencoder.pixel_max], "decoder_activation": activation}
-    elif isinstance(autoencoder, VAEGANModule | PretrainedAutoencoder):
-        about |= {"pixel_range": [-1, 1], "decoder_activation": "clamp"}
+    if autoencoder and autoencoder.decoder_activation:
+        about |= {"pixel_range": list(autoencoder.pixel_range), "decoder_activation": autoencoder.decoder_activation}
     return about
 
 
@@ -186,12 +181,12 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
     x = uniform((NUM_TRIED, *model.picture_shape), seed=0, step=0, purpose="export picture")
     z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
     autoencoder = model.autoencoder
-    if isinstance(model, LatentDDPMModule):
-        num_classes = model.num_classes
-        t = model.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
+    if diffusion := model.diffusion:
+        num_classes = diffusion.num_classes
+        t = diffusion.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
         label = torch.tensor([num_classes, 0, num_classes // 2])
-        yield Graph("denoiser", Denoise(model).eval(), {"x": z, "t": t, "label": label}, ["prediction"])
-        z = model.unscaled(z)
+        yield Graph("denoiser", Denoise(diffusion).eval(), {"x": z, "t": t, "label": label}, ["prediction"])
+        z = diffusion.unscaled(z)
     if autoencoder:
         yield Graph("encoder", Encode(autoencoder).eval(), {"x": x}, ["posterior_mean", "posterior_logvar"])
         yield Graph("decoder", Decode(autoencoder).eval(), {"z": z}, ["picture"])

@@ -62,11 +62,6 @@ class Explored:
         return cls(load_run(run, "cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
-    def denoises(self) -> bool:
-        """Whether it is a diffusion model, which edits pictures by img2img and inpainting."""
-        return self.module.denoises
-
-    @property
     def has_latents(self) -> bool:
         """Whether pictures have latents that can be mixed and varied: not for diffusion on pixels."""
         return self.module.autoencoder is not None

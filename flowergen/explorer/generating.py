@@ -53,8 +53,8 @@ def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
     Raises:
         UserError: one of them has no sensible value, or the model does not support it.
     """
-    module = explored.module
-    assert isinstance(module, LatentDDPMModule)
+    module = explored.module.diffusion
+    assert module is not None
     checked: dict[str, Any] = {}
     if "sampler" in options:
         checked["sampler"] = asked.one_of("The sampler", options["sampler"], samplers_of(module))
@@ -79,7 +79,7 @@ def labels_of(explored: Explored, classes: Any, num: int) -> Tensor:
     chosen = asked.labels(classes, explored.class_names)
     if chosen:
         return torch.tensor(chosen)[torch.arange(num) % len(chosen)]
-    return labels_by_frequency(num, len(explored.class_names) if explored.denoises else 0, None, 0)
+    return labels_by_frequency(num, len(explored.class_names) if explored.module.denoises else 0, None, 0)
 
 
 def generate(
@@ -103,8 +103,8 @@ def generate(
     """
     num, seed = asked.whole("The number of pictures", num, 1, MOST_PICTURES), asked.whole("The seed", seed, 0, SEEDS)
     asked.one_of("What is watched", watched, WATCHED)
-    labels, module = labels_of(explored, classes, num), explored.module
-    if not isinstance(module, LatentDDPMModule):
+    labels, module = labels_of(explored, classes, num), explored.module.diffusion
+    if module is None:
         yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
         return
     sampling = sampling_asked(explored, options)

@@ -112,7 +112,7 @@ def _generate(gr: Any, explored: Explored) -> None:
                                else "Classes, in turn; without any, of no particular one")  # fmt: skip
             num = gr.Slider(1, generating.MOST_PICTURES, value=4, step=1, label="Pictures", elem_id="num")
             seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed", elem_id="seed")
-            asked = _denoising(gr, module) if isinstance(module, LatentDDPMModule) else {}
+            asked = _denoising(gr, module.diffusion) if module.diffusion else {}
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate-button")
                 stop = gr.Button("Stop", visible=module.denoises)
@@ -155,7 +155,7 @@ def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
 
 # ---- Edit --------------------------------------------------------------------------------------------------------------
 def _edit(gr: Any, explored: Explored) -> None:
-    module = explored.module
+    diffusion = explored.module.diffusion
     given = gr.State(None)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -173,10 +173,10 @@ def _edit(gr: Any, explored: Explored) -> None:
                         return _numbered(editing.vary(explored, x, num, None if automatic else power, seed), "variation")
 
                     button.click(answered(vary), [given, num, seed, automatic, power], out, **MODEL)
-            if isinstance(module, LatentDDPMModule):
+            if diffusion:
                 with gr.Tab("Image to image"):
                     strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
-                    inputs = _edit_options(gr, explored, module)
+                    inputs = _edit_options(gr, explored, diffusion)
                     button, out = _button_and_output(gr, "Edit", "img2img")
 
                     def img2img(x: Any, strength: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
@@ -184,11 +184,11 @@ def _edit(gr: Any, explored: Explored) -> None:
                         return _by_class(explored, editing.img2img(explored, x, strength, classes, num, seed, options), classes)
 
                     button.click(answered(img2img), [given, strength, *inputs], out, **MODEL)
-                if module.latent_shape[1:] != (1, 1):
+                if diffusion.latent_shape[1:] != (1, 1):
                     with gr.Tab("Inpaint"):
                         mask = gr.HTML("", html_template=PAINTED, js_on_load=_asset("mask.js"), elem_id="mask",
                                        picture="")  # fmt: skip
-                        inputs = _edit_options(gr, explored, module)
+                        inputs = _edit_options(gr, explored, diffusion)
                         button, out = _button_and_output(gr, "Paint anew", "inpaint")
 
                         def inpaint(x: Any, mask: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
@@ -215,7 +215,7 @@ def _edit(gr: Any, explored: Explored) -> None:
 
                     gr.on([slider.change for slider in sliders], answered(traverse), [given, *sliders], out,
                           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
-    painted = [mask] if isinstance(module, LatentDDPMModule) and module.latent_shape[1:] != (1, 1) else []
+    painted = [mask] if diffusion and diffusion.latent_shape[1:] != (1, 1) else []
 
     def upload(path: Any) -> list[Any]:
         x = editing.uploaded(explored, path)

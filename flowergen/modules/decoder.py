@@ -100,7 +100,7 @@ class DecoderModule(TwoOptimizers):
             gradient_clip_algorithm,
             image_channels,
         )
-        autoencoder = diffusion.autoencoder if isinstance(diffusion, LatentDDPMModule) else None
+        autoencoder = diffusion.autoencoder if diffusion and diffusion.denoises else None
         if not isinstance(autoencoder, VAEGANModule):
             has = "works on pixels" if autoencoder is None else f"has the autoencoder of a {type(autoencoder).__name__}"
             raise UserError(f"diffusion: this model {has}, and model=decoder trains the decoder of a VAE-GAN")
@@ -126,11 +126,6 @@ class DecoderModule(TwoOptimizers):
     def diffusion(self) -> LatentDDPMModule:
         """The frozen model, on this module's device; it decodes with this module's averaged decoder."""
         return self._diffusion[0].on(self.device)
-
-    @property
-    def sampling_model(self) -> LatentDDPMModule:
-        """The diffusion model."""
-        return self.diffusion
 
     @property
     def autoencoder(self) -> ImageModel | None:

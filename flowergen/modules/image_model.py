@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +18,9 @@ from flowergen.modules.running_means import RunningMeans, batch_sums
 from flowergen.nn.posterior import Posterior
 from flowergen.picture_shape import ImageSize, PictureShape
 from flowergen.randomness import noise_of
+
+if TYPE_CHECKING:
+    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class ImageModel(LightningModule, ABC):
     best_mode: ClassVar[Literal["min", "max"]]
     denoises: ClassVar[bool] = False  # a diffusion model; where there are classes, each of its samples has one
     decoder_steps: int | None = None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
+    pixel_range: Sequence[float] = (-1, 1)  # of an autoencoder's networks
+    decoder_activation: str | None = None  # that gives its decoder's output this range: ``sigmoid``, ``tanh`` or ``clamp``
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
     def __init__(
@@ -100,9 +105,14 @@ class ImageModel(LightningModule, ABC):
         return self
 
     @property
+    def diffusion(self) -> "LatentDDPMModule | None":
+        """The diffusion model that samples are drawn from: this one, or the one whose decoder it trains; None for others."""
+        return None
+
+    @property
     def sampling_model(self) -> "ImageModel":
-        """The model that samples are drawn from: this one, or the diffusion model whose decoder it trains."""
-        return self
+        """The model that samples are drawn from: ``diffusion``, or this one."""
+        return self.diffusion or self
 
     @property
     def latents_owner(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,11 @@ class LatentDDPMModule(ImageModel):
     def autoencoder(self) -> ImageModel | None:
         """The frozen autoencoder, on this module's device; None on pixels."""
         return self._autoencoder[0].on(self.device) if self._autoencoder else None
+
+    @property
+    def diffusion(self) -> Self:
+        """This model."""
+        return self
 
     @property
     def latents_owner(self) -> str:

@@ -81,6 +81,7 @@ class PretrainedAutoencoder(ImageModel):
         UserError: pictures of this size cannot be encoded and decoded, or the arguments are wrong.
     """
 
+    decoder_activation = "clamp"
     best_metric, best_mode = "none", "max"  # it is not trained
 
     def __init__(

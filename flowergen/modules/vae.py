@@ -77,7 +77,8 @@ class VAEModule(ImageModel):
     ):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps, image_channels)
         self.channels, self.latent_dim = channels, latent_dim
-        self.pixel_min, self.pixel_max = pixel_range
+        self.pixel_range = self.pixel_min, self.pixel_max = pixel_range
+        self.decoder_activation = "sigmoid" if self.pixel_min == 0 else "tanh"
         self.reconstruction, self.sigma = reconstruction, sigma
         self.loss_scale = 1.0 if reconstruction_reduction == "sum" else 1 / self.picture_shape.num_values
         self.divergence, self.beta, self.beta_warmup_steps = divergence, beta, beta_warmup_steps
@@ -123,7 +124,7 @@ class VAEModule(ImageModel):
 
     def activate(self, logits: Tensor) -> Tensor:
         """The decoder's output -> values in ``pixel_range``."""
-        return logits.sigmoid() if self.pixel_min == 0 else logits.tanh()
+        return logits.sigmoid() if self.decoder_activation == "sigmoid" else logits.tanh()
 
     def _to_unit_range(self, x: Tensor) -> Tensor:
         return (x - self.pixel_min) / (self.pixel_max - self.pixel_min)

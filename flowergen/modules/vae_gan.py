@@ -82,6 +82,7 @@ class VAEGANModule(TwoOptimizers):
             ``build_pretrained``.
     """
 
+    decoder_activation = "clamp"
     best_metric = "l1_perceptual"
     best_mode = "min"
 

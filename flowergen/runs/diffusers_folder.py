@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loaded_model import LoadedModel
 
@@ -24,8 +23,8 @@ def write_pipeline(model: LoadedModel, folder: Path) -> None:
 
     from flowergen.runs.diffusers_denoiser import Denoiser
 
-    module, config = model.module, model.config["model"]
-    assert isinstance(module, LatentDDPMModule)
+    module, config = model.module.diffusion, model.config["model"]
+    assert module is not None
     autoencoder = module.autoencoder
     assert isinstance(autoencoder, PretrainedAutoencoder)
     arguments = {key: value for key, value in config["network"].items() if not key.startswith("_")}

@@ -8,7 +8,6 @@ import torch
 from flowergen.data.class_names import class_label
 from flowergen.errors import UserError
 from flowergen.evaluation import edits
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ def how_to_edit(
     Raises:
         UserError: the model does not denoise, or does not support an option.
     """
-    module = model.module
-    if not isinstance(module, LatentDDPMModule):
+    module = model.module.diffusion
+    if module is None:
         raise UserError("pictures are edited with a diffusion model, and this is none: use vary()")
     config = {**dict.fromkeys(OF_DIFFUSION), **options}
     check_sampling(config, model.config["model"], [], {})

@@ -34,7 +34,6 @@ from flowergen.evaluation.reconstruction import reconstruction_scores
 from flowergen.evaluation.sampling import NO_CLASS
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
 from flowergen.picture_shape import PictureShape
 from flowergen.runs.loading import build_datamodule_of_run, load_run
@@ -201,8 +200,8 @@ def measure(subject: Subject, work: Path) -> Measured:
             measured.add(name, "reference", value)
         if not vgg16_path(subject.weights_dir).is_file():
             measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
-    if isinstance(model, LatentDDPMModule):
-        measure_denoising(model, real, subject.seed, measured)
+    if model and model.diffusion:
+        measure_denoising(model.diffusion, real, subject.seed, measured)
     side = RealSide(real, subject.networks, measured.notes)
     measure_samples(subject.generated, side, subject.num, subject.repeats, work, measured)
     if autoencoder is not None:

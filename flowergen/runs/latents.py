@@ -143,8 +143,8 @@ def prepare_latents(
 
 
 def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
-    model, names = before.module, [printable(name) for name in data.class_names]
-    assert isinstance(model, LatentDDPMModule)  # already on the device, unlike the decoder's module
+    model, names = before.module.diffusion, [printable(name) for name in data.class_names]
+    assert model is not None  # already on the device, unlike the decoder's module
     if list(before.class_names) != names:
         raise UserError(
             f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or different ones: "

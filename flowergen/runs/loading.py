@@ -15,7 +15,6 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line, printable
 from flowergen.files import replacing
 from flowergen.lightning_internals import EPOCHS_DONE
-from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.loaded_model import LoadedModel
@@ -42,8 +41,8 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
         module = build_module(config, len(class_names), before.module if before else None)
         module.on_load_checkpoint(content)
         module.load_state_dict(weights_of(content, config["model"]))
-        if before and isinstance(module, DecoderModule):  # sampling uses the diffusion model with this decoder
-            module, config = module.diffusion, before.config | {key: config[key] for key in ("data", "paths")}
+        if before and module.sampling_model is not module:  # sampling uses the diffusion model with this decoder
+            module, config = module.sampling_model, before.config | {key: config[key] for key in ("data", "paths")}
     except UserError:
         raise
     except Exception as error:  # manually edited files may raise anything

@@ -10,6 +10,7 @@ import yaml
 from flowergen.config.schema import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
+from flowergen.modules.image_model import ImageModel
 from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
@@ -94,7 +95,7 @@ def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
     return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
 
 
-def start_from_pretrained(value: str, module: VAEGANModule) -> None:
+def start_from_pretrained(value: str, module: ImageModel) -> None:
     """Copy the weights of a pretrained autoencoder to a VAE-GAN that was built for it, and to its moving average.
 
     Args:
@@ -104,6 +105,7 @@ def start_from_pretrained(value: str, module: VAEGANModule) -> None:
     Raises:
         UserError: the files cannot be downloaded or read, or are of another network.
     """
+    assert isinstance(module, VAEGANModule)
     assert module.pretrained is not None
     kind = module.pretrained["kind"]
     weights = DiffusersAutoencoder(_load(files_of(value, "init"), kind, f"init={value}"), kind).state_dict()

@@ -112,11 +112,10 @@ def sampler_of(
         UserError: a mixture model is requested, and the run has none.
     """
     from flowergen.evaluation.sampling import autoencoder_sampler, diffusion_sampler
-    from flowergen.modules.latent_ddpm import LatentDDPMModule
 
     module = model.module
-    if isinstance(module, LatentDDPMModule):
-        return diffusion_sampler(module, sampling_of(config, module), config["seed"], net)
+    if module.diffusion:
+        return diffusion_sampler(module.diffusion, sampling_of(config, module.diffusion), config["seed"], net)
     return autoencoder_sampler(module, store.prior if store else None, config["source"], by_class, config["seed"])
 
 
