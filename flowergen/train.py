@@ -90,7 +90,6 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
-    from flowergen.callbacks.stop_signals import stop_if_asked
     from flowergen.runs.batch_size import settle_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
     from flowergen.runs.latents import carry_stage_before, fetch_hub, prepare_latents, store_what_sampling_needs
@@ -148,15 +147,16 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     with _made_last(checkpoint_path, run):
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
-    stop_if_asked(trainer)  # for a signal in the last step or later
-    if any(isinstance(callback, Checkpoints) and callback.is_behind for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if module.run_state.received:  # in the last step or later
+        raise Stopped(module.run_state.received)
+    if module.run_state.is_behind:
         raise TrainingEnded(
             f"the last checkpoint could not be written: make room, then continue with {shlex.quote(f'resume={run.path}')}"
         )
 
     if trainer.is_global_zero:
         save_weights(module, run.weights)
-        if any(isinstance(callback, Checkpoints) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(callback, Checkpoints) for callback in trainer.checkpoint_callbacks):
             store_what_sampling_needs(config, run, module, datamodule)
         else:
             log.warning(f"without callbacks.checkpoints, only {run.weights} is saved of this run")

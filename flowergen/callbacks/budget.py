@@ -152,11 +152,11 @@ class Budget(Callback):
     # -- timing
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Save the settings that the plan may change."""
+        """Save the settings that the plan depends on, and tell when the budget ends."""
+        pl_module.run_state.budget_ends = self.clock() + self.remaining
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         self._drawing = [each for each in callbacks if isinstance(each, ImageGrids | PeriodicEvaluation) and each.every_epochs]
-        self._draws_every = [each.every_epochs for each in self._drawing]
         self._next_check = pl_module.optimizer_steps + FIRST_PLAN_STEPS
         self._began: float | None = None
 
@@ -169,7 +169,8 @@ class Budget(Callback):
                 pl_module.total_steps = self._total_steps
         if self._epoch_ended is not None:
             taken, self._epoch_ended = now - self._epoch_ended, None
-            drawn = [trainer.current_epoch % callback.every_epochs == 0 for callback in self._drawing]
+            may_draw = pl_module.run_state.may_draw
+            drawn = [may_draw and trainer.current_epoch % each.every_epochs == 0 for each in self._drawing]
             if all(drawn) and drawn:
                 self._with_pictures = taken
             elif any(drawn):  # a lower bound: the last epoch draws all of them
@@ -178,7 +179,7 @@ class Budget(Callback):
                 self._epoch_end = taken
             if self._with_pictures is not None:  # recomputed, because _epoch_end is a guess until measured
                 self._pictures = max(0.0, self._with_pictures - self._epoch_end)
-            self._look_every(trainer, None)
+            self._allow_looks(trainer, pl_module, True)
             self._last_step = now
             self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than before
 
@@ -218,7 +219,7 @@ class Budget(Callback):
             self.over = True
             end_epoch_after(trainer, batch_idx + 1)
         elif ends_epoch and not made.evaluates:
-            self._look_every(trainer, trainer.current_epoch + 2)  # this epoch's number is not a multiple of it
+            self._allow_looks(trainer, pl_module, False)
 
     def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
         """Compute the plan in the first process, and set when to plan again."""
@@ -236,7 +237,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.accumulation_steps,
             batches // pl_module.accumulation_steps,
             self._validates_every,
-            max(self._draws_every, default=0),  # usually, all of them draw then
+            max((each.every_epochs for each in self._drawing), default=0),  # usually, all of them draw then
         )
         validation = self._validation if self._validates_every else 0.0
         seconds = Seconds(mean, validation, self._epoch_end, self._pictures, self._storing)
@@ -252,11 +253,11 @@ class Budget(Callback):
             )
         return made
 
-    def _look_every(self, trainer: Trainer, epochs: int | None) -> None:
-        """Set the interval of validation and drawing in epochs; None restores the configured intervals."""
-        trainer.check_val_every_n_epoch = epochs or self._validates_every or 1
-        for callback, every in zip(self._drawing, self._draws_every, strict=True):
-            callback.every_epochs = epochs or every
+    def _allow_looks(self, trainer: Trainer, pl_module: ImageModel, allowed: bool) -> None:
+        """Let validation and drawing take place after this epoch if they are due, or leave both to the last epoch."""
+        never = trainer.current_epoch + 2  # this epoch's number is not a multiple of it
+        trainer.check_val_every_n_epoch = (self._validates_every or 1) if allowed else never
+        pl_module.run_state.may_draw = allowed
 
     @torch.no_grad()
     def _rehearse(self, trainer: Trainer, pl_module: ImageModel) -> None:

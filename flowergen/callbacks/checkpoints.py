@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from flowergen.callbacks.disk_trouble import DiskTrouble
-from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.metrics_csv import MetricsCsv
-from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.lightning_internals import begin_next_epoch
 from flowergen.modules.image_model import ImageModel
 
@@ -39,37 +37,28 @@ class Checkpoints(Checkpoint):
         self._between_epochs = False
         self._disk = DiskTrouble("a checkpoint")
 
-    @property
-    def is_behind(self) -> bool:
-        """True if the last checkpoint could not be written."""
-        return self._disk.failing
-
     # -- when to save
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save within an epoch if due; the end of an epoch is saved after validation."""
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
-        due = due or any(isinstance(callback, StopSignals) and callback.agreed for callback in _callbacks(trainer))
         whole_step = (batch_idx + 1) % pl_module.accumulation_steps == 0
-        if due and whole_step and batch_idx + 1 < trainer.num_training_batches:
+        if (due or pl_module.run_state.agreed) and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Save between two epochs, after validation."""
-        epoch, best_before = trainer.current_epoch + 1, self.best_value
+        epoch, best_before, further = trainer.current_epoch + 1, self.best_value, pl_module.run_state.copies
         copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
             copies.append(f"epoch_{epoch:04d}.ckpt")
-        for callback in _callbacks(trainer):
-            if isinstance(callback, PeriodicEvaluation):
-                copies += callback.checkpoint_names
         self._between_epochs = True
-        if not self._save(trainer, pl_module, copies):
+        if not self._save(trainer, pl_module, [*copies, *further]):
             self.best_value = best_before
-            for callback in _callbacks(trainer):
-                if isinstance(callback, PeriodicEvaluation):
-                    callback.take_back_best()
+            for take_back in further.values():
+                take_back()
+        further.clear()
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
@@ -99,10 +88,11 @@ class Checkpoints(Checkpoint):
                 raise
             if trainer.is_global_zero:
                 self._publish(trainer, partial, copies)
-        if self.is_behind:
+        pl_module.run_state.is_behind = self._disk.failing
+        if self._disk.failing:
             for leftover in self.folder.glob("*.partial"):
                 leftover.unlink(missing_ok=True)
-        return not self.is_behind
+        return not self._disk.failing
 
     def _publish(self, trainer: Trainer, partial: Path, copies: Sequence[str]) -> None:
         for logger in trainer.loggers:
@@ -130,10 +120,6 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state."""
         self.best_value, self.saved_at_step = state_dict["best_value"], state_dict["saved_at_step"]
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _publish(partial: Path, path: Path) -> None:

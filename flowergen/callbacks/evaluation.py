@@ -55,7 +55,7 @@ class PeriodicEvaluation(Callback):
         self.best: float | None = None
         self._best_before: float | None = None
         self.memorising: int | None = None
-        self.checkpoint_names: list[str] = []  # copies that ``Checkpoints`` keeps of this epoch's checkpoint
+        self.checkpoint_names: list[str] = []  # of copies of this epoch's checkpoint, see ``RunState.copies``
         self._disk = DiskTrouble("evaluation.png")
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -82,9 +82,9 @@ class PeriodicEvaluation(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Evaluate, log, draw, and choose the checkpoints to keep."""
-        epoch = trainer.current_epoch + 1
+        epoch, may_draw = trainer.current_epoch + 1, pl_module.run_state.may_draw
         self.checkpoint_names, self._best_before = [], self.best
-        due = self.every_epochs and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs)
+        due = self.every_epochs and ((may_draw and epoch % self.every_epochs == 0) or epoch == trainer.max_epochs)
         if not due or not trainer.is_global_zero:
             return
         try:
@@ -100,6 +100,7 @@ class PeriodicEvaluation(Callback):
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
         log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")
         self._add(epoch, held_out_loss(trainer, pl_module), values)
+        pl_module.run_state.copies |= dict.fromkeys(self.checkpoint_names, self.take_back_best)
         with self._disk:
             for pairs in measured.pairs[:1]:
                 samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))

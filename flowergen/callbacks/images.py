@@ -41,8 +41,8 @@ class ImageGrids(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw both grids."""
-        epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and (epoch % self.every_epochs == 0 or epoch == trainer.max_epochs):
+        epoch, may_draw = trainer.current_epoch + 1, pl_module.run_state.may_draw
+        if trainer.is_global_zero and ((may_draw and epoch % self.every_epochs == 0) or epoch == trainer.max_epochs):
             self.draw(trainer, pl_module, epoch)
 
     @torch.no_grad()

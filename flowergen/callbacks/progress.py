@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich import progress as rich_progress
 from rich.console import Console
 
-from flowergen.callbacks.budget import Budget
 from flowergen.data.bar import EVERY_SECONDS
 from flowergen.modules.image_model import ImageModel
 
@@ -74,15 +73,15 @@ class Progress(ProgressBar):
         self._batches_done += 1
         self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
-        epoch = self._of_epochs(trainer, trainer.current_epoch + 1)
+        epoch = self._of_epochs(trainer, pl_module, trainer.current_epoch + 1)
         if self._bar is not None:
             done, total = pl_module.optimizer_steps, pl_module.total_steps
-            eta = self._eta(trainer, pl_module)
+            eta = self._eta(pl_module)
             self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
         elif trainer.is_global_zero and time.monotonic() - self._said >= EVERY_SECONDS:
             self._said = time.monotonic()
             of = f"batch {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
-            log.info(f"epoch {epoch}  {of}  {self._rate:,.0f} images/s  ETA {self._eta(trainer, pl_module)}")
+            log.info(f"epoch {epoch}  {of}  {self._rate:,.0f} images/s  ETA {self._eta(pl_module)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Report the last epoch."""
@@ -101,22 +100,23 @@ class Progress(ProgressBar):
         shown = ("train_epoch/loss", "val/loss", "val/psnr", "val/elbo", "trainset/psnr", "trainset/elbo")
         metrics = pl_module.epoch_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
-        eta = self._eta(trainer, pl_module)
+        eta = self._eta(pl_module)
         self._said = time.monotonic()
         if self._bar is not None:  # it would overlap with the line
             self._bar.stop()
-        log.info(f"epoch {self._of_epochs(trainer, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
+        log.info(f"epoch {self._of_epochs(trainer, pl_module, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
         if self._bar is not None:
             self._bar.start()
 
-    def _of_epochs(self, trainer: Trainer, number: int) -> str:
+    def _of_epochs(self, trainer: Trainer, pl_module: ImageModel, number: int) -> str:
         """Return e.g. ``3/10``, or ``3`` with a budget, where the number of epochs is known only at the end."""
-        return str(number) if _budget_of(trainer) else f"{number}/{trainer.max_epochs}"
+        return str(number) if pl_module.run_state.budget_ends is not None else f"{number}/{trainer.max_epochs}"
 
-    def _eta(self, trainer: Trainer, pl_module: ImageModel) -> timedelta:
+    def _eta(self, pl_module: ImageModel) -> timedelta:
         """Return the time to the end of training, or with a budget, to the end of the command."""
-        if budget := _budget_of(trainer):
-            return timedelta(seconds=max(0, round(budget.remaining)))
+        ends = pl_module.run_state.budget_ends
+        if ends is not None:
+            return timedelta(seconds=max(0, round(ends - time.monotonic())))
         seconds_per_step = (time.monotonic() - self._started) / self._batches_done * pl_module.accumulation_steps
         return timedelta(seconds=round(seconds_per_step * (pl_module.total_steps - pl_module.optimizer_steps)))
 
@@ -124,8 +124,3 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-def _budget_of(trainer: Trainer) -> Budget | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Budget)), None)

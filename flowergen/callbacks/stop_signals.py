@@ -17,23 +17,19 @@ from flowergen.modules.image_model import ImageModel
 class StopSignals(Callback):
     """Ends training between two optimiser steps after a signal to stop.
 
-    ``Checkpoints`` saves when ``agreed`` is set, at the end of the step, or of the epoch if that was its last step. A second
-    Ctrl-C ends the process at once. Lightning itself would stop within a batch and save within a signal handler.
+    ``Checkpoints`` saves when the signal is ``RunState.agreed``, at the end of the step, or of the epoch if that was its last
+    step. A second Ctrl-C ends the process at once. Lightning itself would stop within a batch and save within a signal handler.
 
     SLURM's SIGUSR1 (``sbatch --signal=SIGUSR1@90``) does the same, and then Lightning's plug-in requeues the job.
-
-    Attributes:
-        received: the signal that this process has received, 0 for none.
-        agreed: the signal that ends training, the same in all processes, 0 for none.
     """
 
     def __init__(self) -> None:
-        self.received = self.agreed = 0
         self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Install the signal handlers."""
+        self._state = pl_module.run_state
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
         self._before = {number: signal.signal(number, self._note) for number in signals}
 
@@ -41,8 +37,8 @@ class StopSignals(Callback):
         if signum == signal.SIGINT and self._interrupted:
             os._exit(Stopped(signum).status)
         self._interrupted = self._interrupted or signum == signal.SIGINT
-        if not self.received:
-            self.received = signum
+        if not self._state.received:
+            self._state.received = signum
             again = "; interrupt again to stop immediately" if signum == signal.SIGINT else ""
             # not with the logging module, which this may have interrupted
             os.write(2, f"\n{signal.Signals(signum).name}: training ends after this step{again}\n".encode())
@@ -51,10 +47,10 @@ class StopSignals(Callback):
         """Agree among processes at the end of an optimiser step, before ``Checkpoints`` runs."""
         if (batch_idx + 1) % pl_module.accumulation_steps:
             return
-        self.agreed = self.received
+        self._state.agreed = self._state.received
         if trainer.world_size > 1:
-            received = torch.tensor(self.received, device=trainer.strategy.root_device)
-            self.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
+            received = torch.tensor(self._state.received, device=trainer.strategy.root_device)
+            self._state.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
         """Stop training; the checkpoint is written.
@@ -62,15 +58,15 @@ class StopSignals(Callback):
         Raises:
             Stopped: instead of the next step.
         """
-        if not self.agreed:
+        if not self._state.agreed:
             return
         requeue = self._before.get(signal.SIGUSR1)
         self._give_back()
-        if self.agreed == signal.SIGUSR1 and callable(requeue):
+        if self._state.agreed == signal.SIGUSR1 and callable(requeue):
             requeue(signal.SIGUSR1, None)  # it first saves another checkpoint, in the middle of Lightning's loop
             for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                 copy.unlink(missing_ok=True)
-        raise Stopped(self.agreed)
+        raise Stopped(self._state.agreed)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Restore the signal handlers."""
@@ -84,17 +80,3 @@ class StopSignals(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-def stop_if_asked(trainer: Trainer) -> None:
-    """Stop after ``fit`` if a signal arrived during its last step or later.
-
-    Args:
-        trainer: trainer whose ``fit`` has returned.
-
-    Raises:
-        Stopped: a signal was received.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StopSignals) and callback.received:
-            raise Stopped(callback.received)

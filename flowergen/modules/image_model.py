@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
+from flowergen.modules.run_state import RunState
 from flowergen.modules.running_means import RunningMeans, batch_sums
 from flowergen.nn.posterior import Posterior
 from flowergen.picture_shape import ImageSize, PictureShape
@@ -70,7 +71,7 @@ class ImageModel(LightningModule, ABC):
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
         self.epoch_metrics: dict[str, float] = {}  # of the last epoch, including its validation if there was one
-        self.finite_watch = FiniteWatch()
+        self.finite_watch, self.run_state = FiniteWatch(), RunState()
         self.skips_step = False  # whether this optimiser step is left out
         self._skipped_in_a_row = 0
         self._buffers_before: dict[str, Tensor] = {}
@@ -174,6 +175,10 @@ class ImageModel(LightningModule, ABC):
         whole = (num * devices * self.accumulation_steps, *shape)
         rows = draw(whole, seed=self.seed, step=self.optimizer_steps, purpose=purpose, device=self.device)
         return rows if num == len(rows) else rows[first : first + num].clone()  # a view would keep all of them in memory
+
+    def on_fit_start(self) -> None:
+        """Begin with a new ``run_state``, which has nothing of an earlier ``fit``."""
+        self.run_state = RunState()
 
     def on_train_start(self) -> None:
         """Set the horizon of the schedules, which is longer for a run that is extended; report if the noise has changed."""

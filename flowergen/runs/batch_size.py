@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from flowergen.callbacks.stop_signals import stop_if_asked
 from flowergen.data.image_datamodule import ImageDataModule
-from flowergen.errors import UserError
+from flowergen.errors import Stopped, UserError
 from flowergen.modules.image_model import ImageModel
 from flowergen.runs.machine_limits import available_memory
 from flowergen.runs.run_folder import RunFolder, is_first_process
@@ -160,7 +159,8 @@ def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, si
     with TemporaryDirectory() as folder:
         trainer = build_trainer({**config, **left_out, "trainer": config["trainer"] | trial}, RunFolder(folder), None)
         trainer.fit(copied, datamodule=data)
-    stop_if_asked(trainer)
+    if copied.run_state.received:
+        raise Stopped(copied.run_state.received)
 
 
 def _num_devices(devices: int | str | list[int], on_gpu: bool) -> int:

@@ -211,8 +211,8 @@ class AgeingGrids(Ageing, ImageGrids):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        epoch = trainer.current_epoch + 1
-        self.clock.now += 4.0 if epoch % self.every_epochs == 0 or epoch == trainer.max_epochs else 0.0
+        epoch, may_draw = trainer.current_epoch + 1, pl_module.run_state.may_draw
+        self.clock.now += 4.0 if (may_draw and epoch % self.every_epochs == 0) or epoch == trainer.max_epochs else 0.0
 
 
 @pytest.mark.parametrize("seconds", [50.0, 54.0, 58.0, 62.0, 66.0, 70.0])

@@ -14,6 +14,7 @@ from flowergen.callbacks.checkpoints import Checkpoints
 from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.tensorboard import TensorBoard
+from flowergen.modules.run_state import RunState
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -43,8 +44,8 @@ class Disk:
     world_size, is_global_zero, check_val_every_n_epoch, num_training_batches = 1, True, 1, 8
     loggers: tuple[Any, ...] = ()
 
-    def __init__(self, *callbacks: Any):
-        self.callbacks, self.full, self.current_epoch, self.barriers = callbacks, False, 0, 0
+    def __init__(self) -> None:
+        self.full, self.current_epoch, self.barriers = False, 0, 0
         self.callback_metrics: dict[str, torch.Tensor] = {}
         self.strategy = SimpleNamespace(barrier=self.count)
 
@@ -64,6 +65,7 @@ MODULE: Any = SimpleNamespace(
     best_mode="max",
     may_be_best=True,
     stop_if_not_finite=lambda **options: None,
+    run_state=RunState(),
 )
 
 
@@ -71,13 +73,15 @@ def test_what_could_not_be_saved_was_not_the_best(tmp_path: Path) -> None:
     """The files before stay, nothing half lies about, and a worse epoch that can be saved is the best until a better one is."""
     checkpoints = Checkpoints(tmp_path, checkpoint_every_steps=0, keep_every_epochs=0)
     evaluation = PeriodicEvaluation(tmp_path, 1, 4, "efficientnet", "", "fid")
-    evaluation.best, evaluation._best_before, evaluation.checkpoint_names = 3.0, 7.0, ["best_fid.ckpt"]
-    trainer: Any = Disk(evaluation)
+    evaluation.best, evaluation._best_before = 3.0, 7.0
+    trainer: Any = Disk()
     for epoch, elbo, full in ((0, 1.0, False), (1, 3.0, True), (2, 2.0, False), (3, math.nan, False)):
         trainer.current_epoch, trainer.full = epoch, full
         trainer.callback_metrics = {"val/elbo": torch.tensor(elbo)}
+        MODULE.run_state.copies["best_fid.ckpt"] = evaluation.take_back_best
         checkpoints.on_train_epoch_end(trainer, MODULE)
-        assert checkpoints.is_behind == full
+        assert not MODULE.run_state.copies
+        assert MODULE.run_state.is_behind == full
         if epoch == 0:
             assert evaluation.best == 3.0
         if full:

@@ -9,6 +9,7 @@ import pytest
 
 from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.errors import Stopped
+from flowergen.modules.run_state import RunState
 
 TRAINER: Any = SimpleNamespace(world_size=1)
 MODULE: Any = SimpleNamespace(accumulation_steps=2)
@@ -17,6 +18,7 @@ MODULE: Any = SimpleNamespace(accumulation_steps=2)
 @pytest.fixture
 def stop_signals() -> Any:
     callback, before = StopSignals(), signal.getsignal(signal.SIGINT)
+    MODULE.run_state = RunState()
     callback.on_train_start(TRAINER, MODULE)
     yield callback
     callback.on_train_end(TRAINER, MODULE)
@@ -28,9 +30,9 @@ def test_a_step_of_several_parts_is_finished_first(stop_signals: StopSignals, ca
     os.kill(os.getpid(), signal.SIGTERM)
     stop_signals.on_train_batch_end(TRAINER, MODULE, None, None, 0)
     stop_signals.on_train_batch_start(TRAINER, MODULE, None, 1)
-    assert not stop_signals.agreed
+    assert not MODULE.run_state.agreed
     stop_signals.on_train_batch_end(TRAINER, MODULE, None, None, 1)
-    assert stop_signals.agreed == signal.SIGTERM
+    assert MODULE.run_state.agreed == signal.SIGTERM
     with pytest.raises(Stopped) as stopped:
         stop_signals.on_train_batch_start(TRAINER, MODULE, None, 2)
     assert stopped.value.status == 143
