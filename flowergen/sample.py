@@ -94,11 +94,11 @@ def _write(
     batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
-    if module.diffusion and config["denoising"]:
+    if module.denoising_model and config["denoising"]:
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
-        how = sampling_of(config, module.diffusion)
-        lines += sample_files.write_denoising(folder, module.diffusion, how, *labelled, seed, store, min(batch_size, 16))
+        how = sampling_of(config, module.denoising_model)
+        lines += sample_files.write_denoising(folder, module.denoising_model, how, *labelled, seed, store, min(batch_size, 16))
     return [sampler.description, *lines]
 
 

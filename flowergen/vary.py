@@ -174,7 +174,7 @@ def _edit(
     from flowergen.evaluation import edits
     from flowergen.runs.sampling import sampling_of
 
-    diffusion, mode = model.module.diffusion, config["mode"]
+    diffusion, mode = model.module.denoising_model, config["mode"]
     assert diffusion is not None
     how = edits.How(diffusion, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, diffusion))
     if mode == "img2img":

@@ -104,7 +104,7 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
     Raises:
         UserError: a user-defined model has no such parts.
     """
-    if model.diffusion:
+    if model.denoising_model:
         return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
     if isinstance(model, PretrainedAutoencoder):
         return {name: model.parts(name) for name in ("encoder", "decoder")}
@@ -133,7 +133,7 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
         "latent_shape": list(model.latent_shape),
         "class_names": list(class_names),
     }
-    if not (diffusion := model.diffusion):
+    if not (diffusion := model.denoising_model):
         return about
     schedule, sampling = diffusion.schedule, diffusion.sampling
     return about | {
@@ -181,7 +181,7 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
     x = uniform((NUM_TRIED, *model.picture_shape), seed=0, step=0, purpose="export picture")
     z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
     autoencoder = model.autoencoder
-    if diffusion := model.diffusion:
+    if diffusion := model.denoising_model:
         num_classes = diffusion.num_classes
         t = diffusion.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
         label = torch.tensor([num_classes, 0, num_classes // 2])

@@ -113,8 +113,8 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
         A sampler; for an autoencoder without a fitted mixture, it draws from N(0, I) and its description says so.
     """
     model = model.sampling_model
-    if model.diffusion:
-        return diffusion_sampler(model.diffusion, model.diffusion.sampling, model.seed)
+    if model.denoising_model:
+        return diffusion_sampler(model.denoising_model, model.denoising_model.sampling, model.seed)
     rows = spread(data.rows["train"], MOST_FITTED_IN_TRAINING)
     _, prior = fit_to_pictures(model, data, rows)
     return autoencoder_sampler(model, prior, "auto", False, model.seed, f"{len(rows):,} training latents")
@@ -131,7 +131,7 @@ def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool 
     Returns:
         (num, C, H, W) in [0, 1] on the CPU.
     """
-    num_classes = sampler.model.diffusion.num_classes if sampler.model.diffusion else 0
+    num_classes = sampler.model.denoising_model.num_classes if sampler.model.denoising_model else 0
     labels = labels_by_frequency(num, num_classes, None, 0)
     return torch.cat([x for _, x in pictures(sampler, labels, batch_size, halve)])
 

@@ -53,7 +53,7 @@ def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
     Raises:
         UserError: one of them has no sensible value, or the model does not support it.
     """
-    module = explored.module.diffusion
+    module = explored.module.denoising_model
     assert module is not None
     checked: dict[str, Any] = {}
     if "sampler" in options:
@@ -103,7 +103,7 @@ def generate(
     """
     num, seed = asked.whole("The number of pictures", num, 1, MOST_PICTURES), asked.whole("The seed", seed, 0, SEEDS)
     asked.one_of("What is watched", watched, WATCHED)
-    labels, module = labels_of(explored, classes, num), explored.module.diffusion
+    labels, module = labels_of(explored, classes, num), explored.module.denoising_model
     if module is None:
         yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
         return

@@ -112,7 +112,7 @@ def _generate(gr: Any, explored: Explored) -> None:
                                else "Classes, in turn; without any, of no particular one")  # fmt: skip
             num = gr.Slider(1, generating.MOST_PICTURES, value=4, step=1, label="Pictures", elem_id="num")
             seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed", elem_id="seed")
-            asked = _denoising(gr, module.diffusion) if module.diffusion else {}
+            asked = _denoising(gr, module.denoising_model) if module.denoising_model else {}
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate-button")
                 stop = gr.Button("Stop", visible=module.denoises)
@@ -155,7 +155,7 @@ def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
 
 # ---- Edit --------------------------------------------------------------------------------------------------------------
 def _edit(gr: Any, explored: Explored) -> None:
-    diffusion = explored.module.diffusion
+    diffusion = explored.module.denoising_model
     given = gr.State(None)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):

@@ -123,14 +123,14 @@ class DecoderModule(TwoOptimizers):
     # -- pictures and latents
 
     @property
-    def diffusion(self) -> LatentDDPMModule:
+    def denoising_model(self) -> LatentDDPMModule:
         """The frozen model, on this module's device; it decodes with this module's averaged decoder."""
         return self._diffusion[0].on(self.device)
 
     @property
     def autoencoder(self) -> ImageModel | None:
         """The diffusion model's, with this module's averaged decoder."""
-        return self.diffusion.autoencoder
+        return self.denoising_model.autoencoder
 
     @property
     def latents_owner(self) -> str:
@@ -165,11 +165,11 @@ class DecoderModule(TwoOptimizers):
 
     def encode(self, x: Tensor) -> Posterior:
         """(N, C, H, W) in [0, 1] -> the autoencoder's q(z|x)."""
-        return self.diffusion.encode(x)
+        return self.denoising_model.encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, H, W) in [0, 1], by the averaged decoder."""
-        return self.diffusion.decode(z)
+        return self.denoising_model.decode(z)
 
     def summary(self) -> str:
         """Describe the network in one line."""

@@ -106,14 +106,14 @@ class ImageModel(LightningModule, ABC):
         return self
 
     @property
-    def diffusion(self) -> "LatentDDPMModule | None":
+    def denoising_model(self) -> "LatentDDPMModule | None":
         """The diffusion model that samples are drawn from: this one, or the one whose decoder it trains; None for others."""
         return None
 
     @property
     def sampling_model(self) -> "ImageModel":
-        """The model that samples are drawn from: ``diffusion``, or this one."""
-        return self.diffusion or self
+        """The model that samples are drawn from: ``denoising_model``, or this one."""
+        return self.denoising_model or self
 
     @property
     def latents_owner(self) -> str:

@@ -177,7 +177,7 @@ class LatentDDPMModule(ImageModel):
         return self._autoencoder[0].on(self.device) if self._autoencoder else None
 
     @property
-    def diffusion(self) -> Self:
+    def denoising_model(self) -> Self:
         """This model."""
         return self
 

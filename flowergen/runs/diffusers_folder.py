@@ -23,7 +23,7 @@ def write_pipeline(model: LoadedModel, folder: Path) -> None:
 
     from flowergen.runs.diffusers_denoiser import Denoiser
 
-    module, config = model.module.diffusion, model.config["model"]
+    module, config = model.module.denoising_model, model.config["model"]
     assert module is not None
     autoencoder = module.autoencoder
     assert isinstance(autoencoder, PretrainedAutoencoder)

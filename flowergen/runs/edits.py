@@ -22,7 +22,7 @@ def how_to_edit(
     Raises:
         UserError: the model does not denoise, or does not support an option.
     """
-    module = model.module.diffusion
+    module = model.module.denoising_model
     if module is None:
         raise UserError("pictures are edited with a diffusion model, and this is none: use vary()")
     config = {**dict.fromkeys(OF_DIFFUSION), **options}

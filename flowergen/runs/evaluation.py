@@ -200,8 +200,8 @@ def measure(subject: Subject, work: Path) -> Measured:
             measured.add(name, "reference", value)
         if not vgg16_path(subject.weights_dir).is_file():
             measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
-    if model and model.diffusion:
-        measure_denoising(model.diffusion, real, subject.seed, measured)
+    if model and model.denoising_model:
+        measure_denoising(model.denoising_model, real, subject.seed, measured)
     side = RealSide(real, subject.networks, measured.notes)
     measure_samples(subject.generated, side, subject.num, subject.repeats, work, measured)
     if autoencoder is not None:

@@ -143,7 +143,7 @@ def prepare_latents(
 
 
 def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
-    model, names = before.module.diffusion, [printable(name) for name in data.class_names]
+    model, names = before.module.denoising_model, [printable(name) for name in data.class_names]
     assert model is not None  # already on the device, unlike the decoder's module
     if list(before.class_names) != names:
         raise UserError(

@@ -114,8 +114,8 @@ def sampler_of(
     from flowergen.evaluation.sampling import autoencoder_sampler, diffusion_sampler
 
     module = model.module
-    if module.diffusion:
-        return diffusion_sampler(module.diffusion, sampling_of(config, module.diffusion), config["seed"], net)
+    if module.denoising_model:
+        return diffusion_sampler(module.denoising_model, sampling_of(config, module.denoising_model), config["seed"], net)
     return autoencoder_sampler(module, store.prior if store else None, config["source"], by_class, config["seed"])
 
 

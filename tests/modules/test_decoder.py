@@ -67,7 +67,7 @@ def test_a_training_step_gives_each_network_the_gradient_of_its_documented_loss(
     monkeypatch.setattr(DecoderModule, "global_rank", 0)
     module.training_step(pictures, 0)
     found = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert all(parameter.grad is None for parameter in module.diffusion.parameters())
+    assert all(parameter.grad is None for parameter in module.denoising_model.parameters())
 
     again = make()
     net = load_efficientnet("lite0", "a test")
@@ -105,14 +105,14 @@ def test_the_diffusion_model_decodes_with_the_averaged_decoder_and_encodes_as_be
     encoded = make_diffusion(awake=False, autoencoder=make_vae_gan(ema_decay=0.5)).encode(x).mean
     torch.testing.assert_close(module.encode(x).mean, encoded)
     z = torch.randn(3, 2, 4, 4)
-    before = module.diffusion.decode(z)
+    before = module.denoising_model.decode(z)
     torch.testing.assert_close(before, ((module.ema.net(z) + 1) / 2).clamp(0, 1))
     with torch.no_grad():
         for parameter in module.net.parameters():
             parameter.add_(0.1)
-    torch.testing.assert_close(module.diffusion.decode(z), before)
+    torch.testing.assert_close(module.denoising_model.decode(z), before)
     module.ema.update(module.net, 10)
-    assert not torch.allclose(module.diffusion.decode(z), before)
+    assert not torch.allclose(module.denoising_model.decode(z), before)
     assert module.inference_net is module.ema.net
 
 
@@ -147,8 +147,8 @@ def test_the_checkpoint_of_another_diffusion_model_is_refused() -> None:
     module.on_save_checkpoint(checkpoint)
     module.optimizer_steps = checkpoint["flowergen"]["optimizer_steps"] = 7
     module.on_load_checkpoint(checkpoint)
-    assert "decoder trained on samples for 7 steps" in module.diffusion.summary()
-    assert module.diffusion.features_trained_with == "EfficientNet-Lite0"
+    assert "decoder trained on samples for 7 steps" in module.denoising_model.summary()
+    assert module.denoising_model.features_trained_with == "EfficientNet-Lite0"
     other = make_diffusion(awake=True, autoencoder=make_vae_gan(ema_decay=0.5))
     with pytest.raises(UserError, match="a diffusion model other than the one in its run folder"):
         make(diffusion=other).on_load_checkpoint(checkpoint)
