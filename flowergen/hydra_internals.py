@@ -1,10 +1,14 @@
 """Our uses of undocumented internals of Hydra 1.3. tests/test_hydra_internals.py detects changes."""
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 
 def argument_parser() -> ArgumentParser:
@@ -12,9 +16,21 @@ def argument_parser() -> ArgumentParser:
     return get_args_parser()
 
 
-def config_groups() -> list[str]:
-    """Return the names of the config groups on the top level; Hydra must be initialised."""
-    return GlobalHydra.instance().config_loader().list_groups("")
+def set_values(config: DictConfig, overrides: Sequence[Override], values: Sequence[Override]) -> None:
+    """Complete a config that was composed with a part of its overrides, as if it had been composed with all of them.
+
+    Args:
+        config: composed with ``return_hydra_config``; it is changed.
+        overrides: all of them, in the order of the command line.
+        values: those that do not choose an option of a group.
+    """
+    ConfigLoaderImpl.validate_sweep_overrides_legal(list(overrides), RunMode.RUN, from_shell=False)
+    ConfigLoaderImpl._apply_overrides_to_config(list(values), config)
+    hydra, dirname = config.hydra, config.hydra.job.config.override_dirname
+    task = [override for override in overrides if not override.is_hydra_override()]
+    hydra.overrides.task = [override.input_line for override in task]
+    hydra.overrides.hydra = [override.input_line for override in overrides if override.is_hydra_override()]
+    hydra.job.override_dirname = get_overrides_dirname(task, dirname.exclude_keys, dirname.item_sep, dirname.kv_sep)
 
 
 def register_plugin(plugin: type) -> None:

@@ -273,8 +273,6 @@ TINY: dict[str, tuple[str, ...]] = {
 
 def make_run(folder: Path, model: str, *more: str) -> Path:
     """Train for one optimiser step, and store everything that a run folder contains."""
-    from hydra.core.hydra_config import HydraConfig
-
     from flowergen.app.train_command import checked
     from flowergen.config.overrides import resolve
     from flowergen.runs import build, latents, loading, trainer
@@ -285,7 +283,6 @@ def make_run(folder: Path, model: str, *more: str) -> Path:
     few = ("data.num_images=40", "data.num_classes=2", "data.batch_size=4", "debug=tiny", "trainer.limit_train_batches=1")
     quiet = ("trainer.accelerator=cpu", "logger=none", "callbacks.images.every_epochs=9", f"paths.cache_dir={folder / 'cache'}")
     composed = checked([*TINY[model], *few, *quiet, "~callbacks.progress", *more])[0]
-    HydraConfig.instance().set_config(composed)
     config = resolve(composed)
     run.store(config, [])
     data = build.build_datamodule(config)

@@ -1,12 +1,16 @@
 """Each of Hydra's undocumented parts that we use, by what it does, so that a failure names the one that has moved."""
 
-from hydra import initialize_config_dir
+import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 
 from flowergen import hydra_internals
 from flowergen.config import conf_dir
+from flowergen.config.overrides import parse
 
 
 class Mine(Launcher):
@@ -25,12 +29,16 @@ def test_the_parser_knows_hydra_main_s_flags() -> None:
     assert not any(getattr(args, name) for name in (*others, *refused))
 
 
-def test_the_groups_on_the_top_level() -> None:
+def test_values_are_set_and_noted_as_in_one_composition() -> None:
+    choices = ["model=vae_gan", "hydra/sweeper=optuna"]
+    values = ["seed=1", "hydra.job.name=x", "++model.new={a:[1,2]}", "~callbacks.progress", "+paths.mine=${seed}"]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-        groups = hydra_internals.config_groups()
-    assert {"model", "data", "trainer", "experiment", "hydra"} <= set(groups)
-    assert "network" not in groups
+        base, whole = (compose("train", lines, return_hydra_config=True) for lines in (choices, [*values, *choices]))
+        hydra_internals.set_values(base, parse([*values, *choices]), parse(values))
+        assert OmegaConf.to_container(base) == OmegaConf.to_container(whole)
+        with pytest.raises(HydraException, match="Ambiguous value for argument 'seed=1,2'"):
+            hydra_internals.set_values(base, parse(["seed=1,2"]), parse(["seed=1,2"]))
 
 
 def test_a_registered_plugin_is_instantiated_by_its_name() -> None:

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from flowergen.config.check import check, contradictions, schema_of
 from flowergen.config.help import train_help
 from flowergen.config.overrides import (
+    Composer,
     changed,
-    compose_train,
     flat,
     merged,
     parse,
@@ -116,12 +115,15 @@ def prepare_train(argv: Sequence[str]) -> list[str]:
     return [*lines, *_new_run_dir(lines, composed)]
 
 
-def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[DictConfig, list[str]]:
+def checked(
+    overrides: Sequence[str], run: RunFolder | None = None, composer: Composer | None = None
+) -> tuple[DictConfig, list[str]]:
     """Compose, resolve and check a config.
 
     Args:
         overrides: as typed, paths quoted.
         run: the resumed run, if any.
+        composer: for a command that checks several configs.
 
     Returns:
         The composed config, and the overrides in Hydra's form, those inherited from the previous stage or ``init`` first.
@@ -129,31 +131,33 @@ def checked(overrides: Sequence[str], run: RunFolder | None = None) -> tuple[Dic
     Raises:
         UserError: the config is invalid.
     """
+    composed, lines = _composed(overrides, run, composer or Composer())
+    _check(resolve(composed))
+    return composed, lines
+
+
+def _composed(overrides: Sequence[str], run: RunFolder | None, composer: Composer) -> tuple[DictConfig, list[str]]:
+    """Compose a config with what it inherits; see ``checked``."""
     if run is None:
         overrides = [_pinned(line, override) for line, override in zip(overrides, parse(overrides), strict=True)]
     typed = {override.key_or_group.lstrip("+"): override.value() for override in parse(overrides)}
     if run is None and typed.get("init"):
-        overrides = _started_from(str(typed["init"]), overrides, typed)
-    composed, lines = compose_train(overrides)
-    HydraConfig.instance().set_config(composed)
+        overrides = _started_from(str(typed["init"]), overrides, typed, composer)
+    composed, lines = composer.compose(overrides)
     if run is None and composed.init and "init" not in typed:
         raise UserError("init belongs on the command line: the model's settings come from that run")
     before = stage_before(composed)
     if before:
-        data = resolve(composed)["data"]
-        added = inherited(*before, run, data, typed)
-        composed, lines = compose_train([*added, *overrides])
-        HydraConfig.instance().set_config(composed)
-    config = resolve(composed)
-    check(config, Train)
-    contradictions(config)
-    _check_trackers(config["logger"] or {})
+        added = inherited(*before, run, resolve(composed)["data"], typed)
+        composed, lines = composer.compose([*added, *overrides])
     return composed, lines
 
 
-def _check_trackers(loggers: Mapping[str, Any]) -> None:
-    """Check that the packages of the chosen trackers are installed."""
-    for node in loggers.values():
+def _check(config: dict[str, Any]) -> None:
+    """Check a resolved config, and that the packages of the chosen trackers are installed."""
+    check(config, Train)
+    contradictions(config)
+    for node in (config["logger"] or {}).values():
         schema = schema_of(node)
         if schema is None or schema not in (Wandb, Mlflow, Trackio):
             continue
@@ -170,28 +174,29 @@ def _pinned(line: str, override: Override) -> str:
     return line
 
 
-def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any]) -> list[str]:
+def _started_from(init: str, overrides: Sequence[str], typed: Mapping[str, Any], composer: Composer) -> list[str]:
     """Add what a new run takes over from the run that it starts from: model, form of its pictures, split of the same data."""
     folder = pretrained_folder(init, "init")
     lines = settings_of(init, typed) if folder is None else settings_of_pretrained(init, folder, typed)
-    _refuse_other_recipe(init, lines, overrides, typed)
+    _refuse_other_recipe(init, lines, overrides, typed, composer)
     overrides = [*lines, *overrides]
     if folder is not None:
         return overrides
-    composed, _ = compose_train(overrides)
-    HydraConfig.instance().set_config(composed)
+    composed, _ = composer.compose(overrides)
     of_data = inherited("init", init, None, resolve(composed)["data"], typed)
     model = cast(dict[str, Any], OmegaConf.to_container(composed.model))
     return [*architecture_of(init, model, typed), *(line.removeprefix("++") for line in of_data), *overrides]
 
 
-def _refuse_other_recipe(init: str, lines: Sequence[str], overrides: Sequence[str], typed: Mapping[str, Any]) -> None:
+def _refuse_other_recipe(
+    init: str, lines: Sequence[str], overrides: Sequence[str], typed: Mapping[str, Any], composer: Composer
+) -> None:
     """Refuse a recipe for another model than that of ``init``, which would be trained with that recipe's other settings."""
     own = next((line.removeprefix("model=") for line in lines if line.startswith("model=")), None)
     if own is None or not typed.get("experiment"):
         return
     recipe = [line for line in overrides if line.startswith(("experiment=", "hydra.searchpath="))]
-    chosen, default = (compose_train(each)[0].hydra.runtime.choices["model"] for each in (recipe, []))
+    chosen, default = (composer.compose(each)[0].hydra.runtime.choices["model"] for each in (recipe, []))
     if chosen not in (own, default):
         raise UserError(
             f"experiment={typed['experiment']} is a recipe for model={chosen}, and init={init} is of model={own}: "
@@ -238,18 +243,21 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     overrides = [line for line in overrides if not _names_the_same(line, stored)]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
     older = [] if regrouped else completed(stored)
-    given = merged([*paths, *run.read_overrides(), *older, *overrides])
-    composed, lines = checked(given, run)
-    if composed.data.get("batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
+    given, composer = merged([*paths, *run.read_overrides(), *older, *overrides]), Composer()
+    composed, lines = _composed(given, run, composer)
+    if flat(resolve(composed)).get("data.batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
         given.append(f"++data.batch_size={stored['data']['batch_size']}")
-        composed, lines = checked(given, run)
-    known, typed = flat(stored), tuple(f"{override.key_or_group}." for override in parse(overrides))
-    differing, now = changed(stored, resolve(composed)), flat(resolve(composed))
+        composed, lines = _composed(given, run, composer)
+    config = resolve(composed)
+    known, now, typed = flat(stored), flat(config), tuple(f"{override.key_or_group}." for override in parse(overrides))
+    differing = changed(stored, config)
     of_recipe = [key for key in differing if key in known and key in now and not f"{key}.".startswith(typed)]
     kept = [key for key in of_recipe if not _may_change(key, *differing[key]) and not key.endswith("_target_")]
     if kept:  # the default, or the recipe's value, was another one when the run was started
-        composed, lines = checked([*given, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run)
-    for key, (before, after) in changed(stored, resolve(composed)).items():
+        composed, lines = _composed([*given, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run, composer)
+        config = resolve(composed)
+    _check(config)
+    for key, (before, after) in changed(stored, config).items():
         if key not in known and not f"{key}.".startswith(typed):  # a newer key, which takes its default
             continue
         if not _may_change(key, before, after):
@@ -282,13 +290,14 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
             raise UserError(f"{key}= has no meaning for a sweep: {instead}")
     if isinstance(value_of("hparams_search", overrides), Sweep):
         raise UserError("hparams_search takes one name")
-    sweeper = checked(sweep_samples(overrides)[0])[0].hydra.sweeper
+    composer = Composer()
+    sweeper = _composed(sweep_samples(overrides)[0], None, composer)[0].hydra.sweeper
     if not OmegaConf.is_dict(sweeper) or "_target_" not in sweeper:
         raise UserError(f"hydra.sweeper={sweeper} is not a sweeper: choose one with hydra/sweeper=NAME, or leave it out")
     sweeper = OmegaConf.to_container(sweeper)
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
-    composed, lines = [checked(sample) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  all of them are checked
+    composed, lines = [checked(each, composer=composer) for each in sweep_samples(overrides)][0]  # noqa: RUF015  checks all
     lines = lines[len(lines) - len(overrides) :]  # drop inherited overrides, which each job adds itself
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]

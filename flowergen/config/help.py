@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from flowergen.config import conf_dir
-from flowergen.config.overrides import compose_train
+from flowergen.config.overrides import Composer
 
 KEY = re.compile(r"(?P<indent> *)(?P<name>\w+):.*?(?: # (?P<comment>.*))?")
 
@@ -29,7 +29,7 @@ def train_help(overrides: Sequence[str]) -> str:
     Raises:
         UserError: an override is invalid.
     """
-    composed, _ = compose_train(overrides)
+    composed, _ = Composer().compose(overrides)
     config = cast(dict[str, Any], OmegaConf.to_container(composed))
     choices = config.pop("hydra")["runtime"]["choices"]
     conf = Path(conf_dir())

@@ -5,14 +5,16 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
@@ -23,7 +25,7 @@ from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
 from flowergen.config.schema import HUB, Train
 from flowergen.errors import UserError
-from flowergen.hydra_internals import config_groups
+from flowergen.hydra_internals import set_values
 
 PATH_KEYS = (
     "resume",
@@ -125,28 +127,42 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def compose_train(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """Compose ``conf/train.yaml``.
+class Composer:
+    """Composes ``conf/train.yaml``: with Hydra once for each choice of groups, into a copy of which values are set.
 
-    Args:
-        overrides: as typed, without sweeps.
-
-    Returns:
-        The config with its ``hydra`` node, and the overrides in Hydra's form: a key that is in the schema but not in the YAML
-        gets the ``++`` that Hydra requires.
-
-    Raises:
-        UserError: unknown key (also after ``+`` or ``++``) or group option; names the closest valid one.
+    Serves one command, as it does not notice that a file has changed.
     """
-    search = [override for override in overrides if override.startswith("hydra.searchpath=")]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-        top_groups = set(config_groups())
-        parsed = [(o, "/" in o.key_or_group or o.key_or_group in top_groups) for o in parse(overrides)]
-        base = _compose("train", [*search, *(str(o.input_line) for o, is_group in parsed if is_group)])
-        plain = cast(dict[str, Any], OmegaConf.to_container(base))
+
+    def __init__(self) -> None:
+        self._groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+        """Compose a config, which ``${hydra:...}`` then reads.
+
+        Args:
+            overrides: as typed, without sweeps.
+
+        Returns:
+            The config with its ``hydra`` node, and the overrides in Hydra's form: a key of the schema that is not in the YAML
+            gets the ``++`` that Hydra requires.
+
+        Raises:
+            UserError: unknown key (also after ``+`` or ``++``) or group option; names the closest valid one.
+        """
+        search = [override for override in overrides if override.startswith("hydra.searchpath=")]
+        parsed = [(o, "/" in o.key_or_group or o.key_or_group in self._groups) for o in parse(overrides)]
+        choice = (*search, *(str(o.input_line) for o, is_group in parsed if is_group))
+        if choice not in self._bases:
+            self._bases[choice] = _compose("train", choice)
+        plain = cast(dict[str, Any], OmegaConf.to_container(self._bases[choice]))
         lines = [str(o.input_line) if is_group else _checked(o, plain, Train) for o, is_group in parsed]
-        return _compose("train", lines), lines
+        are_values = [not is_group or isinstance(o.value(), dict) for o, is_group in parsed]  # data={fit:pad} sets values
+        with _one_line_errors(lines):
+            config, final = copy.deepcopy(self._bases[choice]), OverridesParser.create().parse_overrides(lines)
+            set_values(config, final, list(compress(final, are_values)))
+        HydraConfig.instance().set_config(config)
+        return config, lines
 
 
 def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:
@@ -163,10 +179,8 @@ def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[s
     Raises:
         UserError: unknown key; names the closest valid one.
     """
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
-        base = cast(dict[str, Any], OmegaConf.to_container(_compose(name, [])))
-        return resolve(_compose(name, [_checked(override, base, schema) for override in parse(overrides)]))
+    base = cast(dict[str, Any], OmegaConf.to_container(_compose(name, ())))
+    return resolve(_compose(name, [_checked(override, base, schema) for override in parse(overrides)]))
 
 
 def _checked(override: Override, config: dict[str, Any], root: type) -> str:
@@ -191,9 +205,17 @@ def _exists(key: str, config: Any) -> bool:
     return True
 
 
-def _compose(name: str, overrides: list[str]) -> DictConfig:
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"), _one_line_errors(overrides):
+        return compose(name, list(overrides), return_hydra_config=True)
+
+
+@contextmanager
+def _one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
+    """Raise the errors of Hydra and OmegaConf as ``UserError``."""
     try:
-        return compose(name, overrides, return_hydra_config=True)
+        yield
     except MissingConfigException as error:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = list(error.options or [])
@@ -211,7 +233,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
     An ``image_size`` of equal height and width becomes one number, so that [64,64] is the same as 64.
 
-    ``${hydra:...}`` reads ``HydraConfig``, which ``hydra.main`` or the caller must have set.
+    ``${hydra:...}`` reads ``HydraConfig``, which ``Composer`` and ``hydra.main`` set.
 
     Raises:
         UserError: an interpolation cannot be resolved.

@@ -1,8 +1,11 @@
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 
 from flowergen.app.train_command import checked, prepare_train
+from flowergen.config import overrides
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError, one_line
 from flowergen.runs.run_folder import RunFolder, is_first_process
@@ -205,3 +208,35 @@ def test_a_diffusion_transformer_from_before_there_were_two_kinds_of_blocks_is_r
 def test_a_sweep_of_runs_that_start_from_another_is_refused() -> None:
     with pytest.raises(UserError, match="init= has no meaning for a sweep: start one run at a time"):
         prepare_train(["-m", "init=somewhere", "model.beta=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "times"),
+    [
+        (["model.beta=2"], 1),
+        (["model=latent_ddpm", "autoencoder={run}"], 1),
+        (["resume={run}"], 1),
+        (["init={run}"], 1),
+        (["-m", "model.beta=1,2,3"], 1),
+        (["-m", "model=vae,vae_gan", "seed=1,2"], 2),
+    ],
+)
+def test_each_choice_of_groups_is_composed_once(
+    arguments: list[str], times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before ``hydra.main`` composes. The run's recipe has changed since."""
+    output = f"paths.output_dir={tmp_path}"
+    config = resolve(checked(["model=vae_gan", output])[0])
+    config["data"]["color_jitter"] = 0.25
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.store(config, ["model=vae_gan"])
+    calls: list[Any] = []
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        return hydra.compose(*given, **options)
+
+    monkeypatch.setattr(overrides, "compose", counted)
+    prepare_train([*(argument.format(run=run.path) for argument in arguments), output])
+    assert len(calls) == times, calls

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.overrides import compose_train, merged, parse, quote_paths, resolve, sweep_samples
+from flowergen.config.overrides import Composer, merged, parse, quote_paths, resolve, sweep_samples
 from flowergen.errors import UserError
 
 ODD_NAMES = [
@@ -64,7 +64,7 @@ def test_the_last_of_two_choices_holds() -> None:
 
 
 def test_a_key_that_may_be_left_out_needs_no_plus() -> None:
-    _, lines = compose_train(["trainer.fast_dev_run=true"])
+    _, lines = Composer().compose(["trainer.fast_dev_run=true"])
     assert lines == ["++trainer.fast_dev_run=true"]
 
 
@@ -73,20 +73,17 @@ def test_a_config_of_ones_own_beside_the_package(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     search = f"hydra.searchpath=['file://{tmp_path}']"
     (tmp_path / "model" / "mine.yaml").write_text("_target_: my.Model\nwidth: 3\n")
-    composed, lines = compose_train([search, "model=mine", "+model.depth=2"])
+    composed, lines = Composer().compose([search, "model=mine", "+model.depth=2"])
     assert composed.model == {"_target_": "my.Model", "width": 3, "depth": 2}
     assert lines == [search, "model=mine", "+model.depth=2"]
     with pytest.raises(UserError, match="no key model"):
-        compose_train([search, "model=mine", "model.depht=2"])
+        Composer().compose([search, "model=mine", "model.depht=2"])
 
 
 def test_resolved_paths_are_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FLOWERGEN_CACHE_DIR", raising=False)
-    composed, _ = compose_train(["data=flowers102"])
-    HydraConfig.instance().set_config(composed)
+    composed, _ = Composer().compose(["data=flowers102"])
     config = resolve(composed)
     assert config["data"]["root"] == str(tmp_path / "data")
     assert config["data"]["cache_dir"] == str(Path.home() / ".cache/flowergen")
@@ -103,7 +100,7 @@ def test_whatever_the_grammar_chokes_on_is_no_key_and_value(value: str) -> None:
 def test_nesting_that_the_grammar_takes_and_omegaconf_does_not_is_refused() -> None:
     """Found by scripts/fuzz.py."""
     with pytest.raises(UserError):
-        compose_train([f"seed={'[' * 400}{']' * 400}"])
+        Composer().compose([f"seed={'[' * 400}{']' * 400}"])
 
 
 @pytest.mark.parametrize("line", ["seed=" + "1" * 30_000, "model.channels=[" + "1," * 20_000 + "1]"])
