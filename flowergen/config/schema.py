@@ -115,13 +115,23 @@ class Optimizer:
     fused: bool = MAY_BE_LEFT_OUT
 
 
+@dataclass(kw_only=True)  # so that fields without a default may follow those of this class
+class _Model:
+    _target_: str
+    image_size: Any  # each model has its own range
+    seed: Seed
+    optimizer: Optimizer
+    lr_schedule: Literal["constant", "cosine"]
+    lr_warmup_steps: StepsOrShare
+    ema_decay: Annotated[float, BELOW_ONE] | None
+    image_channels: ImageChannels = MAY_BE_LEFT_OUT
+
+
 @dataclass
-class VAE:
+class VAE(_Model):
     """conf/model/vae.yaml."""
 
-    _target_: str
     image_size: Annotated[Any, sides_between(28, 256)]
-    seed: Seed
     channels: Annotated[list[int], WIDTHS]
     latent_dim: Annotated[int, between(1, 65536)]
     norm: Literal["batch", "group", "none"]
@@ -134,11 +144,6 @@ class VAE:
     divergence: Literal["kl", "mmd"]
     beta: Annotated[float, at_least(0)]
     beta_warmup_steps: StepsOrShare
-    optimizer: Optimizer
-    lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: StepsOrShare
-    ema_decay: Annotated[float, BELOW_ONE] | None
-    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
@@ -182,12 +187,10 @@ VGGLayer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
 
 
 @dataclass
-class VAEGAN:
+class VAEGAN(_Model):
     """conf/model/vae_gan.yaml."""
 
-    _target_: str
     image_size: Annotated[Any, sides_between(28, 512)]
-    seed: Seed
     latent: Latent
     blocks: Blocks
     reconstruction: Literal["l1", "mse"]
@@ -209,11 +212,7 @@ class VAEGAN:
     center_margin: Annotated[float, at_least(0)]
     guard: Literal["warn", "rollback"]
     guard_margin: Annotated[float, above(0)]
-    optimizer: Optimizer
     discriminator_optimizer: Optimizer
-    lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: StepsOrShare
-    ema_decay: Annotated[float, BELOW_ONE] | None
     pretrained: Annotated[
         Any,
         Rule(
@@ -222,7 +221,6 @@ class VAEGAN:
         ),
     ] = MAY_BE_LEFT_OUT
     freeze: Literal["none", "encoder"] = MAY_BE_LEFT_OUT
-    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
@@ -273,12 +271,10 @@ class Sampling:
 
 
 @dataclass
-class LatentDDPM:
+class LatentDDPM(_Model):
     """conf/model/latent_ddpm.yaml."""
 
-    _target_: str
     image_size: Annotated[Any, sides_between(8, 512)]
-    seed: Seed
     network: Annotated[
         Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: set model/network=unet or dit")
     ]
@@ -293,31 +289,20 @@ class LatentDDPM:
     alignment_weight: Annotated[float, at_least(0)]
     latent_cache: bool
     sampling: Sampling
-    optimizer: Optimizer
-    lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: StepsOrShare
-    ema_decay: Annotated[float, BELOW_ONE] | None
-    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
-class Decoder:
+class Decoder(_Model):
     """conf/model/decoder.yaml."""
 
-    _target_: str
     image_size: Annotated[Any, sides_between(28, 512)]
-    seed: Seed
     num_latents: Annotated[int, between(2, 1_000_000)]
     reconstruction_weight: Annotated[float, at_least(0)]
     perceptual_weight: Annotated[float, at_least(0)]
     adversarial_weight: Annotated[float, above(0)]
     channels: Annotated[int, between(1, 4096)]
-    optimizer: Optimizer
     discriminator_optimizer: Optimizer
-    lr_schedule: Literal["constant", "cosine"]
-    lr_warmup_steps: StepsOrShare
     ema_decay: Annotated[float, BELOW_ONE]
-    image_channels: ImageChannels = MAY_BE_LEFT_OUT
 
 
 @dataclass
