@@ -79,7 +79,7 @@ def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 def unknown_key(key: str, config: dict[str, Any]) -> UserError:
     """Return the error for a key that does not exist, naming the closest valid one."""
-    keys = [known for known in all_keys(config) if not known.startswith("hydra")]
+    keys = [known for known in all_keys(config) if known != key and not known.startswith("hydra")]
     parent, _, last = key.rpartition(".")
     by_name = {known.rsplit(".", 1)[-1]: known for known in reversed(keys)}
     near = (

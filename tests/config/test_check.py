@@ -110,6 +110,13 @@ def test_so_it_is_for_diffusion(override: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_typo_in_a_recipe_of_ones_own_is_not_its_own_correction(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel: {betta: 3}\n")
+    with pytest.raises(UserError, match=r"there is no key model\.betta: did you mean model\.beta\?"):
+        checked([f"hydra.searchpath=['file://{tmp_path}']", "experiment=mine"])
+
+
 CONTRADICTIONS = {
     ("model.reconstruction=bce", "model.pixel_range=[-1,1]"): "pixel_range",
     ("model.sigma=learned",): "gaussian",
