@@ -313,7 +313,7 @@ class _Images:
     channels: ImageChannels
     fit: Literal["crop", "pad"]
     batch_size: Natural | Literal["auto"]
-    split: str
+    split: Literal["auto", "official", "stratified", "all"]
     split_seed: Seed
     horizontal_flip: bool
     random_resized_crop: Annotated[list[float], AREAS] | None
@@ -359,7 +359,6 @@ class CelebA(_Images):
 
     root: str
     attribute: CelebAAttribute | None
-    split: Literal["auto", "official", "stratified", "all"]
 
 
 @dataclass
@@ -367,7 +366,6 @@ class ImageFolder(_Images):
     """conf/data/image_folder.yaml."""
 
     root: Annotated[str, EXISTING_FOLDER]
-    split: Literal["auto", "official", "stratified", "all"]
 
 
 @dataclass
@@ -378,7 +376,6 @@ class HuggingFace(_Images):
     subset: str | None
     image_column: Annotated[str, NON_EMPTY]
     label_column: Annotated[str, NON_EMPTY]
-    split: Literal["auto", "official", "stratified", "all"]
 
 
 @dataclass
