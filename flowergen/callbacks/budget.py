@@ -5,17 +5,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
+from flowergen.callbacks.budget_plan import Plan, Position, Seconds, plan
 from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.images import ImageGrids
-from flowergen.evaluation.encoding import batch_of, posteriors
-from flowergen.evaluation.latent_store import MOST_FITTED
-from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
+from flowergen.callbacks.rehearsal import rehearse
 from flowergen.lightning_internals import end_epoch_after, set_num_epochs
 from flowergen.modules.image_model import ImageModel
 
@@ -25,95 +22,7 @@ FIRST_PLAN_STEPS = 3  # the first step is slow and not measured
 WINDOW_STEPS = 100  # their mean duration predicts that of the next steps
 REPLANS = 50  # per run, more often close to its end
 WORTH = 0.02  # fraction of the budget; no further epoch is started for less
-REHEARSED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
-# estimates until measured, for a core of 2 to 3 GHz
-EPOCH_END_SECONDS = 1.0  # checkpoint, curves, logs
-FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to the latents
-
-
-class Seconds(NamedTuple):
-    """Durations in seconds.
-
-    Attributes:
-        step: one optimiser step.
-        validation: one validation.
-        epoch_end: the other work after every epoch.
-        pictures: drawing and evaluation, after the last epoch and after those in which they are due.
-        storing: what is computed and stored once training has ended.
-    """
-
-    step: float
-    validation: float
-    epoch_end: float
-    pictures: float
-    storing: float
-
-
-class Position(NamedTuple):
-    """Current position in training.
-
-    Attributes:
-        steps: optimiser steps done.
-        epoch: index of this epoch, from 0.
-        to_epoch_end: optimiser steps to the end of this epoch.
-        steps_an_epoch: optimiser steps of a full epoch.
-        validates_every, draws_every: intervals in epochs; 0 for never.
-    """
-
-    steps: int
-    epoch: int
-    to_epoch_end: int
-    steps_an_epoch: int
-    validates_every: int
-    draws_every: int
-
-
-class Plan(NamedTuple):
-    """The training that fits into the remaining time.
-
-    Attributes:
-        total_steps: optimiser steps of the run.
-        num_epochs: epochs of the run; the last one may be cut short.
-        evaluates: whether this epoch may validate and draw when due; if not, both are left to the last epoch, which would not
-            fit otherwise.
-    """
-
-    total_steps: int
-    num_epochs: int
-    evaluates: bool
-
-
-def plan(at: Position, seconds: Seconds, remaining: float, worth: float) -> Plan:
-    """Plan full epochs with the work after each, then as much of another as leaves time for the end of the run.
-
-    Args:
-        at: current position.
-        seconds: expected durations.
-        remaining: seconds left, including the work after the last step.
-        worth: minimum seconds of training for which another epoch is started.
-
-    Returns:
-        The plan, with ``total_steps == at.steps`` if training has to end now.
-    """
-    usable = remaining - seconds.validation - seconds.epoch_end - seconds.pictures - seconds.storing
-    left = max(0, int(usable / seconds.step))
-    here = Plan(at.steps + min(left, at.to_epoch_end), at.epoch + 1, True)
-    after = usable - at.to_epoch_end * seconds.step - seconds.epoch_end
-    if after < max(worth, seconds.step):
-        return here
-    due = ((seconds.validation, at.validates_every), (seconds.pictures, at.draws_every))
-    look = sum(taken for taken, every in due if every and (at.epoch + 1) % every == 0)
-    evaluates = after - look >= max(worth, seconds.step)
-    after -= look if evaluates else 0.0
-    between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
-    whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
-    part = min(at.steps_an_epoch, int(rest / seconds.step))
-    steps = here.total_steps + int(whole) * at.steps_an_epoch + part
-    return Plan(steps, at.epoch + 1 + int(whole) + (part > 0), evaluates)
-
-
-def _share(seconds: float, every: int) -> float:
-    return seconds / every if every else 0.0
+EPOCH_END_SECONDS = 1.0  # until measured: checkpoint, curves, logs
 
 
 class Budget(Callback):
@@ -228,8 +137,10 @@ class Budget(Callback):
         mean = (self.clock() - self._began) / (steps - self._first_step)
         mean = sum(self._steps) / len(self._steps) if self._steps else mean
         if not self._planned:
-            self._rehearse(trainer, pl_module)
-            self._last_step = self.clock()
+            validates = bool(self._validates_every) and not self._validation
+            part = rehearse(trainer, pl_module, self._drawing, validates, self.clock)
+            self._validation, self._pictures = part.validation or self._validation, part.pictures or self._pictures
+            self._storing, self._last_step = part.storing, self.clock()
         batches = int(trainer.num_training_batches)
         at = Position(
             steps,
@@ -259,46 +170,6 @@ class Budget(Callback):
         trainer.check_val_every_n_epoch = (self._validates_every or 1) if allowed else never
         pl_module.run_state.may_draw = allowed
 
-    @torch.no_grad()
-    def _rehearse(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Time a part of a validation, of the pictures and of what is stored; the first two may not have been measured yet."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        pl_module.eval()
-        if self._validates_every and not self._validation:
-            loaders = data.val_dataloader()
-            loaders = loaders if isinstance(loaders, list) else [loaders]
-            batch = trainer.strategy.batch_to_device(next(iter(loaders[0])), pl_module.device)
-            for _ in range(2):  # the first one is slow
-                start = self.clock()
-                with trainer.precision_plugin.val_step_context():
-                    pl_module.validation_step(batch, 0)
-                    _wait_for(pl_module)
-                taken = self.clock() - start
-            pl_module.val_means.reset()
-            limit = trainer.limit_val_batches
-            num = sum(min(len(loader), limit) if isinstance(limit, int) else len(loader) * limit for loader in loaders)
-            self._validation = taken * num
-        fitting = 0.0
-        if pl_module.sampling_model.denoises:
-            sampler = sampler_in_training(pl_module, data)
-        else:
-            sampler = autoencoder_sampler(pl_module, None, "prior", False, pl_module.seed)  # takes as long as a fitted mixture
-            import_module("sklearn.mixture")  # a second or two, more on busy machines: better now than after the last step
-            rows = data.rows["train"]
-            part = rows[: batch_of(data.picture_shape)]
-            start = self.clock()
-            list(posteriors(pl_module, data, part, flips=False))
-            a_picture = (self.clock() - start) / len(part) + FIT_SECONDS_A_PICTURE
-            fitting = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED_IN_TRAINING)
-            self._storing = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED)
-        for grid in (callback for callback in self._drawing if isinstance(callback, ImageGrids)):
-            num = min(grid.num_samples, REHEARSED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
-            start = self.clock()
-            first_samples(sampler, num)
-            _wait_for(pl_module)
-            self._pictures = fitting + (self.clock() - start) * grid.num_samples / num
-        pl_module.train()
-
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
@@ -309,11 +180,6 @@ class Budget(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state."""
         self.spent_before, self._total_steps = state_dict["spent_seconds"], state_dict["total_steps"]
-
-
-def _wait_for(pl_module: ImageModel) -> None:
-    if pl_module.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def seconds_spent(checkpoint: dict[str, Any]) -> float:

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
 from flowergen.app.train_command import checked
-from flowergen.callbacks import budget as budget_file
-from flowergen.callbacks import images
-from flowergen.callbacks.budget import Budget, Plan, Position, Seconds, plan, seconds_spent
+from flowergen.callbacks import budget, images, rehearsal
+from flowergen.callbacks.budget import Budget, seconds_spent
+from flowergen.callbacks.budget_plan import Plan, Position, Seconds, plan
 from flowergen.callbacks.images import ImageGrids
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
@@ -141,7 +141,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Clock:
     slowed(VAEModule, "validation_step", lambda *args: 0.5)
     slowed(VAEModule, "encode", lambda module, x: ENCODING * len(x))
     slowed(latent_store, "fit_latent_prior", lambda z, *args: 1.0 + 3e-4 * len(z))
-    for owner in (budget_file, images):
+    for owner in (rehearsal, images):
         slowed(owner, "first_samples", lambda sampler, num: 0.05 * num)
     return turned
 
@@ -301,7 +301,7 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path, clock: Clock, monkeypatch
     options = ("data.num_images=1600", "model.lr_schedule=constant", "model.norm=batch")
     rehearsed, first, _ = train(tmp_path / "a", clock, 20.0, *options)
     monkeypatch.setattr(Budget, "_rehearse", lambda *args: None)
-    monkeypatch.setattr(budget_file, "plan", lambda at, *args: Plan(max(at.steps, rehearsed.optimizer_steps), 1, True))
+    monkeypatch.setattr(budget, "plan", lambda at, *args: Plan(max(at.steps, rehearsed.optimizer_steps), 1, True))
     plain, second, _ = train(tmp_path / "b", clock, 20.0, *options)
     assert plain.optimizer_steps == rehearsed.optimizer_steps
     for name, tensor in plain.state_dict().items():
