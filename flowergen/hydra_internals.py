@@ -17,7 +17,8 @@ def argument_parser() -> ArgumentParser:
 
 
 def set_values(config: DictConfig, overrides: Sequence[Override], values: Sequence[Override]) -> None:
-    """Complete a config that was composed with a part of its overrides, as if it had been composed with all of them.
+    """Complete a config that was composed with a part of its overrides, as if it had been composed with all of them, but for
+    ``hydra.job.env_set``.
 
     Args:
         config: composed with ``return_hydra_config``; it is changed.

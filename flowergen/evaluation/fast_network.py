@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 class FastNetwork:
     """Evaluates a denoiser in bf16, compiled, or both.
 
-    Only batches of the shape of the first one are evaluated by the compiled network: to compile it again takes longer than a
-    few batches do.
+    Batches with fewer rows than the largest one so far, such as the last one, are not compiled: to compile again takes longer
+    than a few batches do.
 
     Args:
         net: the denoiser.
@@ -25,7 +25,7 @@ class FastNetwork:
     def __init__(self, net: nn.Module, bf16: bool, compiled: bool):
         self.net, self.bf16 = net, bf16
         self._compiled = torch.compile(net) if compiled else None
-        self._shape: torch.Size | None = None
+        self._rows = 0  # of the largest batch so far
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """x_t (N, C, h, w), t (N,), label (N,) -> (N, C, h, w) float32."""
@@ -33,15 +33,17 @@ class FastNetwork:
             return self._output(x, t, label).float()
 
     def _output(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        if self._compiled is None or self._shape not in (None, x.shape):
-            return self.net(x, t, label)
-        try:
-            output = self._compiled(x, t, label)
-        except Exception as error:  # without a C++ compiler, torch raises one of many
-            if self._shape is not None:
+        if self._compiled is not None and len(x) >= self._rows:
+            try:
+                output = self._compiled(x, t, label)
+            except torch.cuda.OutOfMemoryError:
                 raise
-            log.warning(f"the denoiser is not compiled ({one_line(error)[:120]})")
-            self._compiled = None
-            return self.net(x, t, label)
-        self._shape = x.shape
-        return output
+            except Exception as error:  # without a C++ compiler, torch raises one of many
+                if self._rows:
+                    raise
+                log.warning(f"the denoiser is not compiled ({one_line(error)[:120]})")
+                self._compiled = None
+            else:
+                self._rows = len(x)
+                return output
+        return self.net(x, t, label)

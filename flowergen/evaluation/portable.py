@@ -105,7 +105,7 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
         UserError: a user-defined model has no such parts.
     """
     if model.denoising_model:
-        return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.inference_net}
+        return {**(networks(model.autoencoder) if model.autoencoder else {}), "denoiser": model.denoising_model.inference_net}
     if isinstance(model, PretrainedAutoencoder):
         return {name: model.parts(name) for name in ("encoder", "decoder")}
     found = {name: getattr(model.inference_net, name, None) for name in ("encoder", "decoder")}

@@ -51,8 +51,8 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, ne
 
     interval = "" if tuple(sampling.guidance_interval) == (0, 1) else f" within {list(sampling.guidance_interval)}"
     eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
-    precision = ", in bf16" if net and net.bf16 else ""
-    description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}{precision}"
+    bf16 = ", in bf16" if net and net.bf16 else ""
+    description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}{bf16}"
     return Sampler(model, draw, description)
 
 

@@ -75,7 +75,7 @@ def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampl
 
 
 def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
-    """Return the denoiser to draw many samples with, evaluated as it was trained; None if there is nothing to gain.
+    """Return the denoiser to draw many samples with, evaluated as it would be trained here; None if there is nothing to gain.
 
     Args:
         model: the loaded run.
@@ -84,9 +84,9 @@ def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
     from flowergen.evaluation.fast_network import FastNetwork
     from flowergen.runs.trainer import resolve_precision
 
-    trainer = model.config["trainer"]
-    bf16 = resolve_precision(trainer["precision"], trainer["accelerator"]) == "bf16-mixed"
-    compiled = trainer["compile"] and num >= WORTH_COMPILING
+    trainer = model.config["trainer"]  # of a run from before an option existed, or edited by hand
+    bf16 = resolve_precision(trainer.get("precision", "32-true"), trainer.get("accelerator", "auto")) == "bf16-mixed"
+    compiled = trainer.get("compile") is True and num >= WORTH_COMPILING
     if not model.module.denoises or not (bf16 or compiled):
         return None
     return FastNetwork(model.module.inference_net, bf16, compiled)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowergen.app.train_command import checked
-from flowergen.callbacks.budget import Budget
+from flowergen.callbacks import budget
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
@@ -81,11 +81,11 @@ def test_the_rehearsal_of_a_budget_is_not_compiled(tmp_path: Path, cache_dir: Pa
     trainer = build_trainer(config, RunFolder(tmp_path), None)
     stances = []
 
-    def rehearse(self: Budget, *args: Any) -> None:
+    def rehearse(*args: Any) -> None:
         stances.append(torch._dynamo.eval_frame._stance.stance)
         raise UserError("seen")
 
-    monkeypatch.setattr(Budget, "_rehearse", rehearse)
+    monkeypatch.setattr(budget, "rehearse", rehearse)
     monkeypatch.setattr(nn.Module, "compile", partialmethod(_compile, backend="eager"))
     with pytest.raises(UserError, match="seen"):
         trainer.fit(build_module(config, len(data.class_names)), datamodule=data)
