@@ -21,6 +21,7 @@ import flowergen
 from flowergen import evaluate
 from flowergen.errors import UserError
 from flowergen.modules.vae_gan import VAEGANModule
+from flowergen.runs import sampling
 from tests.warm_process import warm_run
 
 pytestmark = pytest.mark.slow
@@ -179,6 +180,25 @@ class MeanColours(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_a_model_trained_in_bf16_is_drawn_in_bf16(
+    runs: tuple[Path, Path], evaluated: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compiled if there are enough samples; the card is near that in float32."""
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run, ignore=shutil.ignore_patterns("evaluation"))
+    config = (run / "config.yaml").read_text()
+    assert "precision: auto" in config
+    assert "compile: false" in config
+    (run / "config.yaml").write_text(config.replace("precision: auto", "precision: bf16-mixed").replace("compile: false", "compile: true"))
+    monkeypatch.setattr(sampling, "WORTH_COMPILING", 32)
+    evaluated(f"run={run}", *SMALL)
+    card, exact = card_in(only_card(run)), card_in(only_card(runs[1]))
+    assert card["subject"]["sampled by"] == f"{exact['subject']['sampled by']}, in bf16"
+    (ours,), (theirs,) = (each["results"]["fid"]["samples"]["values"][:1] for each in (card, exact))
+    assert ours != theirs
+    assert abs(ours - theirs) < 0.1 * theirs
 
 
 def save_pictures(folder: Path, seed: int, num: int = 24) -> Path:
