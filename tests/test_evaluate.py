@@ -191,7 +191,9 @@ def test_a_model_trained_in_bf16_is_drawn_in_bf16(
     config = (run / "config.yaml").read_text()
     assert "precision: auto" in config
     assert "compile: false" in config
-    (run / "config.yaml").write_text(config.replace("precision: auto", "precision: bf16-mixed").replace("compile: false", "compile: true"))
+    (run / "config.yaml").write_text(
+        config.replace("precision: auto", "precision: bf16-mixed").replace("compile: false", "compile: true")
+    )
     monkeypatch.setattr(sampling, "WORTH_COMPILING", 32)
     evaluated(f"run={run}", *SMALL)
     card, exact = card_in(only_card(run)), card_in(only_card(runs[1]))
