@@ -119,8 +119,8 @@ def _status(folder: Path, config: Mapping[str, Any], training: bool) -> str:
         done = f", {int(rows[-1]['step']):,} optimiser steps, epoch {rows[-1]['epoch']}"
     except (OSError, IndexError, KeyError, TypeError, ValueError, csv.Error):
         done = ""
-    state = "training; this page reloads itself" if training else "written"
-    return f"{what}{done}. {state.capitalize()}, {time.strftime('%Y-%m-%d %H:%M:%S')}."
+    page = "Training continues; this page reloads itself and was" if training else "This page was"
+    return f"{what}{done}. {page} written on {time.strftime('%Y-%m-%d at %H:%M:%S')}."
 
 
 def _numbered(folder: Path, kind: str) -> list[tuple[int, Path]]:
