@@ -98,19 +98,21 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     assert (sweep / "1" / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
-def test_a_launcher_of_others(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_launcher_of_others(
+    command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
+) -> None:
     """Joblib's, two jobs at a time: the runs of the sweep are those that single commands train."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="no other launcher: pip install hydra-joblib-launcher")
     sweep, alone = tmp_path / "sweep", tmp_path / "alone"
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
-    done = command("train", "-m", *tiny_run, "model.beta=1,4", *parallel)
-    assert done.returncode == 0, done.stdout + done.stderr
+    subprocess.run(
+        [sys.executable, "-m", "flowergen.train", "-m", *tiny_run, "model.beta=1,4", *parallel],
+        cwd=tmp_path, env=process_environment, check=True, timeout=300,
+    )  # fmt: skip
     assert [how_it_ended(sweep / str(number)) for number in range(2)] == ["finished", "finished"]
     assert command("train", *tiny_run, "model.beta=4", f"hydra.run.dir={alone}").returncode == 0
     assert_equal_weights(sweep / "1", alone)
     assert command("report", f"sweep={sweep}").returncode == 0
-    failed = command("train", "-m", *tiny_run, "data.split=all", "data.num_images=1,8", *parallel[:2])
-    assert failed.returncode != 0
 
 
 def test_jobs_take_the_config_folder_but_not_the_sweep(command: Command, tiny_run: tuple[str, ...], tmp_path: Path) -> None:
