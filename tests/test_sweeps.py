@@ -98,11 +98,13 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     assert (sweep / "1" / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 
 
-def test_a_launcher_of_others(
+def test_a_third_party_launcher(
     command: Command, tiny_run: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
     """Joblib's, two jobs at a time: the runs of the sweep are those that single commands train."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="no other launcher: pip install hydra-joblib-launcher")
+    pytest.importorskip(
+        "hydra_plugins.hydra_joblib_launcher", reason="no third-party launcher: pip install hydra-joblib-launcher"
+    )
     sweep, alone = tmp_path / "sweep", tmp_path / "alone"
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={sweep}"]
     subprocess.run(

@@ -88,7 +88,7 @@ class Budget(Callback):
                 self._epoch_end = taken
             if self._with_pictures is not None:  # recomputed, because _epoch_end is a guess until measured
                 self._pictures = max(0.0, self._with_pictures - self._epoch_end)
-            self._allow_looks(trainer, pl_module, True)
+            self._allow_evaluation(trainer, pl_module, True)
             self._last_step = now
             self._next_check = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than before
 
@@ -128,7 +128,7 @@ class Budget(Callback):
             self.over = True
             end_epoch_after(trainer, batch_idx + 1)
         elif ends_epoch and not made.evaluates:
-            self._allow_looks(trainer, pl_module, False)
+            self._allow_evaluation(trainer, pl_module, False)
 
     def _plan(self, trainer: Trainer, pl_module: ImageModel, batch_idx: int) -> Plan:
         """Compute the plan in the first process, and set when to plan again."""
@@ -164,7 +164,7 @@ class Budget(Callback):
             )
         return made
 
-    def _allow_looks(self, trainer: Trainer, pl_module: ImageModel, allowed: bool) -> None:
+    def _allow_evaluation(self, trainer: Trainer, pl_module: ImageModel, allowed: bool) -> None:
         """Let validation and drawing take place after this epoch if they are due, or leave both to the last epoch."""
         never = trainer.current_epoch + 2  # this epoch's number is not a multiple of it
         trainer.check_val_every_n_epoch = (self._validates_every or 1) if allowed else never

@@ -56,8 +56,8 @@ class Checkpoints(Checkpoint):
         self._between_epochs = True
         if not self._save(trainer, pl_module, [*copies, *further]):
             self.best_value = best_before
-            for take_back in further.values():
-                take_back()
+            for restore in further.values():
+                restore()
         further.clear()
         self._between_epochs = False
 

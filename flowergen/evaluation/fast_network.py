@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 class FastNetwork:
     """Evaluates a denoiser in bf16, compiled, or both.
 
-    Batches with fewer rows than the largest one so far, such as the last one, are not compiled: to compile again takes longer
-    than a few batches do.
+    A batch with fewer rows than the largest one so far, such as the last batch, is evaluated without compilation, since
+    compiling again takes longer than a few batches do.
 
     Args:
         net: the denoiser.

@@ -69,7 +69,7 @@ def vary(
 
 def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[str]:
     """Write ``interpolation.png``, a row per pair of consecutive pictures, and ``interpolation.gif`` through all and back."""
-    walks = ways(model, x, num)
+    walks = interpolations(model, x, num)
     rows = [torch.cat((x[i, None], walk, x[i + 1, None])) for i, walk in enumerate(walks)]
     write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
     there = torch.cat(walks)
@@ -141,7 +141,7 @@ def variations(model: ImageModel, x: Tensor, num: int, scale: float | None, seed
     return x_hat, decode_variations(model, posterior, scale, eps), scale
 
 
-def ways(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
+def interpolations(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
     """Decode ``num`` steps from the latent of each picture to that of the next, (num, C, H, W) in [0, 1] for each pair.
 
     Raises:

@@ -140,9 +140,9 @@ class LoadedModel:
         Raises:
             UserError: there is only one picture.
         """
-        from flowergen.evaluation.walks import ways  # slow to import
+        from flowergen.evaluation.walks import interpolations  # slow to import
 
-        return Pictures.of(torch.cat(ways(self.module, x, num)))
+        return Pictures.of(torch.cat(interpolations(self.module, x, num)))
 
     def img2img(
         self,

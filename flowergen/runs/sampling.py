@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORTH_COMPILING = 1024  # samples; on two cores, a DiT takes half a minute to compile and as long for 700 samples
+WORTH_COMPILING = 1024  # samples; on two cores, compiling a DiT takes as long as drawing 700 samples with it
 OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
 
 
@@ -84,7 +84,7 @@ def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
     from flowergen.evaluation.fast_network import FastNetwork
     from flowergen.runs.trainer import resolve_precision
 
-    trainer = model.config["trainer"]  # of a run from before an option existed, or edited by hand
+    trainer = model.config["trainer"]  # runs of older versions lack some keys
     bf16 = resolve_precision(trainer.get("precision", "32-true"), trainer.get("accelerator", "auto")) == "bf16-mixed"
     compiled = trainer.get("compile") is True and num >= WORTH_COMPILING
     if not model.module.denoises or not (bf16 or compiled):
