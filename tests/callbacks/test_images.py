@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from flowergen.app.train_command import checked
+from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.images import ImageGrids
 from flowergen.config.overrides import resolve
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.errors import UserError
 from flowergen.evaluation import sampling
 from flowergen.evaluation.sampling import diffusion_sampler, first_samples
 from flowergen.modules.image_model import ImageModel
@@ -51,6 +53,29 @@ def draw(folder: Path, model: ImageModel, data: ImageDataModule, num: int = 4) -
     trainer: Any = SimpleNamespace(datamodule=data, loggers=[], current_epoch=2, max_epochs=3, is_global_zero=True)
     ImageGrids(folder, every_epochs=5, num_reconstructions=2, num_samples=num).on_train_epoch_end(trainer, model)
     return folder / "generated_epoch_0003.png"
+
+
+@pytest.mark.parametrize(("may_draw", "expected"), [(True, [2, 4, 5]), (False, [5])])
+def test_a_budget_may_leave_drawing_and_evaluation_to_the_last_epoch(
+    may_draw: bool, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are due after every second epoch, and after the last one in any case."""
+    model, drawn_after, evaluated_after = FarOff(), list[int](), list[int]()
+    model.run_state.may_draw = may_draw
+    grids, evaluation = ImageGrids(tmp_path, 2, 2, 4), PeriodicEvaluation(tmp_path, 2, 4, "efficientnet", "", "fid")
+    monkeypatch.setattr(grids, "draw", lambda trainer, module, epoch: drawn_after.append(epoch))
+
+    trainer: Any = SimpleNamespace(loggers=[], datamodule=None, max_epochs=5, is_global_zero=True)
+
+    def measure(*_: Any) -> None:
+        evaluated_after.append(trainer.current_epoch + 1)
+        raise UserError("seen")
+
+    monkeypatch.setattr(evaluation, "_measure", measure)
+    for trainer.current_epoch in range(5):
+        for callback in (grids, evaluation):
+            callback.on_train_epoch_end(trainer, model)
+    assert drawn_after == evaluated_after == expected
 
 
 def test_samples_lie_where_the_latents_of_training_pictures_lie(tmp_path: Path, cache_dir: Path) -> None:

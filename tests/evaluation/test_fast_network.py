@@ -8,6 +8,17 @@ from flowergen.evaluation.fast_network import FastNetwork
 from tests.tiny_models import diffusion
 
 
+class Halving(torch.nn.Module):
+    """Returns what its layer does, in bf16 under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return self.layer(x)
+
+
 def _batch(num: int) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(num)
     return torch.randn(num, 2, 4, 4, generator=g), torch.full((num,), 300.0), torch.arange(num) % 3
@@ -39,6 +50,7 @@ def test_in_bf16_it_is_near_and_returns_float32() -> None:
     net = diffusion().inference_net
     exact, rounded = net(*_batch(4)), FastNetwork(net, bf16=True, compiled=False)(*_batch(4))
     assert rounded.dtype == torch.float32
+    assert FastNetwork(Halving(), bf16=True, compiled=False)(*_batch(4)).dtype == torch.float32, "of one that returns bf16"
     assert not torch.equal(rounded, exact)
     assert (rounded - exact).abs().mean() < 0.05 * exact.std()
 
