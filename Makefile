@@ -11,15 +11,15 @@ help: ## list the targets
 
 setup: $(VENV)/installed ## create the environment in .venv
 
-# uv installs in seconds; where it can neither be found nor be fetched, pip does the same in minutes, but for
-# Gradio, which forbids the pinned Pillow: uv overrides that (tool.uv in pyproject.toml), and without Gradio its tests are skipped
+# uv installs in seconds; where it can neither be found nor be fetched, pip does the same in minutes, but for Gradio, MLflow
+# and trackio, which forbid pinned versions: uv overrides that (tool.uv in pyproject.toml), and without them their tests are skipped
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "flowergen needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --seed --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV); \
 	else $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: apt-get install python3-venv"; exit 1; }; fi
 	@command -v uv >/dev/null || $(BIN)/pip install --quiet uv || echo "uv is not available: using pip"
 	@if uv=$$(command -v uv || ls $(BIN)/uv 2>/dev/null); then \
-		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint $(CONSTRAINTS) --editable '.[dev,app]'; \
+		$$uv pip install --quiet --python $(BIN)/python --compile-bytecode --constraint $(CONSTRAINTS) --editable '.[dev,app,mlflow,trackio]'; \
 	else $(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'; fi
 	@touch $@
 

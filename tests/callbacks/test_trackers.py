@@ -67,7 +67,7 @@ class Recorder(Tracker):
 
 
 def skip_without(name: str) -> None:
-    """MLflow and trackio are not among the pinned packages, as they need an older importlib-metadata and an older Pillow."""
+    """MLflow and trackio are installed by uv alone, as they forbid pinned versions of importlib-metadata and Pillow."""
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed: pip install 'flowergen[{name}]'")
 
