@@ -15,7 +15,7 @@ from flowergen.app.plain_command import read_command_line
 from flowergen.config.command_schema import Evaluate
 from flowergen.errors import UserError, printable
 from flowergen.runs.card_folder import card_folder, refuse_other_content
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.provenance import git_state, hardware, versions
 from flowergen.runs.run_folder import RunFolder, find_run, locked, write_atomically
 from flowergen.runs.run_page import write_page
@@ -28,7 +28,7 @@ OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root
 OF_FOLDERS = ("reference", "train", "image_size")
 
 
-@says_what_to_shrink("; use fewer pictures at a time with batch_size=, or fewer in total with num_samples=")
+@out_of_memory_as_user_error("; use fewer pictures at a time with batch_size=, or fewer in total with num_samples=")
 def main() -> None:
     """Check the options, measure, write the card, and print it."""
     config = read_command_line("evaluate", Evaluate, sys.argv[1:])

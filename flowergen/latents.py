@@ -9,7 +9,7 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Latents
 from flowergen.errors import UserError, printable
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run, write_atomically
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
 MOST_COMPARED = 1024  # pictures in the pairwise comparison
 
 
-@says_what_to_shrink("; use fewer pictures with num=")
+@out_of_memory_as_user_error("; use fewer pictures with num=")
 def main() -> None:
     """Check the options, encode, measure, write the report, and print its main figures."""
     config = read_command_line("latents", Latents, sys.argv[1:])

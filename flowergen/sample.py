@@ -9,7 +9,7 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Sample
 from flowergen.errors import UserError, printable
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run
 from flowergen.runs.run_page import write_page
 from flowergen.runs.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
@@ -24,7 +24,7 @@ MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising 
 DEFAULT_NUM = 64  # for a model without classes
 
 
-@says_what_to_shrink("; use fewer pictures at a time with batch_size=, or denoising=false")
+@out_of_memory_as_user_error("; use fewer pictures at a time with batch_size=, or denoising=false")
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("sample", Sample, sys.argv[1:])

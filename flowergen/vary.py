@@ -8,7 +8,7 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.config.command_schema import Vary
 from flowergen.errors import UserError, printable
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run
 from flowergen.runs.sampling import check_sampling
 
@@ -35,7 +35,7 @@ LONGEST_NAME = 50  # characters of a picture's name in its file names: at most 4
 MOST_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twice as much with the grid
 
 
-@says_what_to_shrink("; use fewer at once with num= or num_pictures=")
+@out_of_memory_as_user_error("; use fewer at once with num= or num_pictures=")
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("vary", Vary, sys.argv[1:])
@@ -176,15 +176,17 @@ def _edit(
 
     diffusion, mode = model.module.denoising_model, config["mode"]
     assert diffusion is not None
-    how = edits.How(diffusion, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, diffusion))
+    settings = edits.EditSettings(
+        diffusion, torch.tensor(labels), config["num"], config["seed"], sampling_of(config, diffusion)
+    )
     if mode == "img2img":
-        edited = edits.img2img(how, x, config["strength"])
+        edited = edits.img2img(settings, x, config["strength"])
     elif mode == "inpaint":
-        edited = edits.inpaint(how, x, _known(config["mask"], model))
+        edited = edits.inpaint(settings, x, _known(config["mask"], model))
     else:
-        edited = edits.invert(how, x)
+        edited = edits.invert(settings, x)
     class_names = [*model.class_names, "no class"]
-    return edits.write(how, x, edited, mode, names, [class_names[label] for label in labels], folder)
+    return edits.write(settings, x, edited, mode, names, [class_names[label] for label in labels], folder)
 
 
 def _known(mask: str, model: "LoadedModel") -> "Tensor":

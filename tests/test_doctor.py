@@ -207,7 +207,7 @@ def test_folders_in_the_way_full_or_read_only(monkeypatch: pytest.MonkeyPatch, t
 def test_weights_are_there_damaged_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"weights"
     digest = hashlib.sha256(content).hexdigest()[:8]
-    monkeypatch.setattr("flowergen.modules.outside_weights.VGG16_URL", f"https://example.org/vgg16-{digest}.pth")
+    monkeypatch.setattr("flowergen.modules.pretrained_weights.VGG16_URL", f"https://example.org/vgg16-{digest}.pth")
     monkeypatch.setattr("flowergen.evaluation.extractors.INCEPTION_URL", "https://example.org/inception-00000000.pth")
     efficientnet, *others = doctor.weights(tmp_path)
     assert (efficientnet.status, [line.status for line in others]) == ("ok", ["missing"] * 2)

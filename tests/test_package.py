@@ -46,7 +46,9 @@ def test_a_wheel_works_from_another_folder(
 
     where = run("-c", "import flowergen.config as c; print(c.__file__, c.conf_dir())")
     assert where.stdout.split() == [str(site / "flowergen/config/__init__.py"), str(site / "flowergen/conf")]
-    features = run("-c", "from flowergen.modules.outside_weights import load_efficientnet as load; load('lite0', 'the test')")
+    features = run(
+        "-c", "from flowergen.modules.pretrained_weights import load_efficientnet as load; load('lite0', 'the test')"
+    )
     assert features.returncode == 0, features.stderr
     done = run(
         "-m",

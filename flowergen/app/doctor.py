@@ -256,7 +256,7 @@ def weights(weights_dir: Path) -> Iterator[Line]:
         weights_dir: folder of their files.
     """
     from flowergen.evaluation.extractors import INCEPTION_URL, INSTEAD
-    from flowergen.modules.outside_weights import VGG16_URL, MissingWeights, load_efficientnet
+    from flowergen.modules.pretrained_weights import VGG16_URL, MissingWeights, load_efficientnet
 
     try:
         load_efficientnet("lite0", "model.perceptual=efficientnet")

@@ -20,7 +20,7 @@ from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.memorising import Evaluation, is_best_without_copying, memorising_from
 from flowergen.evaluation.networks import load_evaluation_networks
 from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
-from flowergen.evaluation.real_side import RealSide
+from flowergen.evaluation.reference import PreparedReference
 from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.curves import plot_evaluations
@@ -50,7 +50,7 @@ class PeriodicEvaluation(Callback):
     def __init__(self, folder: str | Path, every_epochs: int, num_samples: int, extractor: str, weights_dir: str, metric: str):
         self.folder, self.weights_dir, self.every_epochs = Path(folder), weights_dir, every_epochs
         self.num_samples, self.metric = num_samples, metric
-        self.asked, self.extractor = extractor, chosen(extractor, weights_dir)
+        self.requested_extractor, self.extractor = extractor, chosen(extractor, weights_dir)
         self.history: list[dict[str, Any]] = []
         self.best: float | None = None
         self._best_before: float | None = None
@@ -64,12 +64,14 @@ class PeriodicEvaluation(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         real = real_pictures_of(data, self.num_samples, "val")
-        networks = load_evaluation_networks(self.asked, real, data.name, data.cache_dir, self.weights_dir, pl_module.device)
+        networks = load_evaluation_networks(
+            self.requested_extractor, real, data.name, data.cache_dir, self.weights_dir, pl_module.device
+        )
         if not trainer.is_global_zero:
             return
         notes = [*networks.notes, *networks.note_on_training(pl_module.features_trained_with)]
         notes += [real.note] if real.note else []
-        self.side = RealSide(real, networks, notes)
+        self.prepared = PreparedReference(real, networks, notes)
         self.prefix = "eval" if data.held_out else "trainset_eval"
         validated_every = trainer.check_val_every_n_epoch or 1
         if self.every_epochs % validated_every:
@@ -100,7 +102,7 @@ class PeriodicEvaluation(Callback):
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
         log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")
         self._add(epoch, held_out_loss(trainer, pl_module), values)
-        pl_module.run_state.copies |= dict.fromkeys(self.checkpoint_names, self.take_back_best)
+        pl_module.run_state.copies |= dict.fromkeys(self.checkpoint_names, self.restore_best)
         with self._disk:
             for pairs in measured.pairs[:1]:
                 samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
@@ -110,7 +112,7 @@ class PeriodicEvaluation(Callback):
             shown = [{"epoch": entry["epoch"], "held_out_loss": entry["loss"], **entry["values"]} for entry in self.history]
             plot_evaluations(shown, self.memorising, self.folder / "evaluation.png")
 
-    def take_back_best(self) -> None:
+    def restore_best(self) -> None:
         """Restore the best value from before this epoch, whose checkpoint could not be written."""
         self.best = self._best_before
 
@@ -120,7 +122,7 @@ class PeriodicEvaluation(Callback):
     def _measure(self, pl_module: ImageModel, data: ImageDataModule) -> Measured:
         was_training = pl_module.training
         pl_module.eval()
-        real, measured = self.side.real, Measured()
+        real, measured = self.prepared.real, Measured()
         sampler = sampler_in_training(pl_module, data)
         classes = np.full(self.num_samples, NO_CLASS)
         if sampler.model.denoises:
@@ -131,7 +133,7 @@ class PeriodicEvaluation(Callback):
         steps.setLevel(logging.WARNING)
         try:
             with TemporaryDirectory() as work:
-                measure_samples(generated, self.side, self.num_samples, 1, Path(work), measured)
+                measure_samples(generated, self.prepared, self.num_samples, 1, Path(work), measured)
         finally:
             steps.setLevel(level)
             pl_module.train(was_training)
@@ -139,7 +141,7 @@ class PeriodicEvaluation(Callback):
 
     def _add(self, epoch: int, loss: float | None, values: dict[str, float]) -> None:
         """Add an evaluation to the history, and choose the checkpoints to keep."""
-        num_control = len(self.side.real.reference)
+        num_control = len(self.prepared.real.reference)
         self.history.append(
             {"epoch": epoch, "loss": loss, "values": values, "num": self.num_samples, "num_control": num_control}
         )

@@ -11,7 +11,7 @@ from flowergen.data.listing import SUBSETS, Listing, find_pictures, list_image_f
 from flowergen.errors import UserError, printable
 
 PICTURES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
-BY_HAND = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+DOWNLOAD_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
 def list_celeba(root: Path, attribute: str | None = None, download: bool = True) -> Listing:
@@ -41,7 +41,7 @@ def list_celeba(root: Path, attribute: str | None = None, download: bool = True)
 
     needed = (PICTURES, PARTITION, *((ATTRIBUTES,) if attribute else ()))
     source = (
-        f"download {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} (not Kaggle's csv files) from {BY_HAND}, put them into "
+        f"download {PICTURES}.zip, {ATTRIBUTES} and {PARTITION} (not Kaggle's csv files) from {DOWNLOAD_PAGE}, put them into "
         f"{printable(str(folder))}, unpack the first one there, and run again"
     )
     if download and folder.name == "celeba" and not all((folder / name).exists() for name in needed):
@@ -93,7 +93,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _unusable(path: Path, reason: str) -> UserError:
-    return UserError(f"{printable(str(path))} cannot be used ({reason}): download it again from {BY_HAND}")
+    return UserError(f"{printable(str(path))} cannot be used ({reason}): download it again from {DOWNLOAD_PAGE}")
 
 
 def _download(root: Path, source: str) -> None:

@@ -28,14 +28,14 @@ Edit = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # x_0 (N, C, h, w), la
 
 
 @dataclass(frozen=True)
-class How:
-    """What all edits need to know.
+class EditSettings:
+    """Settings shared by all edits.
 
     Attributes:
-        model: in eval mode.
+        model: a model in eval mode.
         labels: (L,) int64 classes to edit towards, K for none.
         num: edits of each picture for each class.
-        seed: of the noise.
+        seed: random seed for the noise.
         sampling: sampler settings.
     """
 
@@ -46,35 +46,35 @@ class How:
     sampling: Sampling
 
 
-def img2img(how: How, x: Tensor, strength: float) -> Tensor:
+def img2img(settings: EditSettings, x: Tensor, strength: float) -> Tensor:
     """Add noise to the pictures and remove it again (SDEdit, arXiv:2108.01073).
 
     Args:
-        how: see ``How``.
+        settings: see ``EditSettings``.
         x: (N, C, H, W) in [0, 1].
         strength: fraction of the sampler's steps that are taken; 0 gives the reconstruction, 1 a new sample.
 
     Returns:
         (N, L, num, C, H, W) in [0, 1] on the CPU.
     """
-    model, sampling = how.model, how.sampling
+    model, sampling = settings.model, settings.sampling
     levels, sampler = edits.last_levels(model.levels(sampling), strength), sampler_of(sampling.sampler, sampling.eta)
 
     def edit(x0: Tensor, label: Tensor, index: Sequence[int]) -> Tensor:
-        draw = _noise(how, index)
+        draw = _noise(settings, index)
         x_t = edits.noised(x0, levels[0], draw("picture"))
         return last_of(sampler(model.predictor(label, sampling), x_t, levels, lambda step: draw(f"step {step}")), x_t)
 
-    return _edited(how, x, edit)
+    return _edited(settings, x, edit)
 
 
-def inpaint(how: How, x: Tensor, known: Tensor) -> Tensor:
+def inpaint(settings: EditSettings, x: Tensor, known: Tensor) -> Tensor:
     """Sample the unknown part of the pictures to fit the known one (RePaint, arXiv:2201.09865), which stays as it is.
 
     A position of the latent is known if all its pixels are. Sampling is ancestral, whatever the sampler.
 
     Args:
-        how: see ``How``.
+        settings: see ``EditSettings``.
         x: (N, C, H, W) in [0, 1].
         known: (1, H, W) bool, the pixels to keep.
 
@@ -84,50 +84,50 @@ def inpaint(how: How, x: Tensor, known: Tensor) -> Tensor:
     Raises:
         UserError: the latents have no positions.
     """
-    model = how.model
+    model = settings.model
     _, height, width = model.latent_shape
     if (height, width) == (1, 1):
         raise UserError("mode=inpaint needs latents with positions, and those of this model are flat: use mode=img2img")
     known_latents = F.adaptive_max_pool2d((~known).float(), (height, width)) == 0  # (1, h, w)
-    levels = model.levels(how.sampling)
+    levels = model.levels(settings.sampling)
 
     def edit(x0: Tensor, label: Tensor, index: Sequence[int]) -> Tensor:
-        draw, predict, held = _noise(how, index), model.predictor(label, how.sampling), known_latents.to(x0.device)
+        draw, predict, held = _noise(settings, index), model.predictor(label, settings.sampling), known_latents.to(x0.device)
         x_t = draw("prior")
         return last_of(edits.inpaint(predict, x_t, levels, lambda k: draw(f"draw {k}"), x0, held, NUM_RESAMPLINGS), x_t)
 
-    return torch.where(known, x[:, None, None], _edited(how, x, edit))
+    return torch.where(known, x[:, None, None], _edited(settings, x, edit))
 
 
-def invert(how: How, x: Tensor) -> Tensor:
+def invert(settings: EditSettings, x: Tensor) -> Tensor:
     """Find the noise that each picture is sampled from without a class, and sample from it for the classes.
 
-    The sampler is ``ddim`` with eta = 0. ``how.num`` has no effect, as there is nothing random.
+    The sampler is ``ddim`` with eta = 0. ``settings.num`` has no effect, as there is nothing random.
 
     Args:
-        how: see ``How``.
+        settings: see ``EditSettings``.
         x: (N, C, H, W) in [0, 1].
 
     Returns:
         (N, L, 1, C, H, W) in [0, 1] on the CPU.
     """
-    model, sampling = how.model, replace(how.sampling, sampler="ddim", eta=0.0)
+    model, sampling = settings.model, replace(settings.sampling, sampler="ddim", eta=0.0)
     levels = model.levels(sampling)
 
     def edit(x0: Tensor, label: Tensor, index: Sequence[int]) -> Tensor:
         noise = edits.invert(model.predictor(torch.full_like(label, model.num_classes), sampling), x0, levels)
         return last_of(ddim(model.predictor(label, sampling), noise, levels, lambda _: noise), noise)
 
-    return _edited(replace(how, num=1), x, edit)
+    return _edited(replace(settings, num=1), x, edit)
 
 
 def write(
-    how: How, x: Tensor, edited: Tensor, mode: str, names: Sequence[str], class_names: Sequence[str], folder: Path
+    settings: EditSettings, x: Tensor, edited: Tensor, mode: str, names: Sequence[str], class_names: Sequence[str], folder: Path
 ) -> list[str]:
     """Write ``MODE.png`` and the single pictures.
 
     Args:
-        how: see ``How``.
+        settings: see ``EditSettings``.
         x: (N, C, H, W) in [0, 1].
         edited: (N, L, num, C, H, W) in [0, 1].
         mode: for file names.
@@ -138,34 +138,40 @@ def write(
     Returns:
         Lines for the user.
     """
-    x_hat = decode(how.model, encode(how.model, x).mean)
+    x_hat = decode(settings.model, encode(settings.model, x).mean)
     rows = torch.cat((x[:, None], x_hat[:, None], edited.flatten(1, 2)), dim=1)  # (N, 2 + L num, C, H, W)
     write_png(folder / f"{mode}.png", image_grid(rows.flatten(0, 1), columns=rows.shape[1]))
     for name, of_picture in zip(names, edited, strict=True):
         for label, of_class in enumerate(of_picture):
             for j, image in enumerate(of_class):
                 write_single(folder / f"{name}_{mode}_{label:02d}_{j + 1:02d}.png", image)
-    lines = [f"columns: original, reconstruction, then {', '.join(class_names)}" + f" ({edited.shape[2]} each)" * (how.num > 1)]
+    lines = [
+        f"columns: original, reconstruction, then {', '.join(class_names)}" + f" ({edited.shape[2]} each)" * (settings.num > 1)
+    ]
     if mode == "invert":
-        again = [psnr(edited[:, i, 0], x_hat).mean() for i, label in enumerate(how.labels) if label == how.model.num_classes]
+        again = [
+            psnr(edited[:, i, 0], x_hat).mean()
+            for i, label in enumerate(settings.labels)
+            if label == settings.model.num_classes
+        ]
         lines += [
             f"sampled again from its noise, the reconstruction is reproduced with a PSNR of {value:.2f} dB" for value in again
         ]
     return lines
 
 
-def _noise(how: How, index: Sequence[int]) -> Callable[[str], Tensor]:
-    draw = partial(normal_per_sample, index, how.model.latent_shape, seed=how.seed)
-    return lambda purpose: draw(purpose=f"edit, {purpose}").to(how.model.device)
+def _noise(settings: EditSettings, index: Sequence[int]) -> Callable[[str], Tensor]:
+    draw = partial(normal_per_sample, index, settings.model.latent_shape, seed=settings.seed)
+    return lambda purpose: draw(purpose=f"edit, {purpose}").to(settings.model.device)
 
 
-def _edited(how: How, x: Tensor, edit: Edit) -> Tensor:
-    model, shape = how.model, (len(x), len(how.labels), how.num)
+def _edited(settings: EditSettings, x: Tensor, edit: Edit) -> Tensor:
+    model, shape = settings.model, (len(x), len(settings.labels), settings.num)
     x0 = encode(model, x).mean  # (N, C, h, w)
     picture, label, index = (part.flatten() for part in torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij"))
     parts = []
     for rows in torch.arange(len(picture)).split(BATCH):
         with torch.inference_mode():
-            z = edit(model.scaled(x0[picture[rows]].to(model.device)), how.labels[label[rows]], index[rows].tolist())
+            z = edit(model.scaled(x0[picture[rows]].to(model.device)), settings.labels[label[rows]], index[rows].tolist())
             parts.append(decode(model, model.unscaled(z)))
     return torch.cat(parts).unflatten(0, shape)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowergen.errors import UserError
-from flowergen.modules.outside_weights import EFFICIENTNET_SHA256, fetch, load_efficientnet
+from flowergen.modules.pretrained_weights import EFFICIENTNET_SHA256, fetch, load_efficientnet
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 INSTEAD = "extractor=efficientnet, whose weights are installed with flowergen"

@@ -18,8 +18,8 @@ from flowergen.evaluation.features import CHUNK_SIZE, collection_features
 from flowergen.evaluation.measured import Measured, Pairs
 from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import Generated, PictureSet, RealPictures, repeated
-from flowergen.evaluation.real_side import CopySpace, RealSide
 from flowergen.evaluation.reconstruction import reconstructions
+from flowergen.evaluation.reference import CopySpace, PreparedReference
 from flowergen.evaluation.rows import Rows
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
@@ -32,7 +32,9 @@ WORST_PAIRS = 16
 SEARCHED = 4096  # samples searched at a time
 
 
-def measure_samples(generated: Generated, side: RealSide, num: int, repeats: int, work: Path, measured: Measured) -> None:
+def measure_samples(
+    generated: Generated, side: PreparedReference, num: int, repeats: int, work: Path, measured: Measured
+) -> None:
     """Measure distances, class consistency and copies of generated pictures.
 
     Args:
@@ -107,7 +109,7 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
     return rows
 
 
-def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequence[slice], measured: Measured) -> None:
+def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts: Sequence[slice], measured: Measured) -> None:
     for space in side.copy_spaces:
         log.info("looking for copies of %s training pictures in %s", f"{len(space.candidates):,}", space.name)
         found = _neighbours(side, space, rows.array(space.name))
@@ -124,7 +126,7 @@ def _add_copies(generated: Generated, side: RealSide, rows: Rows, parts: Sequenc
         measured.pairs.append(Pairs(space.name, generated.at(numbers.tolist()), nearest, found.ratio[numbers]))
 
 
-def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
+def _neighbours(side: PreparedReference, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
     """Find the neighbours of samples in chunks, as mirror images take memory."""
     starts = range(0, len(vectors), SEARCHED)
     parts = [vectors[first : first + SEARCHED] for first in starts]
@@ -133,7 +135,7 @@ def _neighbours(side: RealSide, space: CopySpace, vectors: np.ndarray) -> copies
 
 
 def measure_reconstructions(
-    model: ImageModel, side: RealSide, floors: Sequence[PictureSet], work: Path, measured: Measured
+    model: ImageModel, side: PreparedReference, floors: Sequence[PictureSet], work: Path, measured: Measured
 ) -> None:
     """Measure distances of an autoencoder's reconstructions to the reference.
 

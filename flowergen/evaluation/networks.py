@@ -8,7 +8,7 @@ import torch
 from flowergen.evaluation.extractors import Extractor, chosen, efficientnet_extractor, inception_path, load_extractor
 from flowergen.evaluation.pictures import RealPictures
 from flowergen.evaluation.probe import LinearProbe, cached_probe
-from flowergen.modules.outside_weights import MissingWeights
+from flowergen.modules.pretrained_weights import MissingWeights
 
 NETWORKS = {"efficientnet": "EfficientNet-Lite1", "inception": "Inception-v3", "torchvision:vgg16": "VGG-16"}
 

@@ -10,7 +10,7 @@ from flowergen.evaluation.encoding import batch_of
 from flowergen.evaluation.pictures import PictureSet, to_uint8
 from flowergen.losses.kl import kl_standard_normal
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.outside_weights import load_lpips, vgg16_path
+from flowergen.modules.pretrained_weights import load_lpips, vgg16_path
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.modules.running_means import RunningMeans
 from flowergen.randomness import normal_per_sample

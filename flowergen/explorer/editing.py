@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowergen.data.reading import UnreadablePicture, read_rgb
 from flowergen.errors import UserError, printable
-from flowergen.explorer import asked
+from flowergen.explorer import validation
 from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
 from flowergen.explorer.generating import MOST_PICTURES, SEEDS, sampling_asked
 
@@ -58,7 +58,7 @@ def vary(explored: Explored, x: Tensor | None, num: Any, power: Any, seed: Any) 
     Raises:
         UserError: a value is not sensible, there is no picture, or the decoder ignores its latents.
     """
-    scale = None if power is None else 10 ** asked.real("The power of ten", power, *SCALES)
+    scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
     return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
 
 
@@ -79,7 +79,7 @@ def img2img(
     Raises:
         UserError: a value is not sensible, or there is no picture.
     """
-    strength = asked.real("Strength", strength, 0, 1)
+    strength = validation.real("Strength", strength, 0, 1)
     chosen, num = _classes_and_num(explored, classes, num)
     sampling = sampling_asked(explored, options)
     steps, scale = sampling.steps, sampling.guidance_scale
@@ -134,7 +134,7 @@ def traverse(explored: Explored, x: Tensor | None, sigmas: Any) -> Tensor:
         UserError: a value is not sensible, or there is no picture.
     """
     known = explored.directions
-    steps = torch.tensor([asked.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
+    steps = torch.tensor([validation.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
     z = explored.model.encode(_given(x)).mean.cpu()
     moved = z + ((steps * known.std) @ known.directions).view(1, *z.shape[1:])
     return explored.model.decode(moved).cpu()
@@ -147,15 +147,15 @@ def _given(x: Tensor | None) -> Tensor:
 
 
 def _classes_and_num(explored: Explored, classes: Any, num: Any) -> tuple[list[str | int] | None, int]:
-    chosen: list[str | int] = [*asked.labels(classes, explored.class_names)]
+    chosen: list[str | int] = [*validation.labels(classes, explored.class_names)]
     if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")
     return chosen or None, _num(num)
 
 
 def _num(num: Any) -> int:
-    return asked.whole("The number of pictures", num, 1, MOST_PICTURES)
+    return validation.whole("The number of pictures", num, 1, MOST_PICTURES)
 
 
 def _seed(seed: Any) -> int:
-    return asked.whole("The seed", seed, 0, SEEDS)
+    return validation.whole("The seed", seed, 0, SEEDS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
-from flowergen.explorer import asked
+from flowergen.explorer import validation
 from flowergen.runs.run_folder import RunFolder
 from flowergen.viz.html import text
 
@@ -39,7 +39,7 @@ def pictures_of_epoch(run: RunFolder, number: Any) -> str:
     found = epochs(run)
     if not found:
         return '<p class="note">Training has not written any pictures yet.</p>'
-    epoch = found[min(asked.whole("The number of a picture", number, 1, 10**6), len(found)) - 1]
+    epoch = found[min(validation.whole("The number of a picture", number, 1, 10**6), len(found)) - 1]
     shown = [_image(run.images / f"{kind}_epoch_{epoch:04d}.png", f"{words}, epoch {epoch}") for kind, words in KINDS.items()]
     return "".join(shown)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowergen.diffusion.combinations import sampler_refusal
 from flowergen.diffusion.samplers import SAMPLERS
 from flowergen.evaluation.sampling import labels_by_frequency
-from flowergen.explorer import asked
+from flowergen.explorer import validation
 from flowergen.explorer.explored import Explored
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
@@ -57,13 +57,13 @@ def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
     assert module is not None
     checked: dict[str, Any] = {}
     if "sampler" in options:
-        checked["sampler"] = asked.one_of("The sampler", options["sampler"], samplers_of(module))
+        checked["sampler"] = validation.one_of("The sampler", options["sampler"], samplers_of(module))
     if "steps" in options:
-        checked["steps"] = asked.whole("Steps", options["steps"], 1, MOST_STEPS)
+        checked["steps"] = validation.whole("Steps", options["steps"], 1, MOST_STEPS)
     if "guidance_scale" in options:
-        checked["guidance_scale"] = asked.real("Guidance", options["guidance_scale"], 0, MOST_GUIDANCE)
+        checked["guidance_scale"] = validation.real("Guidance", options["guidance_scale"], 0, MOST_GUIDANCE)
     if "guidance_interval" in options:
-        ends = [asked.real("An end of the guidance interval", end, 0, 1) for end in options["guidance_interval"]]
+        ends = [validation.real("An end of the guidance interval", end, 0, 1) for end in options["guidance_interval"]]
         checked["guidance_interval"] = sorted(ends)
     config = {**dict.fromkeys(OF_DIFFUSION), **checked}
     check_sampling(config, explored.model.config["model"], [], {})
@@ -76,7 +76,7 @@ def labels_of(explored: Explored, classes: Any, num: int) -> Tensor:
     Raises:
         UserError: the model has no such class.
     """
-    chosen = asked.labels(classes, explored.class_names)
+    chosen = validation.labels(classes, explored.class_names)
     if chosen:
         return torch.tensor(chosen)[torch.arange(num) % len(chosen)]
     return labels_by_frequency(num, len(explored.class_names) if explored.module.denoises else 0, None, 0)
@@ -101,8 +101,8 @@ def generate(
     Raises:
         UserError: a value is not sensible, or the model does not support an option.
     """
-    num, seed = asked.whole("The number of pictures", num, 1, MOST_PICTURES), asked.whole("The seed", seed, 0, SEEDS)
-    asked.one_of("What is watched", watched, WATCHED)
+    num, seed = validation.whole("The number of pictures", num, 1, MOST_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
+    validation.one_of("What is watched", watched, WATCHED)
     labels, module = labels_of(explored, classes, num), explored.module.denoising_model
     if module is None:
         yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)

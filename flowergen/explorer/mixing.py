@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowergen.errors import UserError
-from flowergen.explorer import asked
+from flowergen.explorer import validation
 from flowergen.explorer.explored import Explored
 from flowergen.explorer.generating import SEEDS, labels_of
 from flowergen.nn.latent_space import slerp
@@ -46,7 +46,7 @@ def of_sample(explored: Explored, label: Any, seed: Any) -> Ingredient:
     Raises:
         UserError: there is no such class, or the model cannot sample from it.
     """
-    seed = asked.whole("The seed", seed, 0, SEEDS)
+    seed = validation.whole("The seed", seed, 0, SEEDS)
     classes = None if label is None else [label]
     labels = labels_of(explored, classes, 1)
     config = {**dict.fromkeys(OF_DIFFUSION), "source": "auto", "seed": seed}
@@ -82,11 +82,11 @@ def mix(explored: Explored, ingredients: Sequence[Ingredient], place: Any, plus:
     """
     if not ingredients:
         raise UserError("add a picture or a sample first")
-    way = asked.real("The place", place, 0, 1) * (len(ingredients) - 1)
+    way = validation.real("The place", place, 0, 1) * (len(ingredients) - 1)
     first = min(int(way), max(0, len(ingredients) - 2))
     a, b = ingredients[first].latent, ingredients[min(first + 1, len(ingredients) - 1)].latent
     z = slerp(a, b, torch.tensor([way - first]))
-    z = z + asked.real("Strength", strength, 0, MOST_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
+    z = z + validation.real("Strength", strength, 0, MOST_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
     return explored.model.decode(z).cpu()
 
 
@@ -110,7 +110,7 @@ def _decoded(explored: Explored, z: Tensor, caption: str) -> Ingredient:
 def _mean(explored: Explored, label: Any, like: Tensor) -> Tensor:
     if label is None:
         return torch.zeros_like(like)
-    (label,) = asked.labels([label], explored.class_names)
+    (label,) = validation.labels([label], explored.class_names)
     if label not in explored.class_means:
         raise UserError(f"class {explored.class_name(label)} has no stored latent, and so no mean: choose another")
     return explored.class_means[label].to(like)

@@ -19,7 +19,7 @@ from flowergen.explorer import editing, following, generating, mixing, walking
 from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
 from flowergen.explorer.shown import data_url, figures
 from flowergen.modules.latent_ddpm import LatentDDPMModule
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}  # of events that compute
 FILES = {"concurrency_id": "files", "concurrency_limit": 2, "api_visibility": "private", "show_progress": "hidden"}
@@ -87,7 +87,7 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def once(*given: Any) -> Any:
         try:
-            with says_what_to_shrink("; use fewer pictures"):
+            with out_of_memory_as_user_error("; use fewer pictures"):
                 return function(*given)
         except UserError as error:
             raise shown(error) from error
@@ -95,7 +95,7 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def steps(*given: Any) -> Iterator[Any]:
         try:
-            with says_what_to_shrink("; use fewer pictures"):
+            with out_of_memory_as_user_error("; use fewer pictures"):
                 yield from function(*given)
         except UserError as error:
             raise shown(error) from error

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from torch import Tensor
 
 from flowergen.errors import UserError
-from flowergen.explorer import asked
+from flowergen.explorer import validation
 from flowergen.explorer.explored import Explored
 from flowergen.viz.latent_map import GREY, class_colors
 
@@ -36,7 +36,7 @@ def picture_of_point(explored: Explored, number: Any) -> Tensor:
         UserError: there is no such point.
     """
     latents = explored.points[0]
-    return explored.model.decode(latents[asked.whole("A point", number, 0, len(latents) - 1), None]).cpu()
+    return explored.model.decode(latents[validation.whole("A point", number, 0, len(latents) - 1), None]).cpu()
 
 
 def at_place(explored: Explored, place: Any) -> tuple[Tensor, int]:
@@ -82,7 +82,7 @@ def _places(explored: Explored, places: list[Any]) -> Tensor:
     for place in places:
         if not isinstance(place, list | tuple) or len(place) != 2:
             raise UserError("click on the map to choose a place")
-    return torch.tensor([[asked.real("A place on the map", value, -most, most) for value in place] for place in places])
+    return torch.tensor([[validation.real("A place on the map", value, -most, most) for value in place] for place in places])
 
 
 def _nearest(explored: Explored, place: Tensor) -> int:

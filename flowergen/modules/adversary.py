@@ -17,7 +17,7 @@ from flowergen.losses.adversarial import (
     non_saturating_generator,
 )
 from flowergen.losses.diff_augment import diff_augment
-from flowergen.modules.outside_weights import OutsideNet
+from flowergen.modules.pretrained_weights import LazyFrozenNetwork
 from flowergen.nn.discriminator import DiscriminatorOutput, PatchDiscriminator, logits_side, num_halvings_for, receptive_field
 from flowergen.nn.efficientnet import WIDTHS, num_maps_for
 from flowergen.nn.projected_discriminator import ProjectedDiscriminator
@@ -53,7 +53,7 @@ class Adversary(nn.Module):
         loss: Literal["hinge", "non_saturating"],
         adaptive_weight_max: float,
         augment: bool,
-        features: OutsideNet,
+        features: LazyFrozenNetwork,
         kind: Literal["patch", "projected"] = "patch",
     ):
         super().__init__()

@@ -19,7 +19,7 @@ from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.lr_schedule import LrSchedule
-from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
+from flowergen.modules.pretrained_weights import LazyFrozenNetwork, load_efficientnet
 from flowergen.modules.two_optimizers import MakeOptimizer, TwoOptimizers
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.class_projection import ClassProjection
@@ -114,7 +114,7 @@ class DecoderModule(TwoOptimizers):
         autoencoder.inference_net.decoder = self.ema.net  # type: ignore[assignment]
         diffusion.decoder_steps = 0
         self._diffusion = [diffusion.requires_grad_(False).eval()]  # not in state_dict
-        self._features = OutsideNet(partial(load_efficientnet, "lite0", "model=decoder"))
+        self._features = LazyFrozenNetwork(partial(load_efficientnet, "lite0", "model=decoder"))
         widths = WIDTHS[: num_maps_for(self.picture_shape)]
         self.discriminator = ProjectedDiscriminator(self.picture_shape, widths, channels, "group")
         self.class_projection = ClassProjection(widths[-1], num_classes, 8 * channels) if num_classes else None

@@ -20,8 +20,8 @@ from flowergen.modules.adversary import Adversary
 from flowergen.modules.ema import EMA
 from flowergen.modules.guard import MAX_ROLLBACKS, Guard
 from flowergen.modules.lr_schedule import LrSchedule
-from flowergen.modules.outside_weights import OutsideNet, load_efficientnet, load_lpips, load_vgg16
 from flowergen.modules.pretrained import build_pretrained
+from flowergen.modules.pretrained_weights import LazyFrozenNetwork, load_efficientnet, load_lpips, load_vgg16
 from flowergen.modules.reconstruction_scores import ReconstructionScores
 from flowergen.modules.two_optimizers import MakeOptimizer, TwoOptimizers
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
@@ -164,13 +164,13 @@ class VAEGANModule(TwoOptimizers):
             self.class_head = nn.Linear(self.latent_shape[0], num_classes)
         if center_weight:  # spread like the prior
             self.centers = nn.Parameter(torch.randn(num_classes, self.latent_shape[0]))
-        efficientnet = OutsideNet(partial(load_efficientnet, "lite0", "model.perceptual or model.discriminator.kind"))
+        efficientnet = LazyFrozenNetwork(partial(load_efficientnet, "lite0", "model.perceptual or model.discriminator.kind"))
         shared = adversarial_weight > 0 and discriminator.get("kind") == "projected"
         self._compares_shared = perceptual == "discriminator" or (perceptual == "efficientnet" and shared)
         self._perceptual_net = {
             "efficientnet": None if shared else efficientnet,
-            "vgg16": OutsideNet(lambda: VGG16Features(load_vgg16(weights_dir), perceptual_layers)),
-            "lpips": OutsideNet(lambda: load_lpips(weights_dir)),
+            "vgg16": LazyFrozenNetwork(lambda: VGG16Features(load_vgg16(weights_dir), perceptual_layers)),
+            "lpips": LazyFrozenNetwork(lambda: load_lpips(weights_dir)),
         }.get(perceptual)
         self.adversary: Adversary | None = None
         if adversarial_weight or perceptual == "discriminator":

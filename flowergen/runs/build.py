@@ -12,7 +12,7 @@ import torch
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.outside_weights import load_efficientnet, load_vgg16
+from flowergen.modules.pretrained_weights import load_efficientnet, load_vgg16
 from flowergen.randomness import initialisation
 
 PARTS = (torch.nn.Module, torch.optim.Optimizer)  # classes that a config may instantiate within a model

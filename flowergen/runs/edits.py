@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from flowergen.runs.loaded_model import LoadedModel
 
 
-def how_to_edit(
+def edit_settings(
     model: "LoadedModel", classes: Sequence[str | int] | None, num: int, seed: int, options: dict[str, Any]
-) -> edits.How:
-    """Return what the functions of ``evaluation.edits`` need to know.
+) -> edits.EditSettings:
+    """Return the settings for the functions of ``evaluation.edits``.
 
     Raises:
         UserError: the model does not denoise, or does not support an option.
@@ -33,4 +33,4 @@ def how_to_edit(
         labels = [class_label(name, model.class_names) for name in ([classes] if isinstance(classes, (str, int)) else classes)]
     if not labels or num < 1:
         raise UserError("classes must name at least one class, or be None, and num must be at least 1")
-    return edits.How(module, torch.tensor(labels), num, seed, sampling_of(config, module))
+    return edits.EditSettings(module, torch.tensor(labels), num, seed, sampling_of(config, module))

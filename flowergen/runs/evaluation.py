@@ -29,12 +29,12 @@ from flowergen.evaluation.pictures import (
     real_pictures_of,
     repeated,
 )
-from flowergen.evaluation.real_side import RealSide
 from flowergen.evaluation.reconstruction import reconstruction_scores
+from flowergen.evaluation.reference import PreparedReference
 from flowergen.evaluation.sampling import NO_CLASS
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.outside_weights import VGG16_URL, vgg16_path
+from flowergen.modules.pretrained_weights import VGG16_URL, vgg16_path
 from flowergen.picture_shape import PictureShape
 from flowergen.runs.loading import build_datamodule_of_run, load_run
 from flowergen.runs.run_folder import RunFolder
@@ -202,11 +202,13 @@ def measure(subject: Subject, work: Path) -> Measured:
             measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
     if model and model.denoising_model:
         measure_denoising(model.denoising_model, real, subject.seed, measured)
-    side = RealSide(real, subject.networks, measured.notes)
-    measure_samples(subject.generated, side, subject.num, subject.repeats, work, measured)
+    prepared = PreparedReference(real, subject.networks, measured.notes)
+    measure_samples(subject.generated, prepared, subject.num, subject.repeats, work, measured)
     if autoencoder is not None:
         by_class = bool((subject.generated.labels >= 0).all())
-        measure_reconstructions(autoencoder, side, floor_subsets(real, subject.num, subject.repeats, by_class), work, measured)
+        measure_reconstructions(
+            autoencoder, prepared, floor_subsets(real, subject.num, subject.repeats, by_class), work, measured
+        )
     return measured
 
 

@@ -17,8 +17,8 @@ from flowergen.evaluation.latent_store import num_stored, store_autoencoder_late
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
-from flowergen.modules.outside_weights import load_efficientnet
 from flowergen.modules.pretrained import PretrainedAutoencoder
+from flowergen.modules.pretrained_weights import load_efficientnet
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import files_of, import_autoencoder, weights_of

@@ -171,12 +171,12 @@ class LoadedModel:
             UserError: the model does not denoise, an unknown class, or an option that the model does not support.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import how_to_edit
+        from flowergen.runs.edits import edit_settings
 
         if not 0 <= strength <= 1:
             raise UserError(f"strength={strength} must be from 0 to 1")
-        how = how_to_edit(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
-        return Pictures.of(edits.img2img(how, x, strength).flatten(0, 2))
+        settings = edit_settings(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
+        return Pictures.of(edits.img2img(settings, x, strength).flatten(0, 2))
 
     def inpaint(
         self,
@@ -201,12 +201,12 @@ class LoadedModel:
             UserError: see ``img2img``; or the mask has another size, or the latents have no positions.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import how_to_edit
+        from flowergen.runs.edits import edit_settings
 
         if mask.shape != x.shape[-2:] or mask.dtype != torch.bool:
             raise UserError(f"mask must be a bool tensor of shape {tuple(x.shape[-2:])}")
-        how = how_to_edit(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
-        return Pictures.of(edits.inpaint(how, x, ~mask[None]).flatten(0, 2))
+        settings = edit_settings(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
+        return Pictures.of(edits.inpaint(settings, x, ~mask[None]).flatten(0, 2))
 
     def invert(
         self,
@@ -227,7 +227,7 @@ class LoadedModel:
             UserError: see ``img2img``.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import how_to_edit
+        from flowergen.runs.edits import edit_settings
 
-        how = how_to_edit(self, classes, 1, 0, {"steps": steps, "guidance_scale": guidance_scale})
-        return Pictures.of(edits.invert(how, x).flatten(0, 2))
+        settings = edit_settings(self, classes, 1, 0, {"steps": steps, "guidance_scale": guidance_scale})
+        return Pictures.of(edits.invert(settings, x).flatten(0, 2))

@@ -23,7 +23,7 @@ CONTAINER = Path("/sys/fs/cgroup")  # control groups, version 2
 
 
 @contextmanager
-def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
+def out_of_memory_as_user_error(advice: str | Callable[[], str]) -> Iterator[None]:
     """Convert out-of-memory errors to a ``UserError``; a context manager and a decorator.
 
     Args:
@@ -39,8 +39,8 @@ def says_what_to_shrink(advice: str | Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if not any(_is_out_of_memory(cause) for cause in _causes(error)):
             raise
-        said = advice if isinstance(advice, str) else advice()
-        raise UserError(f"out of memory ({_memory()}){said}") from error
+        advice_text = advice if isinstance(advice, str) else advice()
+        raise UserError(f"out of memory ({_memory()}){advice_text}") from error
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
         UserError: says what to change.
     """
     try:
-        with says_what_to_shrink(lambda: training_advice(config, _has_gpu())):
+        with out_of_memory_as_user_error(lambda: training_advice(config, _has_gpu())):
             yield
     except UserError:
         raise

@@ -47,8 +47,8 @@ def stop(process: Process) -> None:
 
 
 @contextmanager
-def stopped_with_us(process: Process) -> Iterator[Process]:
-    """Stop the job if the sweep ends by an error or by Ctrl-C, which a terminal sends to the job, too."""
+def terminated_on_exit(process: Process) -> Iterator[Process]:
+    """Terminate the job if the sweep ends with an error or by Ctrl-C, which a terminal also sends to the job."""
     try:
         yield process
     except KeyboardInterrupt:
@@ -61,13 +61,13 @@ def stopped_with_us(process: Process) -> Iterator[Process]:
 
 
 @contextmanager
-def saying_how_to_go_on(say: Callable[[str], None]) -> Iterator[None]:
-    """Wrap a sweep and, if it is interrupted, report the command that continues it."""
+def reporting_continue_command(log: Callable[[str], None]) -> Iterator[None]:
+    """Wrap a sweep and, if it is interrupted, log the command that continues it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat a scheduler's SIGTERM like Ctrl-C
     try:
         yield
     except KeyboardInterrupt:
         own = [argument for argument in sys.argv[1:] if "sweep.skip_finished=" not in argument]
         command = ["python", "-m", "flowergen.train", *own, "sweep.skip_finished=true"]
-        say(f"interrupted; continue with: {shlex.join(command)}")
+        log(f"interrupted; continue with: {shlex.join(command)}")
         raise

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from flowergen.errors import UserError
 from flowergen.hydra_internals import register_plugin
 from flowergen.runs.run_folder import RunFolder
-from flowergen.sweeps.job_process import saying_how_to_go_on, start_job, stopped_with_us
+from flowergen.sweeps.job_process import reporting_continue_command, start_job, terminated_on_exit
 from flowergen.sweeps.optuna_sweeper import OptunaSweeper
 from flowergen.sweeps.sweep_folder import SweepFolder, check_unchanged, job_overrides
 
@@ -44,7 +44,7 @@ class ProcessLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep = SweepFolder(str(self.config.hydra.sweep.dir))
         sweep.path.mkdir(parents=True, exist_ok=True)
-        with sweep.locked(), saying_how_to_go_on(log.info):
+        with sweep.locked(), reporting_continue_command(log.info):
             jobs = [self._job(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
             for job in jobs:
                 if job.run.config.exists():
@@ -72,7 +72,7 @@ class ProcessLauncher(Launcher):
         else:
             resume = job.run.config.exists()
             log.info(f"job {job.number}: {shown}{' (resumed)' if resume else ''}")
-            with stopped_with_us(start_job(self.config, job.overrides, job.run.path, resume)) as process:
+            with terminated_on_exit(start_job(self.config, job.overrides, job.run.path, resume)) as process:
                 status = process.wait()
         sweep.record(job.number, job.run.path, job.overrides, "failed" if status else "finished", status)
         result.status, result.return_value = JobStatus.COMPLETED, status

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from flowergen.config.overrides import parse
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder
-from flowergen.sweeps.job_process import saying_how_to_go_on, start_job, stop, stopped_with_us
+from flowergen.sweeps.job_process import reporting_continue_command, start_job, stop, terminated_on_exit
 from flowergen.sweeps.sweep_folder import Status, SweepFolder, job_overrides
 
 if TYPE_CHECKING:  # an optional package that takes half a second to import
@@ -71,7 +71,7 @@ class OptunaSweeper(Sweeper):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         self.folder.path.mkdir(parents=True, exist_ok=True)
-        with self.folder.locked(), saying_how_to_go_on(log.info):
+        with self.folder.locked(), reporting_continue_command(log.info):
             overrides = job_overrides(arguments)
             study, space = self._study(overrides), search_space(overrides)
             failures = 0
@@ -125,7 +125,7 @@ class OptunaSweeper(Sweeper):
         run = RunFolder(self.folder.path / str(trial.number))
         values: dict[int, float] = {}
         pruned = False
-        with stopped_with_us(start_job(self.config, overrides, run.path)) as process:
+        with terminated_on_exit(start_job(self.config, overrides, run.path)) as process:
             while process.poll() is None and not pruned:
                 time.sleep(POLL_SECONDS)
                 pruned = self._report(trial, run, values) and process.poll() is None

@@ -26,7 +26,7 @@ NUM = 100
 
 def callback(tmp_path: Path, metric: str = "fid", extractor: str = "efficientnet", num: int = NUM) -> PeriodicEvaluation:
     made = PeriodicEvaluation(tmp_path, 1, num, extractor, "", metric)
-    made.side = SimpleNamespace(real=SimpleNamespace(reference=range(NUM)))  # type: ignore[assignment]
+    made.prepared = SimpleNamespace(real=SimpleNamespace(reference=range(NUM)))  # type: ignore[assignment]
     made.prefix = "eval"
     return made
 
@@ -98,7 +98,7 @@ def test_looks_without_a_validation_are_left_out_of_what_is_said_of_memorising(t
 def test_a_look_is_of_the_space_with_more_copies_over_its_own_control(tmp_path: Path) -> None:
     """Numbers of that look: samples as they were then, of whatever the control were."""
     made = callback(tmp_path)
-    made.side = SimpleNamespace(real=SimpleNamespace(reference=range(40)))  # type: ignore[assignment]
+    made.prepared = SimpleNamespace(real=SimpleNamespace(reference=range(40)))  # type: ignore[assignment]
     values = {"copies_pixels_calibrated": 0.5, "copies_pixels_calibrated_held_out": 0.4,
               "copies_features_calibrated": 0.3, "copies_features_calibrated_held_out": 0.05}  # fmt: skip
     made._add(7, 1.5, {f"eval/{name}": value for name, value in values.items()})

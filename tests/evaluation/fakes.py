@@ -1,4 +1,4 @@
-"""EvaluationNetworks that cost nothing, and sets of pictures to be judged."""
+"""EvaluationNetworks that cost nothing, and sets of pictures to be evaluated."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import PictureSet, RealPictures, real_pictures_of
 from flowergen.evaluation.probe import LinearProbe
-from flowergen.evaluation.real_side import RealSide
+from flowergen.evaluation.reference import PreparedReference
 from flowergen.picture_shape import PictureShape
 
 
@@ -46,10 +46,12 @@ def networks(cache_dir: Path, features: Extractor | None = None, probe: LinearPr
     return EvaluationNetworks("fake", features, probe, cache_dir)
 
 
-def side_of(data: ImageDataModule, cache_dir: Path, probe: LinearProbe | None = None, mirrored: bool = False) -> RealSide:
+def prepared_of(
+    data: ImageDataModule, cache_dir: Path, probe: LinearProbe | None = None, mirrored: bool = False
+) -> PreparedReference:
     """The pictures of a data set."""
     real = replace(real_pictures_of(data, None), mirrored=mirrored)
-    return RealSide(real, networks(cache_dir, extractor(), probe), [])
+    return PreparedReference(real, networks(cache_dir, extractor(), probe), [])
 
 
 def a_set(images: np.ndarray, labels: np.ndarray | None = None, name: str = "some", key: str = "key") -> PictureSet:

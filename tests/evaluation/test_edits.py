@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowergen.errors import UserError
-from flowergen.evaluation.edits import How, img2img, inpaint, invert, write
+from flowergen.evaluation.edits import EditSettings, img2img, inpaint, invert, write
 from flowergen.evaluation.walks import decode, encode
 from flowergen.metrics.reconstruction import psnr
 from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
@@ -19,10 +19,10 @@ from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
 NO_CLASS = 3
 
 
-def how(**changes: Any) -> How:
+def edit_settings(**changes: Any) -> EditSettings:
     model = changes.pop("model", None) or diffusion()
     labels = torch.tensor(changes.pop("labels", [0, 2, NO_CLASS]))
-    return How(model, labels, changes.pop("num", 2), changes.pop("seed", 0), replace(model.sampling, **changes))
+    return EditSettings(model, labels, changes.pop("num", 2), changes.pop("seed", 0), replace(model.sampling, **changes))
 
 
 def pictures(num: int = 3) -> Tensor:
@@ -37,7 +37,7 @@ def right_half() -> Tensor:
 
 @pytest.mark.parametrize("objective", ["v", "flow"])
 def test_strength_0_gives_the_reconstruction_whatever_the_class(objective: Any):
-    settings, x = how(model=diffusion(objective=objective)), pictures()
+    settings, x = edit_settings(model=diffusion(objective=objective)), pictures()
     edited = img2img(settings, x, strength=0.0)
     assert edited.shape == (3, 3, 2, 3, SIZE, SIZE)
     x_hat = decode(settings.model, encode(settings.model, x).mean)
@@ -45,7 +45,7 @@ def test_strength_0_gives_the_reconstruction_whatever_the_class(objective: Any):
 
 
 def test_the_higher_the_strength_the_less_is_left_of_the_picture():
-    settings, x = how(model=diffusion(awake=False), steps=20), pictures()
+    settings, x = edit_settings(model=diffusion(awake=False), steps=20), pictures()
     x_hat = decode(settings.model, encode(settings.model, x).mean)[:, None, None]
     distances = [(img2img(settings, x, strength) - x_hat).square().mean().item() for strength in (0.0, 0.2, 0.5, 1.0)]
     assert distances == sorted(distances)
@@ -56,25 +56,30 @@ def test_the_higher_the_strength_the_less_is_left_of_the_picture():
 def test_an_edit_does_not_depend_on_other_pictures_and_classes(edit: str):
     """The second picture towards the third class, alone and among others."""
 
-    def edited(settings: How, x: Tensor) -> Tensor:
+    def edited(settings: EditSettings, x: Tensor) -> Tensor:
         return {
             "img2img": lambda: img2img(settings, x, 0.5),
             "inpaint": lambda: inpaint(settings, x, right_half()),
             "invert": lambda: invert(settings, x),
         }[edit]()
 
-    among_others, alone = edited(how(), pictures())[1, 2], edited(how(labels=[NO_CLASS]), pictures()[1:2])[0, 0]
+    among_others, alone = (
+        edited(edit_settings(), pictures())[1, 2],
+        edited(edit_settings(labels=[NO_CLASS]), pictures()[1:2])[0, 0],
+    )
     torch.testing.assert_close(among_others, alone, atol=1e-4, rtol=0)
     if edit != "invert":
         assert not torch.allclose(among_others[0], among_others[1]), "both edits have the same noise"
-        torch.testing.assert_close(edited(how(seed=1), pictures()), edited(how(seed=1), pictures()))
-        assert not torch.allclose(edited(how(seed=1), pictures()), edited(how(), pictures()))
-    assert not torch.allclose(edited(how(), pictures())[:, 0], edited(how(), pictures())[:, 1]), "the class has no effect"
+        torch.testing.assert_close(edited(edit_settings(seed=1), pictures()), edited(edit_settings(seed=1), pictures()))
+        assert not torch.allclose(edited(edit_settings(seed=1), pictures()), edited(edit_settings(), pictures()))
+    assert not torch.allclose(edited(edit_settings(), pictures())[:, 0], edited(edit_settings(), pictures())[:, 1]), (
+        "the class has no effect"
+    )
 
 
 @pytest.mark.parametrize("on_pixels", [False, True])
 def test_inpainting_keeps_every_known_pixel_and_paints_the_others(on_pixels: bool):
-    settings, x, known = how(model=diffusion(on_pixels=on_pixels)), pictures(), right_half()
+    settings, x, known = edit_settings(model=diffusion(on_pixels=on_pixels)), pictures(), right_half()
     edited = inpaint(settings, x, known)
     kept = known.expand(3, SIZE, SIZE)
     assert torch.equal(edited[..., kept], x[:, None, None].expand_as(edited)[..., kept])
@@ -83,7 +88,7 @@ def test_inpainting_keeps_every_known_pixel_and_paints_the_others(on_pixels: boo
 
 def test_a_position_of_the_latent_with_an_unknown_pixel_is_painted_anew():
     """Latents are 4 x 4, each of 4 x 4 pixels. Only what surrounds the one with the unknown pixel is known to the sampler."""
-    settings, known = how(num=1), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
+    settings, known = edit_settings(num=1), torch.ones(1, SIZE, SIZE, dtype=torch.bool)
     known[0, 5, 6] = False
     x = pictures()
     x_changed = x.clone()
@@ -97,12 +102,12 @@ def test_a_position_of_the_latent_with_an_unknown_pixel_is_painted_anew():
 def test_flat_latents_cannot_be_inpainted():
     model = diffusion(autoencoder=TinyAutoencoder(flat=True))
     with pytest.raises(UserError, match="needs latents with positions"):
-        inpaint(how(model=model), pictures(), right_half())
+        inpaint(edit_settings(model=model), pictures(), right_half())
 
 
 @pytest.mark.parametrize("objective", ["v", "flow"])
 def test_inverted_pictures_are_sampled_again(objective: Any, tmp_path: Path):
-    settings, x = how(model=diffusion(objective=objective), steps=50), pictures()
+    settings, x = edit_settings(model=diffusion(objective=objective), steps=50), pictures()
     edited = invert(settings, x)
     assert edited.shape == (3, 3, 1, 3, SIZE, SIZE)
     x_hat = decode(settings.model, encode(settings.model, x).mean)
@@ -114,7 +119,7 @@ def test_inverted_pictures_are_sampled_again(objective: Any, tmp_path: Path):
 
 
 def test_a_grid_and_single_pictures_are_written(tmp_path: Path):
-    settings, x = how(), pictures(2)
+    settings, x = edit_settings(), pictures(2)
     edited = img2img(settings, x, 0.5)
     lines = write(settings, x, edited, "img2img", ["a", "b"], ["rose", "tulip", "no class"], tmp_path)
     assert lines == ["columns: original, reconstruction, then rose, tulip, no class (2 each)"]

@@ -23,7 +23,7 @@ from flowergen.evaluation.encoding import (
     latent_scale,
     posteriors,
 )
-from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.modules.pretrained_weights import load_efficientnet
 from flowergen.nn.efficientnet import feature_shape_for
 from flowergen.picture_shape import PictureShape
 from tests.tiny_models import SIZE, TinyAutoencoder, drawn

@@ -19,7 +19,7 @@ from torchvision.transforms import functional as transforms
 
 from flowergen.errors import UserError
 from flowergen.evaluation.extractors import INCEPTION_URL, Extractor, _named, chosen, in_batches, load_extractor
-from flowergen.modules.outside_weights import EFFICIENTNET_SHA256, MissingWeights, load_efficientnet
+from flowergen.modules.pretrained_weights import EFFICIENTNET_SHA256, MissingWeights, load_efficientnet
 from flowergen.randomness import initialisation
 
 CPU = torch.device("cpu")

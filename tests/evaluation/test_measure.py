@@ -20,12 +20,12 @@ from flowergen.evaluation.measure import (
 )
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import Given, real_pictures_in, real_pictures_of, repeated
-from flowergen.evaluation.real_side import RealSide
+from flowergen.evaluation.reference import PreparedReference
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
 from flowergen.picture_shape import PictureShape
 from tests.conftest import save_grey
-from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, networks, probe, real_of, side_of
+from tests.evaluation.fakes import Counting, Pictures, a_set, extractor, networks, prepared_of, probe, real_of
 from tests.tiny_models import diffusion, drawn
 
 COPIES = [f"copies_{space}_{bound}" for space in ("pixels", "features") for bound in ("third", "calibrated")]
@@ -38,15 +38,15 @@ def data(cache_dir: Path) -> ProceduralDataModule:
 
 
 @pytest.fixture(scope="module")
-def side(data: ProceduralDataModule, tmp_path_factory: pytest.TempPathFactory) -> RealSide:
-    return side_of(data, tmp_path_factory.mktemp("features"))
+def side(data: ProceduralDataModule, tmp_path_factory: pytest.TempPathFactory) -> PreparedReference:
+    return prepared_of(data, tmp_path_factory.mktemp("features"))
 
 
 def of(data: ProceduralDataModule, subset: str) -> np.ndarray:
     return np.asarray(data.pictures.images[data.rows[subset]])
 
 
-def measured_of(generated: Any, side: RealSide, num: int, repeats: int, work: Path) -> Measured:
+def measured_of(generated: Any, side: PreparedReference, num: int, repeats: int, work: Path) -> Measured:
     measured = Measured()
     measure_samples(generated, side, num, repeats, work, measured)
     return measured
@@ -59,7 +59,9 @@ def brightest(images: np.ndarray) -> np.ndarray:
 # -- samples
 
 
-def test_exactly_the_reference_pictures_are_at_no_distance(side: RealSide, data: ProceduralDataModule, tmp_path: Path) -> None:
+def test_exactly_the_reference_pictures_are_at_no_distance(
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path
+) -> None:
     """FID 0, precision and recall 1; KID below 0 by the pairs of a picture with itself, which it leaves out."""
     reference = side.real.reference
     num = len(reference)
@@ -79,7 +81,7 @@ def test_a_generator_that_copies_is_caught_and_held_out_pictures_are_not(
     mirrored: bool, data: ProceduralDataModule, tmp_path: Path
 ) -> None:
     """By both bounds; mirrored copies in pixels. The first repeat is half copies, the second new flowers."""
-    side = side_of(data, tmp_path / "features", mirrored=mirrored)
+    side = prepared_of(data, tmp_path / "features", mirrored=mirrored)
     copied, new = of(data, "train")[5:45], of(data, "test")
     copied = copied[..., ::-1] if mirrored else copied
     mixed = np.concatenate((copied[:20], new[:20], new))
@@ -94,7 +96,7 @@ def test_a_generator_that_copies_is_caught_and_held_out_pictures_are_not(
 
 
 def test_the_worst_pairs_are_samples_beside_the_training_pictures_that_they_copy(
-    side: RealSide, data: ProceduralDataModule, tmp_path: Path
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path
 ) -> None:
     train, new = of(data, "train"), of(data, "test")
     images = np.concatenate((new[:15], train[100:104], new[15:30]))
@@ -109,7 +111,9 @@ def test_the_worst_pairs_are_samples_beside_the_training_pictures_that_they_copy
         assert (found.ratio[4:] > 0).all()
 
 
-def test_repeats_are_disjoint_sets_each_measured_apart(side: RealSide, data: ProceduralDataModule, tmp_path: Path) -> None:
+def test_repeats_are_disjoint_sets_each_measured_apart(
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path
+) -> None:
     images = of(data, "train")[:60]
     results = measured_of(Pictures(images), side, 20, 3, tmp_path / "all").results
     for repeat in range(3):
@@ -121,7 +125,9 @@ def test_repeats_are_disjoint_sets_each_measured_apart(side: RealSide, data: Pro
     assert len(set(results["fid"]["samples"])) == 3
 
 
-def test_the_floor_is_measured_on_as_many_training_pictures(side: RealSide, data: ProceduralDataModule, tmp_path: Path) -> None:
+def test_the_floor_is_measured_on_as_many_training_pictures(
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path
+) -> None:
     results = measured_of(Pictures(of(data, "test")), side, 20, 2, tmp_path).results
     assert side.distances is not None
     expected = Measured()
@@ -134,7 +140,7 @@ def test_the_floor_is_measured_on_as_many_training_pictures(side: RealSide, data
 
 def test_class_accuracy_is_a_count(data: ProceduralDataModule, tmp_path: Path) -> None:
     """Of each repeat, and of the held-out pictures as they are labelled."""
-    side = side_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
+    side = prepared_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
     images, labels = of(data, "train")[:30], np.arange(30) // 4 % 3
     results = measured_of(Pictures(images, labels), side, 15, 2, tmp_path / "work").results["class_accuracy"]
     right = brightest(images) == labels
@@ -145,13 +151,13 @@ def test_class_accuracy_is_a_count(data: ProceduralDataModule, tmp_path: Path) -
 
 
 def test_samples_of_no_class_and_unlabelled_pictures_are_not_counted(data: ProceduralDataModule, tmp_path: Path) -> None:
-    side = side_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
+    side = prepared_of(data, tmp_path / "features", probe(extractor(Counting(), "of the probe")))
     labels = np.array([0] * 9 + [-1])
     images = of(data, "train")[:10]
     assert "samples" not in measured_of(Pictures(images, labels), side, 10, 1, tmp_path / "one").results["class_accuracy"]
     reference = side.real.reference
     partly = replace(reference, labels=np.where(np.arange(400) == reference.rows[0], -1, reference.labels))
-    side = RealSide(replace(side.real, reference=partly), side.networks, [])
+    side = PreparedReference(replace(side.real, reference=partly), side.networks, [])
     known = partly.rows[1:]
     expected = (brightest(np.asarray(partly.images[known])) == partly.labels[known]).mean()
     found = measured_of(Pictures(images), side, 10, 1, tmp_path / "two").results["class_accuracy"]
@@ -162,7 +168,7 @@ def test_a_probe_of_the_extractors_features_sees_each_picture_once(data: Procedu
     counting = Counting()
     both = extractor(counting)
     real = real_pictures_of(data, None)
-    side = RealSide(real, networks(tmp_path / "features", both, probe(both)), [])
+    side = PreparedReference(real, networks(tmp_path / "features", both, probe(both)), [])
     before = counting.seen
     images = of(data, "train")[:10]
     results = measured_of(Pictures(images, brightest(images)), side, 10, 1, tmp_path / "work").results
@@ -171,7 +177,7 @@ def test_a_probe_of_the_extractors_features_sees_each_picture_once(data: Procedu
 
 
 def test_without_an_extractor_and_a_probe_copies_are_looked_for_in_pixels(data: ProceduralDataModule, tmp_path: Path) -> None:
-    side = RealSide(real_pictures_of(data, None), networks(tmp_path), [])
+    side = PreparedReference(real_pictures_of(data, None), networks(tmp_path), [])
     results = measured_of(Pictures(of(data, "train")[:10]), side, 10, 1, tmp_path / "work").results
     assert set(results) == {"copies_pixels_third", "copies_pixels_calibrated", "copy_bound_pixels"}
     assert results["copies_pixels_third"]["samples"] == [1]
@@ -179,7 +185,7 @@ def test_without_an_extractor_and_a_probe_copies_are_looked_for_in_pixels(data: 
 
 def test_where_nothing_is_held_out_there_is_the_usual_bound_alone(tmp_path: Path, cache_dir: Path) -> None:
     data = drawn(cache_dir, split="all")
-    side = RealSide(
+    side = PreparedReference(
         real_pictures_of(data, None), networks(tmp_path, extractor(), probe(extractor(Counting(), "of the probe"))), []
     )
     images = np.asarray(data.pictures.images[:8])
@@ -201,8 +207,8 @@ def test_an_interrupted_measurement_goes_on_at_that_picture_and_ends_bit_equal(
     images, labels = of(data, "train")[:50], data.pictures.labels[data.rows["train"][:50]]
     real = real_pictures_of(data, None)
 
-    def side(counting: Counting) -> RealSide:
-        return RealSide(
+    def side(counting: Counting) -> PreparedReference:
+        return PreparedReference(
             real, networks(tmp_path / "features", extractor(counting), probe(extractor(Counting(), "of the probe"))), []
         )
 
@@ -230,7 +236,7 @@ def test_an_interrupted_measurement_goes_on_at_that_picture_and_ends_bit_equal(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_what_was_measured_is_not_drawn_again(side: RealSide, data: ProceduralDataModule, tmp_path: Path) -> None:
+def test_what_was_measured_is_not_drawn_again(side: PreparedReference, data: ProceduralDataModule, tmp_path: Path) -> None:
     images = of(data, "train")[:20]
     first = measured_of(Pictures(images), side, 20, 1, tmp_path)
     assert measured_of(Pictures(images, stops_after=0), side, 20, 1, tmp_path / ".").results == first.results
@@ -239,7 +245,7 @@ def test_what_was_measured_is_not_drawn_again(side: RealSide, data: ProceduralDa
 @pytest.mark.parametrize(("shape", "num_values"), [((3, 70, 70), 3 * 64 * 64), ((1, 48, 70), 48 * 64), ((3, 20, 12), 720)])
 def test_pixels_are_kept_at_64_px_a_side_at_most(shape: tuple[int, int, int], num_values: int, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, *shape), dtype=np.uint8)
-    side = RealSide(real_of(a_set(images, key="r"), a_set(images, key="t")), networks(tmp_path), [])
+    side = PreparedReference(real_of(a_set(images, key="r"), a_set(images, key="t")), networks(tmp_path), [])
     results = measured_of(Pictures(images), side, 12, 1, tmp_path / "work").results
     assert results["copies_pixels_third"]["samples"] == [1]
     assert (tmp_path / "work" / "samples" / "pixels.rows").stat().st_size == 12 * num_values
@@ -248,13 +254,13 @@ def test_pixels_are_kept_at_64_px_a_side_at_most(shape: tuple[int, int, int], nu
 def test_mirrored_copies_of_grey_pictures_that_are_not_square_are_found(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 1, 48, 70), dtype=np.uint8)
     real = real_of(a_set(images, key="r"), a_set(images, key="t"), mirrored=True)
-    side = RealSide(real, networks(tmp_path), [])
+    side = PreparedReference(real, networks(tmp_path), [])
     results = measured_of(Pictures(images[..., ::-1]), side, 12, 1, tmp_path / "work").results
     assert results["copies_pixels_third"]["samples"] == [1]
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    side: RealSide, data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append, generated = Rows.append, Pictures(of(data, "train")[:20])
 
@@ -343,7 +349,7 @@ def test_samples_are_held_against_a_floor_of_their_own_classes_or_of_any(
     real, labels = real_pictures_of(data, None), data.pictures.labels
     rows = data.rows["test"]
     real = replace(real, reference=replace(real.reference, rows=rows[labels[rows] == 0]))
-    side = RealSide(real, networks(tmp_path / "features", extractor()), [])
+    side = PreparedReference(real, networks(tmp_path / "features", extractor()), [])
     generated = Pictures(of(data, "test")[:20], np.zeros(20, np.int64) if labelled else None)
     results = measured_of(generated, side, 20, 1, tmp_path / "work").results
     (subset,) = floor_subsets(real, 20, 1, labelled)
@@ -360,7 +366,7 @@ def test_where_the_floor_has_fewer_pictures_as_many_samples_are_measured_too(
     real = real_pictures_of(data, None)
     assert real.train is not None
     real = replace(real, train=real.train.subset(np.arange(30)))
-    side = RealSide(real, networks(tmp_path / "features", extractor()), [])
+    side = PreparedReference(real, networks(tmp_path / "features", extractor()), [])
     images = of(data, "train")[40:120]
     results = measured_of(Pictures(images), side, 40, 2, tmp_path / "work").results
     assert side.distances is not None
@@ -433,7 +439,7 @@ class Copier:
 
 
 def test_perfect_reconstructions_are_at_no_distance_and_as_good_as_training_pictures(
-    side: RealSide, data: ProceduralDataModule, tmp_path: Path
+    side: PreparedReference, data: ProceduralDataModule, tmp_path: Path
 ) -> None:
     measured = Measured()
     floors = floor_subsets(side.real, 20, 2, False)
@@ -447,7 +453,9 @@ def test_perfect_reconstructions_are_at_no_distance_and_as_good_as_training_pict
     assert dark.results["rfid"]["reference"][0] > 0.01
 
 
-def test_interrupted_reconstructions_are_gone_on_with(side: RealSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_reconstructions_are_gone_on_with(
+    side: PreparedReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("flowergen.evaluation.reconstruction.batch_of", lambda size: 8)
     whole, parts, floors = Measured(), Measured(), floor_subsets(side.real, 20, 1, True)
     measure_reconstructions(Copier(32), side, floors, tmp_path / "whole", whole)  # type: ignore[arg-type]

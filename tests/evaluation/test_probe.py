@@ -21,7 +21,7 @@ from flowergen.evaluation.extractors import INCEPTION_URL, Extractor
 from flowergen.evaluation.networks import EvaluationNetworks, load_evaluation_networks
 from flowergen.evaluation.pictures import PictureSet, RealPictures
 from flowergen.evaluation.probe import WEIGHT_DECAY, LinearProbe, cached_probe, fit
-from flowergen.modules.outside_weights import MissingWeights
+from flowergen.modules.pretrained_weights import MissingWeights
 from tests.evaluation.fakes import Counting, a_set, extractor, real_of
 
 NUM, NUM_TRAIN, SIZE = 120, 80, 16

@@ -10,7 +10,7 @@ from torch import nn
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.adversary import Adversary
-from flowergen.modules.outside_weights import OutsideNet, load_efficientnet
+from flowergen.modules.pretrained_weights import LazyFrozenNetwork, load_efficientnet
 from flowergen.nn.discriminator import receptive_field
 from flowergen.picture_shape import PictureShape
 from flowergen.randomness import initialisation
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "loss": "hinge",
     "adaptive_weight_max": 10.0,
     "augment": True,
-    "features": OutsideNet(partial(load_efficientnet, "lite0", "the test")),
+    "features": LazyFrozenNetwork(partial(load_efficientnet, "lite0", "the test")),
 }
 
 

@@ -15,7 +15,7 @@ from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment, zoom
 from flowergen.losses.perceptual import normalised_feature_distance
 from flowergen.modules.decoder import DecoderModule
 from flowergen.modules.latent_ddpm import LatentDDPMModule
-from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.modules.pretrained_weights import load_efficientnet
 from flowergen.randomness import initialisation, normal, uniform
 from tests.modules.test_vae_gan import SIZE, batch
 from tests.modules.test_vae_gan import make as make_vae_gan

@@ -18,7 +18,7 @@ from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment
 from flowergen.modules.guard import Guard
-from flowergen.modules.outside_weights import VGG16_FILE, load_efficientnet
+from flowergen.modules.pretrained_weights import VGG16_FILE, load_efficientnet
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.discriminator import DiscriminatorOutput
 from flowergen.nn.perceptual import VGG16Features

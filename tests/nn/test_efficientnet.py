@@ -10,7 +10,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import center_crop, resize, to_tensor
 
-from flowergen.modules.outside_weights import load_efficientnet
+from flowergen.modules.pretrained_weights import load_efficientnet
 from flowergen.nn.efficientnet import MEAN, STD, WIDTHS, EfficientNetLite, feature_shape_for
 from flowergen.picture_shape import PictureShape
 

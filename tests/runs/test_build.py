@@ -25,7 +25,7 @@ from flowergen.runs.trainer import build_trainer, resolve_precision
 
 
 @pytest.fixture(autouse=True)
-def outside_weights(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_weights_dir(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWERGEN_WEIGHTS_DIR", str(weights_dir))
 
 

@@ -15,7 +15,7 @@ from flowergen.runs import machine_limits
 from flowergen.runs.machine_limits import (
     available_memory,
     limits_of_training,
-    says_what_to_shrink,
+    out_of_memory_as_user_error,
     total_memory,
     training_advice,
 )
@@ -51,7 +51,7 @@ def test_every_kind_of_it_is_one_line(fails: Any) -> None:
     """Those of PyTorch, numpy and Hydra are the real ones, of sizes that no machine has."""
     with (
         pytest.raises(UserError, match=r"^out of memory \((CPU|GPU \d+), \d+ GB\): take less$") as error,
-        says_what_to_shrink(": take less"),
+        out_of_memory_as_user_error(": take less"),
     ):
         fails()
     assert "\n" not in str(error.value)
@@ -61,7 +61,7 @@ def test_every_kind_of_it_is_one_line(fails: Any) -> None:
     "error", [RuntimeError("shapes do not match"), UserError("a user's"), KeyboardInterrupt(), ValueError("x")]
 )
 def test_anything_else_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as raised, says_what_to_shrink(": take less"):
+    with pytest.raises(type(error)) as raised, out_of_memory_as_user_error(": take less"):
         raise error
     assert raised.value is error
 
@@ -115,12 +115,12 @@ def test_a_process_with_little_memory_says_so_in_one_line() -> None:
     code = """
 import resource, sys, torch
 from flowergen.app.command import one_line_errors
-from flowergen.runs.machine_limits import says_what_to_shrink
+from flowergen.runs.machine_limits import out_of_memory_as_user_error
 with open("/proc/self/statm") as file:
     now = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 2**28, now + 2**28))
 
-@says_what_to_shrink(": take less")
+@out_of_memory_as_user_error(": take less")
 def main():
     torch.ones(2**28) + 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowergen.errors import TrainingEnded, UserError
-from flowergen.modules.outside_weights import MissingWeights
+from flowergen.modules.pretrained_weights import MissingWeights
 from flowergen.runs.provenance import Provenance
 from flowergen.runs.run_folder import RunFolder, claim, find_run
 

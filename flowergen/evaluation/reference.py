@@ -74,13 +74,13 @@ class CopySpace:
     control: np.ndarray | None
 
 
-class RealSide:
+class PreparedReference:
     """Everything that is computed from real pictures alone.
 
     Args:
         real: the real pictures.
         networks: the evaluation networks.
-        notes: receives remarks for the reader.
+        notes: receives notes for the metric card.
     """
 
     def __init__(self, real: RealPictures, networks: EvaluationNetworks, notes: list[str]):
@@ -90,9 +90,9 @@ class RealSide:
         if real.train is None:
             notes.append("copies were not searched for: give the training pictures with train=DIR")
         elif len(real.train) > 1:
-            self._prepare_copies(real, real.train, notes)
+            self._prepare_copies(real.train, notes)
 
-    def _prepare_copies(self, real: RealPictures, train: PictureSet, notes: list[str]) -> None:
+    def _prepare_copies(self, train: PictureSet, notes: list[str]) -> None:
         log.info("looking for near-duplicates among %s training pictures", f"{len(train):,}")
         vectors = copies.pixel_vectors(train.images, train.rows)
         self.kept = copies.distinct(self.variants("pixels", vectors))

@@ -24,7 +24,7 @@ from flowergen.nn.perceptual import VGG16Features
 log = logging.getLogger(__name__)
 
 
-class OutsideNet:
+class LazyFrozenNetwork:
     """A frozen network that is loaded on first use.
 
     It is not a submodule, which keeps it out of state dicts and optimisers.

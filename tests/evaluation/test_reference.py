@@ -18,7 +18,7 @@ from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.features import collection_features
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.pictures import PictureSet, real_pictures_of
-from flowergen.evaluation.real_side import RealSide, SetDistances
+from flowergen.evaluation.reference import PreparedReference, SetDistances
 from flowergen.evaluation.rows import Rows
 from flowergen.metrics.set_distances import frechet_distance, gaussian, inception_score, kernel_distance, precision_recall
 from tests.evaluation.fakes import Counting, a_set, extractor, networks, real_of
@@ -205,8 +205,8 @@ def test_both_spaces_are_calibrated_on_validation_pictures_and_controlled_by_tes
     real, notes = real_pictures_of(data, None), list[str]()
     assert real.train is not None
     assert real.calibration is not None
-    side = RealSide(replace(real, mirrored=False), networks(tmp_path, extractor()), notes)
-    assert [space.name for space in side.copy_spaces] == ["pixels", "features"]
+    prepared = PreparedReference(replace(real, mirrored=False), networks(tmp_path, extractor()), notes)
+    assert [space.name for space in prepared.copy_spaces] == ["pixels", "features"]
     assert notes == [
         f"copies by {space}: the calibrated bound is from 40 held-out pictures; 2.4% of others fall below it by chance"
         for space in ("pixels", "features")
@@ -216,7 +216,7 @@ def test_both_spaces_are_calibrated_on_validation_pictures_and_controlled_by_tes
     def pooled(images: np.ndarray) -> np.ndarray:
         return expected_of(a_set(images))[0]
 
-    for space, vectors in zip(side.copy_spaces, (copies.pixel_vectors, pooled), strict=True):
+    for space, vectors in zip(prepared.copy_spaces, (copies.pixel_vectors, pooled), strict=True):
         found = copies.neighbours([vectors(val)], vectors(train), np.arange(len(train))).ratio
         assert space.bounds == {"third": COPY_RATIO, "calibrated": copies.calibrated_ratio(found)[0]}
         assert space.control is not None
@@ -231,32 +231,34 @@ def test_mirror_images_count_in_pixels_alone_and_where_training_has_shown_them(
 ) -> None:
     vectors = copies.pixel_vectors(np.asarray(data.pictures.images[:3]))
     for mirrored in (False, True):
-        side = RealSide(replace(real_pictures_of(data, None), mirrored=mirrored), networks(tmp_path), [])
-        assert len(side.variants("pixels", vectors)) == 1 + mirrored
-        assert len(side.variants("features", vectors)) == 1
-        assert [space.name for space in side.copy_spaces] == ["pixels"], "there is no extractor"
+        prepared = PreparedReference(replace(real_pictures_of(data, None), mirrored=mirrored), networks(tmp_path), [])
+        assert len(prepared.variants("pixels", vectors)) == 1 + mirrored
+        assert len(prepared.variants("features", vectors)) == 1
+        assert [space.name for space in prepared.copy_spaces] == ["pixels"], "there is no extractor"
 
 
 def test_near_duplicates_are_taken_out_of_both_spaces_and_counted(data: ProceduralDataModule, tmp_path: Path) -> None:
     images = np.array(data.pictures.images)
     train = a_set(np.concatenate((images[:200], images[:50])), name="train", key="train")
     reference, notes = a_set(images[200:], name="reference", key="reference"), list[str]()
-    side = RealSide(real_of(reference, train), networks(tmp_path, extractor()), notes)
+    prepared = PreparedReference(real_of(reference, train), networks(tmp_path, extractor()), notes)
     assert notes == ["50 of 250 training pictures are near-duplicates of others"]
-    assert side.kept.tolist() == list(range(200))
-    assert [len(space.candidates) for space in side.copy_spaces] == [200, 200]
-    for space in side.copy_spaces:  # nothing calibrates
+    assert prepared.kept.tolist() == list(range(200))
+    assert [len(space.candidates) for space in prepared.copy_spaces] == [200, 200]
+    for space in prepared.copy_spaces:  # nothing calibrates
         assert (space.bounds, space.control) == ({"third": COPY_RATIO}, None)
 
 
 def test_copies_are_not_looked_for_where_nobody_says_what_was_learnt_from(collection: PictureSet, tmp_path: Path) -> None:
     notes: list[str] = []
-    side = RealSide(real_of(collection), networks(tmp_path, extractor()), notes)
-    assert side.copy_spaces == []
+    prepared = PreparedReference(real_of(collection), networks(tmp_path, extractor()), notes)
+    assert prepared.copy_spaces == []
     assert len(notes) == 1
     assert "train=DIR" in notes[0]
     one = collection.subset(np.array([0]))
-    assert RealSide(real_of(collection, one), networks(tmp_path), []).copy_spaces == [], "one picture has no second nearest"
+    assert PreparedReference(real_of(collection, one), networks(tmp_path), []).copy_spaces == [], (
+        "one picture has no second nearest"
+    )
 
 
 def test_a_bar_changes_nothing() -> None:

@@ -11,11 +11,11 @@ import torch
 import torchvision
 
 from flowergen.errors import UserError
-from flowergen.modules.outside_weights import (
+from flowergen.modules.pretrained_weights import (
     VGG16_FILE,
     VGG16_URL,
+    LazyFrozenNetwork,
     MissingWeights,
-    OutsideNet,
     fetch_vgg16,
     load_efficientnet,
     load_lpips,
@@ -176,14 +176,14 @@ def test_efficientnet_with_other_weights_is_refused(content: bytes, tmp_path: Pa
         load_efficientnet("lite0", "the test")
 
 
-def test_a_network_from_outside_is_loaded_once_and_when_it_is_needed() -> None:
+def test_a_lazy_network_is_loaded_once_and_only_when_it_is_needed() -> None:
     loaded = []
 
     def load() -> torch.nn.Module:
         loaded.append(torch.nn.Linear(2, 2))
         return loaded[-1]
 
-    net = OutsideNet(load)
+    net = LazyFrozenNetwork(load)
     assert not loaded
     with torch.inference_mode():
         first = net.on(torch.device("cpu"))

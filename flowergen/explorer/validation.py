@@ -1,4 +1,4 @@
-"""Checks of what a browser sends, which may be anything: requests need not come from our page."""
+"""Validation of values sent by a browser; they are untrusted."""
 
 import math
 from collections.abc import Sequence
