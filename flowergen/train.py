@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowergen.app.command import one_line_errors
-from flowergen.app.console import essentials, farewell, last_good, quieten
+from flowergen.app.console import closing_summary, essentials, last_good, silence_warnings
 from flowergen.app.train_command import prepare_train
 from flowergen.config import conf_dir
 from flowergen.config.duration import seconds_of
@@ -98,7 +98,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.runs.trainer import build_trainer, resolve_device
     from flowergen.runs.warm_start import start_from
 
-    quieten()
+    silence_warnings()
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
     resumed = config["resume"] is not None
@@ -149,7 +149,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     if module.run_state.received:  # in the last step or later
         raise Stopped(module.run_state.received)
-    if module.run_state.is_behind:
+    if module.run_state.checkpoint_failed:
         raise TrainingEnded(
             f"the last checkpoint could not be written: make room, then continue with {shlex.quote(f'resume={run.path}')}"
         )
@@ -160,7 +160,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
             store_what_sampling_needs(config, run, module, datamodule)
         else:
             log.warning(f"without callbacks.checkpoints, only {run.weights} is saved of this run")
-        log.info(farewell(run, budget))
+        log.info(closing_summary(run, budget))
 
 
 def _fit(

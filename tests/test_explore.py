@@ -17,7 +17,7 @@ import pytest
 
 from flowergen import explore
 from flowergen.app.command import one_line_errors
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.server import MOST_WAITING
 from tests.explorer.serving import HOST, Visitor, free_port, gradio_or_skip, served
 from tests.explorer.test_editing import bomb
@@ -28,7 +28,7 @@ GENERATE = [1, 0, [1], "dpmpp_2m", 3, 1.5, 0, 1, "the noisy picture"]  # what th
 
 @pytest.fixture(scope="module")
 def page(diffusion_run: Path) -> Iterator[str]:
-    with served(Explored.load(str(diffusion_run))) as address:
+    with served(ExplorerModel.load(str(diffusion_run))) as address:
         yield address
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from flowergen.explorer import mixing, walking
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from tests.explorer.serving import served
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture(scope="module")
-def explored(diffusion_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Explored:
+def explored(diffusion_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ExplorerModel:
     """A copy, as pictures are added to it."""
     run = tmp_path_factory.mktemp("explored") / "run"
     shutil.copytree(diffusion_run, run)
-    return Explored.load(str(run))
+    return ExplorerModel.load(str(run))
 
 
 @pytest.fixture(scope="module")
-def address(explored: Explored) -> Iterator[str]:
+def address(explored: ExplorerModel) -> Iterator[str]:
     with served(explored) as address:
         yield address
 
@@ -115,7 +115,7 @@ def centre_of(box: "Locator") -> tuple[float, float, float, float]:
     return found["x"], found["y"], found["width"], found["height"]
 
 
-def test_generate_by_class(page: "Page", explored: Explored, tmp_path: Path) -> None:
+def test_generate_by_class(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
     """The denoising is seen on its way; the downloads are the model's samples."""
     chosen = page.locator("#generate-panel .classes input")
     chosen.click()
@@ -173,7 +173,7 @@ def test_pictures_are_large_and_single_pixels_or_smooth(page: "Page") -> None:
     assert not nearest.is_visible()
 
 
-def test_edit_an_upload_and_inpaint(page: "Page", explored: Explored, tmp_path: Path) -> None:
+def test_edit_an_upload_and_inpaint(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
     open_tab(page, "Edit")
     upload(page, "upload", photo(tmp_path))
     fitted, reconstruction = shown(page, "fitted", 2)
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_picture_is_a_sentence(page: "Page", tmp_path: Path) -
     assert len(shown(page, "fitted", 2)) == 2
 
 
-def test_mix_an_upload_and_a_sample(page: "Page", explored: Explored, tmp_path: Path) -> None:
+def test_mix_an_upload_and_a_sample(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
     open_tab(page, "Mix")
     upload(page, "add-files", photo(tmp_path))
     page.locator("#ingredients figure").first.wait_for()
@@ -235,7 +235,7 @@ def test_mix_an_upload_and_a_sample(page: "Page", explored: Explored, tmp_path: 
     assert len(shown(page, "way", 8)) == 8
 
 
-def test_class_arithmetic(page: "Page", explored: Explored) -> None:
+def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
     """A sample moves by the difference of two classes' mean latents."""
     open_tab(page, "Mix")
     page.locator("#add-sample").click()
@@ -254,7 +254,7 @@ def test_class_arithmetic(page: "Page", explored: Explored) -> None:
     assert np.abs(pixels(sample.picture).astype(int) - pixels(expected)).max() > 8
 
 
-def test_hover_click_and_drag_on_the_map(page: "Page", explored: Explored) -> None:
+def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) -> None:
     open_tab(page, "Map")
     canvas = page.locator("#plane canvas")
     left, top, width, height = centre_of(canvas)
@@ -283,7 +283,7 @@ def test_hover_click_and_drag_on_the_map(page: "Page", explored: Explored) -> No
     assert np.abs(way[0].astype(int) - image).max() <= 8  # a pixel of the screen from the point itself
 
 
-def test_the_tab_run_follows_a_training(page: "Page", explored: Explored) -> None:
+def test_the_tab_run_follows_a_training(page: "Page", explored: ExplorerModel) -> None:
     open_tab(page, "Run")
     page.get_by_text("Training: finished.").wait_for()
     page.locator("#curves img").wait_for()

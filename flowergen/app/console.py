@@ -47,8 +47,8 @@ def last_good(run: RunFolder) -> str:
     return f"the last good checkpoint is {last} of step {step:,}: resume from it with {shlex.quote(f'resume={run.path}')}"
 
 
-def farewell(run: RunFolder, budget: str | None) -> str:
-    """List the run's files and how to continue training."""
+def closing_summary(run: RunFolder, budget: str | None) -> str:
+    """List the run's files and the command that continues training."""
     lines = ["done"]
     for what, path in (
         ("page", run.page),
@@ -65,9 +65,9 @@ def farewell(run: RunFolder, budget: str | None) -> str:
     return "\n".join(lines)
 
 
-def quieten() -> None:
+def silence_warnings() -> None:
     """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
-    threading.excepthook = _without_disk_trouble
+    threading.excepthook = _ignore_os_errors
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for client in ("httpx", "httpx2"):  # of the hub's packages, which log each request
         logging.getLogger(client).setLevel(logging.WARNING)
@@ -83,7 +83,7 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _without_disk_trouble(error: threading.ExceptHookArgs) -> None:
+def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:
     """Print an exception that ends a thread, except on a full disk, which TensorBoard's next call reports in one line."""
     if not isinstance(error.exc_value, OSError):
         threading.__excepthook__(error)

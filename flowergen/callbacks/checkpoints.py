@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.metrics_csv import MetricsCsv
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.lightning_internals import begin_next_epoch
 from flowergen.modules.image_model import ImageModel
 
@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
         self.best_value: float | None = None
         self.saved_at_step = 0
         self._between_epochs = False
-        self._disk = DiskTrouble("a checkpoint")
+        self._disk = ToleratedWrite("a checkpoint")
 
     # -- when to save
 
@@ -79,7 +79,7 @@ class Checkpoints(Checkpoint):
         """Save, and return whether that succeeded. If the disk is full, the last checkpoint stays until the next is due."""
         self.saved_at_step = pl_module.optimizer_steps
         partial = self.folder / "last.ckpt.partial"
-        pl_module.stop_if_not_finite(look_at_weights=True)
+        pl_module.stop_if_not_finite(check_weights=True)
         with self._disk:
             try:
                 trainer.save_checkpoint(partial)
@@ -88,7 +88,7 @@ class Checkpoints(Checkpoint):
                 raise
             if trainer.is_global_zero:
                 self._publish(trainer, partial, copies)
-        pl_module.run_state.is_behind = self._disk.failing
+        pl_module.run_state.checkpoint_failed = self._disk.failing
         if self._disk.failing:
             for leftover in self.folder.glob("*.partial"):
                 leftover.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ class Checkpoints(Checkpoint):
     def _publish(self, trainer: Trainer, partial: Path, copies: Sequence[str]) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
-                logger.bring_up_to_date()  # the checkpoint stores its number of rows
+                logger.flush_pending()  # the checkpoint stores its number of rows
         for name in copies:
             shutil.copyfile(partial, self.folder / f"{name}.partial")
         (self.folder.parent / "weights.safetensors").unlink(missing_ok=True)  # from an earlier end of this run

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
 from flowergen.evaluation.card import FIGURES, key_in_logs
@@ -56,7 +56,7 @@ class PeriodicEvaluation(Callback):
         self._best_before: float | None = None
         self.memorising: int | None = None
         self.checkpoint_names: list[str] = []  # of copies of this epoch's checkpoint, see ``RunState.copies``
-        self._disk = DiskTrouble("evaluation.png")
+        self._disk = ToleratedWrite("evaluation.png")
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Download or train what is needed, in every process, so that all of them stop if that fails."""

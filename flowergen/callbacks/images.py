@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.evaluation.sampling import first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.grids import captioned, comparison_grid, image_grid, write_png
@@ -37,7 +37,7 @@ class ImageGrids(Callback):
     def __init__(self, folder: str | Path, every_epochs: int, num_reconstructions: int, num_samples: int):
         self.folder = Path(folder)
         self.every_epochs, self.num_reconstructions, self.num_samples = every_epochs, num_reconstructions, num_samples
-        self._disk = DiskTrouble("a picture")
+        self._disk = ToleratedWrite("a picture")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw both grids."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.modules.image_model import ImageModel
 from flowergen.viz.curves import plot_curves
 
@@ -18,7 +18,7 @@ class LossPlot(Callback):
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._disk = DiskTrouble("loss_plot.png")
+        self._disk = ToleratedWrite("loss_plot.png")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw the previous epoch, which the module adds to metrics.csv after the callbacks' ``on_train_epoch_end``."""

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.files import replacing
 
 
@@ -30,8 +30,8 @@ class MetricsCsv(Logger):
         self._columns = ["epoch", "step"]
         self._rows: list[dict[str, str]] = []
         self._read(keep_rows)
-        self._in_step_with_file = False  # an existing file may hold rows from after the checkpoint
-        self._disk = DiskTrouble("metrics.csv")
+        self._file_is_current = False  # an existing file may contain rows from after the checkpoint
+        self._disk = ToleratedWrite("metrics.csv")
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class MetricsCsv(Logger):
         new_columns = [name for name in row if name not in self._columns]
         self._columns += new_columns
         with self._disk:
-            if new_columns or not self._in_step_with_file:
+            if new_columns or not self._file_is_current:
                 self._rewrite()
                 return
             size = self.path.stat().st_size
@@ -75,17 +75,17 @@ class MetricsCsv(Logger):
                 with self.path.open("a", newline="") as file:
                     csv.DictWriter(file, self._columns).writerow(row)
             except OSError:
-                self._in_step_with_file = False
+                self._file_is_current = False
                 os.truncate(self.path, size)  # half a row may have been written
                 raise
 
-    def bring_up_to_date(self) -> None:
-        """Write rows that could not be written before, because a checkpoint relies on them.
+    def flush_pending(self) -> None:
+        """Write rows that could not be written before; a checkpoint stores their number.
 
         Raises:
             OSError: they still cannot be written.
         """
-        if self._rows and not self._in_step_with_file:
+        if self._rows and not self._file_is_current:
             self._rewrite()
 
     def _read(self, keep_rows: int) -> None:
@@ -98,9 +98,9 @@ class MetricsCsv(Logger):
             self._columns += [name for name in row if name not in self._columns]
 
     def _rewrite(self) -> None:
-        self._in_step_with_file = False  # until rewritten: the file has other columns
+        self._file_is_current = False  # until rewritten: the file has other columns
         with replacing(self.path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(self._rows)
-        self._in_step_with_file = True
+        self._file_is_current = True

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from flowergen.callbacks.disk_trouble import DiskTrouble
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.evaluation.run_page import write_run_page
 from flowergen.modules.image_model import ImageModel
 
@@ -18,7 +18,7 @@ class RunPage(Callback):
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._disk = DiskTrouble("index.html")
+        self._disk = ToleratedWrite("index.html")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Write the results of the previous epoch."""

@@ -25,15 +25,15 @@ class StopSignals(Callback):
 
     def __init__(self) -> None:
         self._interrupted = False
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Install the signal handlers."""
         self._state = pl_module.run_state
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if SLURMEnvironment.detect() else [])]
-        self._before = {number: signal.signal(number, self._note) for number in signals}
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in signals}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self._interrupted:
             os._exit(Stopped(signum).status)
         self._interrupted = self._interrupted or signum == signal.SIGINT
@@ -60,8 +60,8 @@ class StopSignals(Callback):
         """
         if not self._state.agreed:
             return
-        requeue = self._before.get(signal.SIGUSR1)
-        self._give_back()
+        requeue = self._previous_handlers.get(signal.SIGUSR1)
+        self._restore_handlers()
         if self._state.agreed == signal.SIGUSR1 and callable(requeue):
             requeue(signal.SIGUSR1, None)  # it first saves another checkpoint, in the middle of Lightning's loop
             for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
@@ -70,13 +70,13 @@ class StopSignals(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Restore the signal handlers."""
-        self._give_back()
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
         """Restore the signal handlers."""
-        self._give_back()
+        self._restore_handlers()
 
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}

@@ -41,7 +41,7 @@ class Tracker(Logger):
         self.run_name, self.run_id, self.folder = run_name, run_id, Path(folder)
         self.settings, self.resumed = settings, resumed
         self._run: Any = None
-        self._is_off = False
+        self._disabled = False
 
     @abstractmethod
     def start(self) -> Any:
@@ -81,7 +81,7 @@ class Tracker(Logger):
         Raises:
             UserError: the tracker cannot be started for a new run.
         """
-        if self._run is None and not self._is_off:
+        if self._run is None and not self._disabled:
             try:
                 self._run = self.start()
             except Exception as error:  # each tracker has its own, and those of the network and of databases
@@ -138,7 +138,7 @@ class Tracker(Logger):
 
     def _switch_off(self, error: Exception) -> None:
         # permanently: the libraries have already tried again, for minutes, and every later call would do the same
-        self._run, self._is_off = None, True
+        self._run, self._disabled = None, True
         log.warning(f"{self.title} failed ({_cause(error)}): training continues without it until it is resumed")
 
 

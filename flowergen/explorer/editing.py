@@ -1,4 +1,4 @@
-"""What the tab Edit computes: an uploaded picture, its reconstruction, variations and edits."""
+"""Computations of the tab Edit: an uploaded picture, its reconstruction, variations and edits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +10,19 @@ from torch import Tensor
 from flowergen.data.reading import UnreadablePicture, read_rgb
 from flowergen.errors import UserError, printable
 from flowergen.explorer import validation
-from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
-from flowergen.explorer.generating import MOST_PICTURES, SEEDS, sampling_asked
+from flowergen.explorer.generating import MOST_PICTURES, SEEDS, checked_sampling
+from flowergen.explorer.model import TRAVERSED_SIGMAS, ExplorerModel
 
 LARGEST_UPLOAD = 32 * 2**20  # bytes
 SCALES = (-3.0, 5.0)  # powers of ten of the scale of variations
 
 
-def uploaded(explored: Explored, path: Any) -> Tensor:
+def uploaded(explored: ExplorerModel, path: Any) -> Tensor:
     """Read an uploaded file as the model's input, fitted as its training pictures were.
 
     Args:
         explored: the model.
-        path: of the file.
+        path: path of the file.
 
     Returns:
         (1, C, H, W) in [0, 1].
@@ -39,31 +39,31 @@ def uploaded(explored: Explored, path: Any) -> Tensor:
     return torch.from_numpy(image)[None].float() / 255
 
 
-def reconstruct(explored: Explored, x: Tensor | None) -> Tensor:
+def reconstruct(explored: ExplorerModel, x: Tensor | None) -> Tensor:
     """Return the reconstruction (1, C, H, W)."""
     x = _given(x)
     return explored.model.decode(explored.model.encode(x).mean).cpu()
 
 
-def vary(explored: Explored, x: Tensor | None, num: Any, power: Any, seed: Any) -> Tensor:
+def vary(explored: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: Any) -> Tensor:
     """Return variations z = mu + sqrt(scale) sigma eps of a picture, (num, C, H, W).
 
     Args:
         explored: the model.
         x: (1, C, H, W) in [0, 1].
-        num: of variations.
-        power: of ten, the scale; None for a scale with a visible effect.
-        seed: of the noise.
+        num: number of variations.
+        power: the scale as a power of ten; None for a scale with a visible effect.
+        seed: random seed for the noise.
 
     Raises:
-        UserError: a value is not sensible, there is no picture, or the decoder ignores its latents.
+        UserError: a value is invalid, there is no picture, or the decoder ignores its latents.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
     return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
 
 
 def img2img(
-    explored: Explored, x: Tensor | None, strength: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+    explored: ExplorerModel, x: Tensor | None, strength: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> Tensor:
     """Return the picture with noise added and removed again, for each class, (L num, C, H, W).
 
@@ -72,36 +72,36 @@ def img2img(
         x: (1, C, H, W) in [0, 1].
         strength: fraction of the sampler's steps.
         classes: labels to edit towards; None or empty for no class.
-        num: of pictures for each class.
-        seed: of the noise.
-        options: steps and guidance_scale, see ``sampling_asked``.
+        num: number of pictures for each class.
+        seed: random seed for the noise.
+        options: steps and guidance_scale, see ``checked_sampling``.
 
     Raises:
-        UserError: a value is not sensible, or there is no picture.
+        UserError: a value is invalid, or there is no picture.
     """
     strength = validation.real("Strength", strength, 0, 1)
     chosen, num = _classes_and_num(explored, classes, num)
-    sampling = sampling_asked(explored, options)
+    sampling = checked_sampling(explored, options)
     steps, scale = sampling.steps, sampling.guidance_scale
     return explored.model.img2img(_given(x), strength, chosen, num, _seed(seed), steps, scale).cpu()
 
 
 def inpaint(
-    explored: Explored, x: Tensor | None, mask: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+    explored: ExplorerModel, x: Tensor | None, mask: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> Tensor:
-    """Return the picture with the masked part painted anew, for each class, (L num, C, H, W).
+    """Return the picture with the masked part inpainted, for each class, (L num, C, H, W).
 
     Args:
         explored, x, classes, num, seed, options: see ``img2img``.
         mask: see ``mask_of``.
 
     Raises:
-        UserError: a value is not sensible, there is no picture, or nothing is masked.
+        UserError: a value is invalid, there is no picture, or nothing is masked.
     """
     picture = _given(x)
     painted = mask_of(mask, *explored.module.picture_shape[1:])
     chosen, num = _classes_and_num(explored, classes, num)
-    sampling = sampling_asked(explored, options)
+    sampling = checked_sampling(explored, options)
     return explored.model.inpaint(picture, painted, chosen, num, _seed(seed), sampling.steps, sampling.guidance_scale).cpu()
 
 
@@ -109,11 +109,11 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
     """Return the mask that was painted in the browser, (H, W) bool.
 
     Args:
-        mask: a character for each pixel in reading order, "1" where it is painted anew and "0" elsewhere.
+        mask: a character for each pixel in row-major order, "1" where it is inpainted and "0" elsewhere.
         height, width: of the picture.
 
     Raises:
-        UserError: nothing is painted, or it is no mask of this picture.
+        UserError: the mask is empty, or does not belong to this picture.
     """
     if not isinstance(mask, str) or "1" not in mask:
         raise UserError("paint over the part of the picture that is to be made anew")
@@ -122,7 +122,7 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
     return torch.tensor([character == "1" for character in mask]).view(height, width)
 
 
-def traverse(explored: Explored, x: Tensor | None, sigmas: Any) -> Tensor:
+def traverse(explored: ExplorerModel, x: Tensor | None, sigmas: Any) -> Tensor:
     """Return the picture moved along the directions of the sliders, (1, C, H, W).
 
     Args:
@@ -131,7 +131,7 @@ def traverse(explored: Explored, x: Tensor | None, sigmas: Any) -> Tensor:
         sigmas: a number for each slider, in standard deviations of the stored latents.
 
     Raises:
-        UserError: a value is not sensible, or there is no picture.
+        UserError: a value is invalid, or there is no picture.
     """
     known = explored.directions
     steps = torch.tensor([validation.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
@@ -146,7 +146,7 @@ def _given(x: Tensor | None) -> Tensor:
     return x
 
 
-def _classes_and_num(explored: Explored, classes: Any, num: Any) -> tuple[list[str | int] | None, int]:
+def _classes_and_num(explored: ExplorerModel, classes: Any, num: Any) -> tuple[list[str | int] | None, int]:
     chosen: list[str | int] = [*validation.labels(classes, explored.class_names)]
     if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")

@@ -1,4 +1,4 @@
-"""What the tab Generate computes: new pictures, and their denoising step by step."""
+"""Computations of the tab Generate: new pictures, and their denoising step by step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from flowergen.diffusion.combinations import sampler_refusal
 from flowergen.diffusion.samplers import SAMPLERS
 from flowergen.evaluation.sampling import labels_by_frequency
 from flowergen.explorer import validation
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
 from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
 
 MOST_PICTURES = 16
 MOST_STEPS = 200
-MOST_FRAMES = 12  # of the denoising, including the result
+MOST_FRAMES = 12  # states of a denoising that are shown, including the result
 MOST_GUIDANCE = 20
 SEEDS = 2**31 - 1
 ESTIMATE, NOISY = WATCHED = ("the model's estimate of the picture", "the noisy picture")
@@ -29,8 +29,8 @@ class Frame:
 
     Attributes:
         pictures: (N, C, H, W) in [0, 1].
-        step: steps that have been taken.
-        steps: of the whole denoising; at the last one, the pictures are the samples.
+        step: number of steps taken.
+        steps: number of steps in total; after the last one, the pictures are the samples.
     """
 
     pictures: Tensor
@@ -43,15 +43,15 @@ def samplers_of(module: LatentDDPMModule) -> list[str]:
     return [name for name in SAMPLERS if sampler_refusal(module.objective, name) is None]
 
 
-def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
-    """Return checked sampler settings: the model's own, replaced by those asked for.
+def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sampling:
+    """Return validated sampler settings: the model's own, overridden by the given options.
 
     Args:
         explored: a diffusion model.
         options: any of sampler, steps, guidance_scale and guidance_interval.
 
     Raises:
-        UserError: one of them has no sensible value, or the model does not support it.
+        UserError: a value is invalid, or the model does not support an option.
     """
     module = explored.module.denoising_model
     assert module is not None
@@ -70,8 +70,8 @@ def sampling_asked(explored: Explored, options: Mapping[str, Any]) -> Sampling:
     return sampling_of(config, module)
 
 
-def labels_of(explored: Explored, classes: Any, num: int) -> Tensor:
-    """Return the classes (N,) of samples, the chosen ones in turn; without any, all in turn, or -1 for an autoencoder.
+def labels_of(explored: ExplorerModel, classes: Any, num: int) -> Tensor:
+    """Return the classes (N,) of samples, cycling through the chosen ones; by default through all, or -1 for an autoencoder.
 
     Raises:
         UserError: the model has no such class.
@@ -83,7 +83,7 @@ def labels_of(explored: Explored, classes: Any, num: int) -> Tensor:
 
 
 def generate(
-    explored: Explored, num: Any, seed: Any, classes: Any, options: Mapping[str, Any], watched: str = ESTIMATE
+    explored: ExplorerModel, num: Any, seed: Any, classes: Any, options: Mapping[str, Any], watched: str = ESTIMATE
 ) -> Iterator[Frame]:
     """Generate the pictures of ``LoadedModel.sample`` with these settings.
 
@@ -91,29 +91,29 @@ def generate(
         explored: the model.
         num: number of pictures.
         seed: random seed.
-        classes: labels, in turn; None or empty for all.
-        options: of a diffusion model, see ``sampling_asked``.
-        watched: ``ESTIMATE`` or ``NOISY``, shown before the last step.
+        classes: labels to cycle through; None or empty for all.
+        options: options of a diffusion model, see ``checked_sampling``.
+        watched: ``ESTIMATE`` or ``NOISY``, the state that is displayed before the last step.
 
     Yields:
         At most ``MOST_FRAMES`` states, the last of which is the result.
 
     Raises:
-        UserError: a value is not sensible, or the model does not support an option.
+        UserError: a value is invalid, or the model does not support an option.
     """
     num, seed = validation.whole("The number of pictures", num, 1, MOST_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
-    validation.one_of("What is watched", watched, WATCHED)
+    validation.one_of("The displayed state", watched, WATCHED)
     labels, module = labels_of(explored, classes, num), explored.module.denoising_model
     if module is None:
         yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
         return
-    sampling = sampling_asked(explored, options)
+    sampling = checked_sampling(explored, options)
     steps = len(module.levels(sampling)) - 1
     drawn = set(torch.linspace(1, steps, min(steps, MOST_FRAMES)).round().int().tolist())
     null = torch.where(labels < 0, module.num_classes, labels)
     states = module.denoise(range(num), null, seed, sampling)
     for step in range(1, steps + 1):
-        with torch.inference_mode():  # which belongs to a thread, and the next step may run in another
+        with torch.inference_mode():  # thread-local, and the next step may run in another thread
             x, x0_hat = next(states)
             if step not in drawn:
                 continue
@@ -122,6 +122,6 @@ def generate(
         yield Frame(pictures, step, steps)
 
 
-def captions(explored: Explored, labels: Sequence[int]) -> list[str]:
+def captions(explored: ExplorerModel, labels: Sequence[int]) -> list[str]:
     """Return the name of each picture's class, or its number if it has none."""
     return [explored.class_name(label) or f"picture {number}" for number, label in enumerate(labels, start=1)]

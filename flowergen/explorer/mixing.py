@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.explorer import validation
-from flowergen.explorer.explored import Explored
 from flowergen.explorer.generating import SEEDS, labels_of
+from flowergen.explorer.model import ExplorerModel
 from flowergen.nn.latent_space import slerp
 from flowergen.runs.sampling import OF_DIFFUSION, sampler_of
 
@@ -35,12 +35,12 @@ class Ingredient:
     caption: str
 
 
-def of_picture(explored: Explored, x: Tensor, caption: str) -> Ingredient:
+def of_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
     """Return a picture (1, C, H, W) in [0, 1], encoded."""
     return _decoded(explored, explored.model.encode(x).mean, caption)
 
 
-def of_sample(explored: Explored, label: Any, seed: Any) -> Ingredient:
+def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
     """Return the first sample of a seed and a class, None for any, by the model's own sampling settings.
 
     Raises:
@@ -66,7 +66,7 @@ def added(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[
     return [*ingredients, *new]
 
 
-def mix(explored: Explored, ingredients: Sequence[Ingredient], place: Any, plus: Any, minus: Any, strength: Any) -> Tensor:
+def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, plus: Any, minus: Any, strength: Any) -> Tensor:
     """Return the picture at a place between the ingredients, moved from one class towards another, (1, C, H, W).
 
     Args:
@@ -90,7 +90,7 @@ def mix(explored: Explored, ingredients: Sequence[Ingredient], place: Any, plus:
     return explored.model.decode(z).cpu()
 
 
-def walk(explored: Explored, ingredients: Sequence[Ingredient]) -> Tensor:
+def walk(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
     """Return pictures on the way from each ingredient to the next, ((N - 1) WALK, C, H, W).
 
     Raises:
@@ -103,11 +103,11 @@ def walk(explored: Explored, ingredients: Sequence[Ingredient]) -> Tensor:
     return explored.model.decode(torch.cat(ways)).cpu()
 
 
-def _decoded(explored: Explored, z: Tensor, caption: str) -> Ingredient:
+def _decoded(explored: ExplorerModel, z: Tensor, caption: str) -> Ingredient:
     return Ingredient(z[0].cpu(), explored.model.decode(z)[0].cpu(), caption)
 
 
-def _mean(explored: Explored, label: Any, like: Tensor) -> Tensor:
+def _mean(explored: ExplorerModel, label: Any, like: Tensor) -> Tensor:
     if label is None:
         return torch.zeros_like(like)
     (label,) = validation.labels([label], explored.class_names)

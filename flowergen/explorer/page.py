@@ -16,7 +16,7 @@ import torch
 from flowergen.data.reading import IMAGE_EXTENSIONS
 from flowergen.errors import UserError, one_line
 from flowergen.explorer import editing, following, generating, mixing, walking
-from flowergen.explorer.explored import TRAVERSED_SIGMAS, Explored
+from flowergen.explorer.model import TRAVERSED_SIGMAS, ExplorerModel
 from flowergen.explorer.shown import data_url, figures
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
@@ -39,7 +39,7 @@ NEAREST, BICUBIC = "single pixels", "smooth (bicubic)"
 SHOW = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC}'); return how; }}"
 
 
-def build(explored: Explored) -> Any:
+def build(explored: ExplorerModel) -> Any:
     """Return the page, ``gradio.Blocks``.
 
     Args:
@@ -104,7 +104,7 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # ---- Generate ----------------------------------------------------------------------------------------------------------
-def _generate(gr: Any, explored: Explored) -> None:
+def _generate(gr: Any, explored: ExplorerModel) -> None:
     module = explored.module
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -154,7 +154,7 @@ def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
 
 
 # ---- Edit --------------------------------------------------------------------------------------------------------------
-def _edit(gr: Any, explored: Explored) -> None:
+def _edit(gr: Any, explored: ExplorerModel) -> None:
     diffusion = explored.module.denoising_model
     given = gr.State(None)
     with gr.Row():
@@ -229,7 +229,7 @@ def _edit(gr: Any, explored: Explored) -> None:
     upload_button.upload(answered(upload), upload_button, [given, fitted, *painted], **MODEL)
 
 
-def _edit_options(gr: Any, explored: Explored, module: LatentDDPMModule) -> list[Any]:
+def _edit_options(gr: Any, explored: ExplorerModel, module: LatentDDPMModule) -> list[Any]:
     classes = _classes(gr, explored, "Classes to paint; without any, no particular one")
     num, seed = _num_and_seed(gr, 2)
     with gr.Row():
@@ -240,7 +240,7 @@ def _edit_options(gr: Any, explored: Explored, module: LatentDDPMModule) -> list
 
 
 # ---- Mix ---------------------------------------------------------------------------------------------------------------
-def _mix(gr: Any, explored: Explored) -> None:
+def _mix(gr: Any, explored: ExplorerModel) -> None:
     ingredients = gr.State([])
     names: list[Any] = [("none", None), *((name, label) for label, name in enumerate(explored.class_names))]
     with gr.Row():
@@ -294,7 +294,7 @@ def _mix(gr: Any, explored: Explored) -> None:
 
 
 # ---- Map ---------------------------------------------------------------------------------------------------------------
-def _map(gr: Any, explored: Explored) -> None:
+def _map(gr: Any, explored: ExplorerModel) -> None:
     lock = Lock()
 
     @lru_cache(MOST_HOVERED)
@@ -328,7 +328,7 @@ def _map(gr: Any, explored: Explored) -> None:
 
 
 # ---- Run ---------------------------------------------------------------------------------------------------------------
-def _run(gr: Any, explored: Explored) -> None:
+def _run(gr: Any, explored: ExplorerModel) -> None:
     run = explored.model.run
     num = max(1, len(following.epochs(run)))
     curves = gr.HTML(lambda: following.curves(run), elem_id="curves")
@@ -356,7 +356,7 @@ def _run(gr: Any, explored: Explored) -> None:
 
 
 # ---- Parts of several tabs ---------------------------------------------------------------------------------------------
-def _classes(gr: Any, explored: Explored, label: str) -> Any:
+def _classes(gr: Any, explored: ExplorerModel, label: str) -> Any:
     choices = [(name, number) for number, name in enumerate(explored.class_names)]
     return gr.Dropdown(choices, value=[], multiselect=True, label=label, visible=bool(choices), elem_classes="classes")
 
@@ -388,7 +388,7 @@ def _numbered(x: torch.Tensor, name: str) -> str:
     return figures(x, [f"{name} {number}" for number in range(1, len(x) + 1)], name)
 
 
-def _by_class(explored: Explored, x: torch.Tensor, classes: Any) -> str:
+def _by_class(explored: ExplorerModel, x: torch.Tensor, classes: Any) -> str:
     """Show edits (L num, C, H, W) of L classes."""
     chosen = classes or [-1]
     names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(x) // len(chosen))]

@@ -5,7 +5,7 @@ from typing import Any
 
 from flowergen.errors import UserError, printable
 from flowergen.explorer.editing import LARGEST_UPLOAD
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.page import build, style
 
 MOST_WAITING = 40  # requests in the queue; further ones are told that it is full
@@ -29,12 +29,12 @@ def serve(run: str, host: str, port: int) -> None:
     Raises:
         UserError: the run cannot be loaded, or the port is in use.
     """
-    page = start(Explored.load(run), host, port)
+    page = start(ExplorerModel.load(run), host, port)
     print(f"explore {printable(run)}: {page.local_url}  (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 
-def start(explored: Explored, host: str, port: int) -> Any:
+def start(explored: ExplorerModel, host: str, port: int) -> Any:
     """Serve a page in threads of this process, and return it; ``close()`` ends it.
 
     Raises:

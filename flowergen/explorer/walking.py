@@ -8,14 +8,14 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.explorer import validation
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from flowergen.viz.latent_map import GREY, class_colors
 
 WALK = 8  # pictures along a drag
 OUTSIDE = 3.0  # how far a place may lie outside, in sides of the square around the points
 
 
-def map_data(explored: Explored) -> dict[str, Any]:
+def map_data(explored: ExplorerModel) -> dict[str, Any]:
     """Return what the browser draws: ``points`` as [x, y, class or -1], the ``names`` of the classes, and their ``colors``."""
     found = sorted({label for label in explored.points[1].tolist() if label >= 0})
     colors = dict(zip(found, class_colors(len(found)), strict=True))
@@ -29,7 +29,7 @@ def map_data(explored: Explored) -> dict[str, Any]:
     }
 
 
-def picture_of_point(explored: Explored, number: Any) -> Tensor:
+def picture_of_point(explored: ExplorerModel, number: Any) -> Tensor:
     """Return the picture (1, C, H, W) of a point, decoded from its stored latent.
 
     Raises:
@@ -39,7 +39,7 @@ def picture_of_point(explored: Explored, number: Any) -> Tensor:
     return explored.model.decode(latents[validation.whole("A point", number, 0, len(latents) - 1), None]).cpu()
 
 
-def at_place(explored: Explored, place: Any) -> tuple[Tensor, int]:
+def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
     """Return the picture decoded at a place of the plane and that of the nearest point, (2, C, H, W), and its number.
 
     Args:
@@ -55,7 +55,7 @@ def at_place(explored: Explored, place: Any) -> tuple[Tensor, int]:
     return _decode(explored, z), nearest
 
 
-def along(explored: Explored, start: Any, end: Any) -> Tensor:
+def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
     """Return the pictures along a straight way, (WALK, C, H, W).
 
     What lies outside of the plane goes from that of the point nearest to the start to that of the point nearest to the end:
@@ -76,7 +76,7 @@ def along(explored: Explored, start: Any, end: Any) -> Tensor:
     return _decode(explored, way + (1 - t) * rests[0] + t * rests[1])
 
 
-def _places(explored: Explored, places: list[Any]) -> Tensor:
+def _places(explored: ExplorerModel, places: list[Any]) -> Tensor:
     """Return checked places, (N, 2)."""
     most = (1 + OUTSIDE) * float(explored.plane.coordinates.abs().max())
     for place in places:
@@ -85,14 +85,14 @@ def _places(explored: Explored, places: list[Any]) -> Tensor:
     return torch.tensor([[validation.real("A place on the map", value, -most, most) for value in place] for place in places])
 
 
-def _nearest(explored: Explored, place: Tensor) -> int:
+def _nearest(explored: ExplorerModel, place: Tensor) -> int:
     return int((explored.plane.coordinates - place).square().sum(1).argmin())
 
 
-def _on_plane(explored: Explored, places: Tensor) -> Tensor:
+def _on_plane(explored: ExplorerModel, places: Tensor) -> Tensor:
     """Return the latents of places (N, 2), (N, D)."""
     return explored.plane.mean + places @ explored.plane.directions
 
 
-def _decode(explored: Explored, z: Tensor) -> Tensor:
+def _decode(explored: ExplorerModel, z: Tensor) -> Tensor:
     return explored.model.decode(z.view(-1, *explored.module.latent_shape)).cpu()

@@ -1,4 +1,4 @@
-"""The discriminator's side of a VAE-GAN."""
+"""The discriminator of a VAE-GAN, and the weight of its loss."""
 
 from typing import Literal
 
@@ -147,17 +147,17 @@ class Adversary(nn.Module):
             "adaptive_weight": self.adaptive_weight.clone(),
         }
 
-    # VQGAN's code takes the adaptive weight from the gradients of the same batch. Those of a whole optimiser step are known
-    # only after its last part, on all devices. A step later costs no second backward pass, and no device or part has a weight
-    # of its own.
+    # VQGAN's code computes the adaptive weight from the gradients of the same batch. Here each optimiser step uses the weight
+    # from the gradients of the previous one, summed over its batches and devices: this needs no second backward pass, and the
+    # weight is the same for all batches and devices.
 
     @torch.no_grad()
     def add_last_layer_gradients(self, h: Tensor, layer: nn.Conv2d, grad_nll: Tensor, grad_adversarial: Tensor) -> None:
-        """Add a part of an optimiser step: the gradients by the generator's last layer, from those by its output.
+        """Add a batch of an optimiser step: gradients with respect to the generator's last layer, from those to its output.
 
         Args:
-            h: (N, c, H / r, W / r) what that layer was given; r is the factor of the pixel shuffle behind it, 1 for none.
-            layer: it.
+            h: (N, c, H / r, W / r) input of the layer; r is the factor of the pixel shuffle after it, 1 for none.
+            layer: the generator's last layer.
             grad_nll: (N, C, H, W) of the non-adversarial losses.
             grad_adversarial: (N, C, H, W) of the adversarial loss alone, with weight 1.
         """
@@ -171,11 +171,11 @@ class Adversary(nn.Module):
         self._last_layer_gradients = both if self._last_layer_gradients is None else self._last_layer_gradients + both
 
     def update_adaptive_weight(self, world_size: int, keep: bool = False) -> None:
-        """After an optimiser step: the weight for the next one.
+        """Compute the weight for the next optimiser step.
 
         Args:
-            world_size: devices.
-            keep: the one that there is, as the step was left out.
+            world_size: number of devices.
+            keep: keep the current weight, because the step was skipped.
         """
         if self._last_layer_gradients is None:
             return

@@ -21,11 +21,11 @@ class FiniteWatch:
     def __init__(self) -> None:
         self._first: dict[tuple[str, ...], Tensor] = {}
 
-    def look(self, names: Sequence[str], values: Tensor, step: int) -> None:
-        """Check the values of a batch.
+    def check(self, names: Sequence[str], values: Tensor, step: int) -> None:
+        """Check the values of a batch, without waiting for the device.
 
         Args:
-            names: of the K values.
+            names: names of the K values.
             values: (K,), such as sums over the batch, which are not finite if the value of any picture is not.
             step: the optimiser step.
         """

@@ -27,7 +27,7 @@ class Guard:
         self.best_psnr: float | None = None
         self.num_rollbacks = 0
         self.failed = False  # whether the last epoch that was checked failed
-        self.blind = False  # whether its PSNR was NaN
+        self.psnr_is_nan = False  # in that epoch
         self._good: dict[str, Any] | None = None
 
     @property
@@ -35,22 +35,18 @@ class Guard:
         """The factor that the adversarial weight is multiplied by."""
         return 0.5**self.num_rollbacks
 
-    def look(self, psnr: float, in_play: bool) -> bool:
-        """Check whether PSNR has fallen by more than the margin.
+    def check(self, psnr: float, adversarial_started: bool) -> None:
+        """Set ``failed`` if PSNR has fallen by more than the margin.
 
         Args:
             psnr: of this epoch's validation, in dB. NaN fails.
-            in_play: whether adversarial training has begun; before that, no epoch fails.
-
-        Returns:
-            True if the epoch failed.
+            adversarial_started: whether adversarial training has begun; before that, no epoch fails.
         """
         best = -math.inf if self.best_psnr is None else self.best_psnr
-        self.blind = math.isnan(psnr)
-        self.failed = in_play and not psnr >= best - self.margin
-        if psnr > best or (not in_play and not math.isnan(psnr)):  # adversarial training is compared with its start
+        self.psnr_is_nan = math.isnan(psnr)
+        self.failed = adversarial_started and not psnr >= best - self.margin
+        if psnr > best or (not adversarial_started and not math.isnan(psnr)):  # adversarial training is compared with its start
             self.best_psnr = psnr
-        return self.failed
 
     def keep(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
         """Keep a good epoch for a rollback. An epoch before adversarial training whose PSNR is NaN is not kept.
@@ -59,7 +55,7 @@ class Guard:
             module: its weights and buffers are kept.
             optimizers: their states are kept.
         """
-        if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.blind:
+        if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.psnr_is_nan:
             self._good = _copied({"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]})
 
     def roll_back(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> bool:

@@ -245,18 +245,18 @@ class ImageModel(LightningModule, ABC):
 
     # -- losses and gradients that are not finite
 
-    def stop_if_not_finite(self, look_at_weights: bool = False) -> None:
+    def stop_if_not_finite(self, check_weights: bool = False) -> None:
         """Stop before weights that may not be finite are used. Every process must call it.
 
         Args:
-            look_at_weights: also check the weights, before a checkpoint is written.
+            check_weights: also check the weights, before a checkpoint is written.
 
         Raises:
             NotFinite: a loss term or a gradient since the last call, or a weight, is not finite.
         """
-        if look_at_weights:
+        if check_weights:
             norm = get_total_norm([p.detach() for p in self.parameters()])
-            self.finite_watch.look(["weights"], norm[None], self.optimizer_steps)
+            self.finite_watch.check(["weights"], norm[None], self.optimizer_steps)
         found = self.finite_watch.found()
         if found is not None:
             step, names = found
@@ -276,7 +276,7 @@ class ImageModel(LightningModule, ABC):
             groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
-                self.finite_watch.look(["gradient"], get_total_norm(grads)[None], self.optimizer_steps + 1)
+                self.finite_watch.check(["gradient"], get_total_norm(grads)[None], self.optimizer_steps + 1)
         if self.on_nonfinite == "skip":
             self._skip_if_not_finite()
             if self.skips_step:
@@ -311,7 +311,7 @@ class ImageModel(LightningModule, ABC):
             terms: by name, each (N,), or a scalar that holds for each of the batch's N pictures.
         """
         names, (sums, num) = list(terms), batch_sums(terms)
-        self.finite_watch.look(names, sums, self.optimizer_steps + 1)
+        self.finite_watch.check(names, sums, self.optimizer_steps + 1)
         if self.on_nonfinite == "skip" and self._skip_if_not_finite():
             return
         self.epoch_means.add(names, sums, num)

@@ -1,4 +1,4 @@
-"""What the callbacks of a training share."""
+"""State shared by the callbacks of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RunState:
-    """What the callbacks of a training share with each other and with ``flowergen.train``, as ``run_state`` of the model.
+    """State that the callbacks of a run share with each other and with ``flowergen.train``; the model's ``run_state``.
 
     Attributes:
-        received: the signal to stop that this process has received, 0 for none.
-        agreed: the signal that ends training, the same in all processes, 0 for none.
-        copies: further names for the checkpoint after this epoch, each with a function to call if it cannot be written.
-        is_behind: whether the last checkpoint could not be written.
-        may_draw: whether pictures and evaluations may be made after this epoch; those after the last one are made in any case.
-        budget_ends: when the budget is used up, by ``time.monotonic``; None without one.
+        received: number of the stop signal that this process has received, 0 for none.
+        agreed: number of the signal that ends training, the same in all processes, 0 for none.
+        copies: additional file names for the checkpoint after this epoch, each with a function to call if it cannot be written.
+        checkpoint_failed: whether the last checkpoint could not be written.
+        may_draw: whether pictures and evaluations may be computed after this epoch; those of the last one always are.
+        budget_ends: time at which the budget is used up, by ``time.monotonic``; None without a budget.
     """
 
     received: int = 0
     agreed: int = 0
     copies: dict[str, Callable[[], None]] = field(default_factory=dict)
-    is_behind: bool = False
+    checkpoint_failed: bool = False
     may_draw: bool = True
     budget_ends: float | None = None

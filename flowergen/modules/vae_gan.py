@@ -68,7 +68,7 @@ class VAEGANModule(TwoOptimizers):
         diff_augment: evaluate augmented pictures in both losses.
         discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
         class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
-        center_weight, center_margin: weight of pull and push (``losses.center``) on it; distance at which the push ends.
+        center_weight, center_margin: weight of the centre losses on it (``losses.center``); hinge margin between class centres.
         guard, guard_margin: see ``Guard``.
         ema_decay: of the moving average of encoder and decoder, used for everything except training; None for none.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
@@ -416,7 +416,7 @@ class VAEGANModule(TwoOptimizers):
         super().on_validation_epoch_end()
         if self.adversarial_weight:
             (psnr,) = (value for name, value in self.val_metrics.items() if name.endswith("/psnr"))
-            self.guard.look(psnr, in_play=self.optimizer_steps > self.in_steps(self.adversarial_start_steps))
+            self.guard.check(psnr, self.optimizer_steps > self.in_steps(self.adversarial_start_steps))
 
     def on_train_epoch_end(self) -> None:
         """Log; then keep this epoch as a good one, warn, or roll back."""

@@ -82,7 +82,7 @@ class OptunaSweeper(Sweeper):
                 trial = study.ask(space)
                 log.info(f"trial {trial.number}, {done} of {self.n_trials} done: {_shown(trial.params)}")
                 failures += not self._run(study, trial, trial_overrides(overrides, trial.params))
-        self._farewell(study)
+        self._log_summary(study)
 
     def _study(self, overrides: Sequence[str]) -> "Study":
         """Create a study, or load the folder's and enqueue the trials that its last session left unfinished."""
@@ -159,7 +159,7 @@ class OptunaSweeper(Sweeper):
                 stop_it = trial.should_prune() or stop_it
         return stop_it
 
-    def _farewell(self, study: "Study") -> None:
+    def _log_summary(self, study: "Study") -> None:
         from optuna.trial import TrialState
 
         count = {state: len(study.get_trials(deepcopy=False, states=(state,))) for state in TrialState}

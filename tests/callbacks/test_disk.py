@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flowergen.callbacks.checkpoints import Checkpoints
-from flowergen.callbacks.disk_trouble import DiskTrouble
 from flowergen.callbacks.evaluation import PeriodicEvaluation
 from flowergen.callbacks.tensorboard import TensorBoard
+from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.modules.run_state import RunState
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -22,7 +22,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 def test_a_trouble_is_a_line_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     """However often it happens; an error of another kind is none of it."""
     caplog.set_level(logging.INFO)
-    disk = DiskTrouble("loss_plot.png")
+    disk = ToleratedWrite("loss_plot.png")
     for fails in (True, True, True, False, False, True):
         with disk:
             if fails:
@@ -81,7 +81,7 @@ def test_what_could_not_be_saved_was_not_the_best(tmp_path: Path) -> None:
         MODULE.run_state.copies["best_fid.ckpt"] = evaluation.restore_best
         checkpoints.on_train_epoch_end(trainer, MODULE)
         assert not MODULE.run_state.copies
-        assert MODULE.run_state.is_behind == full
+        assert MODULE.run_state.checkpoint_failed == full
         if epoch == 0:
             assert evaluation.best == 3.0
         if full:

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 
 
 @pytest.fixture(scope="session")
-def diffusion(diffusion_run: Path) -> Explored:
+def diffusion(diffusion_run: Path) -> ExplorerModel:
     """Diffusion by class on latents of 3 x 16 x 16, in three steps."""
-    return Explored.load(str(diffusion_run))
+    return ExplorerModel.load(str(diffusion_run))
 
 
 @pytest.fixture(scope="session")
-def autoencoder(autoencoder_run: Path) -> Explored:
+def autoencoder(autoencoder_run: Path) -> ExplorerModel:
     """The VAE-GAN of these latents."""
-    return Explored.load(str(autoencoder_run))
+    return ExplorerModel.load(str(autoencoder_run))

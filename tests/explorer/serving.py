@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.server import start
 
 HOST = "127.0.0.1"
@@ -29,7 +29,7 @@ def gradio_or_skip() -> None:
 
 
 @contextmanager
-def served(explored: Explored) -> Iterator[str]:
+def served(explored: ExplorerModel) -> Iterator[str]:
     """The address of a page, served by threads of this process."""
     gradio_or_skip()
     page = start(explored, HOST, free_port())

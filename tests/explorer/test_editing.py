@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowergen.errors import UserError
 from flowergen.explorer import editing
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"steps": 4, "guidance_scale": 1.5}
@@ -31,13 +31,13 @@ def bomb(side: int = 30_000) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def x(diffusion: Explored, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+def x(diffusion: ExplorerModel, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     path = tmp_path_factory.mktemp("upload") / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
     return editing.uploaded(diffusion, str(path))
 
 
-def test_an_upload_is_fitted_as_the_model_reads_it(diffusion: Explored, x: Tensor, tmp_path: Path) -> None:
+def test_an_upload_is_fitted_as_the_model_reads_it(diffusion: ExplorerModel, x: Tensor, tmp_path: Path) -> None:
     assert x.shape == (1, 3, 32, 32)
     Image.fromarray(np.full((90, 40), 200, dtype=np.uint8)).save(tmp_path / "grey.webp")
     assert torch.equal(editing.uploaded(diffusion, str(tmp_path / "grey.webp")), diffusion.model.read(tmp_path / "grey.webp"))
@@ -55,7 +55,7 @@ def test_an_upload_is_fitted_as_the_model_reads_it(diffusion: Explored, x: Tenso
         ("../../<b>\n.png", b"GIF89a", ""),
     ],
 )
-def test_hostile_uploads_are_a_sentence(diffusion: Explored, tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_hostile_uploads_are_refused(diffusion: ExplorerModel, tmp_path: Path, name: str, content: bytes, words: str) -> None:
     path = tmp_path / Path(name).name
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"this file cannot be read as a picture: .*{words}") as raised:
@@ -65,12 +65,12 @@ def test_hostile_uploads_are_a_sentence(diffusion: Explored, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("path", [None, "", 3, ["a"], {"path": "/etc/passwd"}])
-def test_no_file_at_all(diffusion: Explored, path: Any) -> None:
+def test_no_file_at_all(diffusion: ExplorerModel, path: Any) -> None:
     with pytest.raises(UserError, match="upload a picture first"):
         editing.uploaded(diffusion, path)
 
 
-def test_edits_are_those_of_the_model(diffusion: Explored, x: Tensor) -> None:
+def test_edits_are_those_of_the_model(diffusion: ExplorerModel, x: Tensor) -> None:
     model = diffusion.model
     assert torch.equal(editing.reconstruct(diffusion, x), model.decode(model.encode(x).mean))
     assert torch.equal(editing.vary(diffusion, x, 2, 1.0, 5), model.vary(x, 2, 10.0, 5))
@@ -84,7 +84,7 @@ def test_edits_are_those_of_the_model(diffusion: Explored, x: Tensor) -> None:
     assert not torch.equal(painted[..., :16], x[..., :16].expand(2, -1, -1, -1))
 
 
-def test_sliders_move_along_the_directions(diffusion: Explored, x: Tensor) -> None:
+def test_sliders_move_along_the_directions(diffusion: ExplorerModel, x: Tensor) -> None:
     known, model = diffusion.directions, diffusion.model
     num = len(known.directions)
     assert torch.allclose(editing.traverse(diffusion, x, [0] * num), editing.reconstruct(diffusion, x), atol=1e-6)
@@ -108,7 +108,7 @@ def test_a_mask_of_another_picture_is_a_sentence(mask: Any) -> None:
         editing.mask_of(mask, 32, 32)
 
 
-def test_mistakes_are_sentences(diffusion: Explored, x: Tensor) -> None:
+def test_mistakes_are_one_line_errors(diffusion: ExplorerModel, x: Tensor) -> None:
     wrong = {
         "upload a picture first": lambda: editing.vary(diffusion, None, 2, None, 0),
         "number of pictures": lambda: editing.vary(diffusion, x, 0, None, 0),

@@ -7,19 +7,19 @@ import torch
 
 from flowergen.errors import UserError
 from flowergen.explorer import mixing
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def three(diffusion: Explored) -> list[mixing.Ingredient]:
+def three(diffusion: ExplorerModel) -> list[mixing.Ingredient]:
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     samples = [mixing.of_sample(diffusion, label, 4) for label in (1, None)]
     return [mixing.of_picture(diffusion, x, "uploaded"), *samples]
 
 
-def test_ingredients_are_encoded_pictures_and_samples(diffusion: Explored, three: list[mixing.Ingredient]) -> None:
+def test_ingredients_are_encoded_pictures_and_samples(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     assert torch.equal(three[1].picture, diffusion.model.sample(1, 4, [1])[0])
     assert torch.equal(three[2].picture, diffusion.model.sample(1, 4)[0])
     assert [one.caption for one in three] == [
@@ -29,12 +29,12 @@ def test_ingredients_are_encoded_pictures_and_samples(diffusion: Explored, three
     ]
 
 
-def test_an_autoencoder_samples_ingredients_too(autoencoder: Explored) -> None:
+def test_an_autoencoder_samples_ingredients_too(autoencoder: ExplorerModel) -> None:
     assert torch.equal(mixing.of_sample(autoencoder, 2, 4).picture, autoencoder.model.sample(1, 4, [2])[0])
     assert mixing.of_sample(autoencoder, None, 4).caption == "sample, seed 4"
 
 
-def test_the_slider_goes_through_all_ingredients(diffusion: Explored, three: list[mixing.Ingredient]) -> None:
+def test_the_slider_goes_through_all_ingredients(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     for place, one in zip((0, 0.5, 1), three, strict=True):
         assert torch.allclose(mixing.mix(diffusion, three, place, None, None, 1)[0], one.picture, atol=1e-5)
     between = mixing.mix(diffusion, three, 0.25, None, None, 1)
@@ -42,14 +42,14 @@ def test_the_slider_goes_through_all_ingredients(diffusion: Explored, three: lis
     assert torch.allclose(mixing.mix(diffusion, three[:1], 0.7, None, None, 1)[0], three[0].picture, atol=1e-5)
 
 
-def test_the_whole_way_begins_and_ends_at_the_ingredients(diffusion: Explored, three: list[mixing.Ingredient]) -> None:
+def test_the_whole_way_begins_and_ends_at_the_ingredients(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     way = mixing.walk(diffusion, three)
     assert way.shape == (2 * mixing.WALK, 3, 32, 32)
     for number, one in ((0, three[0]), (mixing.WALK - 1, three[1]), (-1, three[2])):
         assert torch.allclose(way[number], one.picture, atol=1e-5)
 
 
-def test_arithmetic_adds_the_difference_of_the_class_means(diffusion: Explored, three: list[mixing.Ingredient]) -> None:
+def test_arithmetic_adds_the_difference_of_the_class_means(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     assert diffusion.store is not None
     means = [diffusion.store.latents[diffusion.store.labels == label].mean(0) for label in (3, 1)]
     expected = diffusion.model.decode((three[0].latent + 0.5 * (means[0] - means[1]))[None])
@@ -57,7 +57,7 @@ def test_arithmetic_adds_the_difference_of_the_class_means(diffusion: Explored, 
     assert torch.allclose(mixing.mix(diffusion, three, 0, 3, 3, 2)[0], three[0].picture, atol=1e-5)
 
 
-def test_mistakes_are_sentences(diffusion: Explored, three: list[mixing.Ingredient]) -> None:
+def test_mistakes_are_one_line_errors(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     wrong: dict[str, Callable[[], object]] = {
         "add a picture or a sample first": lambda: mixing.mix(diffusion, [], 0, None, None, 1),
         "add two or more": lambda: mixing.walk(diffusion, three[:1]),

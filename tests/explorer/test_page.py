@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 from tests.conftest import TINY_LATENT_DDPM, TINY_RUN, run_command
 from tests.explorer.serving import Visitor, gradio_or_skip, served
 
@@ -16,10 +16,10 @@ RUNS = {
 }
 
 
-def trained(name: str, folder: Path, environment: dict[str, str]) -> Explored:
+def trained(name: str, folder: Path, environment: dict[str, str]) -> ExplorerModel:
     done = run_command("train", *RUNS[name], f"hydra.run.dir={folder / name}", folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr
-    return Explored.load(str(folder / name))
+    return ExplorerModel.load(str(folder / name))
 
 
 def tabs_of(visitor: Visitor) -> list[str]:
@@ -27,7 +27,7 @@ def tabs_of(visitor: Visitor) -> list[str]:
 
 
 def test_tabs_fit_the_family(
-    diffusion: Explored, autoencoder: Explored, tmp_path: Path, process_environment: dict[str, str]
+    diffusion: ExplorerModel, autoencoder: ExplorerModel, tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
     gradio_or_skip()
     vae, pixels = (trained(name, tmp_path, process_environment) for name in RUNS)

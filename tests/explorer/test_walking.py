@@ -8,12 +8,12 @@ import torch
 
 from flowergen.errors import UserError
 from flowergen.explorer import walking
-from flowergen.explorer.explored import Explored
+from flowergen.explorer.model import ExplorerModel
 
 pytestmark = pytest.mark.slow
 
 
-def test_points_are_the_principal_coordinates_of_the_stored_latents(diffusion: Explored) -> None:
+def test_points_are_the_principal_coordinates_of_the_stored_latents(diffusion: ExplorerModel) -> None:
     assert diffusion.store is not None
     data = walking.map_data(diffusion)
     assert len(data["points"]) == len(diffusion.store.latents) == 64
@@ -28,7 +28,7 @@ def test_points_are_the_principal_coordinates_of_the_stored_latents(diffusion: E
     assert json.loads(json.dumps(data)) == data
 
 
-def test_a_click_on_a_point_finds_it(diffusion: Explored) -> None:
+def test_a_click_on_a_point_finds_it(diffusion: ExplorerModel) -> None:
     place = walking.map_data(diffusion)["points"][17][:2]
     x, nearest = walking.at_place(diffusion, place)
     assert nearest == 17
@@ -38,7 +38,7 @@ def test_a_click_on_a_point_finds_it(diffusion: Explored) -> None:
     assert torch.allclose(x[:1], diffusion.model.decode(z), atol=1e-5)
 
 
-def test_a_walk_between_two_points_begins_and_ends_at_their_pictures(diffusion: Explored) -> None:
+def test_a_walk_between_two_points_begins_and_ends_at_their_pictures(diffusion: ExplorerModel) -> None:
     points = diffusion.plane.coordinates[[3, 40]].tolist()
     way = walking.along(diffusion, *points)
     assert way.shape == (walking.WALK, 3, 32, 32)
@@ -47,7 +47,7 @@ def test_a_walk_between_two_points_begins_and_ends_at_their_pictures(diffusion: 
 
 
 @pytest.mark.parametrize("place", [None, [1], [1, "2"], [1e9, 0], "12", [float("nan"), 0], {"x": 1}])
-def test_no_place_is_a_sentence(diffusion: Explored, place: Any) -> None:
+def test_an_invalid_place_is_a_one_line_error(diffusion: ExplorerModel, place: Any) -> None:
     with pytest.raises(UserError, match="place"):
         walking.at_place(diffusion, place)
     with pytest.raises(UserError, match="place"):
@@ -55,6 +55,6 @@ def test_no_place_is_a_sentence(diffusion: Explored, place: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 64, "1", None])
-def test_no_point_is_a_sentence(diffusion: Explored, number: Any) -> None:
+def test_an_unknown_point_is_a_one_line_error(diffusion: ExplorerModel, number: Any) -> None:
     with pytest.raises(UserError, match="A point"):
         walking.picture_of_point(diffusion, number)

@@ -27,8 +27,8 @@ def test_the_first_step_and_what_was_bad_in_it_are_found_whoever_asks_when() -> 
         kl = torch.ones(4)
         kl[2] = INF if step >= 3 else 1.0
         terms = {"loss": kl + 1, "loss_kl": kl, "sigma": torch.tensor(NAN if step >= 4 else 1.0)}
-        watch.look(list(terms), batch_sums(terms)[0], step)
-        watch.look(["gradient"], torch.tensor([NAN if step >= 3 else 1.0]), step)
+        watch.check(list(terms), batch_sums(terms)[0], step)
+        watch.check(["gradient"], torch.tensor([NAN if step >= 3 else 1.0]), step)
     assert watch.found() == (3, ["loss_kl"])
     assert watch.found() is None, "what was found is known"
 
@@ -36,9 +36,9 @@ def test_the_first_step_and_what_was_bad_in_it_are_found_whoever_asks_when() -> 
 @pytest.mark.parametrize("name", ["loss", "gradient"])
 def test_what_sums_up_is_named_where_nothing_else_is_bad(name: str) -> None:
     watch = FiniteWatch()
-    watch.look(["loss", "loss_kl"], torch.ones(2), 1)
+    watch.check(["loss", "loss_kl"], torch.ones(2), 1)
     assert watch.found() is None
-    watch.look([name], torch.tensor([-INF]), 2)
+    watch.check([name], torch.tensor([-INF]), 2)
     assert watch.found() == (2, [name])
 
 
@@ -156,9 +156,9 @@ def test_both_networks_step_or_neither_does(cache_dir: Path) -> None:
 def test_weights_that_are_not_finite_are_no_checkpoint(cache_dir: Path) -> None:
     """Losses and gradients may have been finite before the last step."""
     module = make_vae()
-    module.stop_if_not_finite(look_at_weights=True)
+    module.stop_if_not_finite(check_weights=True)
     with torch.no_grad():
         next(module.parameters())[0] = NAN
     module.stop_if_not_finite()
     with pytest.raises(NotFinite, match="weights is not finite"):
-        module.stop_if_not_finite(look_at_weights=True)
+        module.stop_if_not_finite(check_weights=True)

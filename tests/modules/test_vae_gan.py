@@ -707,10 +707,10 @@ def test_a_run_that_falls_apart_goes_back_to_its_last_good_epoch(
     seen: list[dict[str, Any]] = []
 
     def watch(module: VAEGANModule) -> None:
-        look, end = module.guard.look, module.on_train_epoch_end
+        check, end = module.guard.check, module.on_train_epoch_end
 
-        def failing(psnr: float, in_play: bool) -> bool:
-            return look(math.nan if module.trainer.current_epoch == 2 else psnr, in_play)
+        def failing(psnr: float, adversarial_started: bool) -> None:
+            check(math.nan if module.trainer.current_epoch == 2 else psnr, adversarial_started)
 
         def recorded() -> None:
             end()
@@ -728,7 +728,7 @@ def test_a_run_that_falls_apart_goes_back_to_its_last_good_epoch(
                 }
             )
 
-        module.guard.look = failing  # type: ignore[method-assign]
+        module.guard.check = failing  # type: ignore[method-assign]
         module.on_train_epoch_end = recorded  # type: ignore[method-assign]
 
     module = fit(
@@ -775,7 +775,7 @@ def test_a_run_whose_pictures_were_never_numbers_warns_and_goes_on(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
-    look = Guard.look
-    monkeypatch.setattr(Guard, "look", lambda self, psnr, in_play: look(self, math.nan, in_play))
+    check = Guard.check
+    monkeypatch.setattr(Guard, "check", lambda self, psnr, adversarial_started: check(self, math.nan, adversarial_started))
     fit(tmp_path, "model.adversarial_start_steps=0", "trainer.max_epochs=2")
     assert "dB below the best" in caplog.text

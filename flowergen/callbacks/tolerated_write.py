@@ -1,4 +1,4 @@
-"""Tolerance of a full disk: a file that cannot be written is reported once, and training goes on."""
+"""Tolerance of a full disk: a file that cannot be written is reported once, and training continues."""
 
 import logging
 from types import TracebackType
@@ -6,13 +6,13 @@ from types import TracebackType
 log = logging.getLogger(__name__)
 
 
-class DiskTrouble:
+class ToleratedWrite:
     """Context manager for writing a file that training does not depend on.
 
-    An ``OSError`` is suppressed. The first in a row is logged in one line, and so is the next success.
+    An ``OSError`` is suppressed. The first of consecutive failures is logged in one line, and so is the next success.
 
     Args:
-        what: what is written, as the subject of a sentence: "loss_plot.png".
+        what: name of the file, the subject of a sentence, such as "loss_plot.png".
     """
 
     def __init__(self, what: str):

@@ -1,4 +1,4 @@
-"""The model that a page explores, with what its tabs need to know."""
+"""The loaded model and the cached values that the tabs use."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,8 +41,8 @@ class Directions:
         return self.coordinates.std(0)
 
 
-class Explored:
-    """A loaded model and its stored latents.
+class ExplorerModel:
+    """A loaded model, its stored latents, and the values computed from them.
 
     Args:
         model: the model.
@@ -53,7 +53,7 @@ class Explored:
         self.store: LatentStore | None = stored_latents(model)
 
     @classmethod
-    def load(cls, run: str) -> "Explored":
+    def load(cls, run: str) -> "ExplorerModel":
         """Load a run, on a GPU if there is one.
 
         Raises:
@@ -97,7 +97,7 @@ class Explored:
         return {label: latents[found == label].mean(0) for label in found.unique().tolist() if label >= 0}
 
     def class_name(self, label: int) -> str:
-        """Return the name of a class, or nothing for none."""
+        """Return the name of a class; empty for an unknown label."""
         return self.class_names[label] if 0 <= label < len(self.class_names) else ""
 
     def _directions(self, num: int) -> Directions:
