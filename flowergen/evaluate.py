@@ -19,13 +19,13 @@ from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.provenance import git_state, hardware, versions
 from flowergen.runs.run_folder import RunFolder, find_run, locked, write_atomically
 from flowergen.runs.run_page import write_page
-from flowergen.runs.sampling import OF_DIFFUSION, check_sampling
+from flowergen.runs.sampling import DIFFUSION_OPTIONS, check_sampling
 
 if TYPE_CHECKING:
     from flowergen.runs.evaluation import Subject
 
-OF_RUNS = ("source", *OF_DIFFUSION, "num_samples", "repeats", "seed", "data.root")  # no effect on folders
-OF_FOLDERS = ("reference", "train", "image_size")
+RUN_OPTIONS = ("source", *DIFFUSION_OPTIONS, "num_samples", "repeats", "seed", "data.root")  # no effect with generated=
+FOLDER_OPTIONS = ("reference", "train", "image_size")  # no effect with run=
 
 
 @out_of_memory_as_user_error("; use fewer pictures at a time with batch_size=, or fewer in total with num_samples=")
@@ -42,7 +42,8 @@ def main() -> None:
     run = None
     if config["run"] is not None:
         run, _ = find_run(config["run"])
-        check_sampling(config, run.of_model.read_config()["model"], sys.argv[1:], dict.fromkeys(OF_FOLDERS, "generated=DIR"))
+        unread = dict.fromkeys(FOLDER_OPTIONS, "generated=DIR")
+        check_sampling(config, run.of_model.read_config()["model"], sys.argv[1:], unread)
     else:
         _note_without_effect(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -77,7 +78,7 @@ def _one_of(config: dict[str, Any]) -> str:
 
 def _note_without_effect(typed: list[str]) -> None:
     """Print a note on each given option that has no effect on folders."""
-    for key in OF_RUNS:
+    for key in RUN_OPTIONS:
         if any(argument.startswith(f"{key}=") for argument in typed):
             print(f"{key}= has no effect here: it is for run=RUN", file=sys.stderr)
 

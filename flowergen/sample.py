@@ -12,7 +12,7 @@ from flowergen.errors import UserError, printable
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run
 from flowergen.runs.run_page import write_page
-from flowergen.runs.sampling import batch_size_of, check_sampling, sampler_of, sampling_of, stored_latents
+from flowergen.runs.sampling import batch_size_of, check_sampling, latent_sampler, sampling_of, stored_latents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def _write(
     from flowergen.evaluation import sample_files, sampling
 
     module, seed = model.module, config["seed"]
-    sampler = sampler_of(config, model, store, config["classes"] is not None)
+    sampler = latent_sampler(config, model, store, config["classes"] is not None)
     batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])

@@ -90,7 +90,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     from flowergen.callbacks.budget import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
-    from flowergen.runs.batch_size import settle_batch_size
+    from flowergen.runs.batch_size import resolve_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
     from flowergen.runs.latents import carry_stage_before, fetch_hub, prepare_latents, store_what_sampling_needs
     from flowergen.runs.loading import epochs_done, load_run, load_stage_before, read_checkpoint, save_weights, steps_done
@@ -130,7 +130,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
         else:
             start_from(load_run(config["init"]), module, datamodule.class_names)
     prepare_latents(config, run, module, datamodule, before)
-    if settle_batch_size(config, run, datamodule, module) and not resumed:
+    if resolve_batch_size(config, run, datamodule, module) and not resumed:
         _store(config, run)
     module.on_nonfinite = config["trainer"]["on_nonfinite"]
     trainer = build_trainer(config, run, checkpoint, started)

@@ -36,7 +36,7 @@ from flowergen.app.train_command import checked
 from flowergen.config.overrides import resolve
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.order import TrainingOrder
-from flowergen.data.streaming import LoaderAhead
+from flowergen.data.streaming import PrefetchingLoader
 from flowergen.modules.vae import VAEModule
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.run_folder import RunFolder
@@ -85,7 +85,7 @@ def compare_loading(photos: str, size: int, batch_size: int, repeats: int, cache
     ours = DataLoader(data.pictures, sampler=order, batch_size=None)
     streaming = build_datamodule({"data": config["data"] | {"decode": "stream"}})
     streaming.setup()
-    streamed = LoaderAhead(streaming.pictures, sampler=order, batch_size=None)
+    streamed = PrefetchingLoader(streaming.pictures, sampler=order, batch_size=None)
 
     def epoch(loader: DataLoader) -> float:
         num = 0

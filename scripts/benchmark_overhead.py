@@ -254,7 +254,7 @@ def measure(family: str, batch_size: int, steps: int, rounds: int) -> None:
         data.setup()
         if family == "latent_ddpm":
             mean = np.random.default_rng(0).standard_normal((data.num, 2, *LATENT), np.float32)
-            data.feed_latents(mean, np.full_like(mean, -4.0))
+            data.use_latents(mean, np.full_like(mean, -4.0))
         for _ in range(rounds):
             wholes.append(1e6 * train(config, data, None).seconds / steps)
             found = train(config, data, Seconds())

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flowergen
 from flowergen.app.command import one_line_errors
 from flowergen.errors import UserError
-from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.nn.dit import DiT
 from flowergen.nn.unet import UNet
 from flowergen.randomness import normal_per_sample
@@ -37,12 +37,12 @@ from flowergen.randomness import normal_per_sample
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def ours(module: LatentDDPMModule, label: Tensor, sampling: Sampling) -> Tensor:
+def ours(module: LatentDDPMModule, label: Tensor, sampling: SamplingSettings) -> Tensor:
     """Sample pictures with flowergen's loop."""
     return module.decode(module.denoised(range(len(label)), label, 0, sampling))
 
 
-def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: Sampling) -> Tensor:
+def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: SamplingSettings) -> Tensor:
     """Sample pictures with diffusers' scheduler."""
     prediction = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}[module.objective]
     alpha_bar = module.schedule.alpha_bar  # type: ignore[attr-defined]

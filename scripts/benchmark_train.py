@@ -226,7 +226,7 @@ def main() -> None:
     autoencoder = None if config["autoencoder"] in (None, "none") else load_run(config["autoencoder"], device).module
     batches = {"no_cache": batch}
     if autoencoder:
-        data.feed_latents(*cached_posteriors(autoencoder, data, data.cache_dir))
+        data.use_latents(*cached_posteriors(autoencoder, data, data.cache_dir))
         batch = data.on_after_batch_transfer(_to(data.source[rows], device), 0)
         arms.append("no_cache")
     bare = {

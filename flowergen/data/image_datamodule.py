@@ -18,9 +18,9 @@ from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
 from flowergen.data.reading import Fit
-from flowergen.data.resident import SHARE, Rows, copied, picked, size_of
+from flowergen.data.resident import SHARE, RowNumbers, copy_to_device, size_of, take_rows
 from flowergen.data.splits import complete_subsets, stratified_split
-from flowergen.data.streaming import LoaderAhead, streamed_images
+from flowergen.data.streaming import PrefetchingLoader, streamed_images
 from flowergen.errors import UserError
 from flowergen.lightning_internals import batches_begun
 from flowergen.picture_shape import ImageSize, PictureShape
@@ -170,7 +170,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.rows = {subset: np.flatnonzero(subsets == subset) for subset in ("train", "val", "test")}
         self.check_sizes()
 
-    def feed_latents(self, mean: np.ndarray, logvar: np.ndarray, features: np.ndarray | None = None) -> None:
+    def use_latents(self, mean: np.ndarray, logvar: np.ndarray, features: np.ndarray | None = None) -> None:
         """Yield ``LatentBatch`` from now on.
 
         Args:
@@ -270,8 +270,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
         # a batch is one read of a memory map, or only row numbers: worker processes would cost more than they save
-        return (LoaderAhead if self._streams else DataLoader)(
-            self.source if self._resident() is None else Rows(len(self.pictures)),
+        return (PrefetchingLoader if self._streams else DataLoader)(
+            self.source if self._resident() is None else RowNumbers(len(self.pictures)),
             sampler=order,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
@@ -299,7 +299,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 log.info(f"data.device_resident=auto: {num_bytes:,} bytes are too many for {device}, which has {free:,} free")
                 return None
         try:
-            whole = copied(self.source, device)
+            whole = copy_to_device(self.source, device)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{device} has no room for the collection's {num_bytes:,} bytes: set data.device_resident=false"
@@ -337,7 +337,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if isinstance(batch, torch.Tensor):
             assert self._whole is not None
             assert self._whole[1] is not None
-            batch = picked(self._whole[1], batch)
+            batch = take_rows(self._whole[1], batch)
         training, rows, flips = self.trainer is not None and self.trainer.training, batch.index, None
         if training and self.horizontal_flip:
             flips = self._of_epoch("flip", lambda rng, num: rng.random(num) < 0.5, rows)

@@ -10,7 +10,7 @@ SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose acti
 CHUNK_SIZE = 1024  # rows per copy
 
 
-class Rows(Dataset[Tensor]):
+class RowNumbers(Dataset[Tensor]):
     """Dataset that returns row numbers in place of whole batches.
 
     Args:
@@ -32,8 +32,8 @@ def size_of(source: Dataset[Batch] | Dataset[LatentBatch]) -> int:
     return len(source) * sum(part.nbytes for part in source[[0]])  # type: ignore[arg-type]
 
 
-def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) -> Batch | LatentBatch:
-    """Copy a whole collection to the device as one batch; each process has its own copy.
+def copy_to_device(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) -> Batch | LatentBatch:
+    """Return a whole collection as one batch on the device; each process has its own copy.
 
     Args:
         source: returns a batch for a list of rows.
@@ -49,11 +49,11 @@ def copied(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) 
     return whole
 
 
-def picked(whole: Batch | LatentBatch, rows: Tensor) -> Batch | LatentBatch:
+def take_rows(whole: Batch | LatentBatch, rows: Tensor) -> Batch | LatentBatch:
     """Return the batch that the source would return for these rows.
 
     Args:
-        whole: see ``copied``.
+        whole: see ``copy_to_device``.
         rows: (N,) int64 on the same device.
     """
     return type(whole)(*(values[rows] for values in whole))

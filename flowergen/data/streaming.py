@@ -83,7 +83,7 @@ class StreamedImages:
         return fit_picture(image, self.picture_shape, self.fit)
 
 
-class LoaderAhead(DataLoader):
+class PrefetchingLoader(DataLoader):
     """DataLoader that prefetches batches in a thread: pictures are decoded while the model computes.
 
     It uses a thread because decoding is multithreaded already, and an error in a worker process would surface as a

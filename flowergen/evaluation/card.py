@@ -59,7 +59,7 @@ FIGURES = {
     "denoising_loss_noise_4": Figure("denoising loss, most noise", ".4f", "lower", "denoising"),
 }
 PER_MILLE = ("kid", "rkid")
-OF = {  # columns, in this order
+COLUMNS = {  # columns, in this order
     "samples": "samples",
     "reference": "reconstructed reference",
     "train": "floor: training pictures",
@@ -67,7 +67,7 @@ OF = {  # columns, in this order
     "held_out": "held-out pictures",
     "samples_as_floor": "as many samples as the floor has pictures",
 }
-DENOISING_OF = {"train": "as many training pictures", "held_out": "held-out pictures"}
+DENOISING_COLUMNS = {"train": "as many training pictures", "held_out": "held-out pictures"}
 INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # names reserved for Inception features
 
 
@@ -131,16 +131,16 @@ def newest_card(path: Path) -> dict[str, Any]:
 def markdown(card: Mapping[str, Any]) -> str:
     """Format a card as Markdown: tables, missing metrics, notes, protocol and provenance."""
     protocol, subject, results = card["protocol"], card["subject"], card["results"]
-    sizes = {of: f"{OF[of]}, n = {count:,}" for of, count in card["counts"].items() if of in OF}
+    sizes = {of: f"{COLUMNS[of]}, n = {count:,}" for of, count in card["counts"].items() if of in COLUMNS}
     lines = [f"# {subject['what']}", ""]
     lines += [f"{key}: {value}  " for key, value in subject.items() if key != "what" and value is not None]
     against = f"Against {protocol['num_reference']:,} {protocol['reference']}"
     parts = {"samples": against, "copies": "Classes and copies", "reconstructions": "Reconstructions", "denoising": "Denoising"}
     for part, title in parts.items():
         names = [name for name, figure in FIGURES.items() if name in results and figure.part == part]
-        columns = [of for of in OF if any(of in results[name] for name in names)]
+        columns = [of for of in COLUMNS if any(of in results[name] for name in names)]
         if columns:
-            heads = DENOISING_OF if part == "denoising" else sizes
+            heads = DENOISING_COLUMNS if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
         if part == "samples" and columns:
             lines += ["", *_how_to_read(protocol["repeats"])]
@@ -170,7 +170,7 @@ def _in_words(value: Any) -> str:
 def _table(
     names: Sequence[str], columns: Sequence[str], results: Mapping[str, Any], extractor: str, sizes: Mapping[str, str]
 ) -> list[str]:
-    rows = [["", *(sizes.get(of, OF[of]) for of in columns)]]
+    rows = [["", *(sizes.get(of, COLUMNS[of]) for of in columns)]]
     for name in names:
         arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[name].better]
         cells = [shown(name, results[name].get(of)) for of in columns]
@@ -249,11 +249,11 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["", *(_title(card["subject"]) for card in cards)]]
     rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
     for metric in (name for name in FIGURES if name not in left_out):
-        for of, words in OF.items():
+        for of, words in COLUMNS.items():
             entries = [card["results"].get(metric, {}).get(of) for card in cards]
             if any(entries):
                 label = label_of(metric, extractor)
-                words = DENOISING_OF[of] if FIGURES[metric].part == "denoising" else words
+                words = DENOISING_COLUMNS[of] if FIGURES[metric].part == "denoising" else words
                 rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
     return [f"protocol {first['protocol_hash']}", "", *table(rows), *notes]
 

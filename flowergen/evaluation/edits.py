@@ -18,7 +18,7 @@ from flowergen.diffusion.steps import last_of
 from flowergen.errors import UserError
 from flowergen.evaluation.walks import BATCH, decode, encode, write_single
 from flowergen.metrics.reconstruction import psnr
-from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.randomness import normal_per_sample
 from flowergen.viz.grids import image_grid, write_png
 
@@ -43,7 +43,7 @@ class EditSettings:
     labels: Tensor
     num: int
     seed: int
-    sampling: Sampling
+    sampling: SamplingSettings
 
 
 def img2img(settings: EditSettings, x: Tensor, strength: float) -> Tensor:

@@ -14,7 +14,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.data.listing import list_image_folder
 from flowergen.errors import UserError, printable
-from flowergen.evaluation.sampling import NO_CLASS, Sampler, pictures
+from flowergen.evaluation.sampling import NO_CLASS, LatentSampler, pictures
 from flowergen.picture_shape import PictureShape
 
 HASHED = 256  # pictures whose pixels are hashed to represent all
@@ -216,7 +216,7 @@ class Sampled:
         halve: halve the batch size if a batch does not fit into GPU memory.
     """
 
-    def __init__(self, sampler: Sampler, labels: Tensor, batch_size: int, halve: bool):
+    def __init__(self, sampler: LatentSampler, labels: Tensor, batch_size: int, halve: bool):
         self.sampler, self.labels, self.batch_size, self.halve = sampler, labels, batch_size, halve
         self.description, self.picture_shape = sampler.description, sampler.model.picture_shape
 

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from flowergen.config.check import data_options
-from flowergen.evaluation.card import DENOISING_OF, FIGURES, OF, label_of, read_card, shown
+from flowergen.evaluation.card import COLUMNS, DENOISING_COLUMNS, FIGURES, label_of, read_card, shown
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
 MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
 MOST_DENOISED = 8
 MOST_EARLIER = 40
-OF_MODEL = {  # columns with the model's own values, by part of the card
+MODEL_COLUMNS = {  # columns with the model's own values, by part of the card
     "samples": ("samples",),
     "copies": ("samples",),
     "reconstructions": ("reference",),
@@ -205,8 +205,8 @@ def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each metric in ``MEANINGS``: name, the model's value, floors, meaning."""
     rows = []
     for metric in (name for name in MEANINGS if name in card["results"]):
-        found, words = card["results"][metric], DENOISING_OF if FIGURES[metric].part == "denoising" else OF
-        of = next((of for of in OF_MODEL[FIGURES[metric].part] if of in found), None)
+        found, words = card["results"][metric], DENOISING_COLUMNS if FIGURES[metric].part == "denoising" else COLUMNS
+        of = next((of for of in MODEL_COLUMNS[FIGURES[metric].part] if of in found), None)
         if of is None:  # only real pictures have a value
             continue
         values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != of]

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowergen.data.bar import with_bar
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
-from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import image_grid, labelled_grid, write_png
@@ -123,7 +123,7 @@ def write_samples(
 def write_denoising(
     folder: Path,
     model: LatentDDPMModule,
-    sampling: Sampling,
+    sampling: SamplingSettings,
     index: Sequence[int],
     labels: Tensor,
     names: Sequence[str],

@@ -13,16 +13,17 @@ from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_prior import LatentPrior
 from flowergen.evaluation.latent_store import fit_to_pictures
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.randomness import generator, normal_per_sample
 
 NO_CLASS = -1
+BATCH_SIZE = 64  # samples drawn at a time during training
 MOST_STATES = 51  # states kept of a trajectory
 MOST_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to during training; takes a second or two
 
 
 @dataclass(frozen=True)
-class Sampler:
+class LatentSampler:
     """Draws latents of samples with the method of the model's family.
 
     Attributes:
@@ -36,7 +37,9 @@ class Sampler:
     description: str
 
 
-def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, net: FastNetwork | None = None) -> Sampler:
+def diffusion_sampler(
+    model: LatentDDPMModule, sampling: SamplingSettings, seed: int, net: FastNetwork | None = None
+) -> LatentSampler:
     """Return a sampler that denoises.
 
     Args:
@@ -53,7 +56,7 @@ def diffusion_sampler(model: LatentDDPMModule, sampling: Sampling, seed: int, ne
     eta = f", eta {sampling.eta:g}" if sampling.sampler == "ddim" else ""
     bf16 = ", in bf16" if net and net.bf16 else ""
     description = f"{sampling.steps} steps of {sampling.sampler}{eta}, guidance {sampling.guidance_scale:g}{interval}{bf16}"
-    return Sampler(model, draw, description)
+    return LatentSampler(model, draw, description)
 
 
 def autoencoder_sampler(
@@ -63,7 +66,7 @@ def autoencoder_sampler(
     by_class: bool,
     seed: int,
     fitted_to: str = "the training latents",
-) -> Sampler:
+) -> LatentSampler:
     """Return a sampler that draws from N(0, I), the mixture fitted to the latents, or the Gaussian fitted to each class.
 
     Args:
@@ -97,10 +100,10 @@ def autoencoder_sampler(
     num = len(mixture.weights) if mixture else 0
     description = ("a Gaussian" if num == 1 else f"a mixture of {num} Gaussians") + f" {fitted}" if num else "N(0, I)"
     description = f"a Gaussian for each class, {fitted}" if by_class else description
-    return Sampler(model, draw, f"latents from {description}")
+    return LatentSampler(model, draw, f"latents from {description}")
 
 
-def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
+def sampler_in_training(model: ImageModel, data: ImageDataModule) -> LatentSampler:
     """Return the model's own sampler as after training: denoising, or a mixture fitted to the current latents.
 
     The training state is not changed.
@@ -120,23 +123,24 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> Sampler:
     return autoencoder_sampler(model, prior, "auto", False, model.seed, f"{len(rows):,} training latents")
 
 
-def first_samples(sampler: Sampler, num: int, batch_size: int = 64, halve: bool = True) -> Tensor:
+def first_samples(sampler: LatentSampler, num: int) -> Tensor:
     """Draw samples 0 to num - 1; with a diffusion model of K classes, sample i is of class i mod K.
 
     Args:
         sampler: draws the latents.
-        num: at least 1.
-        batch_size, halve: see ``pictures``.
+        num: number of samples, at least 1.
 
     Returns:
         (num, C, H, W) in [0, 1] on the CPU.
     """
     num_classes = sampler.model.denoising_model.num_classes if sampler.model.denoising_model else 0
     labels = labels_by_frequency(num, num_classes, None, 0)
-    return torch.cat([x for _, x in pictures(sampler, labels, batch_size, halve)])
+    return torch.cat([x for _, x in pictures(sampler, labels, BATCH_SIZE, halve=True)])
 
 
-def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+def pictures(
+    sampler: LatentSampler, labels: Tensor, batch_size: int, halve: bool, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Draw all samples in batches, so memory use does not depend on their number.
 
     Args:
@@ -167,7 +171,7 @@ def pictures(sampler: Sampler, labels: Tensor, batch_size: int, halve: bool, fir
 
 @torch.inference_mode()
 def trajectory(
-    model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: Sampling
+    model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: SamplingSettings
 ) -> tuple[Tensor, Tensor]:
     """Return the denoising trajectories of the samples that ``diffusion_sampler`` draws; at most ``MOST_STATES`` are kept.
 

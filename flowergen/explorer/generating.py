@@ -12,8 +12,8 @@ from flowergen.diffusion.samplers import SAMPLERS
 from flowergen.evaluation.sampling import labels_by_frequency
 from flowergen.explorer import validation
 from flowergen.explorer.model import ExplorerModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
-from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
+from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
+from flowergen.runs.sampling import DIFFUSION_OPTIONS, check_sampling, sampling_of
 
 MOST_PICTURES = 16
 MOST_STEPS = 200
@@ -43,7 +43,7 @@ def samplers_of(module: LatentDDPMModule) -> list[str]:
     return [name for name in SAMPLERS if sampler_refusal(module.objective, name) is None]
 
 
-def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sampling:
+def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> SamplingSettings:
     """Return validated sampler settings: the model's own, overridden by the given options.
 
     Args:
@@ -65,7 +65,7 @@ def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sam
     if "guidance_interval" in options:
         ends = [validation.real("An end of the guidance interval", end, 0, 1) for end in options["guidance_interval"]]
         checked["guidance_interval"] = sorted(ends)
-    config = {**dict.fromkeys(OF_DIFFUSION), **checked}
+    config = {**dict.fromkeys(DIFFUSION_OPTIONS), **checked}
     check_sampling(config, explored.model.config["model"], [], {})
     return sampling_of(config, module)
 

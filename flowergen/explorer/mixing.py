@@ -13,7 +13,7 @@ from flowergen.explorer import validation
 from flowergen.explorer.generating import SEEDS, labels_of
 from flowergen.explorer.model import ExplorerModel
 from flowergen.nn.latent_space import slerp
-from flowergen.runs.sampling import OF_DIFFUSION, sampler_of
+from flowergen.runs.sampling import DIFFUSION_OPTIONS, latent_sampler
 
 MOST_INGREDIENTS = 8
 MOST_STRENGTH = 2.0  # of the arithmetic; 1 adds the difference of the class means itself
@@ -49,9 +49,9 @@ def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
     seed = validation.whole("The seed", seed, 0, SEEDS)
     classes = None if label is None else [label]
     labels = labels_of(explored, classes, 1)
-    config = {**dict.fromkeys(OF_DIFFUSION), "source": "auto", "seed": seed}
+    config = {**dict.fromkeys(DIFFUSION_OPTIONS), "source": "auto", "seed": seed}
     with torch.inference_mode():
-        z = sampler_of(config, explored.model, explored.store, bool(classes)).draw([0], labels)
+        z = latent_sampler(config, explored.model, explored.store, bool(classes)).draw([0], labels)
     return _decoded(explored, z, f"{explored.class_name(int(labels[0])) or 'sample'}, seed {seed}")
 
 

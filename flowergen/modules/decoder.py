@@ -176,12 +176,12 @@ class DecoderModule(TwoOptimizers):
         latent = " x ".join(map(str, self.latent_shape))
         return f"the decoder of latents of {latent}, on {self.num_latents:,} samples of {type(self._diffusion[0].net).__name__}"
 
-    def feed_samples(self, latents: Tensor, labels: Tensor) -> None:
+    def use_samples(self, latents: Tensor, labels: Tensor) -> None:
         """Set the samples to train on.
 
         Args:
             latents: (P, C, h, w) samples, in the autoencoder's units.
-            labels: (P,) int64, their classes, K for none.
+            labels: (P,) int64 classes of the samples, K for none.
         """
         self.latents, self.labels = latents, labels
 

@@ -34,7 +34,7 @@ NUM_LEVELS = 4  # parts of the time axis whose validation losses are logged sepa
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How to sample.
 
     Attributes:
@@ -73,7 +73,7 @@ class LatentDDPMModule(ImageModel):
         min_snr_gamma: for ``weighting=min_snr``.
         class_dropout: probability that the class of a training picture is withheld, for guidance.
         latent_cache: encode all pictures once, instead of each batch at each step.
-        sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``Sampling``.
+        sampling: for the pictures during training, and the default of ``flowergen.sample``, see ``SamplingSettings``.
         optimizer: builds the optimiser from the parameters.
         lr_schedule, lr_warmup_steps: see ``lr_factor``.
         ema_decay: of the moving average of the denoiser's weights, which is used for everything except training; None for none.
@@ -122,7 +122,7 @@ class LatentDDPMModule(ImageModel):
         self.num_classes, self.objective, self.class_dropout = num_classes, objective, class_dropout
         self.gamma = min_snr_gamma if weighting == "min_snr" else None
         self.schedule = schedule_of(objective, schedule, num_timesteps, zero_terminal_snr, time_sampling)
-        self.latent_cache, self.sampling = latent_cache, Sampling(**sampling)
+        self.latent_cache, self.sampling = latent_cache, SamplingSettings(**sampling)
         self.make_optimizer = optimizer
 
         self._autoencoder = [autoencoder.requires_grad_(False).eval()] if autoencoder else []  # not in state_dict
@@ -359,13 +359,13 @@ class LatentDDPMModule(ImageModel):
     # -- sampling
 
     def denoised(
-        self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling, net: Network | None = None
+        self, index: Sequence[int], label: Tensor, seed: int, sampling: SamplingSettings, net: Network | None = None
     ) -> Tensor:
         """The result of ``denoise``: (N, C, h, w) latents in the autoencoder's units."""
         return self.unscaled(last_of(self.denoise(index, label, seed, sampling, net), torch.empty(0)))
 
     def denoise(
-        self, index: Sequence[int], label: Tensor, seed: int, sampling: Sampling, net: Network | None = None
+        self, index: Sequence[int], label: Tensor, seed: int, sampling: SamplingSettings, net: Network | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Denoise step by step; the last x_t is the sample.
 
@@ -388,7 +388,7 @@ class LatentDDPMModule(ImageModel):
         x = draw(purpose="prior").to(self.device)
         yield from sampler(predict, x, levels, lambda step: draw(purpose=f"step {step}").to(self.device))
 
-    def levels(self, sampling: Sampling) -> list[Level]:
+    def levels(self, sampling: SamplingSettings) -> list[Level]:
         """Return the noise levels of a sampling method, from the noisiest to ``CLEAN``.
 
         Raises:
@@ -402,7 +402,7 @@ class LatentDDPMModule(ImageModel):
         except ValueError as error:
             raise UserError(f"steps: {error}") from error
 
-    def predictor(self, label: Tensor, sampling: Sampling, net: Network | None = None) -> Predict:
+    def predictor(self, label: Tensor, sampling: SamplingSettings, net: Network | None = None) -> Predict:
         """Return the guided prediction of x0_hat and eps_hat, as samplers call it.
 
         Args:

@@ -4,18 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+REDUCTION = 16  # r of squeeze-and-excitation, as in its paper
+
 
 class ChannelAttention(nn.Module):
     """Squeeze-and-excitation: h * sigmoid(W2 relu(W1 mean(h))) (Hu et al. 2018, arXiv:1709.01507, equations 2 to 4).
 
     Args:
-        channels: C.
-        reduction: r; there are C / r hidden units, at least 4; r = 16 as in that paper.
+        channels: C; there are C / ``REDUCTION`` hidden units, at least 4.
     """
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(self, channels: int):
         super().__init__()
-        hidden = max(4, channels // reduction)
+        hidden = max(4, channels // REDUCTION)
         self.squeeze, self.excite = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -5,21 +5,22 @@ import math
 import torch
 from torch import Tensor, nn
 
+MAX_PERIOD = 10_000.0  # upper bound of the longest period of ``sinusoidal``, divided by 2 pi
 
-def sinusoidal(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Compute cos(t w_i) and sin(t w_i) for dim / 2 frequencies from 1 down to nearly 1 / max_period.
+
+def sinusoidal(t: Tensor, dim: int) -> Tensor:
+    """Compute cos(t w_i) and sin(t w_i) for dim / 2 frequencies from 1 down to nearly 1 / ``MAX_PERIOD``.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, as used for time by DDPM (arXiv:2006.11239, appendix B).
 
     Args:
         t: (N,).
         dim: D, even.
-        max_period: upper bound of the longest period, divided by 2 pi.
 
     Returns:
         (N, D) float32.
     """
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))  # (D / 2,)
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(dim // 2, device=t.device) / (dim // 2))  # (D / 2,)
     angles = t.float()[:, None] * frequencies  # (N, D / 2)
     return torch.cat((angles.cos(), angles.sin()), dim=1)
 

@@ -25,10 +25,10 @@ SMALLEST, LARGEST = 8, 512
 FEWEST_STEPS = 16  # per epoch
 SHARE = 0.8  # usable fraction of the free memory
 STEPS = 2  # the second one runs with the optimiser's moments allocated
-LATE = 10**6  # optimiser step at which all losses are active
+STEP_WITH_ALL_LOSSES = 10**6  # optimiser step at which all losses are active
 
 
-def settle_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
+def resolve_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
     """Replace ``auto`` by a number in the config and the data module.
 
     Args:
@@ -155,7 +155,7 @@ def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, si
     left_out: dict[str, Any] = {"logger": None, "callbacks": None}
     data.batch_size = size
     copied = copy.deepcopy(module)
-    copied.optimizer_steps = LATE
+    copied.optimizer_steps = STEP_WITH_ALL_LOSSES
     with TemporaryDirectory() as folder:
         trainer = build_trainer({**config, **left_out, "trainer": config["trainer"] | trial}, RunFolder(folder), None)
         trainer.fit(copied, datamodule=data)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loaded_model import LoadedModel
 
-OF_TRAINING = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # that sampling needs
+TRAINING_KEYS = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # that sampling needs
 
 
 def write_pipeline(model: LoadedModel, folder: Path) -> None:
@@ -39,7 +39,7 @@ def write_pipeline(model: LoadedModel, folder: Path) -> None:
         "_diffusers_version": diffusers.__version__,
         "vae": ["diffusers", autoencoder.kind],
         "denoiser": ["denoiser", Denoiser.__name__],
-        "training": {key: config[key] for key in OF_TRAINING},
+        "training": {key: config[key] for key in TRAINING_KEYS},
         "sampling": config["sampling"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

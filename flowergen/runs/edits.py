@@ -8,7 +8,7 @@ import torch
 from flowergen.data.class_names import class_label
 from flowergen.errors import UserError
 from flowergen.evaluation import edits
-from flowergen.runs.sampling import OF_DIFFUSION, check_sampling, sampling_of
+from flowergen.runs.sampling import DIFFUSION_OPTIONS, check_sampling, sampling_of
 
 if TYPE_CHECKING:
     from flowergen.runs.loaded_model import LoadedModel
@@ -25,7 +25,7 @@ def edit_settings(
     module = model.module.denoising_model
     if module is None:
         raise UserError("pictures are edited with a diffusion model, and this is none: use vary()")
-    config = {**dict.fromkeys(OF_DIFFUSION), **options}
+    config = {**dict.fromkeys(DIFFUSION_OPTIONS), **options}
     check_sampling(config, model.config["model"], [], {})
     if classes is None:
         labels = [module.num_classes]

@@ -38,7 +38,7 @@ from flowergen.modules.pretrained_weights import VGG16_URL, vgg16_path
 from flowergen.picture_shape import PictureShape
 from flowergen.runs.loading import build_datamodule_of_run, load_run
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.sampling import batch_size_of, fast_denoiser, sampler_of, stored_latents
+from flowergen.runs.sampling import batch_size_of, fast_denoiser, latent_sampler, stored_latents
 
 MOST_SAMPLES = 10_000  # per repeat, unless num_samples= is larger
 SMALLEST_PX, LARGEST_PX = 16, 1024  # limits of image_size=
@@ -129,7 +129,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     by_class = module.denoises and len(model.class_names) > 0
     classes = repeated(reference_labels, num) if by_class else np.full(num, NO_CLASS)
     labels = torch.from_numpy(np.tile(classes, repeats).astype(np.int64))
-    sampler = sampler_of(config, model, stored_latents(model), False, fast_denoiser(model, len(labels)))
+    sampler = latent_sampler(config, model, stored_latents(model), False, fast_denoiser(model, len(labels)))
     batch_size, auto = batch_size_of(config, device.type == "cuda")
     generated = Sampled(sampler, labels, batch_size, auto)
     step, decoder = module.optimizer_steps, {}

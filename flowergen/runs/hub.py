@@ -88,7 +88,7 @@ def downloaded_run(value: str, key: str) -> Path:
         partial.rename(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not folder.is_dir():  # unlike here, where another process was faster
+        if not folder.is_dir():  # if it exists, another process copied it first
             raise UserError(f"{key}={value} cannot be copied to {folder} ({error.strerror}): make room") from error
     return folder
 

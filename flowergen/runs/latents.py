@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 
 def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataModule) -> None:
-    """Copy the autoencoder's or the diffusion run into the run folder, nested, so the original may be deleted.
+    """Copy the run of the previous stage into the run folder, so that the original may be deleted.
 
-    A pretrained autoencoder becomes a run folder there.
+    A pretrained autoencoder is converted to a run folder there.
 
     Raises:
-        UserError: there is no such run, or the pretrained autoencoder cannot be had.
+        UserError: there is no such run, or the pretrained autoencoder is unavailable.
     """
     before = stage_before(config)
     if before is None or (run.path / before[0]).is_dir():
@@ -56,11 +56,11 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
 
 
 def fetch_hub(config: dict[str, Any], run: RunFolder, resumed: bool) -> None:
-    """Download what a run needs of the hub in every process, to report what is missing before the pictures are decoded.
+    """Download what a run needs from the hub, in every process, so that missing files are reported before pictures are decoded.
 
     Args:
-        config: of the run.
-        run: its folder, which has what it needs once it was carried there or stored in a checkpoint.
+        config: the whole config.
+        run: the run folder; what has been copied into it, or is stored in a checkpoint, is not downloaded.
         resumed: whether the run continues from a checkpoint.
 
     Raises:
@@ -131,7 +131,7 @@ def prepare_latents(
                 net = load_efficientnet("lite0", "model.alignment_weight")
                 features = cached_features(net, data, model.device, data.cache_dir)
                 module.set_feature_scale(*feature_scale(features, rows))
-            data.feed_latents(*moments, features)
+            data.use_latents(*moments, features)
             parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
         else:
             log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
@@ -151,7 +151,7 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
             "a decoder must be trained on pictures of the same classes"
         )
     net = fast_denoiser(before, module.num_latents)
-    module.feed_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
+    module.use_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
     if is_first_process() and not run.latents.is_file():
         kept = spread(data.rows["train"], num_stored(model.latent_shape))
         latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False)])

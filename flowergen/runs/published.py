@@ -1,6 +1,6 @@
-"""Runs as they are shared: weights as safetensors, no path of this machine, a model card.
+"""Export of runs for sharing: weights as safetensors, no paths of this machine, and a model card.
 
-Such a folder is a run folder or a pipeline of diffusers.
+The result is a run folder or a pipeline of diffusers.
 """
 
 import json
@@ -24,7 +24,7 @@ from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import place_of, stage_before
 
 NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
-LARGEST_STATE = 4096  # values of a tensor in state.json
+LARGEST_STATE = 4096  # most values of a tensor in state.json
 APP = """\"\"\"The page of the run in this folder, as python -m flowergen.explore serves it.\"\"\"
 
 from pathlib import Path
@@ -44,17 +44,17 @@ def publish(
     repo: str | None,
     space: str | None = None,
 ) -> None:
-    """Write a run as it is shared.
+    """Write a run for sharing.
 
     Args:
         run: the run.
-        checkpoint: in it; None for the one that is loaded by default.
-        model: it, loaded.
+        checkpoint: a checkpoint of the run; None for the one that is loaded by default.
+        model: the loaded run.
         folder: an empty folder.
         form: ``flowergen`` or ``diffusers``.
         repo: OWNER/NAME of the repository that it is uploaded to, for the model card; None for none.
-        space: what a Space installs, ``flowergen[app]==VERSION``, to run app.py, the page of ``flowergen.explore``; None for
-            no Space.
+        space: the requirement that a Space installs to run app.py, the page of ``flowergen.explore``, such as
+            ``flowergen[app]==VERSION``; None for no Space.
     """
     if form == "diffusers":
         write_pipeline(model, folder)
@@ -90,10 +90,10 @@ def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a checkpoint in JSON's types, as ``runs.loading`` restores it."""
+    """Convert a value of a checkpoint to JSON types; ``runs.loading`` restores it."""
     if isinstance(value, Tensor):
         if value.numel() > LARGEST_STATE:
-            raise UserError(f"the checkpoint has a tensor of {value.numel():,} values beside its weights, which is not shared")
+            raise UserError(f"the checkpoint has a tensor of {value.numel():,} values besides its weights, which is not shared")
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}

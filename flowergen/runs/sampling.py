@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from flowergen.evaluation.fast_network import FastNetwork
     from flowergen.evaluation.latent_store import LatentStore
-    from flowergen.evaluation.sampling import Sampler
-    from flowergen.modules.latent_ddpm import LatentDDPMModule, Sampling
+    from flowergen.evaluation.sampling import LatentSampler
+    from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
     from flowergen.runs.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
 WORTH_COMPILING = 1024  # samples; on two cores, compiling a DiT takes as long as drawing 700 samples with it
-OF_DIFFUSION = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
+DIFFUSION_OPTIONS = ("sampler", "steps", "guidance_scale", "guidance_interval", "eta")
 
 
 def check_sampling(
@@ -54,7 +54,7 @@ def check_sampling(
             raise UserError(
                 f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and takes at most as many steps"
             )
-    without_effect = {"source": "VAEs"} if own else dict.fromkeys((*OF_DIFFUSION, "denoising"), "diffusion models")
+    without_effect = {"source": "VAEs"} if own else dict.fromkeys((*DIFFUSION_OPTIONS, "denoising"), "diffusion models")
     if own and name != "ddim":
         without_effect["eta"] = "sampler=ddim"
     for key, reader in {**without_effect, **unread}.items():
@@ -69,9 +69,9 @@ def stored_latents(model: "LoadedModel") -> "LatentStore | None":
     return read_latents(model.run.latents, model.module.latents_owner)
 
 
-def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "Sampling":
+def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "SamplingSettings":
     """Return the diffusion model's sampling settings, overridden by the command line."""
-    return replace(module.sampling, **{key: config[key] for key in OF_DIFFUSION if config[key] is not None})
+    return replace(module.sampling, **{key: config[key] for key in DIFFUSION_OPTIONS if config[key] is not None})
 
 
 def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
@@ -92,13 +92,13 @@ def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
     return FastNetwork(model.module.inference_net, bf16, compiled)
 
 
-def sampler_of(
+def latent_sampler(
     config: Mapping[str, Any],
     model: "LoadedModel",
     store: "LatentStore | None",
     by_class: bool,
     net: "FastNetwork | None" = None,
-) -> "Sampler":
+) -> "LatentSampler":
     """Return the sampler of the model.
 
     Args:
@@ -135,7 +135,7 @@ def samples_of(
     from flowergen.evaluation.sampling import labels_by_frequency, pictures
 
     store, module = None, model.module
-    config = {**dict.fromkeys(OF_DIFFUSION), **options, "source": "auto", "batch_size": "auto", "seed": seed}
+    config = {**dict.fromkeys(DIFFUSION_OPTIONS), **options, "source": "auto", "batch_size": "auto", "seed": seed}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     check_sampling(config, model.config["model"], given, {})
     for key, value in {"num": num, "steps": options["steps"]}.items():
@@ -153,5 +153,5 @@ def samples_of(
         if classes is None and (store is None or store.prior is None):
             log.warning(f"{model.run.path} has no mixture model of these weights: samples are decoded from N(0, I)")
     batch_size, halve = batch_size_of(config, module.device.type == "cuda")
-    sampler = sampler_of(config, model, store, classes is not None)
+    sampler = latent_sampler(config, model, store, classes is not None)
     return torch.cat([x for _, x in pictures(sampler, labels, batch_size, halve)]).to(module.device)

@@ -1,4 +1,4 @@
-"""What a run inherits from the run of the previous stage, or from the run that it starts from. Imports nothing heavy."""
+"""Settings that a run inherits from the run of the previous stage or of ``init``; imports nothing that is slow to import."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from flowergen.errors import UserError, one_line
 from flowergen.runs.hub import CONFIG, downloaded
 from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
 
-OF_THE_PICTURES = ("data.image_size", "data.channels", "data.fit")
-OF_OLDER_RUNS: dict[str, Any] = {"channels": 3, "fit": "crop"}  # their pictures, if ``data`` of their config lacks these keys
-OF_THE_SPLIT = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
-OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not take over
+PICTURE_KEYS = ("data.image_size", "data.channels", "data.fit")
+OLDER_RUN_DEFAULTS: dict[str, Any] = {"channels": 3, "fit": "crop"}  # of ``data``, where an older config lacks these keys
+SPLIT_KEYS = ("data.split", "data.split_seed")  # another split would train on pictures that the previous stage holds out
+TRAINING_KEYS = (  # keys of ``model`` that are not inherited with ``init``
     "optimizer.",
     "discriminator_optimizer.",
     "lr_schedule",
@@ -30,7 +30,7 @@ OF_THE_TRAINING = (  # keys of ``model`` that a run started by ``init`` does not
     "adversarial_ramp_steps",
     "freeze",
 )
-LITTLE_BETA = 1e-6  # that latent diffusion's autoencoder, an AutoencoderKL, was trained with (arXiv:2112.10752, its code)
+PRETRAINED_BETA = 1e-6  # of the autoencoder of latent diffusion, an AutoencoderKL, in its authors' code (arXiv:2112.10752)
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
 
@@ -152,7 +152,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         return []
     stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
-    theirs = OF_OLDER_RUNS | stored["data"]
+    theirs = OLDER_RUN_DEFAULTS | stored["data"]
     if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
         raise UserError(
             f"{key}={value} was trained on {data_options(theirs)}: add {data_options(theirs)}, or, to train on other "
@@ -161,13 +161,13 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
     same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
     elsewhere = origin(theirs) != origin(data)
     lines = []
-    for option in OF_THE_PICTURES + (OF_THE_SPLIT if same_kind else ()):
+    for option in PICTURE_KEYS + (SPLIT_KEYS if same_kind else ()):
         name = option.removeprefix("data.")
         if name not in theirs or name not in data:
             continue
         if option not in typed:
             lines.append(f"++{option}={as_typed(theirs[name])}")
-        elif shortest_size(typed[option]) != theirs[name] and not (elsewhere and option in OF_THE_SPLIT):
+        elif shortest_size(typed[option]) != theirs[name] and not (elsewhere and option in SPLIT_KEYS):
             what = {"autoencoder": "autoencoder", "diffusion": "diffusion model"}.get(key, "run")
             raise UserError(
                 f"{option}={as_typed(typed[option])}: the {what} was trained with {option}={as_typed(theirs[name])}, "
@@ -177,7 +177,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
 
 
 def origin(data: Mapping[str, Any]) -> Any:
-    """Return what tells two collections of the same class apart: the folder, or the name of a repository."""
+    """Return what identifies a collection among those of its class: the folder, or the name of a repository."""
     return data.get("root") or data.get("name")
 
 
@@ -230,7 +230,7 @@ def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -
     kind, arguments = read_pretrained(folder, value, "init")
     lines = _pretrained_lines(value, {"kind": kind, "config": arguments, "source": source_name(value)}, typed)
     lines += [] if "model" in typed else ["model=vae_gan"]
-    return lines if "model.beta" in typed else [*lines, f"model.beta={LITTLE_BETA if kind == 'AutoencoderKL' else 0}"]
+    return lines if "model.beta" in typed else [*lines, f"model.beta={PRETRAINED_BETA if kind == 'AutoencoderKL' else 0}"]
 
 
 def source_name(value: str) -> str:
@@ -253,7 +253,7 @@ def _pretrained_lines(value: str, pretrained: dict[str, Any], typed: Mapping[str
 
 
 def completed(stored: dict[str, Any]) -> list[str]:
-    """Add to an older run's config the keys that were added since with another default than what it was trained with."""
+    """Add keys introduced since the run, whose current default differs from what the run used; return them as overrides."""
     network = stored["model"].get("network")
     if not isinstance(network, dict) or network.get("_target_") != "flowergen.nn.dit.DiT" or "block" in network:
         return []
@@ -270,7 +270,7 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
         typed: the keys given on the command line, with their values.
 
     Returns:
-        ``++KEY=VALUE`` for the keys that were not typed and that do not belong to ``OF_THE_TRAINING``, and
+        ``++KEY=VALUE`` for the keys that were not typed and are not in ``TRAINING_KEYS``, and
         ``model.pretrained`` if the run has it.
 
     Raises:
@@ -287,7 +287,7 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
         if pretrained and name.startswith(("latent.", "blocks.")):  # unused
             continue
         linked = isinstance(composed.get(name), str) and "${" in composed[name]
-        own = name.startswith(OF_THE_TRAINING) or name.rpartition(".")[2] in ("_target_", "_partial_")
+        own = name.startswith(TRAINING_KEYS) or name.rpartition(".")[2] in ("_target_", "_partial_")
         if name in composed and not linked and not own and f"model.{name}" not in typed and composed[name] != setting:
             lines.append(f"++model.{name}={json.dumps(setting)}")
     return lines
@@ -303,4 +303,4 @@ def _option(group: str, node: Any) -> str | None:
 
 def is_inherited(line: str) -> bool:
     """Return True if an override comes from ``inherited``."""
-    return line.startswith(tuple(f"++{key}=" for key in OF_THE_PICTURES + OF_THE_SPLIT))
+    return line.startswith(tuple(f"++{key}=" for key in PICTURE_KEYS + SPLIT_KEYS))

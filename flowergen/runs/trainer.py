@@ -23,7 +23,7 @@ from flowergen.runs.loading import epochs_done
 from flowergen.runs.run_folder import RunFolder, is_first_process
 
 MOST_EPOCHS = 10**6  # if a budget ends training
-# keys, or beginnings of keys, that say nothing about the result
+# key prefixes that do not affect the result
 NO_HYPERPARAMETERS = (
     "hydra", "paths", "callbacks", "logger", "name", "resume", "sweep", "data.root", "data.cache_dir", "model.weights_dir",
 )  # fmt: skip

@@ -36,8 +36,8 @@ def prepared(cache_dir: Path, device: torch.device = CPU, **changes: Any) -> Pro
     return data
 
 
-def feed(data: ProceduralDataModule) -> None:
-    data.feed_latents(*(normal((100, 2, 3, 4, 4), seed=0, step=0, purpose=name).numpy() for name in ("mean", "logvar")))
+def use_latents(data: ProceduralDataModule) -> None:
+    data.use_latents(*(normal((100, 2, 3, 4, 4), seed=0, step=0, purpose=name).numpy() for name in ("mean", "logvar")))
 
 
 def batches(data: ProceduralDataModule, device: torch.device = CPU) -> list[Any]:
@@ -68,24 +68,24 @@ def test_batches_are_bit_equal(cache_dir: Path, what: type, monkeypatch: pytest.
     monkeypatch.setattr(resident, "CHUNK_SIZE", 33)
     ours, theirs = (prepared(cache_dir, device_resident=choice, **AUGMENTED) for choice in (True, False))
     if what is LatentBatch:
-        feed(ours)
-        feed(theirs)
+        use_latents(ours)
+        use_latents(theirs)
     assert isinstance(next(iter(ours.train_dataloader())), torch.Tensor)
     assert isinstance(next(iter(theirs.train_dataloader())), what)
     assert_same(batches(ours), batches(theirs))
 
 
-def test_what_is_fed_later_takes_the_place_of_what_lay_there(cache_dir: Path) -> None:
+def test_latents_replace_the_pictures_on_the_device(cache_dir: Path) -> None:
     data = prepared(cache_dir, device_resident=True)
     assert isinstance(batches(data)[0], Batch)
-    feed(data)
+    use_latents(data)
     assert isinstance(batches(data)[0], LatentBatch)
 
 
 def test_cached_latents_may_lie_there_where_pictures_are_streamed(tmp_path: Path) -> None:
     data = prepared(tmp_path, decode="stream", device_resident=True)
     assert isinstance(next(iter(data.train_dataloader())), Batch), "pictures may not"
-    feed(data)
+    use_latents(data)
     assert isinstance(next(iter(data.train_dataloader())), torch.Tensor)
 
 
@@ -99,7 +99,8 @@ def test_auto_takes_a_third_of_what_is_free_on_a_gpu(
 ) -> None:
     """100 pictures of 16 px are 76,800 bytes, their labels and row numbers 1,600; said once for all loaders."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
-    monkeypatch.setattr("flowergen.data.image_datamodule.copied", lambda source, device: resident.copied(source, CPU))
+    copy = resident.copy_to_device
+    monkeypatch.setattr("flowergen.data.image_datamodule.copy_to_device", lambda source, device: copy(source, CPU))
     caplog.set_level("INFO")
     data = prepared(cache_dir, torch.device("cuda", 0))
     assert isinstance(next(iter(data.train_dataloader())), torch.Tensor if is_copied else Batch)
@@ -112,7 +113,7 @@ def test_a_device_without_room_says_what_to_do(cache_dir: Path, monkeypatch: pyt
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("flowergen.data.image_datamodule.copied", full)
+    monkeypatch.setattr("flowergen.data.image_datamodule.copy_to_device", full)
     with pytest.raises(UserError, match=r"no room for the collection's 78,400 bytes: set data\.device_resident=false"):
         prepared(cache_dir, device_resident=True).train_dataloader()
 

@@ -19,7 +19,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing, list_image_folder
 from flowergen.data.order import TrainingOrder
 from flowergen.data.reading import Fit
-from flowergen.data.streaming import LoaderAhead, StreamedImages, streamed_images
+from flowergen.data.streaming import PrefetchingLoader, StreamedImages, streamed_images
 from flowergen.errors import UserError
 from flowergen.picture_shape import PictureShape
 from tests.data.test_image_datamodule import drawn, write_pictures
@@ -142,8 +142,8 @@ class Numbers:
         return Batch(index, index, index)
 
 
-def loader(source: Numbers, order: TrainingOrder) -> LoaderAhead:
-    return LoaderAhead(source, sampler=order, batch_size=None)  # type: ignore[arg-type]
+def loader(source: Numbers, order: TrainingOrder) -> PrefetchingLoader:
+    return PrefetchingLoader(source, sampler=order, batch_size=None)  # type: ignore[arg-type]
 
 
 def test_the_loader_is_two_batches_ahead_and_gives_all_in_order(monkeypatch: Any) -> None:
@@ -190,7 +190,7 @@ def test_an_error_in_the_thread_is_the_users_one_line_at_its_batch() -> None:
 @pytest.mark.parametrize("shape", [{}, {"image_size": [12, 16], "channels": 1, "fit": "pad"}])
 def test_a_data_module_that_streams_gives_the_same_batches(shape: dict[str, Any], tmp_path: Path) -> None:
     ours, theirs = drawn(tmp_path / "a", decode="stream", **shape), drawn(tmp_path / "b", **shape)
-    assert isinstance(ours.test_dataloader(), LoaderAhead)
+    assert isinstance(ours.test_dataloader(), PrefetchingLoader)
     assert ours.identity == theirs.identity
     assert ours.pixels == theirs.pixels
     for a, b in zip(ours.test_dataloader(), theirs.test_dataloader(), strict=True):

@@ -10,9 +10,9 @@ import pytest
 
 from flowergen.errors import UserError
 from flowergen.evaluation.card import (
+    COLUMNS,
     FIGURES,
     INCEPTION_NAMES,
-    OF,
     PER_MILLE,
     comparison,
     hash_of,
@@ -155,11 +155,11 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
 
 @pytest.mark.parametrize("metric", FIGURES)
 def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
-    results = summarised({metric: {of: [0.25] for of in OF}})
+    results = summarised({metric: {of: [0.25] for of in COLUMNS}})
     lines = markdown(card(results=results, protocol_extractor="efficientnet")).splitlines()
     arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[metric].better]
     value = shown(metric, results[metric]["samples"])
-    assert rows_of(lines)[label_of(metric, "efficientnet") + arrow] == [value] * len(OF)
+    assert rows_of(lines)[label_of(metric, "efficientnet") + arrow] == [value] * len(COLUMNS)
 
 
 def test_the_losses_columns_say_of_what_they_are_whatever_a_floor_is_of() -> None:

@@ -291,7 +291,7 @@ def test_a_latent_is_the_mirror_image_s_exactly_where_the_pixel_path_mirrors_the
     """In every epoch, whatever the batch; and never in validation."""
     model, of_latents = TinyAutoencoder().eval(), drawn(cache_dir)
     moments = cached_posteriors(model, of_latents, tmp_path)
-    of_latents.feed_latents(*moments, features=moments[0].astype(np.float16))  # any numbers will do
+    of_latents.use_latents(*moments, features=moments[0].astype(np.float16))  # any numbers will do
     rows = [5, 0, 17, 39, 8, 21, 30, 2]
     trainer: Any = Training()
     data.trainer = of_latents.trainer = trainer
@@ -318,7 +318,7 @@ def test_a_latent_is_the_mirror_image_s_exactly_where_the_pixel_path_mirrors_the
 def test_a_data_module_without_flips_feeds_its_only_variant(cache_dir: Path, tmp_path: Path) -> None:
     data, model = drawn(cache_dir, horizontal_flip=False), TinyAutoencoder().eval()
     mean, logvar = cached_posteriors(model, data, tmp_path)
-    data.feed_latents(mean, logvar)
+    data.use_latents(mean, logvar)
     data.trainer = Training()  # type: ignore[assignment]
     batch = data.on_after_batch_transfer(data.source[[3, 1]], 0)
     np.testing.assert_array_equal(batch.mean, mean[[3, 1], 0])
@@ -326,7 +326,7 @@ def test_a_data_module_without_flips_feeds_its_only_variant(cache_dir: Path, tmp
 
 
 def test_loaders_yield_latents_and_the_labels_and_rows_of_their_pictures(data: ProceduralDataModule, tmp_path: Path) -> None:
-    data.feed_latents(*cached_posteriors(TinyAutoencoder().eval(), data, tmp_path))
+    data.use_latents(*cached_posteriors(TinyAutoencoder().eval(), data, tmp_path))
     batches = list(data.test_dataloader())
     assert all(isinstance(batch, LatentBatch) for batch in batches)
     rows = torch.cat([batch.index for batch in batches]).tolist()

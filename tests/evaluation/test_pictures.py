@@ -19,7 +19,7 @@ from flowergen.evaluation.pictures import (
     repeated,
     to_uint8,
 )
-from flowergen.evaluation.sampling import Sampler
+from flowergen.evaluation.sampling import LatentSampler
 from flowergen.picture_shape import PictureShape
 from flowergen.randomness import normal_per_sample
 from tests.conftest import save_grey
@@ -332,7 +332,7 @@ def sampled() -> Sampled:
         z = normal_per_sample(index, model.latent_shape, seed=3, purpose="test")
         return z + label[:, None, None, None]
 
-    return Sampled(Sampler(model, draw, "drawn"), torch.arange(7) % 2, batch_size=3, halve=False)
+    return Sampled(LatentSampler(model, draw, "drawn"), torch.arange(7) % 2, batch_size=3, halve=False)
 
 
 @pytest.mark.parametrize("first", [0, 2, 3, 6, 7])

@@ -152,7 +152,7 @@ def run_example(code: str, model: ImageModel, folder: Path, patch: pytest.Monkey
 def our_samples(model: LatentDDPMModule, sampler: str, noise: np.ndarray, patch: pytest.MonkeyPatch) -> Tensor:
     """(4, C, h, w) latents from this noise, with the model's own steps and guidance."""
     patch.setattr(latent_ddpm, "normal_per_sample", lambda *args, **kwargs: torch.from_numpy(noise))
-    sampling = latent_ddpm.Sampling(**{**SAMPLING, "sampler": sampler})
+    sampling = latent_ddpm.SamplingSettings(**{**SAMPLING, "sampler": sampler})
     with torch.inference_mode():
         return model.denoised(range(4), torch.arange(4), 0, sampling)
 

@@ -12,7 +12,7 @@ from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
 from flowergen.evaluation.sampling import (
     MOST_STATES,
     NO_CLASS,
-    Sampler,
+    LatentSampler,
     autoencoder_sampler,
     diffusion_sampler,
     first_of_each,
@@ -28,7 +28,7 @@ from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
 NONE = torch.full((7,), NO_CLASS)
 
 
-def all_of(sampler: Sampler, labels: Tensor, batch_size: int) -> Tensor:
+def all_of(sampler: LatentSampler, labels: Tensor, batch_size: int) -> Tensor:
     """Every picture, having seen that they come in order."""
     parts, expected = [], 0
     for first, x in pictures(sampler, labels, batch_size, halve=False):
@@ -177,7 +177,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_no_picture_is_lost() -> None:
     model, memory = TinyAutoencoder().eval(), SmallMemory(fits=3)
-    sampler = Sampler(model, memory, "")
+    sampler = LatentSampler(model, memory, "")
     parts = list(pictures(sampler, torch.full((8,), NO_CLASS), 13, halve=True))
     assert memory.asked == [8, 6, 3, 3, 2], "13, 6, 3, and no attempt at more again"
     assert [first for first, _ in parts] == [0, 3, 6]
@@ -196,13 +196,13 @@ def test_a_decoder_that_runs_out_of_memory_counts_too() -> None:
         return decode(z)
 
     model.decode = small  # type: ignore[method-assign]
-    parts = list(pictures(Sampler(model, SmallMemory(fits=8), ""), torch.full((3,), NO_CLASS), 4, halve=True))
+    parts = list(pictures(LatentSampler(model, SmallMemory(fits=8), ""), torch.full((3,), NO_CLASS), 4, halve=True))
     assert [first for first, _ in parts] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("fits", "batch_size", "halve"), [(3, 4, False), (0, 4, True), (0, 1, True)])
 def test_where_it_may_not_or_cannot_be_halved_the_error_is_the_user_s(fits: int, batch_size: int, halve: bool) -> None:
-    sampler = Sampler(TinyAutoencoder().eval(), SmallMemory(fits), "")
+    sampler = LatentSampler(TinyAutoencoder().eval(), SmallMemory(fits), "")
     with pytest.raises(torch.cuda.OutOfMemoryError):
         list(pictures(sampler, torch.full((8,), NO_CLASS), batch_size, halve))
 

@@ -48,7 +48,7 @@ def make(**changes: Any) -> DecoderModule:
         module = DecoderModule(**{**OPTIONS, "diffusion": diffusion, **changes})
     wake(module.net)
     module.ema.net.load_state_dict(module.net.state_dict())
-    module.feed_samples(torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 3]))
+    module.use_samples(torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 3]))
     module.manual_backward = lambda loss, **options: loss.backward(**options)  # type: ignore[method-assign, assignment]
     module.step_optimizers = lambda: 0.0  # type: ignore[method-assign]
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -128,7 +128,7 @@ def test_without_classes_there_is_no_class_projection(monkeypatch: pytest.Monkey
     monkeypatch.setattr(DecoderModule, "global_rank", 0)
     diffusion = make_diffusion(awake=False, autoencoder=make_vae_gan(num_classes=0), num_classes=0)
     module = make(num_classes=0, diffusion=diffusion)
-    module.feed_samples(module.latents, torch.zeros(6, dtype=torch.int64))
+    module.use_samples(module.latents, torch.zeros(6, dtype=torch.int64))
     assert module.class_projection is None
     module.training_step(Batch(batch(5).image, torch.full((5,), -1), torch.arange(5)), 0)
     assert all(p.grad is not None for p in module.discriminator_parameters)

@@ -15,7 +15,7 @@ from flowergen.errors import Stopped, UserError
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.runs import batch_size
-from flowergen.runs.batch_size import candidates, largest_that_fits, settle_batch_size
+from flowergen.runs.batch_size import candidates, largest_that_fits, resolve_batch_size
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.run_folder import RunFolder
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
@@ -64,7 +64,7 @@ def settled(tmp_path: Path, *overrides: str) -> tuple[dict[str, Any], Any, Any]:
     data = build_datamodule(config)
     data.setup()
     module = build_module(config, len(data.class_names))
-    assert settle_batch_size(config, RunFolder(tmp_path), data, module)
+    assert resolve_batch_size(config, RunFolder(tmp_path), data, module)
     return config, data, module
 
 
@@ -79,7 +79,7 @@ def test_the_number_goes_into_config_and_data_and_the_model_stays_as_it_was(
     untouched = build_module(config, len(data.class_names))
     for name, tensor in untouched.state_dict().items():
         assert torch.equal(tensor, module.state_dict()[name]), name
-    assert not settle_batch_size(config, RunFolder(tmp_path), data, module)
+    assert not resolve_batch_size(config, RunFolder(tmp_path), data, module)
     assert not list(tmp_path.iterdir())
 
 
@@ -143,9 +143,9 @@ def test_other_processes_read_what_the_first_has_found(
             module = build_module(config, len(data.class_names))
             if stored == "auto":
                 with pytest.raises(UserError, match="give a number"):
-                    settle_batch_size(config, run, data, module)
+                    resolve_batch_size(config, run, data, module)
             else:
-                settle_batch_size(config, run, data, module)
+                resolve_batch_size(config, run, data, module)
                 assert data.batch_size == 16
 
 
