@@ -102,7 +102,7 @@ def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if started.get("status") == "failed" and (exit_ == "finished" or str(exit_).startswith("running")):
         if exit_code is None:
             return "interrupted", "its values were tried again by another trial"
-        why = "its metric was never a number" if exit_code == 0 else f"it ended with status {exit_code}"
+        why = "its metric was never finite" if exit_code == 0 else f"it ended with status {exit_code}"
         return "failed", f"{why}{' (killed: out of memory?)' if exit_code == -9 else ''}"
     if exit_ is None:
         log = run.path / "train.log"

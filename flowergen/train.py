@@ -145,7 +145,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if checkpoint:
         log.info(f"resumed from {checkpoint_path} at optimiser step {steps_before:,}")
 
-    with _made_last(checkpoint_path, run):
+    with _promoted_to_last(checkpoint_path, run):
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
     if module.run_state.received:  # in the last step or later
         raise Stopped(module.run_state.received)
@@ -221,7 +221,7 @@ def _checkpoint_to_resume(resume: str, run: RunFolder) -> Path | None:
 
 
 @contextmanager
-def _made_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]:
+def _promoted_to_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]:
     """Make the resumed checkpoint ``last.ckpt``, for later resumes; restore the previous one if the session is refused."""
     last = run.checkpoints / "last.ckpt"
     if checkpoint in (None, last) or not is_first_process():

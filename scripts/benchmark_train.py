@@ -196,7 +196,7 @@ def main() -> None:
     if not overrides:
         sys.exit(__doc__)
     rounds, steps = int(own["rounds"]), int(own["steps"])
-    game = ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
+    adversarial_from_start = ["model.adversarial_start_steps=0", "model.adversarial_ramp_steps=0"]
     quick = [
         "trainer.max_epochs=1",
         "trainer.budget=null",
@@ -209,7 +209,7 @@ def main() -> None:
         print("model.alignment_weight=0: the step is timed without the alignment")
         config["model"]["alignment_weight"] = 0.0
     if "adversarial_start_steps" in config["model"]:
-        config = resolve(checked([*game, *quick, *overrides])[0])
+        config = resolve(checked([*adversarial_from_start, *quick, *overrides])[0])
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

@@ -58,7 +58,7 @@ def test_every_job_has_its_state_and_reason(tmp_path: Path) -> None:
     assert "out of memory" in jobs["3"].reason
     assert "exit status 2" in jobs["4"].reason
     assert "out of memory?" in jobs["6"].reason
-    assert "never a number" in jobs["7"].reason
+    assert "never finite" in jobs["7"].reason
     assert jobs["8"].metrics == {"epoch": 1.0, "val/elbo": 801.0}
     assert swept_keys(list(jobs.values())) == ["model.beta", "seed"]
     assert jobs["4"].overrides == {"model.beta": "x"}

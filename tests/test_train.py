@@ -445,7 +445,7 @@ def test_every_process_resumes_from_the_checkpoint_that_was_named(monkeypatch: p
     for rank, expected in (("1", b"last"), ("0", b"named")):
         monkeypatch.setenv("RANK", rank)
         assert train._checkpoint_to_resume(str(named), run) == named
-        with train._made_last(named, run):
+        with train._promoted_to_last(named, run):
             assert last.read_bytes() == expected
     assert {path.name for path in run.checkpoints.iterdir()} == {"epoch_0002.ckpt", "last.ckpt"}
 
@@ -459,7 +459,7 @@ def test_a_refusal_brings_the_last_checkpoint_back(error: type[BaseException], e
     last, named = run.checkpoints / "last.ckpt", run.checkpoints / "epoch_0002.ckpt"
     last.write_bytes(b"last")
     named.write_bytes(b"named")
-    with pytest.raises(error), train._made_last(named, run):
+    with pytest.raises(error), train._promoted_to_last(named, run):
         raise error
     assert last.read_bytes() == expected
     assert {path.name for path in run.checkpoints.iterdir()} == {"last.ckpt", "epoch_0002.ckpt"}

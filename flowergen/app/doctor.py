@@ -159,10 +159,10 @@ def gpus() -> Iterator[Line]:
 
     from flowergen.runs.trainer import resolve_precision
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         there = torch.cuda.is_available()
-    reasons = "; ".join(one_line(warning.message) for warning in said if isinstance(warning.message, Exception))
+    reasons = "; ".join(one_line(warning.message) for warning in caught if isinstance(warning.message, Exception))
     if not there:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is None and shutil.which("nvidia-smi"):

@@ -45,7 +45,7 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Start the clock and, on a terminal, the bar."""
-        self._started = self._said = time.monotonic()
+        self._started = self._last_report = time.monotonic()
         self._batches_done = 0
         self._rate = 0.0
         if self._enabled and trainer.is_global_zero and sys.stderr.isatty():
@@ -78,8 +78,8 @@ class Progress(ProgressBar):
             done, total = pl_module.optimizer_steps, pl_module.total_steps
             eta = self._eta(pl_module)
             self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
-        elif trainer.is_global_zero and time.monotonic() - self._said >= EVERY_SECONDS:
-            self._said = time.monotonic()
+        elif trainer.is_global_zero and time.monotonic() - self._last_report >= EVERY_SECONDS:
+            self._last_report = time.monotonic()
             of = f"batch {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
             log.info(f"epoch {epoch}  {of}  {self._rate:,.0f} images/s  ETA {self._eta(pl_module)}")
 
@@ -101,7 +101,7 @@ class Progress(ProgressBar):
         metrics = pl_module.epoch_metrics
         values = "  ".join(f"{name} {metrics[name]:.5g}" for name in shown if name in metrics)
         eta = self._eta(pl_module)
-        self._said = time.monotonic()
+        self._last_report = time.monotonic()
         if self._bar is not None:  # it would overlap with the line
             self._bar.stop()
         log.info(f"epoch {self._of_epochs(trainer, pl_module, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")

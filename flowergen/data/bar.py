@@ -26,7 +26,7 @@ def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Cal
         size: returns the size of an item, such as its number of pictures.
     """
     on_terminal, first = sys.stderr.isatty(), done
-    started = said = time.monotonic()
+    started = last_report = time.monotonic()
     with Progress(console=Console(stderr=True), transient=True, disable=not on_terminal) as progress:
         task = progress.add_task(what, total=total, completed=done)
         for item in items:
@@ -34,8 +34,8 @@ def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Cal
             done += size(item)
             progress.update(task, completed=done)
             now = time.monotonic()
-            if not on_terminal and now - said >= EVERY_SECONDS:
-                said = now
+            if not on_terminal and now - last_report >= EVERY_SECONDS:
+                last_report = now
                 left = timedelta(seconds=round((now - started) * (total - done) / max(1, done - first)))
                 print(f"{what}: {done:,} of {total:,}, about {left} left", file=sys.stderr, flush=True)
 

@@ -358,7 +358,7 @@ def _write_fingerprint(file: Path, fingerprint: str) -> None:
 def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
     name = error.filename2 or error.filename
     where = printable(str(Path(name).parent if name else folder))
-    remedy = REMEDIES.get(error.errno or 0, "fix that")
+    remedy = REMEDIES.get(error.errno or 0, "correct the cause")
     return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
 
 

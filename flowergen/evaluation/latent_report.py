@@ -71,7 +71,7 @@ def write_maps(
     rows = torch.from_numpy(spread(np.arange(len(points)), MOST_ON_TSNE))
     drawn = tsne_plane(points[rows], seed)
     title = f"{len(rows):,} {of}: t-SNE of the latents"
-    axes = ("near points stay near; distances between groups and their sizes mean nothing", "")
+    axes = ("only neighbourhoods are meaningful, not distances or cluster sizes", "")
     draw_classes(folder / "tsne.png", drawn, labels[rows], names, title, axes)
 
 

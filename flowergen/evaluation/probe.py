@@ -103,8 +103,8 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
             with open(temporary / file_name, "wb") as file:
                 file.write(content)
                 sync(file)
-        judged = "none" if accuracy is None else f"{accuracy:.1%} of {len(right):,}"
-        log.info("%.0f s; held-out pictures that it classifies correctly: %s", time.perf_counter() - start, judged)
+        accuracy_text = "none" if accuracy is None else f"{accuracy:.1%} of {len(right):,}"
+        log.info("%.0f s; held-out pictures that it classifies correctly: %s", time.perf_counter() - start, accuracy_text)
 
     num_bytes = 8 * (len(real.class_names) + 1) * (extractor.num_features + 2)
     return built_once(folder, open_, build, f"the linear probe of {name}", num_bytes)

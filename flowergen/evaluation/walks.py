@@ -22,8 +22,8 @@ from flowergen.viz.animations import write_gif
 from flowergen.viz.grids import comparison_grid, image_grid, write_png
 
 BATCH = 64  # pictures encoded or decoded at a time
-SHOWS = 1 / 255  # mean pixel difference below which a variation is invisible: one grey level
-AUTO_SHOWS = 8 / 255  # target of scale=auto
+VISIBLE_DIFFERENCE = 1 / 255  # mean pixel difference below which a variation is invisible: one grey level
+AUTO_DIFFERENCE = 8 / 255  # mean pixel difference that scale=auto aims at
 MAX_SCALE = 1e8  # large enough even for a posterior of standard deviation 1e-4
 TRAVERSAL_SIGMAS = 3.0  # standard deviations of the prior to each side, as in Higgins et al. 2017, figure 1
 MAX_STRENGTH = 2.0  # of latent arithmetic; 1 adds the difference of the means itself
@@ -62,7 +62,7 @@ def vary(
             write_single(folder / f"{name}_{kind}.png", image)
     difference = (varied - x_hat[:, None]).abs().mean().item()
     lines = [f"scale {scale:.4g}: variations differ from the reconstruction by {255 * difference:.2f} grey levels on average"]
-    if difference < SHOWS:
+    if difference < VISIBLE_DIFFERENCE:
         lines.append("that is invisible: give scale=auto, which finds a visible one, or a larger scale=")
     return lines
 
@@ -137,7 +137,7 @@ def variations(model: ImageModel, x: Tensor, num: int, scale: float | None, seed
     eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
     x_hat = decode(model, posterior.mean)
     if scale is None:
-        scale = scale_that_shows(model, posterior, x_hat, eps)
+        scale = visible_scale(model, posterior, x_hat, eps)
     return x_hat, decode_variations(model, posterior, scale, eps), scale
 
 
@@ -170,7 +170,7 @@ def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps
     return decode(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
-def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
+def visible_scale(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
     """Find the scale at which variations differ from the reconstruction by about eight grey levels on average.
 
     Args:
@@ -183,20 +183,20 @@ def scale_that_shows(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps
         UserError: no scale has a visible effect, because the decoder ignores its latents.
     """
 
-    def shows(scale: float) -> bool:
-        return bool((decode_variations(model, posterior, scale, eps) - x_hat[:, None]).abs().mean() >= AUTO_SHOWS)
+    def is_visible(scale: float) -> bool:
+        return bool((decode_variations(model, posterior, scale, eps) - x_hat[:, None]).abs().mean() >= AUTO_DIFFERENCE)
 
     low, high = 0.0, 0.01
-    while not shows(high):
+    while not is_visible(high):
         low, high = high, 4 * high
         if high > MAX_SCALE:
             raise UserError(
-                f"scale=auto: even scale={low:.0e} changes less than {255 * AUTO_SHOWS:.0f} grey levels, so the decoder "
+                f"scale=auto: even scale={low:.0e} changes less than {255 * AUTO_DIFFERENCE:.0f} grey levels, so the decoder "
                 "ignores its latents (posterior collapse): train with a lower model.beta or a longer model.beta_warmup_steps"
             )
     for _ in range(6):  # to within a few percent
         middle = (low + high) / 2
-        low, high = (low, middle) if shows(middle) else (middle, high)
+        low, high = (low, middle) if is_visible(middle) else (middle, high)
     return high
 
 

@@ -1,1 +1,1 @@
-"""A trained model in the browser: what each tab computes, and the page around it, made with Gradio."""
+"""A trained model in the browser: the computations of each tab, and the Gradio page."""

@@ -1,4 +1,4 @@
-"""What the tab Run shows: the files of a run folder as they are now, so that a run that is training can be followed."""
+"""Contents of the tab Run: the current files of a run folder, so that a run in training can be followed."""
 
 import base64
 import csv
@@ -31,10 +31,10 @@ def pictures_of_epoch(run: RunFolder, number: Any) -> str:
 
     Args:
         run: the run.
-        number: of the epoch among ``epochs``, from 1; a number beyond the last one means the last one.
+        number: position of the epoch in ``epochs``, from 1; a larger number than the last one means the last one.
 
     Raises:
-        UserError: it is no number.
+        UserError: the number is invalid.
     """
     found = epochs(run)
     if not found:
@@ -50,14 +50,14 @@ def curves(run: RunFolder) -> str:
 
 
 def versions(run: RunFolder) -> list[tuple[str, float]]:
-    """Return names and times of what the tab shows; as long as they are equal, it shows the same."""
+    """Return names and modification times of the displayed files; while they are equal, the tab need not be redrawn."""
     files = [run.metrics, run.path / "loss_plot.png", run.provenance, *run.images.glob("*.png")]
     files += run.path.glob("evaluation/*/card.json")
     return sorted((path.name, path.stat().st_mtime) for path in files if path.is_file())
 
 
 def card(run: RunFolder) -> str:
-    """Return the newest metric card as Markdown, or how to make one."""
+    """Return the newest metric card as Markdown, or the command that makes one."""
     try:
         whole = markdown(newest_card(run.path))
     except UserError:

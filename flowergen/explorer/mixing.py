@@ -1,4 +1,4 @@
-"""What the tab Mix computes: ways between the latents of several pictures, and class arithmetic."""
+"""Computations of the tab Mix: interpolation between latents of several pictures, and class arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from flowergen.runs.sampling import DIFFUSION_OPTIONS, latent_sampler
 
 MOST_INGREDIENTS = 8
 MOST_STRENGTH = 2.0  # of the arithmetic; 1 adds the difference of the class means itself
-WALK = 8  # pictures of a way from one ingredient to the next
+WALK = 8  # pictures from one ingredient to the next
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """What is mixed.
+    """A picture or sample that is mixed.
 
     Attributes:
         latent: (C, h, w).
-        picture: (C, H, W) in [0, 1], decoded from it.
-        caption: for the user.
+        picture: (C, H, W) in [0, 1], decoded from the latent.
+        caption: description for the user.
     """
 
     latent: Tensor
@@ -36,7 +36,7 @@ class Ingredient:
 
 
 def of_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
-    """Return a picture (1, C, H, W) in [0, 1], encoded."""
+    """Encode a picture (1, C, H, W) in [0, 1]."""
     return _decoded(explored, explored.model.encode(x).mean, caption)
 
 
@@ -56,10 +56,10 @@ def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
 
 
 def added(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[Ingredient]:
-    """Return all ingredients.
+    """Return all ingredients in one list.
 
     Raises:
-        UserError: they are too many.
+        UserError: there are too many.
     """
     if len(ingredients) + len(new) > MOST_INGREDIENTS:
         raise UserError(f"at most {MOST_INGREDIENTS} pictures are mixed: remove some first")
@@ -72,35 +72,35 @@ def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, 
     Args:
         explored: the model.
         ingredients: one or more.
-        place: from 0 at the first to 1 at the last; the ways between neighbours are equally long.
+        place: from 0 at the first to 1 at the last; neighbours are equally far apart.
         plus: class whose mean latent is added; None for none.
         minus: class whose mean latent is subtracted; None for none.
         strength: factor on the difference of the means.
 
     Raises:
-        UserError: there is no ingredient, or a value is not sensible.
+        UserError: there is no ingredient, or a value is invalid.
     """
     if not ingredients:
         raise UserError("add a picture or a sample first")
-    way = validation.real("The place", place, 0, 1) * (len(ingredients) - 1)
-    first = min(int(way), max(0, len(ingredients) - 2))
+    position = validation.real("The place", place, 0, 1) * (len(ingredients) - 1)
+    first = min(int(position), max(0, len(ingredients) - 2))
     a, b = ingredients[first].latent, ingredients[min(first + 1, len(ingredients) - 1)].latent
-    z = slerp(a, b, torch.tensor([way - first]))
+    z = slerp(a, b, torch.tensor([position - first]))
     z = z + validation.real("Strength", strength, 0, MOST_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
     return explored.model.decode(z).cpu()
 
 
 def walk(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
-    """Return pictures on the way from each ingredient to the next, ((N - 1) WALK, C, H, W).
+    """Return pictures interpolated from each ingredient to the next, ((N - 1) WALK, C, H, W).
 
     Raises:
-        UserError: there are less than two.
+        UserError: there are fewer than two.
     """
     if len(ingredients) < 2:
         raise UserError("a walk goes from one picture to the next: add two or more")
     t = torch.linspace(0, 1, WALK)
-    ways = [slerp(a.latent, b.latent, t) for a, b in pairwise(ingredients)]
-    return explored.model.decode(torch.cat(ways)).cpu()
+    latents = [slerp(a.latent, b.latent, t) for a, b in pairwise(ingredients)]
+    return explored.model.decode(torch.cat(latents)).cpu()
 
 
 def _decoded(explored: ExplorerModel, z: Tensor, caption: str) -> Ingredient:

@@ -1,4 +1,4 @@
-"""Serve the page: on this machine, to one queue of bounded length, and without a request to any other server."""
+"""Serve the page, with one queue of bounded length and without requests to other servers."""
 
 import os
 from typing import Any
@@ -8,13 +8,13 @@ from flowergen.explorer.editing import LARGEST_UPLOAD
 from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.page import build, style
 
-MOST_WAITING = 40  # requests in the queue; further ones are told that it is full
-MOST_SESSIONS = 200  # whose uploads and ingredients are kept
-OFFLINE = {  # before Gradio is imported
+MOST_WAITING = 40  # requests in the queue; further ones are refused
+MOST_SESSIONS = 200  # sessions whose state is kept
+OFFLINE = {  # must be set before Gradio is imported
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-# The browser loads nothing from other servers. Gradio evaluates templates of HTML, and has styles in elements.
+# The browser loads nothing from other servers. Gradio needs eval for its HTML templates, and inline styles.
 POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'"
 
 
@@ -24,7 +24,7 @@ def serve(run: str, host: str, port: int) -> None:
     Args:
         run: as in ``run=RUN``.
         host: address to listen on: ``127.0.0.1`` for this machine only.
-        port: of the address.
+        port: port to listen on.
 
     Raises:
         UserError: the run cannot be loaded, or the port is in use.
@@ -35,7 +35,7 @@ def serve(run: str, host: str, port: int) -> None:
 
 
 def start(explored: ExplorerModel, host: str, port: int) -> Any:
-    """Serve a page in threads of this process, and return it; ``close()`` ends it.
+    """Serve the page in threads of this process and return it; its ``close()`` stops the server.
 
     Raises:
         UserError: the port is in use.
@@ -60,7 +60,7 @@ def start(explored: ExplorerModel, host: str, port: int) -> Any:
 
 
 class Offline:
-    """ASGI middleware that forbids the browser to load anything from other servers.
+    """ASGI middleware that forbids the browser to load resources from other servers.
 
     Args:
         app: the application.
@@ -70,7 +70,7 @@ class Offline:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, with the policy in its headers."""
+        """Add the policy to the headers of a response."""
 
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":

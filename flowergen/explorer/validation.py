@@ -11,7 +11,7 @@ def real(name: str, value: Any, low: float, high: float) -> float:
     """Return a number.
 
     Raises:
-        UserError: it is none, or lies outside of [low, high].
+        UserError: it is not a number, or lies outside of [low, high].
 
     >>> real("Strength", 1, 0, 1)
     1.0
@@ -25,7 +25,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     """Return a whole number.
 
     Raises:
-        UserError: it is none, or lies outside of [low, high].
+        UserError: it is not a whole number, or lies outside of [low, high].
 
     >>> whole("Steps", 20.0, 1, 100)
     20
@@ -39,7 +39,7 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return one of the choices.
 
     Raises:
-        UserError: it is none of them.
+        UserError: the value is none of them.
     """
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}")

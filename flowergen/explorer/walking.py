@@ -1,4 +1,4 @@
-"""What the tab Map computes: points on the plane of the latents, and the pictures at a place or along a way."""
+"""Computations of the tab Map: points on the plane of the latents, and the pictures at a place or along a line."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from flowergen.explorer import validation
 from flowergen.explorer.model import ExplorerModel
 from flowergen.viz.latent_map import GREY, class_colors
 
-WALK = 8  # pictures along a drag
-OUTSIDE = 3.0  # how far a place may lie outside, in sides of the square around the points
+WALK = 8  # pictures along a dragged line
+OUTSIDE = 3.0  # largest distance of a place from the square around the points, in sides of that square
 
 
 def map_data(explored: ExplorerModel) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
         place: [x, y].
 
     Raises:
-        UserError: it is no place.
+        UserError: the place is invalid.
     """
     (at,) = _places(explored, [place])
     nearest = _nearest(explored, at)
@@ -56,28 +56,28 @@ def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
 
 
 def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
-    """Return the pictures along a straight way, (WALK, C, H, W).
+    """Return the pictures along a straight line, (WALK, C, H, W).
 
-    What lies outside of the plane goes from that of the point nearest to the start to that of the point nearest to the end:
-    on the plane itself, pictures are blurred.
+    The component orthogonal to the plane is interpolated from that of the point nearest to the start to that of the point
+    nearest to the end: on the plane itself, pictures are blurred.
 
     Args:
         explored: the model.
         start, end: [x, y].
 
     Raises:
-        UserError: they are no places.
+        UserError: a place is invalid.
     """
     ends = _places(explored, [start, end])
     rests = [explored.points[0][number].flatten() - _on_plane(explored, explored.plane.coordinates[number, None])[0]
              for number in (_nearest(explored, place) for place in ends)]  # fmt: skip
     t = torch.linspace(0, 1, WALK)[:, None]
-    way = _on_plane(explored, (1 - t) * ends[0] + t * ends[1])
-    return _decode(explored, way + (1 - t) * rests[0] + t * rests[1])
+    line = _on_plane(explored, (1 - t) * ends[0] + t * ends[1])
+    return _decode(explored, line + (1 - t) * rests[0] + t * rests[1])
 
 
 def _places(explored: ExplorerModel, places: list[Any]) -> Tensor:
-    """Return checked places, (N, 2)."""
+    """Validate places and return them, (N, 2)."""
     most = (1 + OUTSIDE) * float(explored.plane.coordinates.abs().max())
     for place in places:
         if not isinstance(place, list | tuple) or len(place) != 2:

@@ -107,7 +107,8 @@ class OptunaSweeper(Sweeper):
             changed = [f"{key} was {before[key]} and is {search[key]}" for key in search if before[key] != search[key]]
             raise UserError(f"{self.folder.path}: {changed[0]}; a continued search must keep its settings")
         study.set_user_attr("search", search)
-        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):  # the folder is locked: their sweeper died
+        # the folder is locked, so the process that ran these trials has ended
+        for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             run = RunFolder(self.folder.path / str(trial.number))
             if run.path.exists():
                 with run.locked():  # fails if the trial's process is still running
@@ -142,10 +143,10 @@ class OptunaSweeper(Sweeper):
         else:
             study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
         if status == "failed":
-            why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never a number"
+            why = f"status {process.returncode}" if process.returncode else f"{self.metric} was never finite"
             log.info(f"trial {trial.number} failed ({why}), the search continues; its log: {run.path / 'train.log'}")
         self.folder.record(trial.number, run.path, overrides, status, process.returncode)
-        if process.returncode == 0 and not values:  # no other trial would have it either
+        if process.returncode == 0 and not values:  # nor would another trial have it
             raise UserError(f"{run.metrics} has no column {self.metric}: hydra.sweeper.metric must be one of its columns")
         return status != "failed"
 
