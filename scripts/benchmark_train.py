@@ -131,7 +131,7 @@ class BareStep:
             return
         module.adversary.discriminator.update_spectral_norms()
         u = torch.rand(len(x), NUM_DRAWS, device=x.device)
-        self.phases = [("judgement", "discriminator, backward"), ("generator, losses", "backward")]
+        self.phases = [("discriminator, forward", "discriminator, backward"), ("generator, losses", "backward")]
         module._adversarial_step(module.adversary, x, batch.label, posterior, h, x_hat, u)
         module.adversary.update_adaptive_weight(world_size=1)
         self._lap("adaptive weight")
