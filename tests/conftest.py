@@ -168,7 +168,7 @@ def tiny_run() -> tuple[str, ...]:
 
 @pytest.fixture
 def tiny_vae_gan() -> tuple[str, ...]:
-    """The same with two players; they meet in the first of three epochs."""
+    """The same with adversarial training, which starts in the first of three epochs."""
     return TINY_VAE_GAN
 
 

@@ -14,7 +14,7 @@ from tests.conftest import Command
 ROOT = Path(__file__).parent.parent
 
 
-def test_floors_hold() -> None:
+def test_layers_hold() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
         cwd=ROOT, capture_output=True, text=True, check=False,

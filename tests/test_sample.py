@@ -52,7 +52,7 @@ def test_pictures_of_chosen_classes_and_how_they_came_about(command: Command, di
         assert any((a != b).any() for a, b in zip(pixels(changed).values(), found.values(), strict=True)), change
 
 
-def test_the_class_names_of_a_stranger_s_run_do_no_harm(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+def test_the_class_names_of_an_untrusted_run_do_no_harm(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
     """Paths, line breaks, terminal codes, half characters, no text: files stay in the folder, the terminal is unharmed."""
     run, out = tmp_path / "run", tmp_path / "out" / "deep"
     shutil.copytree(diffusion_run, run)

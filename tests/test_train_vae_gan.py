@@ -1,4 +1,4 @@
-"""The train command with two players, as real processes."""
+"""The train command with adversarial training, as real processes."""
 
 import csv
 from pathlib import Path
@@ -27,7 +27,7 @@ FROZEN_FEATURES = ("model.discriminator.kind=projected", "model.perceptual=effic
 
 
 @pytest.mark.parametrize("features", [(), FROZEN_FEATURES], ids=["patch", "projected"])
-def test_a_killed_game_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_continues_as_if_nothing_had_happened(
     command: Command,
     tiny_vae_gan: tuple[str, ...],
     tmp_path: Path,
@@ -35,7 +35,7 @@ def test_a_killed_game_goes_on_as_if_nothing_had_happened(
     features: tuple[str, ...],
 ) -> None:
     """SIGKILL in mid-epoch, between the two parts of an optimiser step, and before the epoch's last.ckpt: weights of both
-    players, both optimisers, moving average, adaptive weight and guard end bit-equal. And everything is logged apart."""
+    networks, both optimisers, moving average, adaptive weight and guard end bit-equal. And everything is logged apart."""
     arguments = [*tiny_vae_gan, *features, "trainer.accumulate_grad_batches=2",
                  "callbacks.checkpoints.checkpoint_every_steps=3", "model.discriminator.norm=spectral",
                  "trainer.gradient_clip_val=1", "trainer.gradient_clip_algorithm=value"]  # fmt: skip
@@ -68,11 +68,11 @@ def test_a_killed_game_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize("features", [(), FROZEN_FEATURES], ids=["patch", "projected"])
-def test_two_processes_and_parts_play_the_same_game(
+def test_two_processes_and_accumulation_train_alike(
     command: Command, tiny_vae_gan: tuple[str, ...], tmp_path: Path, features: tuple[str, ...]
 ) -> None:
     """DDP over gloo in two parts, and accumulation 2 x 4 equal one process with batches of 8, but for the order of float32
-    sums: both players, the centres, the adaptive weight."""
+    sums: both networks, the centres, the adaptive weight."""
     runs = {
         "one": [],
         "ddp": ["trainer.devices=2", "trainer.accumulate_grad_batches=2"],
@@ -92,10 +92,10 @@ def test_two_processes_and_parts_play_the_same_game(
                 assert (value == other[key] == "") or float(value) == pytest.approx(float(other[key]), rel=5e-3, abs=1e-4), key
 
 
-def test_the_guard_goes_back_three_times_and_its_state_survives_a_kill(
+def test_the_guard_rolls_back_three_times_and_its_state_survives_a_kill(
     command: Command, tiny_vae_gan: tuple[str, ...], tmp_path: Path, process_environment: dict[str, str]
 ) -> None:
-    """A game that is all noise: reconstructions fall, and each time the last good epoch comes back, with half the weight."""
+    """With far too large a weight, reconstructions deteriorate; each time the last good epoch returns, with half the weight."""
     arguments = [*tiny_vae_gan, "model.guard=rollback", "model.guard_margin=0.001", "model.adversarial_weight=1000",
                  "model.adaptive_weight_max=1000", "model.adversarial_start_steps=16", "model.adversarial_ramp_steps=0",
                  "model.optimizer.lr=3e-3", "model.ema_decay=null", "trainer.max_epochs=7"]  # fmt: skip
@@ -111,7 +111,7 @@ def test_the_guard_goes_back_three_times_and_its_state_survives_a_kill(
     good = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["flowergen"]["guard"]["good"]["module"]
     assert any("adversary" in key for key in good)
 
-    killed(run, "VAE-GAN training step", 8 * 3 + 3, arguments, process_environment)  # in the epoch after the first way back
+    killed(run, "VAE-GAN training step", 8 * 3 + 3, arguments, process_environment)  # in the epoch after the first rollback
     assert guard_of(run)["num_rollbacks"] == 1
     done = command("train", f"resume={run}")
     assert done.returncode == 0, done.stderr
@@ -149,7 +149,7 @@ def test_what_cannot_work_is_one_line(
         assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
-def test_a_resumed_game_keeps_its_players(command: Command, tiny_vae_gan: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_both_networks(command: Command, tiny_vae_gan: tuple[str, ...], tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = command("train", *tiny_vae_gan, "trainer.max_epochs=1", f"hydra.run.dir={run}")
     assert done.returncode == 0, done.stderr

@@ -254,7 +254,7 @@ def test_seconds_within_a_run_are_kept(clock: Clock) -> None:
     assert own.state_dict() == {"spent_seconds": 100.0, "total_steps": 7}
 
 
-def test_a_budget_without_a_game_is_refused_once_it_is_known(tmp_path: Path, clock: Clock) -> None:
+def test_a_budget_too_short_for_adversarial_training_is_refused_once_it_is_known(tmp_path: Path, clock: Clock) -> None:
     config = resolve(checked([*TINY_VAE_GAN, "trainer.budget=1h", "model.adversarial_start_steps=1000"])[0])
     data = build_datamodule(config)
     data.setup()
@@ -277,7 +277,7 @@ def test_a_share_of_the_steps_is_of_those_that_fit(tmp_path: Path, clock: Clock)
         assert seen.rates[round(half / 2) - 1] == pytest.approx(full / 2, rel=0.2)
 
 
-def test_a_game_that_starts_at_a_share_of_the_run_fits_every_budget(tmp_path: Path, clock: Clock) -> None:
+def test_adversarial_training_from_a_fraction_of_the_run_fits_every_budget(tmp_path: Path, clock: Clock) -> None:
     shares = ("model.adversarial_start_steps=0.9", "model.adversarial_ramp_steps=0.05")
     config = resolve(checked([*TINY_VAE_GAN, "trainer.budget=1h", *shares])[0])
     data = build_datamodule(config)

@@ -169,7 +169,7 @@ def test_the_held_out_loss_is_that_of_this_epochs_validation(mode: str, sign: in
     assert held_out_loss(trainer(1, 1, other=9), module) is None
     for value in (float("nan"), float("inf"), -float("inf")):
         assert held_out_loss(trainer(1, 1, score=value), module) is None
-    module.may_be_best = False  # before the whole of a VAE-GAN's game
+    module.may_be_best = False  # before a VAE-GAN's full adversarial weight
     assert held_out_loss(trainer(1, 1, score=0.25), module) is None
 
 

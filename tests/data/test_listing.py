@@ -205,7 +205,7 @@ def test_files_that_are_left_out_and_the_classes_that_are_lost_are_named(
     assert _left_out(["a.png"], ["b.heic"]).endswith("; pip install pillow-heif to read .heic")
 
 
-def test_importing_the_data_floor_does_not_import_torch() -> None:
+def test_importing_the_data_layer_does_not_import_torch() -> None:
     """Commands check paths before torch is there, within a second."""
     code = (
         "import sys, flowergen.data.cache, flowergen.data.splits; "

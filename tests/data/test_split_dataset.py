@@ -333,11 +333,11 @@ def test_a_file_with_other_bytes_is_named_and_nothing_is_copied(tmp_path: Path, 
 @pytest.mark.parametrize("mode", ["copy", "link", "move"])
 @pytest.mark.parametrize("seed", range(5))
 def test_targets_with_pictures_of_another_split_are_refused(tmp_path: Path, source: Path, mode: Any, seed: int) -> None:
-    """One stranger is enough, even where the draw over all pictures would happen to put it where it lies."""
+    """One foreign picture is enough, even if the draw over all pictures would put it where it is."""
     (tmp_path / "out/train/roses").mkdir(parents=True)
-    save_picture(tmp_path / "out/train/roses/stranger.png", 1000 + seed)
+    save_picture(tmp_path / "out/train/roses/foreign.png", 1000 + seed)
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=r"stranger\.png is not part of this split"):
+    with pytest.raises(UserError, match=r"foreign\.png is not part of this split"):
         split_dataset(source, **folders(tmp_path), mode=mode, seed=seed)
     assert tree(tmp_path) == before
 
@@ -363,9 +363,9 @@ def test_copies_are_not_mistaken_for_links_nor_links_for_copies(tmp_path: Path, 
     assert len(pictures(source)) == 44
 
 
-def test_a_stranger_among_moved_pictures_is_refused(tmp_path: Path, source: Path) -> None:
+def test_a_foreign_picture_among_moved_ones_is_refused(tmp_path: Path, source: Path) -> None:
     split = split_dataset(source, **folders(tmp_path), mode="move")
-    save_picture(split.folders["train"] / "roses/stranger.png", 1000)
+    save_picture(split.folders["train"] / "roses/foreign.png", 1000)
     with pytest.raises(UserError, match="no longer contain the pictures with which the interrupted move began"):
         split_dataset(source, **folders(tmp_path), mode="move")
 

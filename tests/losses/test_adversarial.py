@@ -112,9 +112,9 @@ def test_the_adaptive_weight_makes_both_losses_pull_equally():
     torch.manual_seed(0)
     last = nn.Conv2d(4, 3, 3, padding=1)
     x_hat = last(torch.randn(2, 4, 6, 6))
-    judge = nn.Conv2d(3, 1, 4)
+    discriminator = nn.Conv2d(3, 1, 4)
     (grad_nll,) = torch.autograd.grad((x_hat - 1).abs().mean(), last.weight, retain_graph=True)
-    (grad_adversarial,) = torch.autograd.grad(hinge_generator(judge(x_hat)).mean(), last.weight)
+    (grad_adversarial,) = torch.autograd.grad(hinge_generator(discriminator(x_hat)).mean(), last.weight)
     weight = adaptive_weight(grad_nll, grad_adversarial, torch.tensor(1.0), 1e4)
     assert weight.shape == ()
     assert 0.01 < weight < 100
@@ -128,7 +128,7 @@ def test_the_adaptive_weight_makes_both_losses_pull_equally():
         (3.0, 1e-9, 10.0),  # the cap
         (1e-9, 1.0, WEIGHT_MIN),  # the floor
         (0.0, 1.0, WEIGHT_MIN),
-        (1.0, 0.0, 7.0),  # no gradient of the game: the last value stays
+        (1.0, 0.0, 7.0),  # no adversarial gradient: the last value stays
         (0.0, 0.0, 7.0),
         (math.nan, 1.0, 7.0),
         (1.0, math.nan, 7.0),

@@ -178,9 +178,9 @@ def test_copies_of_members_lie_within_a_manifold_of_no_volume():
     """Four times the same picture has radius 0 with k = 3; its copy is within, another picture is not."""
     rng = np.random.default_rng(0)
     real = np.repeat(rng.normal(3, 1, (5, 300)).astype(np.float32), 4, axis=0)
-    stranger = rng.normal(3, 1, (5, 300)).astype(np.float32)
+    others = rng.normal(3, 1, (5, 300)).astype(np.float32)
     assert precision_recall(real, real[rng.permutation(20)]) == (1, 1)
-    assert precision_recall(real, np.concatenate((real[::4], stranger)))[0] == 0.5
+    assert precision_recall(real, np.concatenate((real[::4], others)))[0] == 0.5
 
 
 # ---- All -------------------------------------------------------------------------------------------------------------

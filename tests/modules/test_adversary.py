@@ -67,7 +67,7 @@ def test_a_discriminator_alone_learns_to_tell_pictures_from_noise(loss: Any, nor
 
 
 @pytest.mark.parametrize("kind", ["patch", "projected"])
-def test_pictures_are_judged_through_their_augmentation_where_there_is_one(kind: Any) -> None:
+def test_the_discriminator_sees_augmented_pictures_if_augmentation_is_on(kind: Any) -> None:
     x, u = pictures(3, 0), torch.rand(3, NUM_DRAWS, generator=torch.Generator().manual_seed(0))
     adversary, plain = make(kind=kind), make(augment=False, kind=kind)
     torch.testing.assert_close(adversary.evaluate(x, u).logits, plain.evaluate(diff_augment(x, u)).logits)
@@ -84,7 +84,7 @@ def test_patches_go_by_the_image_size_unless_they_are_given(size: int, patch: in
     assert len(given.discriminator.hidden) == 3
 
 
-def test_the_state_of_the_game_is_its_formulas() -> None:
+def test_adversarial_metrics_follow_their_formulas() -> None:
     """Accuracy: the share of patches on the right side of 0; gap: the difference of the means."""
     adversary = make()
     real = torch.tensor([[2.0, -1.0, 0.5, 3.0], [-1.0, -2.0, -3.0, 1.0]]).view(2, 1, 2, 2)

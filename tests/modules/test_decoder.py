@@ -119,9 +119,9 @@ def test_the_diffusion_model_decodes_with_the_averaged_decoder_and_encodes_as_be
 def test_its_state_is_the_decoder_and_the_discriminator_alone() -> None:
     module = make()
     assert {name.partition(".")[0] for name in module.state_dict()} == {"net", "ema", "discriminator", "class_projection"}
-    players = [{id(p) for group in o.param_groups for p in group["params"]} for o in module.configure_optimizers()]  # type: ignore[union-attr]
-    assert players[0] == {id(p) for p in module.net.parameters()}
-    assert players[1] == {id(p) for p in module.discriminator_parameters}
+    owned = [{id(p) for group in o.param_groups for p in group["params"]} for o in module.configure_optimizers()]  # type: ignore[union-attr]
+    assert owned[0] == {id(p) for p in module.net.parameters()}
+    assert owned[1] == {id(p) for p in module.discriminator_parameters}
 
 
 def test_without_classes_there_is_no_class_projection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.modules.test_vae import make as make_vae
 from tests.modules.test_vae_gan import make as make_vae_gan
 from tests.tiny_models import drawn
 
-make_game = partial(make_vae_gan, adversarial_start_steps=1, ema_decay=0.9)
+make_adversarial = partial(make_vae_gan, adversarial_start_steps=1, ema_decay=0.9)
 INF, NAN = float("inf"), float("nan")
 
 
@@ -86,7 +86,7 @@ def assert_equal_states(a: dict[str, Any], b: dict[str, Any]) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("make", [make_vae, make_game])
+@pytest.mark.parametrize("make", [make_vae, make_adversarial])
 def test_training_stops_before_the_weights_are_harmed(make: Any, cache_dir: Path) -> None:
     """Step and term are named, and the weights are finite."""
     module = make()
@@ -105,7 +105,7 @@ def test_a_bad_gradient_of_a_good_loss_is_found(cache_dir: Path) -> None:
         train(module, cache_dir)
 
 
-@pytest.mark.parametrize("make", [make_vae, make_game])
+@pytest.mark.parametrize("make", [make_vae, make_adversarial])
 def test_a_skipped_step_leaves_weights_buffers_and_optimisers_as_they_were(make: Any, cache_dir: Path) -> None:
     """Batch normalisation's statistics among them; the step counts, its losses do not, and training goes on."""
     module = make(**({"norm": "batch"} if make is make_vae else {}))
@@ -144,7 +144,7 @@ def test_what_has_diverged_for_good_ends(cache_dir: Path) -> None:
 
 def test_both_networks_step_or_neither_does(cache_dir: Path) -> None:
     """A bad gradient of the discriminator's alone leaves the generator where it was, too."""
-    module = make_game()
+    module = make_adversarial()
     module.on_nonfinite = "skip"
     assert module.adversary is not None
     weight = next(module.adversary.discriminator.parameters())

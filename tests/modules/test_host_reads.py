@@ -91,7 +91,10 @@ def vae() -> tuple[ImageModel, Any]:
 
 def vae_gan() -> tuple[ImageModel, Any]:
     module = test_vae_gan.make(
-        test_vae_gan.IN_PLAY, discriminator=test_vae_gan.PATCH | {"kind": "projected"}, ema_decay=0.9, accumulate_grad_batches=2
+        test_vae_gan.ADVERSARIAL_STEP,
+        discriminator=test_vae_gan.PATCH | {"kind": "projected"},
+        ema_decay=0.9,
+        accumulate_grad_batches=2,
     )
     return module, pictures(8, test_vae_gan.SIZE)
 

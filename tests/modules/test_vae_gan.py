@@ -73,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
     "accumulate_grad_batches": 1,
     "gradient_clip_val": None,
 }
-IN_PLAY = 12  # a step in mid-ramp: three quarters of the weight
+ADVERSARIAL_STEP = 12  # a step in mid-ramp: three quarters of the weight
 
 
 def make(step: int = 0, **changes: Any) -> VAEGANModule:
@@ -111,7 +111,7 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Turn(NamedTuple):
-    """What both players are given."""
+    """What both networks are given."""
 
     x: Tensor
     label: Tensor
@@ -149,12 +149,12 @@ def none_set(module: nn.Module) -> bool:
 
 @pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("norm", ["group", "spectral"])
-@pytest.mark.parametrize("step", [0, IN_PLAY])
+@pytest.mark.parametrize("step", [0, ADVERSARIAL_STEP])
 @pytest.mark.parametrize("perceptual", ["none", "discriminator", "efficientnet"])
-def test_each_backward_pass_brings_gradients_to_its_own_player_and_none_to_the_other(
+def test_each_backward_pass_gives_gradients_to_its_own_network_and_none_to_the_other(
     perceptual: str, step: int, norm: str, kind: str
 ) -> None:
-    """Before the adversarial start and after it; neither network's features let gradients through to the other player."""
+    """Before the adversarial start and after it; neither loss gives gradients to the other network through the features."""
     module = make(step, perceptual=perceptual, discriminator=PATCH | {"norm": norm, "kind": kind})
     assert module.adversary is not None
     adversary: nn.Module = module.adversary
@@ -173,7 +173,7 @@ def test_each_backward_pass_brings_gradients_to_its_own_player_and_none_to_the_o
 @pytest.mark.parametrize("kind", ["patch", "projected"])
 def test_the_flops_of_an_adversarial_step_can_be_counted(kind: str) -> None:
     """By torch's counter, as scripts/benchmark_train.py does; its hooks refuse some ways to a gradient."""
-    module = make(IN_PLAY, discriminator=PATCH | {"kind": kind})
+    module = make(ADVERSARIAL_STEP, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
     given = turn(module)
     with FlopCounterMode(display=False) as counter:
@@ -203,8 +203,8 @@ def augmentation_of(module: VAEGANModule, num: int) -> Tensor:
     return uniform((num, NUM_DRAWS), seed=0, step=module.optimizer_steps, purpose="augmentation")
 
 
-def judging(module: VAEGANModule) -> Callable[[Tensor], DiscriminatorOutput]:
-    """What judges pictures in [-1, 1], without their augmentation."""
+def discriminator_of(module: VAEGANModule) -> Callable[[Tensor], DiscriminatorOutput]:
+    """The discriminator as a function of pictures in [-1, 1], without augmentation."""
     assert module.adversary is not None
     net: Any = module.adversary.discriminator
     if isinstance(net, ProjectedDiscriminator):
@@ -215,21 +215,21 @@ def judging(module: VAEGANModule) -> Callable[[Tensor], DiscriminatorOutput]:
 @pytest.mark.parametrize("kind", ["patch", "projected"])
 @pytest.mark.parametrize("adversarial", ["hinge", "non_saturating"])
 @pytest.mark.parametrize("perceptual", ["none", "discriminator", "efficientnet"])
-def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptual: str, adversarial: str, kind: str) -> None:
-    """The objectives written out anew and differentiated by autograd, each by its player alone; half of it, in two parts.
+def test_a_training_step_gives_each_network_the_gradient_of_its_own_loss(perceptual: str, adversarial: str, kind: str) -> None:
+    """The objectives written out again and differentiated by autograd, each for its own network; half of it, in two parts.
 
     The reconstruction is detached for the discriminator, whose gradient would else be in the generator's.
     """
-    module = make(IN_PLAY, perceptual=perceptual, adversarial=adversarial, discriminator=PATCH | {"kind": kind})
+    module = make(ADVERSARIAL_STEP, perceptual=perceptual, adversarial=adversarial, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
     module.adversary.adaptive_weight.fill_(3.0)
     data = batch()
     training_step(module, data)
 
-    x, judge = 2 * data.image - 1, judging(module)
+    x, discriminator = 2 * data.image - 1, discriminator_of(module)
     posterior, x_hat = reconstruction_of(module, x)
     u = augmentation_of(module, 3)
-    real, fake = judge(diff_augment(x, u)), judge(diff_augment(x_hat, u))
+    real, fake = discriminator(diff_augment(x, u)), discriminator(diff_augment(x_hat, u))
     kl = 0.5 * (posterior.mean**2 + posterior.logvar.exp() - posterior.logvar - 1).sum((1, 2, 3))
     loss = (x_hat - x).abs().mean((1, 2, 3)) + 0.5 * kl / (3 * SIZE**2)
     if perceptual == "discriminator":
@@ -240,20 +240,20 @@ def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptu
         a, b = (diff_augment(x, u), diff_augment(x_hat, u)) if kind == "projected" else (x, x_hat)
         pairs = zip(net((a + 1) / 2), net((b + 1) / 2), strict=True)
         loss = loss + 0.7 * sum(2 - 2 * F.cosine_similarity(*pair).mean((1, 2)) for pair in pairs) / 2
-    opinion = -fake.logits if adversarial == "hinge" else F.softplus(-fake.logits)
-    generator_loss = (loss + 0.5 * 0.75 * 3.0 * opinion.mean((1, 2, 3))).mean() / 2
+    adversarial_loss = -fake.logits if adversarial == "hinge" else F.softplus(-fake.logits)
+    generator_loss = (loss + 0.5 * 0.75 * 3.0 * adversarial_loss.mean((1, 2, 3))).mean() / 2
     if adversarial == "hinge":
-        against = (1 - real.logits).relu() + (1 + fake.logits).relu()
+        discriminator_loss = (1 - real.logits).relu() + (1 + fake.logits).relu()
     else:
-        against = F.softplus(-real.logits) + F.softplus(fake.logits)
-    players: list[tuple[nn.Module, Tensor]] = [
+        discriminator_loss = F.softplus(-real.logits) + F.softplus(fake.logits)
+    networks: list[tuple[nn.Module, Tensor]] = [
         (module.net, generator_loss),
-        (module.adversary.discriminator, against.mean() / 2 / 2),
+        (module.adversary.discriminator, discriminator_loss.mean() / 2 / 2),
     ]
     atol = 1e-5 if kind == "projected" else 1e-6  # sixty layers more in float32
-    for player, own_loss in players:
-        expected = torch.autograd.grad(own_loss, list(player.parameters()), retain_graph=True)
-        for (name, parameter), gradient in zip(player.named_parameters(), expected, strict=True):
+    for network, own_loss in networks:
+        expected = torch.autograd.grad(own_loss, list(network.parameters()), retain_graph=True)
+        for (name, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
             assert parameter.grad is not None, name
             torch.testing.assert_close(
                 parameter.grad, gradient, rtol=1e-3, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
@@ -265,21 +265,21 @@ def test_a_training_step_gives_each_player_the_gradient_of_its_own_loss(perceptu
 @pytest.mark.parametrize("factor", [1.0, 5.0])
 def test_the_adaptive_weight_is_measured_at_the_decoder_s_last_layer(factor: float, stem_px: int, kind: str) -> None:
     """By autograd of both losses by ``to_picture.weight``, whatever the weight was when it was measured."""
-    module = make(IN_PLAY, blocks=DEFAULTS["blocks"] | {"stem_px": stem_px}, discriminator=PATCH | {"kind": kind})
+    module = make(ADVERSARIAL_STEP, blocks=DEFAULTS["blocks"] | {"stem_px": stem_px}, discriminator=PATCH | {"kind": kind})
     assert module.adversary is not None
     module.adversary.adaptive_weight.fill_(factor)
     data = batch()
     training_step(module, data)
-    x, judge, last = 2 * data.image - 1, judging(module), module.net.decoder.to_picture.weight
+    x, discriminator, last = 2 * data.image - 1, discriminator_of(module), module.net.decoder.to_picture.weight
     posterior, x_hat = reconstruction_of(module, x)
     nll = module.objective(x, data.label, posterior, x_hat, None)["loss"].mean()
-    opinion = -judge(diff_augment(x_hat, augmentation_of(module, 3))).logits.mean()
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, opinion)]
+    adversarial = -discriminator(diff_augment(x_hat, augmentation_of(module, 3))).logits.mean()
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, adversarial)]
     module.adversary.update_adaptive_weight(world_size=1)
     assert module.adversary.adaptive_weight.item() == pytest.approx((norms[0] / norms[1]).item(), rel=1e-3)
 
 
-def test_before_the_game_the_adaptive_weight_is_not_measured_and_the_generator_not_told() -> None:
+def test_before_adversarial_training_the_adaptive_weight_is_not_measured_and_the_generator_unaffected() -> None:
     told, not_told = make(9), make(9, adversarial_weight=5.0)
     for module in (told, not_told):
         training_step(module, batch())
@@ -356,7 +356,7 @@ def test_features_that_a_projected_discriminator_has_seen_are_compared_by_their_
 
 
 def test_what_is_logged_as_loss_has_the_adversarial_term_in_it() -> None:
-    module = make(IN_PLAY)
+    module = make(ADVERSARIAL_STEP)
     assert module.adversary is not None
     module.adversary.adaptive_weight.fill_(2.0)
     terms = module.scores(batch())
@@ -378,8 +378,8 @@ def test_the_generator_is_told_nothing_before_the_start_then_more_and_more(start
     assert factors == pytest.approx([0, 0, 0.1, 0.3, 0.5, 0.5, 0.5])
 
 
-def test_a_run_that_is_extended_does_not_go_back_before_the_game() -> None:
-    """Not by a checkpoint either: of 100 steps the game began at the tenth, of 1,000 it would begin at the hundredth."""
+def test_extending_a_run_does_not_return_to_before_adversarial_training() -> None:
+    """Not by a checkpoint either: of 100 steps it began at the tenth, of 1,000 it would begin at the hundredth."""
     module, resumed = (make(adversarial_start_steps=0.1, adversarial_ramp_steps=0.05) for _ in range(2))
     module.total_steps, module.optimizer_steps = 100, 50
     assert module.adversarial_factor == 0.5
@@ -490,7 +490,7 @@ def test_vgg_s_weights_are_neither_saved_nor_trained_nor_averaged(weights_dir: P
 
 
 def test_efficientnet_s_weights_are_neither_saved_nor_trained() -> None:
-    module = make(IN_PLAY, perceptual="efficientnet", discriminator=PROJECTED)
+    module = make(ADVERSARIAL_STEP, perceptual="efficientnet", discriminator=PROJECTED)
     before = set(module.state_dict())
     training_step(module, batch())
     assert set(module.state_dict()) == before
@@ -519,17 +519,17 @@ def test_without_a_network_from_outside_nothing_is_loaded() -> None:
         assert module._perceptual_net is None
 
 
-def test_a_discriminator_is_there_for_the_game_or_its_features() -> None:
+def test_a_discriminator_exists_for_adversarial_training_or_its_features() -> None:
     assert make(adversarial_weight=0.0).adversary is None
     assert make(adversarial_weight=0.0, perceptual="discriminator").adversary is not None
-    alone = make(IN_PLAY, adversarial_weight=0.0, perceptual="discriminator")
+    alone = make(ADVERSARIAL_STEP, adversarial_weight=0.0, perceptual="discriminator")
     training_step(alone, batch())
     assert alone.adversary is not None
     assert all_set(alone.net)
-    assert all_set(alone.adversary), "without a game it still has to learn what pictures look like"
-    no_game = make(IN_PLAY, adversarial_weight=0.0)
-    training_step(no_game, batch())
-    assert all_set(no_game.net)
+    assert all_set(alone.adversary), "its features need training even without an adversarial loss"
+    without = make(ADVERSARIAL_STEP, adversarial_weight=0.0)
+    training_step(without, batch())
+    assert all_set(without.net)
 
 
 # -- encoding, decoding, sampling
@@ -579,7 +579,7 @@ def test_the_average_is_of_encoder_and_decoder_and_is_what_encodes_decodes_and_i
     assert not torch.allclose(module.decode(z), before[0])
 
 
-def test_each_optimiser_has_its_own_player_and_nothing_is_left_over() -> None:
+def test_each_optimiser_has_its_own_network_and_no_parameter_is_left_out() -> None:
     module = make(ema_decay=0.9, class_weight=1.0, center_weight=1.0)
     assert module.adversary is not None
     generator, discriminator = (
@@ -591,7 +591,7 @@ def test_each_optimiser_has_its_own_player_and_nothing_is_left_over() -> None:
     assert len(make(adversarial_weight=0.0).configure_optimizers()) == 1
 
 
-def test_it_overfits_one_batch_without_the_game() -> None:
+def test_it_overfits_one_batch_without_adversarial_training() -> None:
     """Eight gradients, 150 steps without a KL: at least 26 dB, where the mean picture of the batch gives less than 16 dB."""
     module = make(
         beta=0.0,
@@ -619,7 +619,7 @@ def test_it_overfits_one_batch_without_the_game() -> None:
 
 
 def test_a_picture_s_scores_depend_on_it_and_its_number_alone() -> None:
-    module, data = make(IN_PLAY, perceptual="discriminator"), batch(3)
+    module, data = make(ADVERSARIAL_STEP, perceptual="discriminator"), batch(3)
     together = module.scores(data)
     alone = module.scores(Batch(data.image[2:], data.label[2:], data.index[2:]))
     for name, value in together.items():
@@ -633,7 +633,7 @@ def test_a_picture_s_scores_depend_on_it_and_its_number_alone() -> None:
 @pytest.mark.parametrize("perceptual", ["none", "discriminator", "vgg16", "efficientnet"])
 def test_what_chooses_the_best_epoch_does_not_move_with_the_discriminator(perceptual: str, weights_dir: Path) -> None:
     """L1 in [-1, 1] plus the weighted distance in VGG-16 or EfficientNet-Lite0, or else 1 - SSIM."""
-    module = make(IN_PLAY, perceptual=perceptual, weights_dir=str(weights_dir))
+    module = make(ADVERSARIAL_STEP, perceptual=perceptual, weights_dir=str(weights_dir))
     assert module.adversary is not None
     scores = module.scores(batch())
     distance = 0.7 * scores["loss_perceptual"] if perceptual in ("vgg16", "efficientnet") else 1 - scores["ssim"]
@@ -655,7 +655,7 @@ def test_what_chooses_the_best_epoch_does_not_move_with_the_discriminator(percep
         (100, True, 100, False),
     ],
 )
-def test_only_weights_that_met_the_whole_game_and_passed_the_guard_may_be_best(
+def test_only_weights_trained_at_full_adversarial_weight_that_the_guard_accepts_may_be_best(
     step: int, failed: bool, total_steps: int, expected: bool
 ) -> None:
     module = make(step)
@@ -699,7 +699,7 @@ def fit(run: Path, *overrides: str, watch: Callable[[VAEGANModule], None] = lamb
     return module
 
 
-def test_a_run_that_falls_apart_goes_back_to_its_last_good_epoch(
+def test_a_run_that_deteriorates_is_rolled_back_to_its_last_good_epoch(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Weights, averages, the discriminator and both optimisers are those of epoch 2 after the failed epoch 3, bit by bit."""
@@ -744,7 +744,9 @@ def test_a_run_that_falls_apart_goes_back_to_its_last_good_epoch(
     assert module.optimizer_steps == 8, "steps are counted on: they stand for time"
 
 
-def test_a_game_that_never_begins_is_refused(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adversarial_training_that_never_begins_is_refused(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     with pytest.raises(UserError, match=r"model\.adversarial_start_steps=1000 is never reached: this run has 4"):
         fit(tmp_path, "model.adversarial_start_steps=1000", "trainer.limit_train_batches=1.0", "trainer.max_epochs=1")
@@ -771,7 +773,7 @@ def test_the_gradients_of_both_networks_are_clipped(
     assert all(0.9e-4 < size < 1.001e-4 for size in sizes)
 
 
-def test_a_run_whose_pictures_were_never_numbers_warns_and_goes_on(
+def test_a_run_whose_psnr_is_always_nan_warns_and_continues(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))

@@ -44,12 +44,12 @@ def test_there_is_a_map_of_logits_and_never_a_single_one(size: int, norm: Any):
     """S / 2^n - 2 a side, features of each hidden layer, widths doubling up to eight times."""
     num_halvings = num_halvings_for(size)
     net = build(norm, num_halvings, channels=2)
-    judgement = net(torch.randn(2, 3, size, size))
+    output = net(torch.randn(2, 3, size, size))
     side = size // 2**num_halvings - 2
     assert side > 1
-    assert judgement.logits.shape == (2, 1, side, side)
-    assert judgement.logits.dtype == torch.float32
-    assert [features.shape[1] for features in judgement.features] == [2 * min(2**i, 8) for i in range(num_halvings + 1)]
+    assert output.logits.shape == (2, 1, side, side)
+    assert output.logits.dtype == torch.float32
+    assert [features.shape[1] for features in output.features] == [2 * min(2**i, 8) for i in range(num_halvings + 1)]
 
 
 def test_logits_have_no_bounds():
@@ -112,15 +112,15 @@ def test_each_call_of_update_is_one_power_iteration():
 
 @pytest.mark.parametrize("norm", ["group", "spectral"])
 def test_a_forward_pass_changes_nothing_and_is_the_same_in_training_and_evaluation(norm: Any):
-    """However often it is called: by the other player, in validation, in accumulated parts."""
+    """However often it is called: for the other network's loss, in validation, in accumulated parts."""
     net, x = build(norm), torch.randn(2, 3, 32, 32)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    judgements = []
+    logits_of_calls = []
     for mode in (True, False, True):
         nn.Module.train(nn.Sequential(net), mode)  # as a parent does
-        judgements += [net(x).logits for _ in range(2)]
-    for logits in judgements[1:]:
-        assert torch.equal(logits, judgements[0])
+        logits_of_calls += [net(x).logits for _ in range(2)]
+    for logits in logits_of_calls[1:]:
+        assert torch.equal(logits, logits_of_calls[0])
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -175,5 +175,5 @@ def test_patches_of_a_grey_rectangle_have_a_logit_each():
 def test_the_side_of_the_map_of_logits_is_known_beforehand(image_size: int, num_halvings: int) -> None:
     side = logits_side(image_size, num_halvings)
     if side > 0:
-        judgement = PatchDiscriminator(2, num_halvings, "group")(torch.zeros(1, 3, image_size, image_size))
-        assert judgement.logits.shape == (1, 1, side, side)
+        output = PatchDiscriminator(2, num_halvings, "group")(torch.zeros(1, 3, image_size, image_size))
+        assert output.logits.shape == (1, 1, side, side)

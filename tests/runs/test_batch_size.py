@@ -83,7 +83,7 @@ def test_the_number_goes_into_config_and_data_and_the_model_stays_as_it_was(
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_tried_with_the_whole_adversarial_game(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_tried_with_the_full_adversarial_loss(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose gradients the generator does not keep before the start that the run has."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     factors = []

@@ -192,7 +192,7 @@ def test_a_foreign_or_truncated_checkpoint_is_named(tmp_path: Path, content: byt
         read_checkpoint(path)
 
 
-# ---- What a stranger's run folder may do
+# ---- What an untrusted run folder may do
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step: copy it before you harm it."""

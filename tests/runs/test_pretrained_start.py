@@ -24,7 +24,15 @@ from flowergen.runs.pretrained import start_from_pretrained
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import pretrained_folder
 from flowergen.runs.trainer import build_trainer
-from tests.modules.test_vae_gan import IN_PLAY, augmentation_of, batch, judging, make, reconstruction_of, training_step
+from tests.modules.test_vae_gan import (
+    ADVERSARIAL_STEP,
+    augmentation_of,
+    batch,
+    discriminator_of,
+    make,
+    reconstruction_of,
+    training_step,
+)
 from tests.runs.test_pretrained import KINDS, saved
 
 HALF = {"encoder_layers_per_block": [0, 1], "decoder_layers_per_block": [0, 1]}  # no convolution at full resolution
@@ -79,15 +87,15 @@ def test_before_the_first_step_it_reconstructs_as_diffusers_does(variant: str, t
 def test_the_adaptive_weight_is_measured_at_its_last_layer(variant: str) -> None:
     kind, changes = VARIANTS[variant]
     pretrained = {"kind": kind, "config": KINDS[kind][0] | changes, "source": "the test"}
-    module = make(IN_PLAY, beta=0.0, pretrained=pretrained, latent={"kind": "unused"})
+    module = make(ADVERSARIAL_STEP, beta=0.0, pretrained=pretrained, latent={"kind": "unused"})
     assert module.adversary is not None
     data = batch()
     training_step(module, data)
-    x, judge, last = 2 * data.image - 1, judging(module), module.net.decoder.to_picture.weight
+    x, discriminator, last = 2 * data.image - 1, discriminator_of(module), module.net.decoder.to_picture.weight
     posterior, x_hat = reconstruction_of(module, x)
     nll = module.objective(x, data.label, posterior, x_hat, None)["loss"].mean()
-    opinion = -judge(diff_augment(x_hat, augmentation_of(module, 3))).logits.mean()
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, opinion)]
+    adversarial = -discriminator(diff_augment(x_hat, augmentation_of(module, 3))).logits.mean()
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, adversarial)]
     module.adversary.update_adaptive_weight(world_size=1)
     assert module.adversary.adaptive_weight.item() == pytest.approx((norms[0] / norms[1]).item(), rel=1e-3)
 
