@@ -19,7 +19,7 @@ def load(run: str | Path, device: str = "cpu") -> "LoadedModel":
     Args:
         run: a run folder, whose ``best.ckpt`` (else ``last.ckpt``) is loaded, a ``.ckpt`` file in one, or a shared run of the
             Hugging Face hub, ``hub:OWNER/NAME`` or ``hub:OWNER/NAME@REVISION``, which is downloaded to ``outputs/hub``.
-        device: of the model.
+        device: device of the model.
 
     Returns:
         The model, with methods to encode, decode, sample and edit pictures.

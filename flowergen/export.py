@@ -55,8 +55,8 @@ def _nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
     source = stored.get("autoencoder")
     if source in (None, "none"):
         return {"model": stored["model"]}
-    carried = run.autoencoder if run.autoencoder.is_dir() else source
-    return {"model": stored["model"], "autoencoder": find_run(carried, "autoencoder")[0].read_config()["model"]}
+    autoencoder = run.autoencoder if run.autoencoder.is_dir() else source
+    return {"model": stored["model"], "autoencoder": find_run(autoencoder, "autoencoder")[0].read_config()["model"]}
 
 
 if __name__ == "__main__":

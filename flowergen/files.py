@@ -10,10 +10,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to a temporary file that replaces ``path`` at the end: a reader sees either the old file or the new one.
 
     Args:
-        path: of the file; its folder must exist.
+        path: path of the file; its folder must exist.
 
     Yields:
-        The path to write to; the file is removed if the block fails.
+        The path of the temporary file, which is removed if the block fails.
     """
     partial = path.with_name(path.name + ".partial")
     try:

@@ -40,8 +40,8 @@ def main() -> None:
         )
     objective = stored["model"]
     if diffused:
-        carried = described.autoencoder if described.autoencoder.is_dir() else stored["autoencoder"]
-        objective = find_run(carried, "autoencoder")[0].read_config()["model"]
+        autoencoder = described.autoencoder if described.autoencoder.is_dir() else stored["autoencoder"]
+        objective = find_run(autoencoder, "autoencoder")[0].read_config()["model"]
 
     import numpy as np
     import torch

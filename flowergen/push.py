@@ -1,4 +1,4 @@
-"""``python -m flowergen.push``: write a run as it is shared, and upload it to the Hugging Face hub."""
+"""``python -m flowergen.push``: export a run for sharing, and upload it to the Hugging Face hub."""
 
 import sys
 from importlib.util import find_spec
@@ -56,7 +56,7 @@ def _check_diffusers(run: RunFolder) -> None:
     """Refuse a run that cannot be a pipeline of diffusers, by its config.
 
     Raises:
-        UserError: it is not diffusion on the latents of an autoencoder of diffusers, by a network of flowergen's.
+        UserError: it is not diffusion on the latents of an autoencoder of diffusers, with one of flowergen's networks.
     """
     stored = run.read_config()
     model, before = stored["model"], stage_before(stored)

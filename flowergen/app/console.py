@@ -69,7 +69,7 @@ def silence_warnings() -> None:
     """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
     threading.excepthook = _ignore_os_errors
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for client in ("httpx", "httpx2"):  # of the hub's packages, which log each request
+    for client in ("httpx", "httpx2"):  # HTTP clients of the hub's packages, which log each request
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # repeats our one-line error in four lines
     for message in (

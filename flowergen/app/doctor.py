@@ -1,6 +1,6 @@
 """Check what training needs: packages, hardware, folders, weights and data sets, one line each.
 
-Nothing is downloaded, decoded, made or written; a failed check is also reported in a line.
+Nothing is downloaded, decoded or written; a failed check is also reported in one line.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from flowergen.errors import UserError, one_line, printable
 from flowergen.runs.machine_limits import available_memory, total_memory
 
 OLDEST_PYTHON = (3, 11)
-LITTLE_ROOM = 10**9  # bytes; checkpoints of a larger recipe or thousands of decoded pictures take more
+LOW_SPACE = 10**9  # bytes; checkpoints of a larger recipe or thousands of decoded pictures take more
 EXTRAS = {  # purpose of the optional packages
     "celeba": "the download of data=celeba",
     "export": "python -m flowergen.export format=onnx",
@@ -49,9 +49,9 @@ class Line:
     """The result of a check.
 
     Attributes:
-        status: for ``missing`` and ``warning``, ``text`` says what to do.
-        what: the item checked.
-        text: what was found, or how to get it.
+        status: result; for ``missing`` and ``warning``, ``text`` says what to do.
+        what: the item that was checked.
+        text: what was found, or how to obtain it.
         fatal: True if training cannot start without it.
     """
 
@@ -90,9 +90,9 @@ def examined(paths: dict[str, str]) -> Iterator[Line]:
     yield from _guarded("compiler", compiler)
 
 
-def _guarded(what: str, look: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+def _guarded(what: str, run_check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     try:
-        yield from look()
+        yield from run_check()
     except Exception as error:  # a broken installation, driver or disk may raise anything; other checks continue
         yield Line("warning", what, f"check failed ({type(error).__name__}: {str(error)[:500]})")
 
@@ -161,9 +161,9 @@ def gpus() -> Iterator[Line]:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        there = torch.cuda.is_available()
+        available = torch.cuda.is_available()
     reasons = "; ".join(one_line(warning.message) for warning in caught if isinstance(warning.message, Exception))
-    if not there:
+    if not available:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is None and shutil.which("nvidia-smi"):
             unreached = f"cannot use the GPU ({reasons or 'is its driver loaded?'})"
@@ -173,7 +173,7 @@ def gpus() -> Iterator[Line]:
             why = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden!r})"
             where = "trainer=auto uses the CPU, for which experiment=quickstart and vae_gan_tiny are made"
             yield Line("missing", "gpu", f"torch {torch.__version__} sees none{why}: {where}")
-    for index in range(torch.cuda.device_count() if there else 0):
+    for index in range(torch.cuda.device_count() if available else 0):
         free, total = torch.cuda.mem_get_info(index)
         capability = "{}.{}".format(*torch.cuda.get_device_capability(index))
         about = f"compute capability {capability}, {_gb(free)} of {_gb(total)} free"
@@ -223,7 +223,7 @@ def folder(key: str, path: Path) -> Iterator[Line]:
     else:
         free = shutil.disk_usage(above).free
         text = f"{path}, {'' if above == path else 'will be created, '}{_gb(free)} free"
-        enough = free >= LITTLE_ROOM
+        enough = free >= LOW_SPACE
         yield Line("ok" if enough else "warning", key, text if enough else f"{text}: make room, or {how}")
 
 
@@ -297,7 +297,7 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
     """
     what = f"data={file.stem}"
     data: Any = OmegaConf.load(file)
-    if data.pop("defaults", None):  # ours: the keys that all data sets share
+    if data.pop("defaults", None):  # the built-in keys that all data sets share
         data = OmegaConf.merge(OmegaConf.load(Path(conf_dir()) / "pictures" / "default.yaml"), data)
     config = OmegaConf.create({"paths": paths, "seed": 0, "data": data})
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
@@ -318,10 +318,9 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
         yield Line("missing", what, f"{DOWNLOADED.get(schema_of(node), '')}{error}")
         return
     if listing is None:
-        there = os.path.isdir(node["root"])
-        yield Line(
-            "ok" if there else "missing", what, node["root"] if there else f"{node['root']} is not a folder: set data.root=DIR"
-        )
+        exists = os.path.isdir(node["root"])
+        text = node["root"] if exists else f"{node['root']} is not a folder: set data.root=DIR"
+        yield Line("ok" if exists else "missing", what, text)
         return
     yield Line("ok", what, f"{len(listing.names):,} pictures, {len(listing.class_names)} classes, in {node['root']}")
 

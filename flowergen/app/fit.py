@@ -36,9 +36,9 @@ def fit(overrides: Sequence[str]) -> Path:
 
 
 def _run(command: Sequence[str], run: Path) -> None:
-    """Run the command and print its lines, those of its progress in one place."""
+    """Run the command and print its output; progress lines overwrite each other."""
     environment = {**os.environ, EVERY_SECONDS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
-    # a session of its own: an interrupt reaches it once, from here
+    # in its own session, so that an interrupt reaches it only once, from here
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )

@@ -25,8 +25,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: folder of the checkpoints.
-        checkpoint_every_steps: also write ``last.ckpt`` every so many optimiser steps; 0 for never.
-        keep_every_epochs: keep ``epoch_XXXX.ckpt`` every so many epochs; 0 for never.
+        checkpoint_every_steps: interval in optimiser steps at which ``last.ckpt`` is also written; 0 for never.
+        keep_every_epochs: interval in epochs at which ``epoch_XXXX.ckpt`` is kept; 0 for never.
     """
 
     def __init__(self, folder: str | Path, checkpoint_every_steps: int, keep_every_epochs: int):

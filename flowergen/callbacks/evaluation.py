@@ -1,4 +1,4 @@
-"""Callback that computes a few evaluation metrics every so many epochs."""
+"""Callback that computes a few evaluation metrics at an interval of epochs."""
 
 import logging
 import math
@@ -55,7 +55,7 @@ class PeriodicEvaluation(Callback):
         self.best: float | None = None
         self._best_before: float | None = None
         self.memorising: int | None = None
-        self.checkpoint_names: list[str] = []  # of copies of this epoch's checkpoint, see ``RunState.copies``
+        self.checkpoint_names: list[str] = []  # names of copies of this epoch's checkpoint, see ``RunState.copies``
         self._disk = ToleratedWrite("evaluation.png")
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:

@@ -16,7 +16,7 @@ from flowergen.viz.grids import captioned, comparison_grid, image_grid, write_pn
 
 @runtime_checkable
 class PictureLogger(Protocol):
-    """A logger that gets pictures, of whatever class."""
+    """Any logger that accepts pictures."""
 
     def log_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Log a picture, uint8 (H, W, 3), of a step, ``optimizer_steps`` of the module."""

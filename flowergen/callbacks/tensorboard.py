@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, except that it is disabled and training goes on if its file cannot be written.
+    """Lightning's logger, except that it is disabled and training continues if its file cannot be written.
 
     Args:
         **kwargs: arguments of ``TensorBoardLogger``.
@@ -39,7 +39,7 @@ class TensorBoard(TensorBoardLogger):
         """Write a picture.
 
         Args:
-            name: its tag.
+            name: tag of the picture.
             pixels: uint8 (H, W, 3).
             step: ``optimizer_steps`` of the module.
         """

@@ -23,15 +23,15 @@ class Tracker(Logger):
     """Logs to a run of a tracker: scalars, pictures and the settings of the training.
 
     The tracker's run is started before the first optimiser step. A later session with the same ``run_id`` continues it. After
-    its first failure, a tracker is off until training is resumed.
+    its first failure, a tracker is disabled until training is resumed.
 
     Args:
-        run_name: name of the run, for people.
+        run_name: display name of the run.
         run_id: identifies the run; the same in all its sessions.
         folder: the run folder.
         settings: plain values by dotted key, such as ``model.beta``.
         resumed: True if training continues from a checkpoint. If the tracker cannot be started, a new run is refused, but a
-            resumed one goes on without it.
+            resumed one continues without it.
     """
 
     title: ClassVar[str]
@@ -76,7 +76,7 @@ class Tracker(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The tracker's own object, started if necessary, or None if the tracker is off. Lightning reads it before training.
+        """The tracker's own object, started if necessary; None if the tracker is disabled. Lightning reads it before training.
 
         Raises:
             UserError: the tracker cannot be started for a new run.
@@ -84,12 +84,12 @@ class Tracker(Logger):
         if self._run is None and not self._disabled:
             try:
                 self._run = self.start()
-            except Exception as error:  # each tracker has its own, and those of the network and of databases
+            except Exception as error:  # trackers, networks and databases raise various exceptions
                 if not self.resumed:
                     raise UserError(
                         f"{self.title} cannot be started ({_cause(error)}): correct that, or choose logger=default"
                     ) from error
-                self._switch_off(error)
+                self._disable(error)
         return self._run
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -110,7 +110,7 @@ class Tracker(Logger):
         """Log a picture.
 
         Args:
-            name: its name, the same at every step.
+            name: name of the picture, the same at every step.
             pixels: uint8 (H, W, 3).
             step: ``optimizer_steps`` of the module.
         """
@@ -133,11 +133,11 @@ class Tracker(Logger):
             return
         try:
             method(run, *args)
-        except Exception as error:  # likewise
-            self._switch_off(error)
+        except Exception as error:  # as in ``experiment``
+            self._disable(error)
 
-    def _switch_off(self, error: Exception) -> None:
-        # permanently: the libraries have already tried again, for minutes, and every later call would do the same
+    def _disable(self, error: Exception) -> None:
+        # permanently: the libraries have already retried for minutes, and every later call would do the same
         self._run, self._disabled = None, True
         log.warning(f"{self.title} failed ({_cause(error)}): training continues without it until it is resumed")
 
@@ -165,9 +165,9 @@ class Wandb(Tracker):
 
     def start(self) -> Any:
         """Start or continue the run with the id ``run_id``; its x axis is ``step``."""
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")  # seconds; by default it waits for its server without end
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")  # seconds; by default it waits for its server indefinitely
         if self.offline:
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # which would need the network
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # error reports need the network
         import wandb  # slow to import
 
         run = wandb.init(
@@ -223,7 +223,7 @@ class Mlflow(Tracker):
 
     def start(self) -> Any:
         """Start or continue the run. Parameters that are already logged are kept, as MLflow allows no change."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # to the makers of MLflow
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient  # slow to import
         from mlflow.entities import Param
 

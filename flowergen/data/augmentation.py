@@ -111,8 +111,8 @@ def _positions(start: Tensor, extent: Tensor, size: int) -> Tensor:
     """Return where the pixels of one side are taken from, (N, size); -1 and 1 are the picture's edges.
 
     Args:
-        start, extent: (N, 1) of the boxes, in px.
-        size: of the picture, in px.
+        start, extent: (N, 1) start and length of the boxes along this side, in px.
+        size: length of the side, in px.
     """
     centre = (torch.arange(size, device=start.device) + 0.5) / size
     position = (start + extent * centre - 0.5).clamp(start, start + extent - 1)  # clamped to the pixels of the box

@@ -20,8 +20,8 @@ class HuggingFaceDataModule(ImageDataModule):
     """A data set that the library ``datasets`` reads; splits called train, validation and test are recognised.
 
     Args:
-        name: of the repository, ``OWNER/NAME``; with ``root``, any.
-        root: a folder of ``save_to_disk``, or of parquet files, as in a repository; None for the hub.
+        name: name of the repository, ``OWNER/NAME``; with ``root``, any name.
+        root: a folder written by ``save_to_disk``, or of parquet files as in a repository; None for the hub.
         subset: configuration of the repository; None if it has one.
         image_column: the column of pictures; ``auto`` for the only one.
         label_column: the column of classes; ``auto`` for the only one of type ``ClassLabel``, if any; ``none``.
@@ -51,7 +51,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
 
 def _splits(name: str, root: Path | None, subset: str | None, where: str) -> "dict[str, Dataset]":
-    """Load all splits, downloaded unless they were before. Nothing in a repository is executed: ``datasets`` 4 does not."""
+    """Load all splits, downloading them if necessary. ``datasets`` 4 executes no code of a repository."""
     import datasets  # slow to import
 
     try:
@@ -73,7 +73,7 @@ def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: s
     """List the pictures of a data set.
 
     Args:
-        splits: by name. If one is called train, and another validation or test, others are left out.
+        splits: splits by name. If one is called train and another validation or test, the others are left out.
         image_column, label_column: see ``HuggingFaceDataModule``.
         where: the option that names the data set, for errors.
 
@@ -130,7 +130,7 @@ def _column(features: Any, kind: type, given: str, key: str, where: str) -> str 
     """Return the column that was given, or the only one of a kind; None if there is none.
 
     Raises:
-        UserError: it does not exist, or there are several.
+        UserError: the column does not exist, or there are several.
     """
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if given != "auto":

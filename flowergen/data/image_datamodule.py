@@ -28,7 +28,7 @@ from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
 
-Draw = Callable[[np.random.Generator, int], np.ndarray]  # draws the parameters of that many pictures
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # (generator, number of pictures) -> their parameters
 Split = Literal["auto", "official", "stratified", "all"]
 
 
@@ -410,7 +410,7 @@ def spread(rows: np.ndarray, num: int) -> np.ndarray:
     """Return at most ``num`` of the rows, evenly spread.
 
     Args:
-        rows: (M,).
-        num: at least 1.
+        rows: (M,) rows.
+        num: largest number of rows to return, at least 1.
     """
     return rows[np.linspace(0, len(rows) - 1, min(num, len(rows))).astype(int)]

@@ -60,7 +60,7 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
 
     Leading folders shared by all pictures are ignored. After them, and after the train, val and test folders if there
     are any, the first folder is the class; pictures without one are unlabelled. Hidden files are left out, and so are
-    pictures beside the train and test folders.
+    pictures outside of the train and test folders.
 
     Args:
         root: the folder. Moving it does not change the listing, including the fingerprint.
@@ -84,7 +84,7 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     names, labels, class_names, subsets = read_folders(found)
     if len(names) < len(found):
         log.warning(
-            "%s: left out %d pictures beside its train, val and test folders, such as %s",
+            "%s: left out %d pictures outside of its train, val and test folders, such as %s",
             where,
             len(found) - len(names),
             printable(min(set(found) - set(names))),
@@ -138,7 +138,7 @@ def read_folders(names: Sequence[str]) -> tuple[list[str], list[int], list[str],
         names: POSIX paths relative to the root.
 
     Returns:
-        The names except those beside train and test folders; their labels; the class names; their subsets, None if there
+        The names except those outside of train and test folders; their labels; the class names; their subsets, None if there
         are no train and test folders.
     """
     names = list(names)
@@ -163,7 +163,7 @@ def listing_of(
     """Build a listing of picture files.
 
     Args:
-        root: their folder.
+        root: folder of the pictures.
         names: sorted POSIX paths relative to the root.
         labels: class of each picture, -1 if unlabelled.
         class_names: class names by label.

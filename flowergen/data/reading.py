@@ -27,7 +27,7 @@ IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *((".heic", ".heif") if HEIF else ()),
-)  # of file names, in lower case
+)  # extensions of file names, in lower case
 # Their formats. Pillow detects formats by content and would pass a disguised EPS file to Ghostscript, which executes it.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", *(("HEIF",) if HEIF else ()))
 

@@ -29,7 +29,7 @@ from flowergen.errors import UserError, printable
 Mode = Literal["copy", "link", "move"]
 
 FINGERPRINT_FILE = ".flowergen-split"
-PARTIAL_PREFIX = ".flowergen-split-"  # of unfinished copies
+PARTIAL_PREFIX = ".flowergen-split-"  # prefix of unfinished copies
 AGAIN = "then run the same command again, which continues where this one stopped"
 REMEDIES = {
     errno.ENOSPC: "make room",

@@ -144,18 +144,21 @@ def verdict(collapse: Collapse, objective: Mapping[str, Any], diffused: bool = F
     num, dims, silent = collapse.num_pictures, collapse.num_dims, collapse.num_silent
     if num == 1:
         return ["One picture says nothing about how latents differ between pictures: use a split with more."]
-    told = (
+    information = (
         f"a latent tells {max(0.0, collapse.information):.2f} of {math.log(collapse.num_compared):.2f} nats about which of "
         f"{collapse.num_compared:,} pictures it belongs to"
     )
-    quiet = f"{silent:,} of {dims:,} dimensions carry less than {SILENT_NATS} nats"
+    unused = f"{silent:,} of {dims:,} dimensions carry less than {SILENT_NATS} nats"
     if collapse.information < NOTHING_NATS:
-        lines = [f"Posterior collapse: {told}, and {quiet}: {_less_pressure(objective)}."]
+        lines = [f"Posterior collapse: {information}, and {unused}: {_less_pressure(objective)}."]
     elif silent >= MANY * dims:
         smaller = "; if reconstructions are good enough, a smaller latent will do" if silent < dims else ""
-        lines = [f"Partial collapse: {quiet}: {_less_pressure(objective)}{smaller}.", f"The others are in use: {told}."]
+        lines = [
+            f"Partial collapse: {unused}: {_less_pressure(objective)}{smaller}.",
+            f"The others are in use: {information}.",
+        ]
     else:
-        lines = [f"No collapse: {quiet}, and {told}."]
+        lines = [f"No collapse: {unused}, and {information}."]
     lines.append(_aggregate(collapse, objective, diffused))
     if objective.get("divergence") == "mmd":
         lines.append("The model's divergence is the MMD, which does not require a small KL: a large one is not a problem.")

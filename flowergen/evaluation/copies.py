@@ -20,10 +20,10 @@ from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
 
 LARGEST_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
-QUANTILE = 0.01  # of the held-out pictures' ratios: the calibrated bound
-DUPLICATE_SHARE = 0.48  # of the usual distance between neighbours: closer pictures count as one (docs/evaluation.md)
+QUANTILE = 0.01  # the calibrated bound is this quantile of the held-out pictures' ratios
+DUPLICATE_SHARE = 0.48  # fraction of the usual distance between neighbours: closer pictures count as one (docs/evaluation.md)
 EQUAL = 1e-6  # only identical pictures are closer than this
-MEASURED_OF = 512  # pictures used to estimate the usual distance
+NUM_FOR_DISTANCE = 512  # pictures used to estimate the usual distance
 CHUNK_SIZE = 1024  # pictures downsampled at a time
 
 
@@ -91,7 +91,7 @@ def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
     if len(vectors) < 4:
         return np.arange(len(vectors))
     # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
-    usual = float(two_nearest([spread(vectors[::2], MEASURED_OF)], vectors[1::2]).distance[:, 1].median())
+    usual = float(two_nearest([spread(vectors[::2], NUM_FOR_DISTANCE)], vectors[1::2]).distance[:, 1].median())
     closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
     kept = np.flatnonzero(~near_duplicates(variants, closer_than))
     return kept if len(kept) > 1 else np.arange(2)

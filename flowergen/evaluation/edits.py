@@ -22,7 +22,7 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.randomness import normal_per_sample
 from flowergen.viz.grids import image_grid, write_png
 
-NUM_RESAMPLINGS = 5  # of each step of inpainting
+NUM_RESAMPLINGS = 5  # resamplings of each step of inpainting
 
 Edit = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # x_0 (N, C, h, w), labels (N,), numbers of the noise -> (N, C, h, w)
 
@@ -130,9 +130,9 @@ def write(
         settings: see ``EditSettings``.
         x: (N, C, H, W) in [0, 1].
         edited: (N, L, num, C, H, W) in [0, 1].
-        mode: for file names.
-        names: of the pictures, for their files.
-        class_names: of the edits.
+        mode: mode of editing, for the file names.
+        names: names of the pictures, for their files.
+        class_names: class names of the edits.
         folder: output folder.
 
     Returns:

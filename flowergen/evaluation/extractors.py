@@ -1,7 +1,7 @@
 """Feature extractors for comparing sets of pictures, each with its exact resize.
 
-As is usual for FID, pictures that are not square are resized to the square input of a network, whatever their proportions, and
-the values of grey pictures are used for all three colours.
+As is usual for FID, pictures that are not square are resized to the square input of a network, regardless of their aspect
+ratio, and the values of grey pictures are used for all three channels.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Extractor(NamedTuple):
     """Maps pictures to features.
 
     Attributes:
-        name: as shown on the card.
+        name: name on the metric card.
         weights: hash of the file or of the network.
         resize: description of the preprocessing.
         num_features: D.
@@ -47,7 +47,7 @@ def chosen(name: str, weights_dir: str | Path) -> str:
     """Resolve ``auto`` to Inception if its weights are present, else to EfficientNet-Lite1, which needs no download.
 
     Args:
-        name: as requested; names other than ``auto`` are returned unchanged.
+        name: requested name; names other than ``auto`` are returned unchanged.
         weights_dir: directory of the weights.
     """
     if name != "auto":
@@ -91,7 +91,7 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
         device: device to compute on.
 
     Raises:
-        MissingWeights: its package is not installed or is damaged.
+        MissingWeights: the package of the weights is not installed or is damaged.
     """
     net = load_efficientnet("lite1", what_for).to(device)
 

@@ -13,19 +13,19 @@ log = logging.getLogger(__name__)
 class FastNetwork:
     """Evaluates a denoiser in bf16, compiled, or both.
 
-    A batch with fewer rows than the largest one so far, such as the last batch, is evaluated without compilation, since
-    compiling again takes longer than a few batches do.
+    A batch smaller than the largest one so far, such as the last one, is evaluated without compilation, because
+    recompiling takes longer than a few batches.
 
     Args:
         net: the denoiser.
         bf16: evaluate it under bf16 autocast.
-        compiled: compile it, if that is possible here.
+        compiled: compile it, if a compiler is available.
     """
 
     def __init__(self, net: nn.Module, bf16: bool, compiled: bool):
         self.net, self.bf16 = net, bf16
         self._compiled = torch.compile(net) if compiled else None
-        self._rows = 0  # of the largest batch so far
+        self._rows = 0  # size of the largest batch so far
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """x_t (N, C, h, w), t (N,), label (N,) -> (N, C, h, w) float32."""
@@ -38,7 +38,7 @@ class FastNetwork:
                 output = self._compiled(x, t, label)
             except torch.cuda.OutOfMemoryError:
                 raise
-            except Exception as error:  # without a C++ compiler, torch raises one of many
+            except Exception as error:  # torch raises various exceptions without a C++ compiler
                 if self._rows:
                     raise
                 log.warning(f"the denoiser is not compiled ({one_line(error)[:120]})")

@@ -16,7 +16,7 @@ from flowergen.viz.kl_spectrum import draw_kl_spectrum
 from flowergen.viz.latent_map import draw_classes, principal_plane, tsne_plane
 
 MOST_ON_TSNE = 2000  # pictures; takes under a minute on two cores
-MOST_ROWS = 32  # of a table
+MOST_ROWS = 32  # rows of a table
 
 
 def figures_of_classes(

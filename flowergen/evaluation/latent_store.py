@@ -24,7 +24,7 @@ from flowergen.randomness import normal_per_sample
 log = logging.getLogger(__name__)
 
 MOST_LATENTS = 4096
-MOST_VALUES = 2**23  # of all stored latents together: 16 MB in half precision
+MOST_VALUES = 2**23  # values of all stored latents together: 16 MB in half precision
 MOST_FITTED = 8192  # pictures that the prior is fitted to
 
 

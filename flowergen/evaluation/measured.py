@@ -9,7 +9,7 @@ Results = dict[str, dict[str, list[float]]]  # by metric and by what was measure
 
 @dataclass
 class Pairs:
-    """The samples that look most like copies.
+    """The samples that most resemble copies.
 
     Attributes:
         space: ``pixels`` or ``features``.
@@ -30,8 +30,8 @@ class Measured:
 
     Attributes:
         results: values of every metric.
-        pairs: worst first.
-        notes: remarks for the reader.
+        pairs: pairs of samples and training pictures, the smallest ratio first.
+        notes: notes for the metric card.
         missing: metrics that were not measured, and why.
     """
 

@@ -47,7 +47,7 @@ def memorising_from(evaluations: Sequence[Evaluation]) -> int | None:
     copies by chance.
 
     Args:
-        evaluations: in order of their epochs.
+        evaluations: evaluations in order of their epochs.
 
     Returns:
         Its epoch; None if there is none yet.

@@ -23,7 +23,7 @@ class EvaluationNetworks:
         probe: linear probe of the classes, fitted to the real pictures; None without labels or if its weights are missing.
         cache_dir: cache folder for the features of real pictures.
         missing: metrics that cannot be measured, and why.
-        notes: remarks on the networks for the reader.
+        notes: notes on the networks for the metric card.
     """
 
     name: str

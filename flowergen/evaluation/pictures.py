@@ -62,7 +62,7 @@ class RealPictures:
         calibration: held-out pictures that calibrate the copy test; None if there are none.
         mirrored: whether mirror images may have been used in training too.
         class_names: class names by label.
-        note: a remark for the reader; empty if there is none.
+        note: a note for the metric card; empty if there is none.
         validation: held-out pictures of the same collection as ``train``, for the linear probe's accuracy; None if there are
             none.
     """
@@ -147,7 +147,7 @@ def picture_folder(folder: str, key: str, shape: PictureShape, cache_dir: Path) 
         cache_dir: cache folder for decoded pictures.
 
     Raises:
-        UserError: it has no pictures, or they cannot be decoded.
+        UserError: the folder has no pictures, or they cannot be decoded.
     """
     listing = list_image_folder(Path(folder), key)
     cached = cached_images(listing, "folder", shape, cache_dir, instead="")

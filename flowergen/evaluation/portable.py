@@ -16,8 +16,8 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.randomness import normal, uniform
 
-TOLERANCE = 1e-4  # of a graph's outputs; relative to the largest output if that exceeds 1, as float32 has no more digits
-NUM_TRIED = 3  # size of the larger batch that a graph is tested with
+TOLERANCE = 1e-4  # of a graph's outputs, relative to the largest one if it exceeds 1, as float32 has no more digits
+NUM_TRIED = 3  # size of the larger batch that a graph is checked with
 # config keys that define the networks; the others are for training
 NETWORK_KEYS = (
     "_target_", "channels", "latent_dim", "norm", "activation", "residual_blocks", "latent", "blocks", "pretrained", "network",

@@ -26,7 +26,7 @@ VISIBLE_DIFFERENCE = 1 / 255  # mean pixel difference below which a variation is
 AUTO_DIFFERENCE = 8 / 255  # mean pixel difference that scale=auto aims at
 MAX_SCALE = 1e8  # large enough even for a posterior of standard deviation 1e-4
 TRAVERSAL_SIGMAS = 3.0  # standard deviations of the prior to each side, as in Higgins et al. 2017, figure 1
-MAX_STRENGTH = 2.0  # of latent arithmetic; 1 adds the difference of the means itself
+MAX_STRENGTH = 2.0  # largest strength of latent arithmetic; 1 adds the difference of the means itself
 
 
 def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path) -> list[str]:

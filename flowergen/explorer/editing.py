@@ -110,7 +110,7 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
 
     Args:
         mask: a character for each pixel in row-major order, "1" where it is inpainted and "0" elsewhere.
-        height, width: of the picture.
+        height, width: size of the picture, in px.
 
     Raises:
         UserError: the mask is empty, or does not belong to this picture.

@@ -16,7 +16,7 @@ from flowergen.nn.latent_space import slerp
 from flowergen.runs.sampling import DIFFUSION_OPTIONS, latent_sampler
 
 MOST_INGREDIENTS = 8
-MOST_STRENGTH = 2.0  # of the arithmetic; 1 adds the difference of the class means itself
+MOST_STRENGTH = 2.0  # largest strength of class arithmetic; 1 adds the difference of the class means itself
 WALK = 8  # pictures from one ingredient to the next
 
 

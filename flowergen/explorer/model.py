@@ -14,9 +14,9 @@ from flowergen.runs.loading import load_run
 from flowergen.runs.sampling import stored_latents
 from flowergen.viz.latent_map import principal_plane
 
-MOST_POINTS = 2000  # of the map
-NUM_DIRECTIONS = 6  # of the sliders
-TRAVERSED_SIGMAS = 3.0  # standard deviations to each side, as those of flowergen.vary mode=traverse
+MOST_POINTS = 2000  # points on the map
+NUM_DIRECTIONS = 6  # number of sliders
+TRAVERSED_SIGMAS = 3.0  # standard deviations to each side, as in flowergen.vary mode=traverse
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Directions:
     """Principal directions of latents.
 
     Attributes:
-        mean: (D,) of the latents.
+        mean: (D,) mean of the latents.
         directions: (K, D) orthonormal rows, the largest variance first.
-        coordinates: (L, K) of the latents.
-        shares: (K,) of the variance of the latents.
+        coordinates: (L, K) coordinates of the latents along the directions.
+        shares: (K,) fractions of the variance of the latents.
     """
 
     mean: Tensor

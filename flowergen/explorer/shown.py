@@ -1,4 +1,4 @@
-"""Pictures as HTML: shown large, each with a link that downloads it, all in the page itself."""
+"""Pictures as HTML: displayed enlarged, each with a download link, all embedded in the page."""
 
 import base64
 import io
@@ -12,8 +12,8 @@ from flowergen.viz.html import text
 from flowergen.viz.pictures import Pictures
 
 ENLARGED_PX = 256  # smallest height of the bicubic enlargement of one of several pictures
-ENLARGED_ALONE_PX = 512  # of a single one
-JPEG_QUALITY = 95  # of the enlargement; the download is a PNG file of the picture itself
+ENLARGED_ALONE_PX = 512  # the same for a single picture
+JPEG_QUALITY = 95  # quality of the enlargement; the download is a PNG file of the picture itself
 
 
 def figures(x: Tensor, captions: Sequence[str], stem: str | None = None, note: str = "") -> str:
@@ -22,7 +22,7 @@ def figures(x: Tensor, captions: Sequence[str], stem: str | None = None, note: s
     Args:
         x: (N, C, H, W) in [0, 1].
         captions: plain text below each of them.
-        stem: of the names of the files that the links below the pictures download; None for no links.
+        stem: beginning of the names of the downloaded files; None for no download links.
         note: plain text above them.
     """
     images = Pictures.of(x).pil()
@@ -42,7 +42,7 @@ def figures(x: Tensor, captions: Sequence[str], stem: str | None = None, note: s
 
 
 def data_url(x: Tensor) -> str:
-    """Return a picture (C, H, W) in [0, 1] as the address of a PNG file that lies in the address itself."""
+    """Return a picture (C, H, W) in [0, 1] as a data URL of a PNG file."""
     return _data("image/png", _file(Pictures.of(x[None]).pil()[0], "PNG"))
 
 

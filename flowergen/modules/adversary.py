@@ -32,8 +32,8 @@ class Adversary(nn.Module):
 
     Args:
         shape: (C, H, W) of the pictures.
-        channels, num_halvings, norm: of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``; ``num_halvings`` is for
-            the former only, and ``auto`` depends on the image size.
+        channels, num_halvings, norm: arguments of the ``PatchDiscriminator`` or the ``ProjectedDiscriminator``;
+            ``num_halvings`` is for the former only, and ``auto`` depends on the image size.
         loss: ``hinge`` or ``non_saturating``.
         adaptive_weight_max: cap of the adaptive weight.
         augment: apply ``diff_augment`` to its pictures.
@@ -104,7 +104,7 @@ class Adversary(nn.Module):
         """Evaluate the discriminator.
 
         Args:
-            seen: what ``seen`` returned.
+            seen: the value that ``seen`` returned.
         """
         return self.discriminator(seen[0] if self._features is None else seen)
 
@@ -116,11 +116,11 @@ class Adversary(nn.Module):
         Args:
             fake: the discriminator's output for ``cut``.
             cut: ``seen``, detached leaves with ``requires_grad``, whose ``grad`` is set.
-            seen: of ``x_hat``, (N, C, h, w) each.
+            seen: the value of ``seen`` for ``x_hat``, (N, C, h, w) each.
             x_hat: (N, C, H, W) in [-1, 1].
 
         Returns:
-            (N, C, H, W): of the loss's sum over the pictures.
+            (N, C, H, W), the gradient of the loss summed over the pictures.
         """
         num = fake.logits[0].numel()
         # not autograd.grad: with the hooks of torch's FLOP counter it refuses leaves such as these

@@ -48,20 +48,20 @@ class DecoderModule(TwoOptimizers):
 
     Args:
         image_size, image_channels: see ``ImageModel``.
-        seed: of all noise.
-        num_classes: K of the data set, 0 without labels.
+        seed: seed of all noise.
+        num_classes: number K of classes of the data set, 0 without labels.
         diffusion: the trained model. From now on it decodes with this module's decoder. It is not part of this module's state:
             its run folder is copied into the run's own.
         num_latents: number of samples that are drawn from it, once.
         reconstruction_weight, perceptual_weight: w_r, and w_p of the distance in EfficientNet-Lite0's features.
         adversarial_weight: w_a.
-        channels: of the ``ProjectedDiscriminator``.
+        channels: channels of the ``ProjectedDiscriminator``.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
             gradient_clip_algorithm: see ``TwoOptimizers``.
-        ema_decay: of the moving average of the decoder, used for everything except training.
+        ema_decay: decay of the moving average of the decoder, used for everything except training.
 
     Raises:
-        UserError: the diffusion model has no decoder, or a VAE's.
+        UserError: the diffusion model has no decoder, or that of a VAE.
     """
 
     best_metric = "psnr"  # unused, see ``may_be_best``

@@ -39,7 +39,7 @@ class Guard:
         """Set ``failed`` if PSNR has fallen by more than the margin.
 
         Args:
-            psnr: of this epoch's validation, in dB. NaN fails.
+            psnr: validation PSNR of this epoch, in dB. NaN fails.
             adversarial_started: whether adversarial training has begun; before that, no epoch fails.
         """
         best = -math.inf if self.best_psnr is None else self.best_psnr
@@ -52,8 +52,8 @@ class Guard:
         """Keep a good epoch for a rollback. An epoch before adversarial training whose PSNR is NaN is not kept.
 
         Args:
-            module: its weights and buffers are kept.
-            optimizers: their states are kept.
+            module: the model, whose weights and buffers are kept.
+            optimizers: the optimisers, whose states are kept.
         """
         if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.psnr_is_nan:
             self._good = _copied({"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]})

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MakeOptimizer = Callable[..., torch.optim.Optimizer]  # from the parameters
-FUSED_ON = ("cuda", "cpu")  # kinds of device
+MakeOptimizer = Callable[..., torch.optim.Optimizer]  # builds an optimiser from the parameters
+FUSED_ON = ("cuda", "cpu")  # device types
 MOST_SKIPPED = 20  # consecutive steps; a model that has diverged does not recover
 
 
@@ -38,8 +38,8 @@ class ImageModel(LightningModule, ABC):
     Both are stored in the checkpoint.
 
     Args:
-        image_size: of the pictures, in px: the side of a square, or height and width.
-        seed: of its noise.
+        image_size: size of the pictures in px: the side of a square, or height and width.
+        seed: seed of all noise.
         lr_schedule, lr_warmup_steps: see ``lr_factor``; they apply to all optimisers. Like every number of steps of a model,
             ``lr_warmup_steps`` may be a fraction below 1 of the run's steps.
         image_channels: 3 for colour, 1 for grey.
@@ -48,9 +48,9 @@ class ImageModel(LightningModule, ABC):
     best_metric: ClassVar[str]  # the validation metric that chooses best.ckpt
     best_mode: ClassVar[Literal["min", "max"]]
     denoises: ClassVar[bool] = False  # a diffusion model; where there are classes, each of its samples has one
-    decoder_steps: int | None = None  # that ``DecoderModule`` has trained the decoder for; None for the autoencoder's own
-    pixel_range: Sequence[float] = (-1, 1)  # of an autoencoder's networks
-    decoder_activation: str | None = None  # that gives its decoder's output this range: ``sigmoid``, ``tanh`` or ``clamp``
+    decoder_steps: int | None = None  # steps that ``DecoderModule`` trained the decoder for; None for the autoencoder's own
+    pixel_range: Sequence[float] = (-1, 1)  # range of the values in an autoencoder's networks
+    decoder_activation: str | None = None  # maps the decoder's output to this range: ``sigmoid``, ``tanh`` or ``clamp``
     on_nonfinite: Literal["stop", "skip"] = "stop"  # trainer.on_nonfinite
 
     def __init__(
@@ -65,14 +65,14 @@ class ImageModel(LightningModule, ABC):
         self.picture_shape, self.seed = PictureShape.of(image_size, image_channels), seed
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
-        self.total_steps = 0  # of the run; 0 without training, and any fraction of it has then passed
+        self.total_steps = 0  # optimiser steps of the run; 0 without training, when any fraction of it has passed
         self._passed_shares: dict[float, int] = {}  # fraction -> steps
-        self._noise_before: str | None = None  # ``noise_of`` the device that a resumed run was trained on
+        self._noise_before: str | None = None  # ``noise_of`` the device that the resumed run was trained on
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
-        self.epoch_metrics: dict[str, float] = {}  # of the last epoch, including its validation if there was one
+        self.epoch_metrics: dict[str, float] = {}  # metrics of the last epoch, including its validation if there was one
         self.finite_watch, self.run_state = FiniteWatch(), RunState()
-        self.skips_step = False  # whether this optimiser step is left out
+        self.skips_step = False  # whether this optimiser step is skipped
         self._skipped_in_a_row = 0
         self._buffers_before: dict[str, Tensor] = {}
 
@@ -163,8 +163,8 @@ class ImageModel(LightningModule, ABC):
         Args:
             draw: ``normal``, ``uniform`` or ``stratified`` of ``randomness``.
             num: number of pictures in this batch.
-            shape: of one row.
-            batch_idx: within the epoch.
+            shape: shape of one row.
+            batch_idx: number of the batch within the epoch.
             purpose: see ``randomness.generator``.
 
         Returns:
@@ -177,7 +177,7 @@ class ImageModel(LightningModule, ABC):
         return rows if num == len(rows) else rows[first : first + num].clone()  # a view would keep all of them in memory
 
     def on_fit_start(self) -> None:
-        """Begin with a new ``run_state``, which has nothing of an earlier ``fit``."""
+        """Reset ``run_state``, so that nothing remains of an earlier ``fit``."""
         self.run_state = RunState()
 
     def on_train_start(self) -> None:
@@ -195,7 +195,7 @@ class ImageModel(LightningModule, ABC):
         """Check that the run is long enough for the model's settings. Most models have no such condition.
 
         Raises:
-            UserError: it is not.
+            UserError: the run is too short.
         """
 
     def in_steps(self, steps: float) -> int:
@@ -234,7 +234,7 @@ class ImageModel(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, but also for fused optimisers with bf16-mixed, which Lightning refuses without need."""
+        """Clip as Lightning does, but also for fused optimisers with bf16-mixed, which Lightning refuses unnecessarily."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.trainer.precision != "bf16-mixed" or not optimizer.defaults.get("fused"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -272,7 +272,7 @@ class ImageModel(LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Check the gradients, which are unscaled and not yet clipped; stop, or discard them, if they are not finite."""
-        if self.trainer.precision != "16-mixed":  # whose scaler checks them, and skips steps itself
+        if self.trainer.precision != "16-mixed":  # its gradient scaler checks them and skips steps itself
             groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:

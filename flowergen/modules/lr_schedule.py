@@ -11,7 +11,7 @@ def num_steps(steps: float, total_steps: int) -> int:
 
     Args:
         steps: a whole number of steps or, below 1, a fraction of ``total_steps``.
-        total_steps: of the run.
+        total_steps: optimiser steps of the run.
 
     Returns:
         Whole steps; for a fraction fewer than ``total_steps``, unless both are 0.
@@ -30,7 +30,7 @@ def lr_factor(schedule: LrSchedule, step: int, warmup_steps: int, total_steps: i
 
     Args:
         schedule: ``constant`` or ``cosine``.
-        step: from 0.
+        step: optimiser step, from 0.
         warmup_steps: steps until the factor is 1; 0 for no warm-up.
         total_steps: the horizon of the cosine.
 

@@ -10,7 +10,8 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import LOGVAR_MIN, Posterior
 from flowergen.picture_shape import ImageSize, PictureShape
 
-LATENTS = {"AutoencoderKL": "latent_dist", "AutoencoderTiny": "latents", "AutoencoderDC": "latent"}  # of their encoder's output
+# attribute of the encoder's output that contains the latents
+LATENTS = {"AutoencoderKL": "latent_dist", "AutoencoderTiny": "latents", "AutoencoderDC": "latent"}
 
 
 def build_pretrained(
@@ -21,8 +22,8 @@ def build_pretrained(
     Args:
         shape: (C, H, W) of the pictures.
         kind: name of the class, one of ``LATENTS``.
-        config: its arguments.
-        source: where its weights come from, for messages.
+        config: arguments of the class.
+        source: origin of the weights, for messages.
 
     Returns:
         The autoencoder, and the shape (C, h, w) of its latents.
@@ -46,7 +47,7 @@ def build_pretrained(
     try:
         z = _posterior(probe, kind, torch.zeros(1, *shape, device="meta")).mean
         decoded = tuple(probe.decode(z).sample.shape)
-    except Exception as error:  # likewise
+    except Exception as error:  # torch raises various exceptions for shapes that do not fit
         raise UserError(f"{source} cannot encode pictures of {shape} ({one_line(error)[:200]})") from error
     if decoded != (1, *shape):
         raise UserError(
@@ -72,10 +73,10 @@ class PretrainedAutoencoder(ImageModel):
 
     Args:
         image_size, image_channels: see ``ImageModel``.
-        seed: unused, as every model has one.
+        seed: unused; every model has one.
         kind: name of the class, one of ``LATENTS``.
-        config: its arguments.
-        source: where the weights come from, for ``summary``.
+        config: arguments of the class.
+        source: origin of the weights, for ``summary``.
 
     Raises:
         UserError: pictures of this size cannot be encoded and decoded, or the arguments are wrong.
@@ -97,7 +98,7 @@ class PretrainedAutoencoder(ImageModel):
         return self.net
 
     def parts(self, name: Literal["encoder", "decoder"]) -> nn.ModuleDict:
-        """Return the encoder or the decoder, with its convolution between it and the latents if it has one."""
+        """Return the encoder or the decoder, with the convolution between it and the latents if there is one."""
         convolution = {"encoder": "quant_conv", "decoder": "post_quant_conv"}[name]
         found = {part: getattr(self.net, part, None) for part in (name, convolution)}
         return nn.ModuleDict({part: net for part, net in found.items() if net is not None})

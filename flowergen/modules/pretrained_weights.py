@@ -93,7 +93,7 @@ def fetch(url: str, weights_dir: str | Path, what: str, instead: str) -> Path:
     """Return the path of a weights file, downloading it if it does not exist.
 
     Args:
-        url: of the file, whose name ends with the beginning of its SHA-256, as in ``vgg16-397923af.pth``.
+        url: URL of the file, whose name ends with the first digits of its SHA-256, as in ``vgg16-397923af.pth``.
         weights_dir: folder of the file.
         what: description of the weights, for the error message.
         instead: an alternative for the user, for the error message.
@@ -143,7 +143,7 @@ def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
         weights_dir: folder of the file.
 
     Raises:
-        UserError: it cannot be downloaded, or is damaged.
+        UserError: the file cannot be downloaded, or is damaged.
     """
     path = fetch_vgg16(weights_dir)
     try:

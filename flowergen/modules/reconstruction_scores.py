@@ -1,4 +1,4 @@
-"""The scores that are common to all autoencoders, independent of their training objective."""
+"""Scores common to all autoencoders, independent of their training objective."""
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class ReconstructionScores(nn.Module):
             x: (N, C, H, W) pictures in [0, 1].
             x_hat: (N, C, H, W) decoded from a draw z ~ q(z|x).
             x_mean: (N, C, H, W) decoded from the mean of q(z|x).
-            mean: (N, C, h, w) that mean.
+            mean: (N, C, h, w) mean of q(z|x).
 
         Returns:
             By name, each (N,): the terms whose means `summarise` takes, including ``psnr`` and ``ssim`` of ``x_mean``.
@@ -45,7 +45,7 @@ class ReconstructionScores(nn.Module):
         """Replace the intermediate terms of a set's means by the scores derived from them, and reset.
 
         Args:
-            means: of the terms that `forward` returned, and ``loss_kl`` in nats.
+            means: means of the terms that `forward` returned, and ``loss_kl`` in nats.
 
         Returns:
             The other means, and ``elbo``, the common one, in nats per picture; ``sharpness``, the gradient energy of the

@@ -18,8 +18,8 @@ class TwoOptimizers(ImageModel):
     Args:
         image_size, seed, lr_schedule, lr_warmup_steps, image_channels: see ``ImageModel``.
         optimizer, discriminator_optimizer: build the optimisers from the parameters.
-        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: of the trainer, which does not apply them in manual
-            optimisation.
+        accumulate_grad_batches, gradient_clip_val, gradient_clip_algorithm: the trainer's settings, which it does not apply in
+            manual optimisation.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TwoOptimizers(ImageModel):
 
     @property
     def accumulation_steps(self) -> int:
-        """How many batches make an optimiser step."""
+        """Number of batches in an optimiser step."""
         return self.accumulate_grad_batches
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

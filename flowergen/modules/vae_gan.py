@@ -36,7 +36,7 @@ from flowergen.randomness import normal, normal_per_sample, uniform
 log = logging.getLogger(__name__)
 
 Network = ResidualAutoencoder | DiffusersAutoencoder
-SharedFeatures = tuple[list[Tensor], list[Tensor]]  # of x and of x_hat, for the losses of both networks
+SharedFeatures = tuple[list[Tensor], list[Tensor]]  # features of x and of x_hat, for the losses of both networks
 
 
 class VAEGANModule(TwoOptimizers):
@@ -48,8 +48,8 @@ class VAEGANModule(TwoOptimizers):
 
     Args:
         image_size, image_channels: see ``ImageModel``.
-        seed: of all noise.
-        num_classes: of the data set, 0 without labels.
+        seed: seed of all noise.
+        num_classes: number of classes of the data set, 0 without labels.
         latent, blocks: fields of ``LatentShape`` and ``Blocks``; unused with ``pretrained``.
         reconstruction: ``l1`` or ``mse``.
         beta, beta_warmup_steps: weight of the KL relative to the reconstruction error, both summed over the picture, and the
@@ -57,20 +57,21 @@ class VAEGANModule(TwoOptimizers):
         perceptual: the features that reconstructions are compared in: ``efficientnet`` (Lite0), ``vgg16``, ``lpips``,
             ``discriminator`` (its own) or ``none``. A projected discriminator uses Lite0's features as well; in training,
             ``efficientnet`` then compares the same features, of augmented pictures (Kettunen et al. 2019, arXiv:1906.03973).
-        perceptual_weight, perceptual_layers: of that distance; the layers of VGG-16 are for ``vgg16`` only.
-        weights_dir: where VGG-16's weights lie.
+        perceptual_weight: weight of that distance.
+        perceptual_layers: layers of VGG-16, for ``vgg16`` only.
+        weights_dir: folder of VGG-16's weights.
         adversarial: ``hinge`` or ``non_saturating``.
-        adversarial_weight: of the generator's adversarial loss, multiplied with the adaptive weight; 0 for no discriminator,
-            unless its features are needed.
+        adversarial_weight: weight of the generator's adversarial loss, multiplied with the adaptive weight; 0 for no
+            discriminator, unless its features are needed.
         adaptive_weight_max: cap of the adaptive weight.
         adversarial_start_steps, adversarial_ramp_steps: number (or fraction) of optimiser steps until the adversarial loss
             starts, and from there to its full weight. The discriminator trains from the beginning.
         diff_augment: evaluate augmented pictures in both losses.
         discriminator: ``kind``, ``channels``, ``num_halvings`` and ``norm`` of ``Adversary``.
-        class_weight: of the cross-entropy of a linear class head on the pooled latent mean.
+        class_weight: weight of the cross-entropy of a linear class head on the pooled latent mean.
         center_weight, center_margin: weight of the centre losses on it (``losses.center``); hinge margin between class centres.
         guard, guard_margin: see ``Guard``.
-        ema_decay: of the moving average of encoder and decoder, used for everything except training; None for none.
+        ema_decay: decay of the moving average of encoder and decoder, used for everything except training; None for none.
         optimizer, discriminator_optimizer, lr_schedule, lr_warmup_steps, accumulate_grad_batches, gradient_clip_val,
             gradient_clip_algorithm: see ``TwoOptimizers``.
         pretrained: ``kind``, ``config`` and ``source`` of ``build_pretrained``, to train an autoencoder of diffusers further;
@@ -315,7 +316,7 @@ class VAEGANModule(TwoOptimizers):
         return [] if self.adversary is None else list(self.adversary.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Compute the gradients of both networks from one reconstruction; step after the last part of an optimiser step."""
+        """Compute the gradients of both networks from one reconstruction; step after the last batch of an optimiser step."""
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
         z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
@@ -390,7 +391,7 @@ class VAEGANModule(TwoOptimizers):
         """Check that the adversarial loss starts within the run, unless ``limit_train_batches`` makes it a trial.
 
         Raises:
-            UserError: it does not.
+            UserError: the run ends before.
         """
         start, limit = self.in_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch

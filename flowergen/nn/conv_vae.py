@@ -10,7 +10,7 @@ from flowergen.nn.blocks import ResidualBlock, down, up
 from flowergen.nn.posterior import Posterior
 from flowergen.picture_shape import PictureShape
 
-MOST_POSITIONS = 49  # of the smallest feature map, which a linear layer reads
+MOST_POSITIONS = 49  # positions of the smallest feature map, the input of a linear layer
 
 
 def map_sizes(shape: PictureShape) -> tuple[tuple[int, int], ...]:

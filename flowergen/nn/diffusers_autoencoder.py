@@ -19,7 +19,7 @@ class DiffusersEncoder(nn.Module):
     """q(z|x); its variance is almost 0 unless the autoencoder is an ``AutoencoderKL``.
 
     Args:
-        net: the autoencoder of diffusers, whose layers are taken over.
+        net: the autoencoder of diffusers, whose layers are reused.
         kind: name of its class.
     """
 
@@ -48,7 +48,7 @@ class DiffusersDecoder(nn.Module):
     """p(x|z), with the last layer separate, which the adaptive weight needs.
 
     Args:
-        net: the autoencoder of diffusers, whose layers are taken over.
+        net: the autoencoder of diffusers, whose layers are reused.
         kind: name of its class.
     """
 
@@ -64,7 +64,7 @@ class DiffusersDecoder(nn.Module):
         else:
             last, decoder.conv_out = decoder.conv_out, nn.Identity()
             layers.append(decoder)
-        if not isinstance(last, nn.Conv2d):  # of an AutoencoderDC that works at half the resolution
+        if not isinstance(last, nn.Conv2d):  # upsampling block of an AutoencoderDC that works at half the resolution
             if last.interpolate:
                 layers.append(nn.Upsample(scale_factor=2))
             else:
@@ -97,7 +97,7 @@ class DiffusersAutoencoder(nn.Module):
     """Encoder and decoder.
 
     Args:
-        net: the autoencoder of diffusers, which cannot be used by itself afterwards.
+        net: the autoencoder of diffusers, whose layers are reused, so that it cannot be used afterwards.
         kind: name of its class: ``AutoencoderKL``, ``AutoencoderTiny`` or ``AutoencoderDC``.
     """
 

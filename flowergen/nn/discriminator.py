@@ -30,7 +30,7 @@ def num_halvings_for(short_side: int) -> int:
     section 6.1.2.
 
     Args:
-        short_side: of the pictures, in px.
+        short_side: short side of the pictures, in px.
 
     >>> [(size, receptive_field(num_halvings_for(size))) for size in (32, 64, 128, 256, 512)]
     [(32, 16), (64, 16), (128, 34), (256, 70), (512, 142)]
@@ -42,7 +42,7 @@ def logits_side(short_side: int, num_halvings: int) -> int:
     """Return the short side of the map of logits; 0 or less if the picture is too small for so many halvings.
 
     Args:
-        short_side: of the pictures, in px.
+        short_side: short side of the pictures, in px.
         num_halvings: see `receptive_field`.
     """
     side = short_side
@@ -99,7 +99,7 @@ class PatchDiscriminator(PowerIterations):
         num_halvings: number of stride-2 convolutions, see `num_halvings_for`.
         norm: ``group``: GroupNorm after each hidden layer except the first; ``spectral``: every weight divided by its largest
             singular value (Miyato et al. 2018, arXiv:1802.05957), as estimated when `update_spectral_norms` was last called.
-        image_channels: of the pictures.
+        image_channels: channels of the pictures.
     """
 
     def __init__(self, channels: int, num_halvings: int, norm: Literal["group", "spectral"], image_channels: int = 3):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flowergen.picture_shape import PictureShape
 
-MEAN, STD = 127 / 255, 128 / 255  # of TensorFlow's preprocessing for Lite, to [-1, 1]
-EPS = 1e-3  # of BatchNorm
+MEAN, STD = 127 / 255, 128 / 255  # normalisation of TensorFlow's Lite models, to [-1, 1]
+EPS = 1e-3  # epsilon of BatchNorm
 NUM_FEATURES, NUM_CLASSES = 1280, 1000
 WIDTHS = (16, 24, 40, 112, 320)  # channels of the stage outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's side
 SMALLEST_MAP = 4  # minimum side of a map used as a feature: smaller ones tell little about parts of a picture

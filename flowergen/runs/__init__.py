@@ -1,1 +1,1 @@
-"""Runs: ``run_folder`` knows their files, ``build`` makes the objects of a config, ``loading`` loads trained models."""
+"""Runs: ``run_folder`` describes their files, ``build`` creates the objects of a config, ``loading`` loads trained models."""

@@ -15,7 +15,7 @@ def refuse_other_content(out: str) -> None:
     """Refuse a folder that was not made by an evaluation, before anything is loaded.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder contains other files.
     """
     folder = Path(out)
     try:
@@ -33,10 +33,10 @@ def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path
     Args:
         out: folder from the command line, or None.
         default: folder to use if ``out`` is None.
-        mark: subject and protocol of the evaluation, plain data.
+        mark: subject and protocol that identify the evaluation, plain data.
 
     Raises:
-        UserError: the folder cannot be written to, or holds something else.
+        UserError: the folder cannot be written to, or contains other files.
     """
     folder = default if out is None else Path(out)
     make_folder(folder)

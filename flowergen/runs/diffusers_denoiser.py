@@ -1,4 +1,4 @@
-"""The denoiser of a latent diffusion run as a model of diffusers. ``runs.diffusers_folder`` writes it beside its weights.
+"""The denoiser of a latent diffusion run as a model of diffusers. ``runs.diffusers_folder`` writes it next to its weights.
 
 Source: flowergen, MIT licence.
 """
@@ -20,7 +20,7 @@ class Denoiser(ModelMixin, ConfigMixin):
 
     Args:
         network: ``DiT`` or ``UNet``.
-        arguments: of it, without ``shape`` and ``num_classes``.
+        arguments: arguments of the network, without ``shape`` and ``num_classes``.
         shape: (C, h, w) of a latent.
         class_names: names of the K classes by label.
     """

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.runs.loaded_model import LoadedModel
 
-TRAINING_KEYS = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # that sampling needs
+TRAINING_KEYS = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", "class_dropout")  # needed for sampling
 
 
 def write_pipeline(model: LoadedModel, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Statement(NamedTuple):
         module: name of the module; None for an import from another package.
         defines: names that it defines.
         uses: names that it uses.
-        text: its source.
+        text: source of the statement.
     """
 
     module: str | None
@@ -69,7 +69,7 @@ def standalone(module: str) -> str:
     One file, because diffusers copies what a local pipeline imports into a folder that all local pipelines share.
 
     Args:
-        module: its name; it begins with a docstring.
+        module: name of the module, which begins with a docstring.
     """
     statements = _statements(module, set())
     needed: set[str] = set()
@@ -88,7 +88,7 @@ def _statements(module: str, seen: set[str]) -> list[Statement]:
     """Return the statements of a module, with those of the modules of flowergen that it imports from before their use.
 
     Args:
-        module: its name.
+        module: name of the module.
         seen: modules to leave out; those that were read are added.
     """
     seen.add(module)

@@ -61,7 +61,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             sampler: dpmpp_2m, ddim, ddpm, euler or heun, the last two for the objective flow.
             num_inference_steps: steps of the sampler.
             guidance_scale: 1 for no guidance.
-            generator: of the noise, or one for each picture.
+            generator: generator of the noise, or one for each picture.
             latents: (N, C, h, w) the noise to start from, N(0, I); drawn by default.
             output_type: pil, np for (N, H, W, C) or pt for (N, C, H, W), both in [0, 1].
 

@@ -18,7 +18,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # files 
 FOLDER = "outputs/hub"
 FILES = ("config.yaml", "model.safetensors", "state.json", "latents.safetensors", "README.md", "samples.png")
 NESTED = ("", "autoencoder/", "diffusion/", "diffusion/autoencoder/")
-OWN_CACHE = "~/.cache/flowergen"  # in place of the paths of whoever shared the run
+OWN_CACHE = "~/.cache/flowergen"  # replaces the paths of the user who shared the run
 COMMIT = re.compile("[0-9a-f]{40}")
 CLASS = re.compile(r"(flowergen(?:\.\w+)*|torch\.optim|lightning\.pytorch(?:\.\w+)?)\.[A-Z]\w*")
 
@@ -40,11 +40,11 @@ def pinned(value: str, key: str) -> str:
 
 
 def downloaded(value: str, key: str, files: tuple[str, ...]) -> Path:
-    """Return the folder of files of a repository, downloaded into the hub's cache unless they were before.
+    """Return the folder of files of a repository in the hub's cache, downloading them if necessary.
 
     Args:
-        value, key: as for ``pinned``.
-        files: their names; those that the repository lacks are left out.
+        value, key: see ``pinned``.
+        files: names of the files; those that the repository lacks are left out.
 
     Raises:
         UserError: the name is incomplete, or the files cannot be downloaded.
@@ -60,7 +60,7 @@ def downloaded_run(value: str, key: str) -> Path:
     used.
 
     Args:
-        value, key: as for ``pinned``, without a subfolder.
+        value, key: see ``pinned``; without a subfolder.
 
     Returns:
         Its run folder, ``FOLDER/OWNER/NAME@COMMIT`` with the first twelve characters of the commit.
@@ -103,7 +103,7 @@ def _snapshot(value: str, key: str, files: tuple[str, ...]) -> Path:
     name, subfolder, revision = _split(value)
     if find_spec("huggingface_hub") is None:
         raise UserError(f"{key}={value} needs huggingface_hub: pip install 'flowergen[hub]'")
-    for client in ("httpx", "httpx2"):  # of its versions, which log each request
+    for client in ("httpx", "httpx2"):  # HTTP clients of its versions, which log each request
         logging.getLogger(client).setLevel(logging.WARNING)
     from huggingface_hub import snapshot_download  # slow to import
 
@@ -133,7 +133,7 @@ def _refuse_untrusted(value: str, folder: Path) -> None:
     """Check a downloaded run before anything in it is used.
 
     Raises:
-        UserError: it is no shared run, names classes that are not flowergen's, or contains paths.
+        UserError: it is not a shared run, names classes that are not flowergen's, or contains paths.
     """
     for nested in NESTED:
         run = folder / nested

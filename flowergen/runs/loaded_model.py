@@ -1,4 +1,4 @@
-"""A trained model as users have it in Python."""
+"""The Python interface to a trained model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +115,7 @@ class LoadedModel:
             x: (N, C, H, W) in [0, 1].
             num: variations of each picture.
             scale: factor on the posterior's variance; None for one with a visible effect.
-            seed: of the noise; variation j uses the same noise for every picture.
+            seed: random seed for the noise; variation j uses the same noise for every picture.
 
         Returns:
             (N num, C, H, W) in [0, 1], those of a picture side by side.
@@ -161,7 +161,7 @@ class LoadedModel:
             strength: fraction of the sampler's steps; 0 gives the reconstruction, 1 a new picture.
             classes: L names or numbers to edit towards; None for no class.
             num: edits for each class.
-            seed: of the noise; edit j uses the same noise for all pictures and classes.
+            seed: random seed for the noise; edit j uses the same noise for all pictures and classes.
             steps, guidance_scale: None for those of ``model.sampling`` in the config.
 
         Returns:
@@ -188,11 +188,11 @@ class LoadedModel:
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> Pictures:
-        """Paint a part of pictures anew with a diffusion model (RePaint, arXiv:2201.09865); the other pixels stay as they are.
+        """Inpaint a part of pictures with a diffusion model (RePaint, arXiv:2201.09865); the other pixels are unchanged.
 
         Args:
             x, classes, num, seed, steps, guidance_scale: see ``img2img``.
-            mask: (H, W) bool, true where the pictures are painted anew.
+            mask: (H, W) bool, true where the pictures are inpainted.
 
         Returns:
             (N L num, C, H, W) in [0, 1], those of a picture side by side.

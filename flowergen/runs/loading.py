@@ -68,7 +68,7 @@ def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torc
     """Load the autoencoder or the diffusion model that a run builds on; None if there is none.
 
     Raises:
-        UserError: its files are missing or damaged, or it belongs to another stage.
+        UserError: its files are missing or damaged, or the run belongs to another stage.
     """
     before = stage_before(config)
     if before is None:
@@ -128,7 +128,7 @@ def _read_shared(path: Path) -> dict[str, Any]:
     """Read the weights and the state of a shared run, as ``read_checkpoint`` does.
 
     Args:
-        path: of its weights.
+        path: path of its weights.
 
     Raises:
         UserError: a file is missing or damaged.

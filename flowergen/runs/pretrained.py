@@ -1,4 +1,4 @@
-"""Pretrained autoencoders of diffusers: as a run folder, which later commands load as any other, or as the start of a run."""
+"""Pretrained autoencoders of diffusers, imported as a run folder or used as the start of a run."""
 
 import logging
 from pathlib import Path
@@ -30,9 +30,9 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
 
     Args:
         value: a repository of the hub, see ``runs.hub.pinned``, or a folder that ``save_pretrained`` has written.
-        config: of the run that uses it.
-        data: its data module, set up.
-        folder: to write to; it must not exist.
+        config: config of the run that uses it.
+        data: data module of that run, set up.
+        folder: folder to write; it must not exist.
 
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
@@ -58,29 +58,29 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     run = RunFolder(folder)
     run.checkpoints.mkdir(parents=True)
     torch.save(content, run.checkpoints / "best.ckpt")
-    carried = {key: config[key] for key in ("seed", "paths", "data", "trainer")}
-    nothing = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
-    run.config.write_text(yaml.safe_dump({"name": "pretrained", **nothing, **carried, "model": model}), encoding="utf-8")
+    inherited = {key: config[key] for key in ("seed", "paths", "data", "trainer")}
+    unset = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
+    run.config.write_text(yaml.safe_dump({"name": "pretrained", **unset, **inherited, "model": model}), encoding="utf-8")
 
 
 def files_of(value: str, key: str) -> Path:
-    """Return the folder of a pretrained autoencoder's files, downloaded unless they were before.
+    """Return the folder of a pretrained autoencoder's files, downloading them if necessary.
 
     Args:
-        value: as for ``import_autoencoder``.
+        value: see ``import_autoencoder``.
         key: the option that it was typed for.
 
     Raises:
-        UserError: they cannot be downloaded.
+        UserError: the files cannot be downloaded.
     """
     return downloaded(value, key, (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
 
 
 def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint; those that it names by their repository are downloaded unless they were before.
+    """Return the weights of a checkpoint; those that it names by their repository are downloaded if necessary.
 
     Args:
-        content: of the checkpoint.
+        content: content of the checkpoint.
         model: ``model`` of the run's config.
 
     Raises:
@@ -99,11 +99,11 @@ def start_from_pretrained(value: str, module: ImageModel) -> None:
     """Copy the weights of a pretrained autoencoder to a VAE-GAN that was built for it, and to its moving average.
 
     Args:
-        value: of ``init``, as for ``import_autoencoder``.
+        value: value of ``init``, see ``import_autoencoder``.
         module: the new model.
 
     Raises:
-        UserError: the files cannot be downloaded or read, or are of another network.
+        UserError: the files cannot be downloaded or read, or belong to another network.
     """
     assert isinstance(module, VAEGANModule)
     assert module.pretrained is not None
@@ -136,6 +136,6 @@ def _load(source: Path, kind: str, given: str) -> torch.nn.Module:
     except Exception as error:  # missing, truncated, of other shapes
         raise UserError(f"{given}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
     wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-    if wrong:  # diffusers only warns, and would leave them uninitialised
+    if wrong:  # diffusers only warns, and leaves them uninitialised
         raise UserError(f"{given}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
     return net

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from flowergen.explorer.server import serve
 
-serve(str(Path(__file__).parent), "0.0.0.0", 7860)  # what a Space listens on
+serve(str(Path(__file__).parent), "0.0.0.0", 7860)  # host and port of a Space
 """
 
 

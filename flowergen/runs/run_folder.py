@@ -16,7 +16,7 @@ from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.files import replacing
 
-LARGEST_YAML = 1_000_000  # bytes; a run's files have a few thousand
+LARGEST_YAML = 1_000_000  # bytes; the files of a run have a few thousand
 REFUSED = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended before an optimiser step
 
 
@@ -36,13 +36,13 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.latents = self.path / "latents.safetensors"
         self.autoencoder = self.path / "autoencoder"  # in a diffusion run: a nested run folder
-        self.diffusion = self.path / "diffusion"  # in a decoder's run: likewise
+        self.diffusion = self.path / "diffusion"  # in a decoder's run: a nested run folder
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.csv"
         self.images = self.path / "images"
         self.page = self.path / "index.html"
         self.tracker_id = self.path / "tracker_id"
-        self.shared_weights = self.path / "model.safetensors"  # of a run that was shared, in place of checkpoints
+        self.shared_weights = self.path / "model.safetensors"  # in a shared run, in place of checkpoints
         self.shared_state = self.path / "state.json"
 
     @property
@@ -68,7 +68,7 @@ class RunFolder:
         return self.weights.is_file() and self.latents.is_file()
 
     def id_for_trackers(self) -> str:
-        """Return the id by which trackers such as W&B know this run in all its sessions; the first call makes it."""
+        """Return the id that identifies this run to trackers such as W&B in all its sessions; the first call creates it."""
         if not self.tracker_id.is_file():
             write_atomically(self.tracker_id, uuid4().hex)
         return self.tracker_id.read_text()
@@ -88,9 +88,9 @@ class RunFolder:
         """Remove the copy of the previous stage that refused sessions have left, if there were no other sessions."""
         if not self.never_started():
             return
-        for carried in (RunFolder(self.autoencoder), RunFolder(self.diffusion)):
-            if carried.config.is_file() and not carried.provenance.exists():  # a copy, not a run in its own right
-                shutil.rmtree(carried.path)
+        for nested in (RunFolder(self.autoencoder), RunFolder(self.diffusion)):
+            if nested.config.is_file() and not nested.provenance.exists():  # a copy, not a run of its own
+                shutil.rmtree(nested.path)
 
     def read_config(self) -> dict[str, Any]:
         """Read config.yaml.
@@ -106,7 +106,7 @@ class RunFolder:
             raise UserError(f"{self.config} was not written by flowergen")
         if "${" in str(config):
             raise UserError(f"{self.config} contains an interpolation, ${{...}}, but a run stores plain values: insert them")
-        for group in ("paths", "model", "data"):  # a shared run has the caches of whoever loads it
+        for group in ("paths", "model", "data"):  # a shared run uses the caches of the user who loads it
             for key in ("cache_dir", "weights_dir"):
                 if isinstance(config[group].get(key), str):
                     config[group][key] = os.path.expanduser(config[group][key])
@@ -116,7 +116,7 @@ class RunFolder:
         """Read overrides.yaml.
 
         Raises:
-            UserError: it does not hold the overrides of a run.
+            UserError: it does not contain the overrides of a run.
         """
         lines = _read_yaml(self.overrides, list)
         for line in lines:  # a run folder must not set Hydra's own node, as Hydra instantiates what it names
@@ -150,7 +150,7 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     """Resolve RUN on a command line: a run folder, a ``.ckpt`` in its ``checkpoints``, or a shared run of the hub.
 
     Args:
-        value: as typed.
+        value: the value as typed.
         key: the option that it was typed for.
 
     Returns:
@@ -160,7 +160,7 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
         UserError: there is no such run.
     """
     if str(value).startswith(HUB):
-        from flowergen.runs.hub import downloaded_run  # which imports this module
+        from flowergen.runs.hub import downloaded_run  # imported here because it imports this module
 
         return RunFolder(downloaded_run(str(value), key)), None
     path = Path(os.path.expanduser(value)).absolute()
@@ -176,17 +176,17 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
 
 
 def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
-    """Make a new folder; if the name is taken, use the next free one.
+    """Create a new folder; if the name is taken, use the next free one.
 
     Args:
-        folder: the wanted name.
+        folder: the preferred name.
         key: the option to choose another folder with, for the error message.
 
     Returns:
         The folder, which no other process has claimed.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     wanted = Path(folder).expanduser().absolute()
     make_folder(wanted.parent)
@@ -203,10 +203,10 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents.
+    """Create a folder and its parents.
 
     Raises:
-        UserError: it cannot be made, or is a file.
+        UserError: it cannot be created, or is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

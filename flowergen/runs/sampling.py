@@ -105,8 +105,8 @@ def latent_sampler(
         config: config of the command.
         model: the loaded run.
         store: see ``stored_latents``.
-        by_class: for an autoencoder, sample from a Gaussian for each class.
-        net: for a diffusion model, see ``diffusion_sampler``.
+        by_class: sample from a Gaussian for each class; for autoencoders.
+        net: see ``diffusion_sampler``; for diffusion models.
 
     Raises:
         UserError: a mixture model is requested, and the run has none.

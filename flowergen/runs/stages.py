@@ -78,8 +78,8 @@ def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, 
     """Read the config.json of an autoencoder of diffusers.
 
     Args:
-        folder: of its files.
-        value, key: as typed, and the option that it was typed for.
+        folder: folder of its files.
+        value, key: the value as typed, and the option that it was typed for.
 
     Returns:
         The name of its class, and the arguments.
@@ -106,7 +106,7 @@ def place_of(before: tuple[str, str], run: RunFolder) -> Path:
     """Return the path of the previous stage: the copy in the run folder, or the original if it is not copied yet.
 
     Args:
-        before: as returned by ``stage_before``.
+        before: result of ``stage_before``.
         run: the run that builds on it.
     """
     key, value = before
@@ -117,8 +117,8 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
     """Check the stage of a run: the first for an autoencoder, the second for a diffusion model.
 
     Args:
-        key, value: as returned by ``stage_before``.
-        stored: that run's config.
+        key, value: result of ``stage_before``.
+        stored: config of that run.
 
     Raises:
         UserError: the run belongs to another stage.
@@ -135,7 +135,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
     """Return the overrides inherited from the previous stage, to be added to the command line.
 
     Args:
-        key, value: of the previous stage, as typed: a run, or a checkpoint in one.
+        key, value: option that names the previous stage, and its value as typed: a run, or a checkpoint in one.
         run: the resumed run, if any; its own copy of the previous stage is used, as the original may be gone.
         data: the composed and resolved ``data`` node.
         typed: the keys given on the command line, with their values.
@@ -185,7 +185,7 @@ def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
     """Return the overrides that choose the model and the autoencoder of the run that ``init`` names.
 
     Args:
-        value: of ``init``, as typed.
+        value: value of ``init``, as typed.
         typed: the keys given on the command line, with their values.
 
     Raises:
@@ -216,8 +216,8 @@ def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -
     ``model.beta`` is 1e-6, or 0 for latents without a variance, unless it was typed.
 
     Args:
-        value: of ``init``, as typed.
-        folder: of its config.json.
+        value: value of ``init``, as typed.
+        folder: folder of its config.json.
         typed: the keys given on the command line, with their values.
 
     Raises:
@@ -265,7 +265,7 @@ def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, An
     """Return the overrides that give a model the settings of the run that ``init`` names.
 
     Args:
-        value: of ``init``, as typed.
+        value: value of ``init``, as typed.
         model: the composed ``model`` node, not resolved.
         typed: the keys given on the command line, with their values.
 

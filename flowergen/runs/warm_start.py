@@ -12,9 +12,9 @@ from flowergen.runs.loaded_model import LoadedModel
 
 log = logging.getLogger(__name__)
 
-# ends of the names of tensors with a row for each class; embeddings have one more, for "no class"
+# suffixes of tensors with a row for each class; embeddings have one more row, for "no class"
 BY_CLASS = ("embed.label.weight", "class_projection.embed.weight", "class_head.weight", "class_head.bias", "centers")
-MOST_NAMED = 4  # tensors in a message
+MOST_NAMED = 4  # tensors named in a message
 
 
 def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[st
     Args:
         parent: the loaded run.
         module: the new model.
-        class_names: of its data set, by label.
+        class_names: class names of its data set, by label.
 
     Raises:
         UserError: the parent is a model of another kind, denoises other latents, or has no tensor in common.

@@ -1,4 +1,4 @@
-"""The files of a sweep beside the run folders of its jobs."""
+"""The files of a sweep, next to the run folders of its jobs."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -60,7 +60,7 @@ class SweepFolder:
         write_atomically(self.jobs, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
     def _read(self) -> list[dict[str, Any]]:
-        """Return the entries so far; a damaged file is rewritten, as the run folders hold the rest."""
+        """Return the entries so far; a damaged file is rewritten, as the run folders contain everything else."""
         try:
             content = yaml.safe_load(self.jobs.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError):

@@ -51,7 +51,7 @@ def plot_evaluations(history: Sequence[Mapping[str, float | None]], memorising: 
     """Plot the results of evaluations during training, one panel per quantity, together with those of held-out pictures.
 
     Args:
-        history: for each evaluation ``epoch``, values by name, ``NAME_held_out`` for the control of ``NAME``, and
+        history: an entry for each evaluation: ``epoch``, values by name, ``NAME_held_out`` for the control of ``NAME``, and
             ``held_out_loss``; a value is None if it was not measured.
         memorising: the epoch at which memorising begins, marked by a line; None for no line.
         png: the file to write, atomically.

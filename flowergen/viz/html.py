@@ -12,7 +12,7 @@ from PIL import Image
 from flowergen.picture_shape import PictureShape
 
 RELOAD_SECONDS = 30
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for files that it rejects
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow for files that it rejects
 SHOWN_PX = 128  # minimum width at which small pictures are shown
 STYLE = """
 body { font-family: sans-serif; margin: 1.5em auto; padding: 0 1em; max-width: 1250px; color: #222 }
@@ -86,7 +86,7 @@ def embedded(content: bytes, kind: str) -> str:
 
     Args:
         content: content of the file.
-        kind: its media type.
+        kind: media type of the file.
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 

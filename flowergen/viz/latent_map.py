@@ -26,7 +26,7 @@ def principal_plane(points: Tensor, num: int = 2) -> tuple[Tensor, Tensor]:
 
     Args:
         points: (L, D), L >= 2.
-        num: of directions; two span the plane.
+        num: number of directions; two span the plane.
 
     Returns:
         The points' mean (D,), and orthonormal directions (num, D), with scikit-learn's signs; a missing one is zero.
@@ -42,7 +42,7 @@ def principal_plane(points: Tensor, num: int = 2) -> tuple[Tensor, Tensor]:
 
 def tsne_plane(points: Tensor, seed: int) -> Tensor:
     """Embed points in a plane by t-SNE (van der Maaten & Hinton 2008): neighbours stay close, but distances and sizes of
-    clusters carry no meaning.
+    clusters are meaningless.
 
     Uses scikit-learn on the first 50 principal components, initialised with the first two (Kobak & Berens 2019,
     10.1038/s41467-019-13056-x), which preserves global structure.
