@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from flowergen import explore
 from flowergen.app.command import one_line_errors
+from flowergen.explorer import walking
 from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.server import MOST_WAITING
-from tests.explorer.serving import HOST, Visitor, free_port, gradio_or_skip, served
+from tests.explorer.serving import HOST, Answer, Visitor, free_port, gradio_or_skip, served
 from tests.explorer.test_editing import bomb
 
 pytestmark = pytest.mark.slow
@@ -109,6 +112,38 @@ def test_a_hundred_requests_at_once(page: str) -> None:
     shown = {result["output"]["data"][0] for result in results}
     assert len(shown) == 1  # each of them the same picture, of the same seed
     assert Visitor(page).ask("generate-button", "click", GENERATE)["success"]
+
+
+def test_a_hundred_pointers_on_the_map_at_once(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one picture is decoded, the others are answered with none, without waiting; then they are decoded too."""
+    decode, begun, go_on = walking.picture_of_point, Event(), Event()
+
+    def slow(explored: ExplorerModel, number: Any) -> Tensor:
+        begun.set()
+        assert go_on.wait(60)
+        return decode(explored, number)
+
+    monkeypatch.setattr(walking, "picture_of_point", slow)
+    visitors = [Visitor(page) for _ in range(100)]
+    with ThreadPoolExecutor(100) as pool:
+        try:
+            first = pool.submit(visitors[0].hover, 0)
+            assert begun.wait(60)
+            others = [pool.submit(visitor.hover, 1 + number % 63) for number, visitor in enumerate(visitors[1:])]
+            assert {other.result(30) for other in others} == {Answer(200, '""')}
+            assert not first.done()
+            assert Visitor(page).ask("generate-button", "click", GENERATE)["success"]
+        finally:
+            go_on.set()
+    for answer in (first.result(), visitors[1].hover(1)):
+        assert answer.status == 200
+        assert json.loads(answer.body).startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("number", [-1, 64, 10**30, 1.5, "1", None, [1], {"a": 1}])
+def test_what_is_no_point_has_no_picture(page: str, number: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert Visitor(page).hover(number) == Answer(200, '""')
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def uploaded(visitor: Visitor, name: str, content: bytes) -> dict[str, Any]:

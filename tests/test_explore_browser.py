@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flowergen.errors import UserError
 from flowergen.explorer import mixing, walking
 from flowergen.explorer.model import ExplorerModel
 from tests.explorer.serving import served
@@ -113,6 +114,16 @@ def centre_of(box: "Locator") -> tuple[float, float, float, float]:
     found = box.bounding_box()
     assert found is not None
     return found["x"], found["y"], found["width"], found["height"]
+
+
+def place_of(explored: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
+    """Where a point of the map is on the page."""
+    left, top, width, height = centre_of(canvas)
+    points = np.asarray([point[:2] for point in walking.map_data(explored)["points"]])
+    low, high = points.min(0), points.max(0)
+    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    across, up = (points[number] - low) / (high - low)
+    return left + across * width, top + (1 - up) * height
 
 
 def test_generate_by_class(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
@@ -257,30 +268,39 @@ def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
 def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) -> None:
     open_tab(page, "Map")
     canvas = page.locator("#plane canvas")
-    left, top, width, height = centre_of(canvas)
-    points = np.asarray([point[:2] for point in walking.map_data(explored)["points"]])
-    low, high = points.min(0), points.max(0)
-    low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
-
-    def on_page(number: int) -> tuple[float, float]:
-        across, up = (points[number] - low) / (high - low)
-        return left + across * width, top + (1 - up) * height
-
-    page.mouse.move(*on_page(11))
+    page.mouse.move(*place_of(explored, canvas, 11))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     hovered = page.locator("#plane .hover img").get_attribute("src") or ""
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(hovered.partition("base64,")[2]))))
     assert np.array_equal(image, pixels(walking.picture_of_point(explored, 11)[0]))
-    page.mouse.click(*on_page(11))
+    page.mouse.click(*place_of(explored, canvas, 11))
     _, nearest = shown(page, "place-out", 2)
     assert np.array_equal(nearest, image)
-    centre_of(canvas)
-    page.mouse.move(*on_page(11))
+    page.mouse.move(*place_of(explored, canvas, 11))
     page.mouse.down()
-    page.mouse.move(*on_page(30), steps=4)
+    page.mouse.move(*place_of(explored, canvas, 30), steps=4)
     page.mouse.up()
     way = shown(page, "place-out", walking.WALK)
     assert np.abs(way[0].astype(int) - image).max() <= 8  # a pixel of the screen from the point itself
+
+
+@pytest.mark.parametrize("page", [1300], indirect=True, ids=["wide"])
+def test_a_pointer_that_rests_asks_again_while_the_model_is_busy(
+    page: "Page", explored: ExplorerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, asked = walking.picture_of_point, list[int]()
+
+    def busy_at_first(explored: ExplorerModel, number: int) -> torch.Tensor:
+        asked.append(number)
+        if len(asked) < 3:
+            raise UserError("busy")
+        return decode(explored, number)
+
+    monkeypatch.setattr(walking, "picture_of_point", busy_at_first)
+    open_tab(page, "Map")
+    page.mouse.move(*place_of(explored, page.locator("#plane canvas"), 22))
+    page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
+    assert asked == [asked[0]] * 3
 
 
 def test_the_tab_run_follows_a_training(page: "Page", explored: ExplorerModel) -> None:

@@ -1,5 +1,5 @@
 // Points on a plane. props.map has points [x, y, class], names and colors by class. A click sets props.value to {place: [x, y]}, a drag to
-// {start: [x, y], end: [x, y]}, and both submit it. server.picture(number) gives the address of a point's picture.
+// {start: [x, y], end: [x, y]}, and both submit it. server.picture(number) gives the address of a point's picture, or "" while another is decoded.
 const box = element.querySelector(".canvas"), canvas = element.querySelector("canvas"), hover = element.querySelector(".hover");
 const context = canvas.getContext("2d");
 const { points, names, colors } = props.map;
@@ -66,21 +66,25 @@ function send(value, line) {
 }
 
 async function look(event) {
-  const [number, far] = nearest(place(event));
-  wanted = far < 12 ? number : null;
-  hover.style.display = wanted === null ? "none" : "block";
-  if (wanted === null) return;
+  const [number, far] = nearest(place(event)), asked = far < 12 ? {} : null; // equal to no other
+  wanted = asked;
+  hover.style.display = asked ? "block" : "none";
+  if (!asked) return;
   const at = box.getBoundingClientRect(), x = event.clientX - at.left, y = event.clientY - at.top;
   hover.style.left = `${Math.min(x + 14, at.width - 100)}px`;
   hover.style.top = `${y + 14}px`;
   hover.querySelector("span").textContent = names[points[number][2]] || "";
   const image = hover.querySelector("img");
   image.style.visibility = "hidden";
-  await new Promise((resolve) => setTimeout(resolve, 60)); // a pointer that only passes asks for nothing
-  if (wanted !== number) return;
-  if (!pictures.has(number)) pictures.set(number, await server.picture(number));
-  if (wanted !== number) return;
-  image.src = pictures.get(number);
+  let picture = "";
+  for (let wait = 60; !picture; wait = 300) { // ms; a pointer that only passes asks for nothing
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    if (wanted !== asked) return;
+    picture = pictures.get(number) || await server.picture(number);
+  }
+  pictures.set(number, picture);
+  if (wanted !== asked) return;
+  image.src = picture;
   image.style.visibility = "visible";
 }
 

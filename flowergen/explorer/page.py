@@ -1,6 +1,7 @@
 """The page, made with Gradio: a tab for each thing that the model can do. Importing this file does not import Gradio.
 
 All events that compute with the model share one queue, which computes one of them at a time; the tab Run has its own.
+Pictures under the pointer of the tab Map wait in no queue: one at a time is decoded, and a request meanwhile gets none.
 """
 
 import html
@@ -297,13 +298,21 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
 def _map(gr: Any, explored: ExplorerModel) -> None:
     lock = Lock()
 
-    @lru_cache(MOST_HOVERED)
+    @lru_cache(MOST_HOVERED)  # which keeps no exceptions
     def decoded(number: int) -> str:
-        with lock:  # hovering does not wait in the queue
+        if not lock.acquire(blocking=False):  # waiting would take a thread from the other requests
+            raise UserError("another picture is being decoded")
+        try:
             return data_url(walking.picture_of_point(explored, number)[0])
+        finally:
+            lock.release()
 
     def picture(number: Any) -> str:
-        return decoded(number if isinstance(number, int) else -1)
+        """Return the address of a point's picture; nothing if there is no such point, or while another one is decoded."""
+        try:
+            return decoded(number if isinstance(number, int) else -1)
+        except UserError:
+            return ""
 
     with gr.Row():
         with gr.Column(scale=3, min_width=280):

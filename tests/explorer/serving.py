@@ -54,12 +54,12 @@ class Visitor:
     def __init__(self, address: str):
         self.address, self.session = address, uuid.uuid4().hex
         self.config = config = json.loads(self.get("config").body)
-        ids = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
+        self.ids = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
         self.events = {
             (name, event): dependency["id"]
             for dependency in config["dependencies"]
             for target, event in dependency["targets"]
-            for name, number in ids.items()
+            for name, number in self.ids.items()
             if name and target == number
         }
 
@@ -75,10 +75,11 @@ class Visitor:
 
     def join(self, name: str, event: str, data: list[Any]) -> Answer:
         """Put an event of the component ``name`` into the queue."""
-        body = {"data": data, "fn_index": self.events[name, event], "session_hash": self.session, "event_data": None}
-        request = urllib.request.Request(f"{self.address}/{API}/queue/join", json.dumps(body).encode())
-        request.add_header("Content-Type", "application/json")
-        return self._answer(request, 60)
+        return self._post("queue/join", {"data": data, "fn_index": self.events[name, event], "event_data": None})
+
+    def hover(self, number: Any) -> Answer:
+        """Ask for the picture of a point of the map, which does not wait in the queue."""
+        return self._post("component_server/", {"data": number, "component_id": self.ids["plane"], "fn_name": "picture"})
 
     def result(self, timeout: float = 120) -> dict[str, Any]:
         """Wait for the end of the event that has joined, and return its last message."""
@@ -96,6 +97,13 @@ class Visitor:
         joined = self.join(name, event, data)
         assert joined.status == 200, joined
         return self.result()
+
+    def _post(self, path: str, body: dict[str, Any]) -> Answer:
+        request = urllib.request.Request(
+            f"{self.address}/{API}/{path}", json.dumps(body | {"session_hash": self.session}).encode()
+        )
+        request.add_header("Content-Type", "application/json")
+        return self._answer(request, 60)
 
     @staticmethod
     def _answer(request: urllib.request.Request, timeout: float) -> Answer:
