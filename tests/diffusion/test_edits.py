@@ -29,7 +29,7 @@ SCHEDULES = {
 SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
-def gaussian(std: float, mean: float = 0.0):
+def gaussian(std: float | Tensor, mean: float | Tensor = 0.0):
     """Predict for data N(mean, std^2): the posterior mean of x_0, by Bayes' rule."""
 
     def predict(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
@@ -69,6 +69,28 @@ def test_what_is_left_of_a_picture_after_an_edit_is_what_the_noise_leaves(schedu
     edited = last_of(ddim(gaussian(1.0), x, levels, lambda _: x), x)
     norm = math.hypot(levels[0].alpha, levels[0].sigma)
     torch.testing.assert_close(edited, x / norm, atol=0.05, rtol=0)
+
+
+@SCHEDULE
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+def test_another_class_repaints_the_same_composition(schedule: Schedule, strength: float):
+    """Of two independent channels, the first, N(m, 0.25^2), has another mean for another class; the second is N(0, 1).
+
+    The probability flow of the new class, N(m', d^2), keeps the standardised x_t = a x_0 + s eps, so that the edit of x_0 is
+    m' + k (x_0 - m') + sqrt(1 - k^2) d eps with k = a d / sqrt(a^2 d^2 + s^2). The first channel's mean becomes
+    m' + k (m - m'), and the correlation of either channel with its original is k.
+    """
+    std, mean, new_mean = (torch.tensor(both).double().view(2, 1, 1) for both in ((0.25, 1.0), (-1.0, 0.0), (1.0, 0.0)))
+    levels = last_levels(schedule.levels(200), strength)
+    x0 = mean + std * random(1, 2, 200, 200)
+    x = noised(x0, levels[0], random(1, 2, 200, 200, seed=1))
+    edited = last_of(ddim(gaussian(std, new_mean), x, levels, lambda _: x), x)
+    kept = [levels[0].alpha * d / math.hypot(levels[0].alpha * d, levels[0].sigma) for d in (0.25, 1.0)]
+    assert edited[:, 0].mean().item() == pytest.approx(1.0 + kept[0] * (-1.0 - 1.0), abs=0.02)
+    assert edited[:, 1].mean().item() == pytest.approx(0.0, abs=0.02)
+    for channel in range(2):
+        both = torch.stack((x0[0, channel].flatten(), edited[0, channel].flatten()))
+        assert torch.corrcoef(both)[0, 1].item() == pytest.approx(kept[channel], abs=0.02)
 
 
 @SCHEDULE
