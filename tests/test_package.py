@@ -46,6 +46,7 @@ def test_a_wheel_works_from_another_folder(
 
     where = run("-c", "import flowergen.config as c; print(c.__file__, c.conf_dir())")
     assert where.stdout.split() == [str(site / "flowergen/config/__init__.py"), str(site / "flowergen/conf")]
+    assert (site / "flowergen/py.typed").is_file()
     features = run(
         "-c", "from flowergen.modules.pretrained_weights import load_efficientnet as load; load('lite0', 'the test')"
     )
