@@ -22,6 +22,7 @@ from flowergen.runs.build import build_datamodule, build_module, fetch_weights
 from flowergen.runs.loading import epochs_done, load_run, read_checkpoint, steps_done
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.trainer import build_trainer, resolve_precision
+from tests.conftest import Command
 
 
 @pytest.fixture(autouse=True)
@@ -34,15 +35,15 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 
 def options(group: str) -> list[str]:
-    """Of a group; tests/test_train_decoder.py trains a decoder, which needs a diffusion run."""
+    """Of a group, without decoders (tests/test_train_decoder.py) and the recipes for a GPU (below), which need other runs."""
     found = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
-    return [choice for choice in found if choice not in ("decoder", "flowers_laptop_decoder", "flowers_gpu_decoder")]
+    return [choice for choice in found if choice not in ("decoder", "flowers_laptop_decoder") and "_gpu_" not in choice]
 
 
-DIFFUSION = (
-    "latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_gpu_ldm", "flowers_gpu_128_ldm", "landscape_gpu_256_ldm",
-    "flowers_pixel_ddpm", "ldm_tiny",
-)  # fmt: skip
+DIFFUSION = ("latent_ddpm", "flowers_ldm", "flowers_laptop_ldm", "flowers_pixel_ddpm", "ldm_tiny")
+GPU_RECIPES = sorted(
+    path.stem.removesuffix("_vae_gan") for path in (Path(conf_dir()) / "experiment").glob("*_gpu_*vae_gan.yaml")
+)
 
 
 def on_pixels(choice: str) -> list[str]:
@@ -109,6 +110,30 @@ def test_every_recipe_trains_a_step(
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     own = ("data=image_folder", f"data.root={picture_folder}")
     train_one_step(tmp_path / "run", f"experiment={experiment}", *own, *on_pixels(experiment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipes", GPU_RECIPES)
+def test_the_recipes_for_a_gpu_take_two_steps_each(recipes: str, command: Command, tmp_path: Path) -> None:
+    """By commands, each stage on the run of the one before: diffusion on its cached latents, with the alignment loss. On few
+    pictures, of which a single one is sampled, as the networks are large."""
+    few = ("debug=tiny", "data=procedural", "data.num_images=20", "data.num_classes=2", "data.batch_size=2",
+           "callbacks.images.num_samples=1", "callbacks.images.num_reconstructions=1")  # fmt: skip
+    stages = {
+        "vae_gan": (),
+        "ldm": (f"autoencoder={tmp_path / 'vae_gan'}", "model.sampling.steps=1"),
+        "decoder": (f"diffusion={tmp_path / 'ldm'}", "model.num_latents=2"),
+    }
+    for stage, own in stages.items():
+        run = tmp_path / stage
+        if not (Path(conf_dir()) / "experiment" / f"{recipes}_{stage}.yaml").is_file():
+            continue
+        done = command("train", f"experiment={recipes}_{stage}", *few, *own, f"hydra.run.dir={run}")
+        assert done.returncode == 0, done.stderr
+        assert steps_done(read_checkpoint(run / "checkpoints" / "last.ckpt")) == 2
+        assert ("loss_alignment" in (run / "metrics.csv").read_text()) == (stage == "ldm")
+    for stage in stages:
+        shutil.rmtree(tmp_path / stage, ignore_errors=True)  # a gigabyte of checkpoints
 
 
 def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
