@@ -81,6 +81,18 @@ TINY_LATENT_DDPM = (
     "callbacks.images.every_epochs=2",
 )
 
+TINY_DECODER = (
+    "model=decoder",
+    "data.num_images=80",
+    "data.num_classes=4",
+    "data.batch_size=8",  # 8 steps an epoch
+    "model.num_latents=12",
+    "model.ema_decay=0.9",
+    "trainer.max_epochs=2",
+    "trainer.gradient_clip_val=1",
+    "callbacks.images.num_samples=4",
+)
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -10,22 +10,10 @@ import yaml
 
 import flowergen
 from flowergen.modules.fingerprint import fingerprint
-from tests.conftest import Command
+from tests.conftest import TINY_DECODER, Command
 from tests.test_train import assert_equal_weights, killed, steps_at_last_checkpoint
 
 pytestmark = pytest.mark.slow
-
-TINY_DECODER = (
-    "model=decoder",
-    "data.num_images=80",
-    "data.num_classes=4",
-    "data.batch_size=8",  # 8 steps an epoch
-    "model.num_latents=12",
-    "model.ema_decay=0.9",
-    "trainer.max_epochs=2",
-    "trainer.gradient_clip_val=1",
-    "callbacks.images.num_samples=4",
-)
 
 
 def test_a_killed_decoder_goes_on_without_the_stages_before_as_if_nothing_had_happened(
