@@ -6,7 +6,7 @@
 #   bash scripts/gpu_campaign.sh OUT all
 # Every part goes on past the failure of another. OUT gets log.txt, summary.md, the pictures, the card and the metrics.
 # From the environment: DATA, the folder of Oxford 102 Flowers, which is downloaded if it is not given; RECIPE, gpu or laptop;
-# PACK, a folder with wheels/*.whl and flowers.tar (flowers102_64px in it) for a machine without a network.
+# PACK, the folder that scripts/gpu_pack.sh has filled, for a machine without a network.
 set -u
 [ $# -ge 1 ] || { sed -n '2,9s/^# \?//p' "$0"; exit 2; }
 OUT=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2

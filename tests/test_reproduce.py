@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -153,3 +154,13 @@ def test_a_command_that_fails_ends_it_with_the_same_status(tmp_path: Path) -> No
     with pytest.raises(SystemExit) as ended:
         reproduce.run("sample", f"run={tmp_path}/missing")
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("script", ["gpu_campaign.sh", "gpu_pack.sh"])
+def test_a_shell_script_is_valid_and_says_how_it_is_called(script: str) -> None:
+    path = Path(reproduce.__file__).parent / script
+    checked_only = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert (checked_only.returncode, checked_only.stderr) == (0, "")
+    called = subprocess.run(["bash", path], capture_output=True, text=True, check=False)
+    assert called.returncode == 2
+    assert f"bash scripts/{script} " in called.stdout
