@@ -143,9 +143,9 @@ class DecoderModule(TwoOptimizers):
         return self.ema.net
 
     @property
-    def networks_to_compile(self) -> list[nn.Module]:
+    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
         """The decoder."""
-        return [self.net]
+        return [(self.net, "forward")]
 
     @property
     def discriminator_parameters(self) -> list[nn.Parameter]:
