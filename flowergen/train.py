@@ -88,7 +88,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     started = time.monotonic()
     import torch
 
-    from flowergen.callbacks.budget import seconds_spent
+    from flowergen.callbacks.budget_plan import seconds_spent
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.runs.batch_size import resolve_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights

@@ -92,7 +92,7 @@ def test_two_processes_and_parts_train_the_same_decoder(command: Command, diffus
 
 
 def test_a_budget_and_scores_of_samples_while_training(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
-    """The budget rehearses the decoder's own end, and the scores are of samples by class."""
+    """The budget times the decoder's own end, and the scores are of samples by class."""
     done = command("train", *TINY_DECODER, f"diffusion={diffusion_run}", "trainer.budget=8s", "data.batch_size=auto",
                    "callbacks.evaluation.every_epochs=1", "callbacks.evaluation.num_samples=4",
                    "callbacks.evaluation.extractor=efficientnet", f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip

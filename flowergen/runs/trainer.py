@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from flowergen.callbacks.budget import Budget, seconds_spent
+from flowergen.callbacks.budget import Budget
+from flowergen.callbacks.budget_plan import seconds_spent
 from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.duration import seconds_of
@@ -79,7 +80,7 @@ def build_trainer(
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
     if config["trainer"]["compile"]:
-        callbacks.insert(0, CompiledSteps())  # before the budget: its rehearsal is not compiled
+        callbacks.insert(0, CompiledSteps())  # before the budget, which times the end of the run uncompiled
     try:
         trainer: Trainer = instantiate(
             settings,

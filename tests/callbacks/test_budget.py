@@ -11,9 +11,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LambdaCallback
 
 from flowergen.app.train_command import checked
-from flowergen.callbacks import budget, images, rehearsal
-from flowergen.callbacks.budget import Budget, seconds_spent
-from flowergen.callbacks.budget_plan import Plan, Position, Seconds, plan
+from flowergen.callbacks import budget, end_timing, images
+from flowergen.callbacks.budget import Budget
+from flowergen.callbacks.budget_plan import EndDurations, Plan, Position, Seconds, plan, seconds_spent
 from flowergen.callbacks.images import ImageGrids
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
@@ -34,42 +34,49 @@ SECONDS = Seconds(step=0.1, validation=2.0, epoch_end=0.5, pictures=1.0, storing
 def test_less_than_an_epoch_is_what_the_end_of_the_run_leaves() -> None:
     """30 s - (2 + 0.5 + 1 + 3) s are 235 steps of 0.1 s."""
     at = Position(steps=0, epoch=0, to_epoch_end=400, steps_an_epoch=400, validates_every=1, draws_every=5)
-    assert plan(at, SECONDS, 30.0001, worth=0.6) == Plan(235, 1, True)
+    assert plan(at, SECONDS, 30.0001, budget=30.0)[:3] == (235, 1, True)
 
 
 def test_whole_epochs_pay_for_what_comes_after_each() -> None:
     """After 50 steps and 2.5 s there remain 46 s: 3 epochs of 10 + 2.5 + 1/5 s, and 79 steps of another."""
     at = Position(steps=0, epoch=0, to_epoch_end=50, steps_an_epoch=100, validates_every=1, draws_every=5)
-    assert plan(at, SECONDS, 60.0001, worth=0.6) == Plan(50 + 300 + 79, 5, True)
+    assert plan(at, SECONDS, 60.0001, budget=30.0)[:3] == (50 + 300 + 79, 5, True)
 
 
 def test_no_time_is_the_end_here() -> None:
     at = Position(steps=7, epoch=2, to_epoch_end=50, steps_an_epoch=100, validates_every=1, draws_every=5)
-    assert plan(at, SECONDS, 3.0, worth=0.6) == Plan(7, 3, True)
+    assert plan(at, SECONDS, 3.0, budget=30.0)[:3] == (7, 3, True)
 
 
 def test_no_epoch_is_begun_for_next_to_nothing() -> None:
     """Another epoch's end takes 0.5 s: of 1.05 s, 0.55 remain, of 1.15 s 0.65, which is worth it; or a step of 0.8 s is not."""
     at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
-    assert plan(at, SECONDS, 6.5 + 1.05, worth=0.6) == Plan(100, 1, True)
-    assert plan(at, SECONDS, 6.5 + 1.15, worth=0.6) == Plan(106, 2, False)
-    assert plan(at, SECONDS._replace(step=0.8), 6.5 + 1.15, worth=0.6) == Plan(100, 1, True)
+    assert plan(at, SECONDS, 6.5 + 1.05, budget=30.0)[:3] == (100, 1, True)
+    assert plan(at, SECONDS, 6.5 + 1.15, budget=30.0)[:3] == (106, 2, False)
+    assert plan(at, SECONDS._replace(step=0.8), 6.5 + 1.15, budget=30.0)[:3] == (100, 1, True)
 
 
 def test_epochs_that_fit_exactly_are_not_followed_by_an_empty_one() -> None:
     """Two epochs of 12.7 s, and less than a step more."""
     at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
-    assert plan(at, SECONDS, 6.5 + 2.5 + 2 * 12.7 + 0.05, worth=0.6) == Plan(300, 3, True)
+    assert plan(at, SECONDS, 6.5 + 2.5 + 2 * 12.7 + 0.05, budget=30.0)[:3] == (300, 3, True)
+
+
+def test_a_plan_is_renewed_after_a_50th_of_the_budget_and_more_often_close_to_the_end() -> None:
+    """2 s of 100 s are 20 steps; of the last 30 steps every third, and of the last five each."""
+    at = Position(steps=7, epoch=0, to_epoch_end=5000, steps_an_epoch=5000, validates_every=0, draws_every=0)
+    for remaining, steps in ((100.05, 20), (3.05, 3), (0.55, 1)):
+        assert plan(at, Seconds(0.1, 0.0, 0.0, 0.0, 0.0), remaining, budget=100.0).next_plan == 7 + steps
 
 
 def life(budget: float, an_epoch: int, seconds: Seconds, validates_every: int, draws_every: int) -> float:
     """When a run ends whose plan is followed to the letter, and whose seconds are exact."""
-    worth, now, steps = 0.02 * budget, 0.0, 0
+    now, steps = 0.0, 0
     for epoch in range(1000):
         for step in range(an_epoch):
             now, steps = now + seconds.step, steps + 1
             at = Position(steps, epoch, an_epoch - step - 1, an_epoch, validates_every, draws_every)
-            made = plan(at, seconds, budget - now, worth)
+            made = plan(at, seconds, budget - now, budget)
             if made.total_steps <= steps:
                 assert made.num_epochs == epoch + 1
                 return now + seconds.validation + seconds.epoch_end + seconds.pictures + seconds.storing
@@ -141,7 +148,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Clock:
     slowed(VAEModule, "validation_step", lambda *args: 0.5)
     slowed(VAEModule, "encode", lambda module, x: ENCODING * len(x))
     slowed(latent_store, "fit_latent_prior", lambda z, *args: 1.0 + 3e-4 * len(z))
-    for owner in (rehearsal, images):
+    for owner in (end_timing, images):
         slowed(owner, "first_samples", lambda sampler, num: 0.05 * num)
     return turned
 
@@ -296,14 +303,14 @@ def test_adversarial_training_from_a_fraction_of_the_run_fits_every_budget(tmp_p
     assert factors[-1] == module.adversarial_weight
 
 
-def test_the_rehearsal_leaves_no_trace(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_the_end_of_the_run_leaves_no_trace(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps with and without it: the same weights and the same validation, to the bit."""
     options = ("data.num_images=1600", "model.lr_schedule=constant", "model.norm=batch")
-    rehearsed, first, _ = train(tmp_path / "a", clock, 20.0, *options)
-    monkeypatch.setattr(budget, "rehearse", lambda *args: rehearsal.Rehearsed(0.0, 0.0, 0.0))
-    monkeypatch.setattr(budget, "plan", lambda at, *args: Plan(max(at.steps, rehearsed.optimizer_steps), 1, True))
+    timed, first, _ = train(tmp_path / "a", clock, 20.0, *options)
+    monkeypatch.setattr(budget, "time_end_of_run", lambda *args: EndDurations(0.0, 0.0, 0.0))
+    monkeypatch.setattr(budget, "plan", lambda at, *args: Plan(max(at.steps, timed.optimizer_steps), 1, True, at.steps + 1))
     plain, second, _ = train(tmp_path / "b", clock, 20.0, *options)
-    assert plain.optimizer_steps == rehearsed.optimizer_steps
+    assert plain.optimizer_steps == timed.optimizer_steps
     for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, rehearsed.state_dict()[name]), name
+        assert torch.equal(tensor, timed.state_dict()[name]), name
     assert first.callback_metrics["val/loss"] == second.callback_metrics["val/loss"]

@@ -83,7 +83,7 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
         assert resumed.optimizer_steps > plain.optimizer_steps
 
 
-def test_the_rehearsal_of_a_budget_is_not_compiled(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_budget_times_is_not_compiled(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation, pictures and latents of a model without a moving average, in the middle of training."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
     config = resolve(checked([*TINY_RUN, "trainer.compile=true", "trainer.budget=1h"])[0])
@@ -92,11 +92,11 @@ def test_the_rehearsal_of_a_budget_is_not_compiled(tmp_path: Path, cache_dir: Pa
     trainer = build_trainer(config, RunFolder(tmp_path), None)
     stances = []
 
-    def rehearse(*args: Any) -> None:
+    def time_end_of_run(*args: Any) -> None:
         stances.append(torch._dynamo.eval_frame._stance.stance)
         raise UserError("seen")
 
-    monkeypatch.setattr(budget, "rehearse", rehearse)
+    monkeypatch.setattr(budget, "time_end_of_run", time_end_of_run)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     module = build_module(config, len(data.class_names))
     with pytest.raises(UserError, match="seen"):

@@ -1,40 +1,26 @@
-"""Timing of work that a run does at its end, on a part of it at the beginning."""
+"""Times the work that a run does at its end, on a part of it at the beginning."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from flowergen.callbacks.budget_plan import EndDurations
 from flowergen.callbacks.images import ImageGrids
 from flowergen.evaluation.encoding import batch_of, posteriors
 from flowergen.evaluation.latent_store import MOST_FITTED
 from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 
-REHEARSED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
+TIMED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
 FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to latents, on a core of 2 to 3 GHz
 
 
-class Rehearsed(NamedTuple):
-    """Expected durations in seconds.
-
-    Attributes:
-        validation: one validation; 0 if it was not timed.
-        pictures: drawing, with what has to be fitted for it.
-        storing: what is computed and stored once training has ended.
-    """
-
-    validation: float
-    pictures: float
-    storing: float
-
-
 @torch.no_grad()
-def rehearse(
+def time_end_of_run(
     trainer: Trainer, pl_module: ImageModel, drawing: Sequence[Callback], validates: bool, clock: Callable[[], float]
-) -> Rehearsed:
+) -> EndDurations:
     """Time a part of a validation, of the pictures and of what is stored.
 
     Args:
@@ -74,13 +60,13 @@ def rehearse(
         fitting = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED_IN_TRAINING)
         storing = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED)
     for grid in (callback for callback in drawing if isinstance(callback, ImageGrids)):
-        num = min(grid.num_samples, REHEARSED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
+        num = min(grid.num_samples, TIMED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
         start = clock()
         first_samples(sampler, num)
         _wait_for(pl_module)
         pictures = fitting + (clock() - start) * grid.num_samples / num
     pl_module.train()
-    return Rehearsed(validation, pictures, storing)
+    return EndDurations(validation, pictures, storing)
 
 
 def _wait_for(pl_module: ImageModel) -> None:
