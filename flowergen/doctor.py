@@ -6,9 +6,9 @@ import sys
 def main() -> None:
     """Check the requirements, print the results, and exit with 1 if training cannot start."""
     try:
+        from flowergen.app.command_schema import Doctor
         from flowergen.app.doctor import Line, examined
         from flowergen.app.plain_command import read_command_line
-        from flowergen.config.command_schema import Doctor
     except ImportError as error:  # the command must also work in an incomplete environment
         print(f"missing  {error.name}: {error}; reinstall flowergen's requirements, see the README")
         sys.exit(1)

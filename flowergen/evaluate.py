@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Evaluate
 from flowergen.app.plain_command import read_command_line
-from flowergen.config.command_schema import Evaluate
 from flowergen.errors import UserError, printable
 from flowergen.runs.card_folder import card_folder, refuse_other_content
 from flowergen.runs.machine_limits import out_of_memory_as_user_error

@@ -5,8 +5,8 @@ import sys
 from importlib.util import find_spec
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Explore
 from flowergen.app.plain_command import read_command_line
-from flowergen.config.command_schema import Explore
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import find_run
 

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Export
 from flowergen.app.plain_command import output_folder, read_command_line
-from flowergen.config.command_schema import Export
 from flowergen.errors import UserError, printable
 from flowergen.runs.run_folder import RunFolder, find_run, write_atomically
 

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Push
 from flowergen.app.plain_command import output_folder, read_command_line
-from flowergen.config.command_schema import Push
 from flowergen.errors import UserError, one_line, printable
 from flowergen.runs.run_folder import RunFolder, find_run
 from flowergen.runs.stages import place_of, stage_before

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Report
 from flowergen.app.plain_command import read_command_line
-from flowergen.config.command_schema import Report
 from flowergen.errors import UserError, printable
 from flowergen.runs.run_folder import RunFolder, find_run, make_folder, write_atomically
 from flowergen.runs.run_page import write_page

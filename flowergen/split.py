@@ -5,8 +5,8 @@ import sys
 import warnings
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Split
 from flowergen.app.plain_command import read_command_line
-from flowergen.config.command_schema import Split
 from flowergen.data import split_dataset
 from flowergen.errors import printable
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowergen.app.command import one_line_errors
+from flowergen.app.command_schema import Vary
 from flowergen.app.plain_command import output_folder, read_command_line
-from flowergen.config.command_schema import Vary
 from flowergen.errors import UserError, printable
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run

@@ -39,9 +39,9 @@ from hypothesis import strategies as st
 from hypothesis.errors import Flaky
 from PIL import ExifTags, Image
 
+from flowergen.app.command_schema import Evaluate, Sample, Split
 from flowergen.app.plain_command import read_command_line
 from flowergen.app.train_command import prepare_train
-from flowergen.config.command_schema import Evaluate, Sample, Split
 from flowergen.data.reading import UnreadablePicture, fit_picture, read_rgb
 from flowergen.errors import UserError, one_line
 from flowergen.picture_shape import PictureShape

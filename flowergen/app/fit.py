@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowergen.app.train_command import checked, new_folder, value_of
-from flowergen.config.overrides import quote_paths, quoted_path
 from flowergen.data.bar import EVERY_SECONDS_VARIABLE
 from flowergen.errors import UserError
+from flowergen.quoting import quote_paths, quoted_path
 from flowergen.runs.run_folder import find_run
 
 

@@ -11,24 +11,14 @@ from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flowergen.config.check import check, contradictions, schema_of
-from flowergen.config.help import train_help
-from flowergen.config.overrides import (
-    Composer,
-    changed,
-    flat,
-    merged,
-    parse,
-    quote_paths,
-    quoted,
-    quoted_path,
-    quoted_value,
-    resolve,
-    sweep_samples,
-)
-from flowergen.config.schema import HUB, Mlflow, OptunaSearch, Trackio, Train, Wandb
+from flowergen.app.contradictions import contradictions
+from flowergen.app.help import train_help
+from flowergen.config.check import check, schema_of
+from flowergen.config.overrides import Composer, flat, parse, resolve
+from flowergen.config.schema import Mlflow, OptunaSearch, Trackio, Train, Wandb
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import argument_parser
+from flowergen.quoting import HUB, quote_paths, quoted, quoted_path, quoted_value
 from flowergen.runs.hub import pinned
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
 from flowergen.runs.stages import (
@@ -42,6 +32,7 @@ from flowergen.runs.stages import (
     stage_before,
 )
 from flowergen.sweeps.sweep_folder import SweepFolder
+from flowergen.sweeps.swept_values import sweep_samples
 
 MUST_STAY = (
     "trainer.accumulate_grad_batches",  # the position of a mid-epoch checkpoint is counted in these parts of an optimiser step
@@ -267,6 +258,21 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
             )
     lines = [line for line in lines if not line.startswith("hydra.run.dir=")]
     return [*lines, f"hydra.run.dir={quoted_path(run.path)}"]
+
+
+def merged(overrides: Sequence[str]) -> list[str]:
+    """Keep only the last override of each key: Hydra refuses two choices for a group.
+
+    >>> merged(["model=vae", "seed=1", "model=vae", "seed=2"])
+    ['model=vae', 'seed=2']
+    """
+    return list({override.key_or_group: str(override.input_line) for override in parse(overrides)}.values())
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys whose values differ between two configs, with both values."""
+    old, new = flat(before), flat(now)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
 def _names_the_same(line: str, stored: Mapping[str, Any]) -> bool:

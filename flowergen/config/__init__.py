@@ -1,4 +1,4 @@
-"""Configs: ``overrides`` composes them from a command line, ``schema`` and ``check`` validate them, ``help`` lists keys."""
+"""Configs: ``overrides`` composes them from a command line, ``schema`` and ``check`` validate them."""
 
 from pathlib import Path
 

@@ -1,14 +1,13 @@
-"""Command-line overrides: a more lenient form of Hydra's grammar, checked before Hydra makes a folder."""
+"""Composes a config from command-line overrides, whose keys are checked before Hydra makes a folder."""
 
 import copy
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,96 +15,19 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowergen.config import conf_dir
 from flowergen.config.check import schema_at, unknown_key
-from flowergen.config.schema import HUB, Train
+from flowergen.config.schema import Train
 from flowergen.errors import UserError
 from flowergen.hydra_internals import set_values
-
-PATH_KEYS = (
-    "resume",
-    "init",
-    "autoencoder",
-    "diffusion",
-    "data.root",
-    "paths.data_dir",
-    "paths.cache_dir",
-    "paths.weights_dir",
-    "paths.output_dir",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
-)  # keys of train; the other commands mark theirs in the schema
-
+from flowergen.quoting import HUB, NO_PATHS, PATH_KEYS
 
 LONGEST = 20_000  # characters of an override; parsing that many takes a second
-MOST_VALUES = 1000  # per swept key, as each is checked
-NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
-
-
-def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
-    """Quote the values of path keys: Hydra's grammar rejects blanks, brackets, ``~``, ``=``, quotes and umlauts.
-
-    ``~`` and relative paths become absolute, so stored paths do not depend on the working directory. With ``-m``, a value with
-    a comma is a sweep unless a file or folder of that name exists.
-
-    >>> quote_paths(["data.root=/my pictures/IMG (1)", "model.beta=2"])
-    ["data.root='/my pictures/IMG (1)'", 'model.beta=2']
-    """
-    return [_quote_path(override, multirun, keys) for override in overrides]
-
-
-def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Quote the values of keys that hold plain text.
-
-    >>> quote_texts(["plus=colt's foot", "num=3"], ["plus"])
-    ["plus='colt\\\\'s foot'", 'num=3']
-    """
-    pairs = [override.partition("=") for override in overrides]
-    return [
-        f"{key}={quoted(value)}" if key in keys and value not in ("", "null", "???") else f"{key}{equals}{value}"
-        for key, equals, value in pairs
-    ]
-
-
-def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
-    key, equals, value = override.partition("=")
-    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
-    if not equals or key.lstrip("+") not in keys or untouched:
-        return override
-    swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
-    parts = [
-        part if part in NO_PATHS or part.startswith(HUB) else quoted_path(part)
-        for part in (value.split(",") if swept else [value])
-    ]
-    return f"{key}={','.join(parts)}"
-
-
-def quoted_path(path: str | Path) -> str:
-    """Return an absolute path quoted for Hydra's grammar; ``~name`` is a file name if there is no such user."""
-    return quoted(str(Path(os.path.expanduser(path)).absolute()))
-
-
-def quoted(text: str) -> str:
-    """Quote any text for Hydra's grammar."""
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def quoted_value(value: Any) -> str:
-    """Write plain data in Hydra's grammar.
-
-    >>> quoted_value({"kind": "A", "widths": [8, 16], "scale": None})
-    "{kind:'A',widths:[8,16],scale:null}"
-    """
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{quoted_value(each)}' for key, each in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{','.join(quoted_value(each) for each in value)}]"
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
@@ -265,15 +187,6 @@ def shortest_size(size: Any) -> Any:
     return size[0] if is_square else size
 
 
-def merged(overrides: Sequence[str]) -> list[str]:
-    """Keep only the last override of each key: Hydra refuses two choices for a group.
-
-    >>> merged(["model=vae", "seed=1", "model=vae", "seed=2"])
-    ['model=vae', 'seed=2']
-    """
-    return list({override.key_or_group: str(override.input_line) for override in parse(overrides)}.values())
-
-
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten a config to dotted keys and values.
 
@@ -283,42 +196,6 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix[:-1]: node}
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
-
-
-def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys whose values differ between two configs, with both values."""
-    old, new = flat(before), flat(now)
-    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
-
-
-def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the fewest jobs that contain every swept value, or both ends of an interval, to find invalid ones.
-
-    >>> sweep_samples(["model.beta=1,4", "seed=0"])
-    [['model.beta=1', 'seed=0'], ['model.beta=4', 'seed=0']]
-    """
-    values = [
-        [f"{override.get_key_element()}={value}" for value in _swept(override)] if override.is_sweep_override() else [line]
-        for override, line in zip(parse(overrides), overrides, strict=True)
-    ]
-    first = [options[0] for options in values]
-    others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
-    return [first, *others]
-
-
-def _swept(override: Override) -> list[Any]:
-    if override.is_discrete_sweep():
-        values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
-        if len(values) > MOST_VALUES:
-            raise UserError(f"{override.input_line} has more than {MOST_VALUES:,} values: give fewer")
-        if not values:
-            raise UserError(f"{override.input_line} contains no value")
-        return values
-    interval = cast(IntervalSweep, override.value())
-    low, high = cast(float, interval.start), cast(float, interval.end)
-    if low >= high or (low <= 0 and "log" in interval.tags):
-        raise UserError(f"{override.input_line}: the second end of an interval must be higher, and a log interval above 0")
-    return [low, high]
 
 
 def _first_line(error: Exception) -> str:

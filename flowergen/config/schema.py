@@ -1,24 +1,24 @@
 """Schema of a config: the type and range of every key, as dataclasses. Imports nothing heavy.
 
 A dataclass without defaults describes a node whose YAML file sets every key; a field with a default may be omitted. Values
-are in ``conf/``, their meanings in the comments there and in the docstring of the class that ``_target_`` names. A
-``_target_`` that is not listed here, such as a user's own model, is not checked until it is instantiated.
+are in ``conf/``, their meanings in the comments there and in the docstring of the class that ``_target_`` names. A node whose
+``_target_`` is not that of a dataclass, such as a user's own model, is not checked until it is instantiated.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from flowergen.config.duration import is_duration
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value and its description."""
+    """A condition on a value and what is wrong otherwise, which may depend on the value."""
 
     holds: Callable[[Any], bool]
-    words: str
+    words: str | Callable[[Any], str]
 
 
 def at_least(low: float) -> Rule:
@@ -46,8 +46,17 @@ def sides_between(low: int, high: int) -> Rule:
     return Rule(holds, f"must be a whole number from {low} to {high}, or [height,width] of such")
 
 
-HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
-TRACKERS = "flowergen.callbacks.trackers."
+def folder(hint: str = "") -> Rule:
+    """Require an existing folder; ``hint`` tells what to do if it is missing."""
+
+    def words(path: str) -> str:
+        if not path:
+            return "must be a folder"
+        return f"is {'not a folder' if os.path.exists(path) else 'not an existing folder'}" + (f": {hint}" if hint else "")
+
+    return Rule(os.path.isdir, words)  # unlike Path.is_dir, False for a name that the file system rejects
+
+
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
 NATURAL = between(1, 10**9)
@@ -62,20 +71,11 @@ BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers, at least 0 and below 1")
 AREAS = Rule(lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1, "must be two increasing numbers above 0, up to 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
-# checked on the disk, see check.py
-EXISTING_FOLDER = "an existing folder"
-EXISTING_PATH = "an existing file or folder"
-# quoted for Hydra's grammar
+EXISTING_FOLDER = folder()
+EXISTING_PATH = Rule(os.path.exists, "does not exist")
+# kinds of values that are quoted for Hydra's grammar
 PATH = "a path"  # and made absolute
 TEXT = "text"
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A data set's folder, and what to do if it is missing."""
-
-    where_from: str
-
 
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, at_least(0)]
@@ -105,7 +105,7 @@ class Paths:
 class Optimizer:
     """Adam and AdamW."""
 
-    _target_: str
+    _target_: Literal["torch.optim.Adam", "torch.optim.AdamW"]
     _partial_: Literal[True]
     lr: Annotated[float, Rule(lambda lr: 0 < lr <= 100, "must be above 0 and at most 100")]
     betas: Annotated[list[float], BETAS] = MAY_BE_LEFT_OUT
@@ -131,6 +131,7 @@ class _Model:
 class VAE(_Model):
     """conf/model/vae.yaml."""
 
+    _target_: Literal["flowergen.modules.vae.VAEModule"]
     image_size: Annotated[Any, sides_between(28, 256)]
     channels: Annotated[list[int], WIDTHS]
     latent_dim: Annotated[int, between(1, 65536)]
@@ -190,6 +191,7 @@ VGGLayer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
 class VAEGAN(_Model):
     """conf/model/vae_gan.yaml."""
 
+    _target_: Literal["flowergen.modules.vae_gan.VAEGANModule"]
     image_size: Annotated[Any, sides_between(28, 512)]
     latent: Latent
     blocks: Blocks
@@ -227,7 +229,7 @@ class VAEGAN(_Model):
 class UNet:
     """conf/model/network/unet.yaml."""
 
-    _target_: str
+    _target_: Literal["flowergen.nn.unet.UNet"]
     _partial_: Literal[True]
     channels: Annotated[int, between(4, 4096)]
     multipliers: Annotated[list[int], WIDTHS]
@@ -240,7 +242,7 @@ class UNet:
 class DiT:
     """conf/model/network/dit.yaml."""
 
-    _target_: str
+    _target_: Literal["flowergen.nn.dit.DiT"]
     _partial_: Literal[True]
     patch_size: Annotated[int, between(1, 64)]
     hidden_size: Annotated[int, between(8, 8192)]
@@ -274,6 +276,7 @@ class Sampling:
 class LatentDDPM(_Model):
     """conf/model/latent_ddpm.yaml."""
 
+    _target_: Literal["flowergen.modules.latent_ddpm.LatentDDPMModule"]
     image_size: Annotated[Any, sides_between(8, 512)]
     network: Annotated[
         Any, Rule(lambda network: isinstance(network, dict), "must be a group of keys: set model/network=unet or dit")
@@ -295,6 +298,7 @@ class LatentDDPM(_Model):
 class Decoder(_Model):
     """conf/model/decoder.yaml."""
 
+    _target_: Literal["flowergen.modules.decoder.DecoderModule"]
     image_size: Annotated[Any, sides_between(28, 512)]
     num_latents: Annotated[int, between(2, 1_000_000)]
     reconstruction_weight: Annotated[float, at_least(0)]
@@ -329,6 +333,7 @@ class _Images:
 class Procedural(_Images):
     """conf/data/procedural.yaml."""
 
+    _target_: Literal["flowergen.data.procedural_datamodule.ProceduralDataModule"]
     num_images: Natural
     num_classes: Annotated[int, between(1, 102)]
     drawing_seed: Seed
@@ -339,6 +344,7 @@ class Procedural(_Images):
 class Flowers102(_Images):
     """conf/data/flowers102.yaml."""
 
+    _target_: Literal["flowergen.data.flowers102_datamodule.Flowers102DataModule"]
     root: str
     segmented: bool
     split: Literal["stratified", "all", "official"]
@@ -357,6 +363,7 @@ CelebAAttribute = Literal[  # columns of list_attr_celeba.txt
 class CelebA(_Images):
     """conf/data/celeba.yaml."""
 
+    _target_: Literal["flowergen.data.celeba_datamodule.CelebADataModule"]
     root: str
     attribute: CelebAAttribute | None
 
@@ -365,6 +372,7 @@ class CelebA(_Images):
 class ImageFolder(_Images):
     """conf/data/image_folder.yaml."""
 
+    _target_: Literal["flowergen.data.image_folder_datamodule.ImageFolderDataModule"]
     root: Annotated[str, EXISTING_FOLDER]
 
 
@@ -372,6 +380,7 @@ class ImageFolder(_Images):
 class HuggingFace(_Images):
     """conf/data/huggingface.yaml."""
 
+    _target_: Literal["flowergen.data.huggingface_datamodule.HuggingFaceDataModule"]
     root: Annotated[str, EXISTING_FOLDER] | None
     subset: str | None
     image_column: Annotated[str, NON_EMPTY]
@@ -382,16 +391,18 @@ class HuggingFace(_Images):
 class Landscapes(ImageFolder):
     """conf/data/landscapes.yaml."""
 
-    root: Annotated[str, Folder("unpack a collection such as Kaggle's Landscape Classification there, or give data.root=DIR")]
+    _target_: Literal["flowergen.data.landscapes_datamodule.LandscapesDataModule"]  # type: ignore[assignment]
+    root: Annotated[str, folder("unpack a collection such as Kaggle's Landscape Classification there, or give data.root=DIR")]
 
 
 @dataclass
 class Dogs(ImageFolder):
     """conf/data/dogs.yaml."""
 
+    _target_: Literal["flowergen.data.dogs_datamodule.DogsDataModule"]  # type: ignore[assignment]
     root: Annotated[
         str,
-        Folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs"),
+        folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs"),
     ]
 
 
@@ -399,7 +410,7 @@ class Dogs(ImageFolder):
 class Trainer:
     """conf/trainer: those of Lightning's arguments that make sense here, and some of ours."""
 
-    _target_: str
+    _target_: Literal["lightning.pytorch.Trainer"]
     accelerator: str
     devices: int | str | list[int]
     num_nodes: Natural
@@ -430,14 +441,21 @@ class Trainer:
 class Target:
     """A node without options."""
 
-    _target_: str
+    _target_: Literal[
+        "flowergen.callbacks.tensorboard.TensorBoard",
+        "flowergen.callbacks.metrics_csv.MetricsCsv",
+        "flowergen.callbacks.loss_plot.LossPlot",
+        "flowergen.callbacks.run_page.RunPage",
+        "flowergen.callbacks.progress.Progress",
+        "flowergen.callbacks.hparams.FinalMetrics",
+    ]
 
 
 @dataclass
 class Wandb:
     """conf/logger/wandb.yaml."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.trackers.Wandb"]
     project: Annotated[str, NON_EMPTY]
     entity: str | None
     offline: bool
@@ -447,7 +465,7 @@ class Wandb:
 class Mlflow:
     """conf/logger/mlflow.yaml."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.trackers.Mlflow"]
     experiment_name: Annotated[str, NON_EMPTY]
     tracking_uri: str | None
 
@@ -456,7 +474,7 @@ class Mlflow:
 class Trackio:
     """conf/logger/trackio.yaml."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.trackers.Trackio"]
     project: Annotated[str, NON_EMPTY]
     space_id: str | None
     private: bool
@@ -466,7 +484,7 @@ class Trackio:
 class ImageGrids:
     """callbacks.images."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.images.ImageGrids"]
     every_epochs: Natural
     num_reconstructions: Natural
     num_samples: Natural
@@ -488,7 +506,7 @@ NO_CLASSIFIER = Rule(lambda name: name != "classifier", "no longer exists: use e
 class PeriodicEvaluation:
     """callbacks.evaluation."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.evaluation.PeriodicEvaluation"]
     every_epochs: Count
     num_samples: Annotated[int, between(4, 1_000_000)]
     extractor: Annotated[str, NO_CLASSIFIER, EXTRACTOR]
@@ -500,7 +518,7 @@ class PeriodicEvaluation:
 class Checkpoints:
     """callbacks.checkpoints."""
 
-    _target_: str
+    _target_: Literal["flowergen.callbacks.checkpoints.Checkpoints"]
     checkpoint_every_steps: Count
     keep_every_epochs: Count
 
@@ -553,33 +571,11 @@ class Train:
     callbacks: dict[str, dict[str, Any] | None] | None
 
 
-BY_TARGET: dict[str, type] = {
-    "flowergen.modules.vae.VAEModule": VAE,
-    "flowergen.modules.vae_gan.VAEGANModule": VAEGAN,
-    "flowergen.modules.latent_ddpm.LatentDDPMModule": LatentDDPM,
-    "flowergen.modules.decoder.DecoderModule": Decoder,
-    "flowergen.nn.unet.UNet": UNet,
-    "flowergen.nn.dit.DiT": DiT,
-    "torch.optim.Adam": Optimizer,
-    "torch.optim.AdamW": Optimizer,
-    "flowergen.data.procedural_datamodule.ProceduralDataModule": Procedural,
-    "flowergen.data.flowers102_datamodule.Flowers102DataModule": Flowers102,
-    "flowergen.data.image_folder_datamodule.ImageFolderDataModule": ImageFolder,
-    "flowergen.data.landscapes_datamodule.LandscapesDataModule": Landscapes,
-    "flowergen.data.huggingface_datamodule.HuggingFaceDataModule": HuggingFace,
-    "flowergen.data.celeba_datamodule.CelebADataModule": CelebA,
-    "flowergen.data.dogs_datamodule.DogsDataModule": Dogs,
-    "lightning.pytorch.Trainer": Trainer,
-    "flowergen.callbacks.tensorboard.TensorBoard": Target,
-    "flowergen.callbacks.metrics_csv.MetricsCsv": Target,
-    f"{TRACKERS}Wandb": Wandb,
-    f"{TRACKERS}Mlflow": Mlflow,
-    f"{TRACKERS}Trackio": Trackio,
-    "flowergen.callbacks.images.ImageGrids": ImageGrids,
-    "flowergen.callbacks.loss_plot.LossPlot": Target,
-    "flowergen.callbacks.run_page.RunPage": Target,
-    "flowergen.callbacks.progress.Progress": Target,
-    "flowergen.callbacks.evaluation.PeriodicEvaluation": PeriodicEvaluation,
-    "flowergen.callbacks.hparams.FinalMetrics": Target,
-    "flowergen.callbacks.checkpoints.Checkpoints": Checkpoints,
+BY_TARGET: dict[str, type] = {  # the dataclasses above, by the classes that they describe
+    target: schema
+    for schema in list(globals().values())
+    if isinstance(schema, type) and is_dataclass(schema)
+    for field in fields(schema)
+    if field.name == "_target_"
+    for target in get_args(field.type)
 }

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
-from flowergen.config.schema import HUB
 from flowergen.errors import UserError, one_line
+from flowergen.quoting import HUB
 from flowergen.runs.run_folder import RunFolder
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # files of a pretrained autoencoder of diffusers

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from flowergen.config.schema import HUB
 from flowergen.data.image_datamodule import ImageDataModule, spread
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.drawn_samples import cached_samples
@@ -19,6 +18,7 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.modules.pretrained_weights import load_efficientnet
+from flowergen.quoting import HUB
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import files_of, import_autoencoder, weights_of

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import yaml
 
-from flowergen.config.schema import HUB
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line
 from flowergen.modules.image_model import ImageModel
@@ -15,6 +14,7 @@ from flowergen.modules.pretrained import LATENTS, PretrainedAutoencoder
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.nn.diffusers_autoencoder import DiffusersAutoencoder
 from flowergen.picture_shape import PictureShape
+from flowergen.quoting import HUB
 from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import read_pretrained, source_name

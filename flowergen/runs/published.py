@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowergen.config.check import data_options
-from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
+from flowergen.quoting import HUB
 from flowergen.runs.diffusers_folder import write_pipeline
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import checkpoint_to_load, read_checkpoint

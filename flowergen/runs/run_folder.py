@@ -12,9 +12,9 @@ from uuid import uuid4
 import yaml
 from filelock import FileLock, Timeout
 
-from flowergen.config.schema import HUB
 from flowergen.errors import UserError
 from flowergen.files import replacing
+from flowergen.quoting import HUB
 
 LARGEST_YAML = 1_000_000  # bytes; the files of a run have a few thousand
 REFUSED = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended before an optimiser step

@@ -11,9 +11,10 @@ import yaml
 
 from flowergen.config import conf_dir
 from flowergen.config.check import as_typed, data_options
-from flowergen.config.overrides import flat, quoted_path, quoted_value, shortest_size
-from flowergen.config.schema import HUB, PretrainedKind
+from flowergen.config.overrides import flat, shortest_size
+from flowergen.config.schema import PretrainedKind
 from flowergen.errors import UserError, one_line
+from flowergen.quoting import HUB, quoted_path, quoted_value
 from flowergen.runs.hub import CONFIG, downloaded
 from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
 

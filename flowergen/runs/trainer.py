@@ -16,7 +16,6 @@ from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
 from flowergen.config.duration import seconds_of
 from flowergen.config.overrides import flat
-from flowergen.config.schema import TRACKERS
 from flowergen.errors import UserError, one_line
 from flowergen.lightning_internals import allow_unused_parameters
 from flowergen.runs.build import accepted_arguments, instantiate, manual_optimization_arguments
@@ -24,6 +23,7 @@ from flowergen.runs.loading import epochs_done
 from flowergen.runs.run_folder import RunFolder, is_first_process
 
 MOST_EPOCHS = 10**6  # if a budget ends training
+TRACKERS = "flowergen.callbacks.trackers."
 # key prefixes that do not affect the result
 NO_HYPERPARAMETERS = (
     "hydra", "paths", "callbacks", "logger", "name", "resume", "sweep", "data.root", "data.cache_dir", "model.weights_dir",

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flowergen.config.overrides import quoted_path
+from flowergen.quoting import quoted_path
 
 Process = subprocess.Popen[Any]
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from flowergen.config.overrides import parse
-from flowergen.config.schema import HUB
 from flowergen.errors import UserError
+from flowergen.quoting import HUB
 from flowergen.runs.run_folder import RunFolder, locked, write_atomically
 
 Status = Literal["finished", "failed", "pruned"]

@@ -4,7 +4,7 @@ from typing import Any
 import hydra
 import pytest
 
-from flowergen.app.train_command import checked, prepare_train
+from flowergen.app.train_command import checked, merged, prepare_train
 from flowergen.config import overrides
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError, one_line
@@ -203,6 +203,10 @@ def test_a_diffusion_transformer_from_before_there_were_two_kinds_of_blocks_is_r
     assert resolve(checked(prepared, run)[0])["model"]["network"]["block"] == expected
     with pytest.raises(UserError, match=r"model\.network\.block was "):
         prepare_train([f"resume={run.path}", f"model.network.block={'modern' if expected == 'original' else 'original'}"])
+
+
+def test_the_last_of_two_choices_holds() -> None:
+    assert merged(["data=procedural", "++model.beta=2", "data=flowers102"]) == ["data=flowers102", "++model.beta=2"]
 
 
 def test_a_sweep_of_runs_that_start_from_another_is_refused() -> None:

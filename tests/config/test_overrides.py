@@ -2,65 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from flowergen.config.overrides import Composer, merged, parse, quote_paths, resolve, sweep_samples
+from flowergen.config.overrides import Composer, parse, resolve
 from flowergen.errors import UserError
-
-ODD_NAMES = [
-    "IMG (1).jpg",
-    "a=b",
-    "it's",
-    "Blüten, schöne",
-    'say "hi"',
-    "back\\slash\\",
-    "{curly}",
-    "[square]",
-    "#1",
-    "a:b",
-]
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_any_path_gets_through_the_grammar(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    (override,) = parse(quote_paths([f"data.root={path}"]))
-    assert override.value() == str(path)
-
-
-def test_home_and_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert [o.value() for o in parse(quote_paths(["data.root=~/x", "paths.output_dir=y"]))] == [
-        str(tmp_path / "x"),
-        str(tmp_path / "y"),
-    ]
-
-
-def test_a_repository_of_the_hub_is_no_path_also_in_a_sweep(tmp_path: Path) -> None:
-    swept, one = quote_paths([f"autoencoder={tmp_path}/my run,hub:a/b@c", "autoencoder=hub:a/b"], multirun=True)
-    assert (swept, one) == (f"autoencoder='{tmp_path}/my run',hub:a/b@c", "autoencoder=hub:a/b")
-
-
-def test_a_comma_under_multirun_is_a_sweep_unless_it_is_a_name(tmp_path: Path) -> None:
-    (tmp_path / "a,b").mkdir()
-    swept, one = quote_paths([f"data.root={tmp_path}/x,{tmp_path}/y", f"data.root={tmp_path}/a,b"], multirun=True)
-    assert len(list(parse([swept])[0].sweep_iterator())) == 2
-    assert parse([one])[0].value() == f"{tmp_path}/a,b"
-
-
-def test_a_sweep_shows_every_value_once() -> None:
-    samples = sweep_samples(["model.beta=1,2,3", "seed=0,1", "name=x"])
-    assert len(samples) == 1 + 2 + 1
-    assert {line for sample in samples for line in sample} == {
-        "model.beta=1", "model.beta=2", "model.beta=3", "seed=0", "seed=1", "name=x",
-    }  # fmt: skip
-
-
-def test_a_sweep_over_sizes_may_have_pairs() -> None:
-    assert sweep_samples(["data.image_size=64,[48,64]"]) == [["data.image_size=64"], ["data.image_size=[48,64]"]]
-
-
-def test_the_last_of_two_choices_holds() -> None:
-    assert merged(["data=procedural", "++model.beta=2", "data=flowers102"]) == ["data=flowers102", "++model.beta=2"]
 
 
 def test_a_key_that_may_be_left_out_needs_no_plus() -> None:
@@ -107,9 +50,3 @@ def test_nesting_that_the_grammar_takes_and_omegaconf_does_not_is_refused() -> N
 def test_a_line_that_the_grammar_would_take_minutes_for_is_refused(line: str) -> None:
     with pytest.raises(UserError, match=r"has .* characters: put it into a YAML file"):
         parse([line])
-
-
-@pytest.mark.parametrize("values", ["range(0,1000000000000)", "1," * 1001 + "1"])
-def test_a_sweep_without_end_is_refused(values: str) -> None:
-    with pytest.raises(UserError, match="more than 1,000 values"):
-        sweep_samples([f"seed={values}"])

@@ -1,4 +1,4 @@
-"""Schema of the config of every command except ``train``, as dataclasses; see ``schema``. Imports nothing heavy."""
+"""Schema of the config of every command except ``train``, as dataclasses; see ``config.schema``. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -114,10 +114,9 @@ class Sample(Sampling):
 
 
 @dataclass
-class PathsOfEvaluation:
+class PathsOfEvaluation(PathsOfRun):
     """Options of evaluate for the paths of a run."""
 
-    cache_dir: str | None
     weights_dir: str | None
 
 
