@@ -38,9 +38,10 @@ def main() -> None:
 
     import flowergen
 
+    classes = _classes(config)  # before the model is loaded, which takes longer
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
     store = stored_latents(model)
-    labels = _labels(config, model, store)
+    labels = _labels(config, classes, model, store)
     with output_folder(config["out"], run.path / "samples" / f"seed{config['seed']}") as folder:
         lines = _write(config, model, store, labels, folder)
     if config["out"] is None:
@@ -64,17 +65,27 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
     check_sampling(config, stored, typed, {"num_per_class": "classes="} if config["num"] else {})
 
 
-def _labels(config: dict[str, Any], model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
-    """Return the class of every sample (N,), -1 for none."""
+def _classes(config: dict[str, Any]) -> list[int] | None:
+    """Return the labels of ``classes=``; None without it."""
     from flowergen.data.class_names import class_labels
+    from flowergen.runs.loading import class_names_of
+
+    if config["classes"] is None:
+        return None
+    names = class_names_of(config["run"])
+    if not names:
+        raise UserError("classes=: this model was trained without classes; give num= instead")
+    return class_labels(str(config["classes"]), names)
+
+
+def _labels(config: dict[str, Any], classes: list[int] | None, model: "LoadedModel", store: "LatentStore | None") -> "Tensor":
+    """Return the class of every sample (N,), -1 for none."""
     from flowergen.evaluation.sampling import labels_by_frequency, labels_of_classes
 
+    if classes is not None:
+        return labels_of_classes(classes, config["num_per_class"])
     names = model.class_names
-    conditional = len(names) > 0 and (config["classes"] is not None or model.module.denoises)
-    if config["classes"] is not None:
-        if not names:
-            raise UserError("classes=: this model was trained without classes; give num= instead")
-        return labels_of_classes(class_labels(str(config["classes"]), names), config["num_per_class"])
+    conditional = len(names) > 0 and model.module.denoises
     if config["num"] or not conditional:
         counts = store.class_counts if store and config["class_frequencies"] == "train" else None
         if config["class_frequencies"] == "train" and (counts is None or not counts.sum()):

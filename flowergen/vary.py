@@ -49,18 +49,20 @@ def main() -> None:
     import flowergen
     from flowergen.runs.loading import build_datamodule_of_run
 
+    classes = _classes(config)  # before the model is loaded, which takes longer
     model = flowergen.load(config["run"], "cuda" if torch.cuda.is_available() else "cpu")
     data = None
     if config["split"] or config["mode"] == "arithmetic":
         data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     x, names, source = _pictures(config, model, data)
-    labels = _labels(config, model) if config["mode"] in EDITS else []
+    labels = classes if config["mode"] in EDITS else []
     if x.numel() * (config["num"] * max(1, len(labels)) + 2) > MOST_VALUES:
         raise UserError(f"{len(x)} pictures x num={config['num']} are too many at once: lower num= or num_pictures=")
     direction = None
     if config["mode"] == "arithmetic":
         assert data is not None
-        direction = _class_mean(config["plus"], model, data) - _class_mean(config["minus"], model, data)
+        plus, minus = (_class_mean(label, model, data) for label in classes)
+        direction = plus - minus
     with output_folder(config["out"], run.path / "vary" / f"{config['mode']}_{source}") as folder:
         if config["mode"] in EDITS:
             lines = _edit(config, model, labels, x, names, folder)
@@ -155,15 +157,21 @@ def _walk(
     return walks.vary(module, x, names, folder, num, scale, config["seed"])
 
 
-def _labels(config: dict[str, Any], model: "LoadedModel") -> list[int]:
-    """Return the classes to edit towards; without any, the label that stands for no class."""
-    from flowergen.data.class_names import class_labels
+def _classes(config: dict[str, Any]) -> list[int]:
+    """Return the labels of ``plus=`` and ``minus=``, or of the classes to edit towards: without any, the label of no class."""
+    from flowergen.data.class_names import class_label, class_labels
+    from flowergen.runs.loading import class_names_of
 
+    if config["mode"] not in (*EDITS, "arithmetic"):
+        return []
+    class_names = class_names_of(config["run"])
+    if config["mode"] == "arithmetic":
+        return [class_label(config[key], class_names) for key in ("plus", "minus")]
     if config["classes"] is None:
-        return [len(model.class_names)]
-    if not model.class_names:
+        return [len(class_names)]
+    if not class_names:
         raise UserError("classes=: this model was trained without classes; leave them out")
-    return class_labels(str(config["classes"]), model.class_names)
+    return class_labels(str(config["classes"]), class_names)
 
 
 def _edit(
@@ -204,12 +212,10 @@ def _known(mask: str, model: "LoadedModel") -> "Tensor":
     return ~white
 
 
-def _class_mean(name: str | int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
+def _class_mean(label: int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
     """Return the mean (C, h, w) of the posterior means of a class's training pictures."""
-    from flowergen.data.class_names import class_label
     from flowergen.evaluation.walks import encode
 
-    label = class_label(name, data.class_names)
     rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MEAN_OF]
     if not rows:
         raise UserError(f"class {data.class_names[label]} has no training pictures")

@@ -1,6 +1,7 @@
 """The sample command as real processes."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from PIL import Image
 
 import flowergen
+from flowergen import sample
+from flowergen.errors import UserError
+from flowergen.runs.loading import class_names_of
 from tests.conftest import TINY_RUN, Command, run_command
 
 pytestmark = pytest.mark.slow
@@ -229,3 +233,15 @@ def test_what_is_wrong_is_one_line_and_leaves_no_folder(
     assert line.startswith("error:")
     assert words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_class_name_is_refused_before_the_model_is_loaded(diffusion_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert class_names_of(diffusion_run) == flowergen.load(diffusion_run).class_names
+
+    def load(*_: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(flowergen, "load", load)
+    monkeypatch.setattr(sys, "argv", ["sample", f"run={diffusion_run}", "classes=[tulip]"])
+    with pytest.raises(UserError, match="there is no class tulip"):
+        sample.main()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flowergen
 from flowergen import vary
 from flowergen.app.command import one_line_errors
 from tests.conftest import Command
@@ -134,6 +135,19 @@ def test_mistakes_are_one_line(here: Command, run: Path, pictures: Path, tmp_pat
         assert words in done.stderr, arguments
     assert (taken / "variations.png").read_text() == "mine"
     assert not list(run.glob("vary/*"))
+
+
+def test_a_wrong_class_name_is_refused_before_the_model_is_loaded(
+    here: Command, diffusion_run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr(flowergen, "load", load)
+    for options in (("mode=img2img", "classes=[rose]"), ("mode=arithmetic", "plus=0", "minus=rose")):
+        done = here("vary", f"run={diffusion_run}", f"image={pictures / 'grey.png'}", *options)
+        assert done.returncode == 2
+        assert "there is no class rose" in done.stderr
 
 
 def test_a_full_disk_is_one_line(here: Command, run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 import json
 import operator
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,48 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     config = folder.read_config()
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
-    try:
-        data_class = config["data"]["_target_"].rpartition(".")[2]  # Lightning's key for the data module's state
-        pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
-        if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
-            raise UserError(f"{path} does not record what it was trained on: use another")
-        class_names = [printable(name) for name in class_names]
+    with _that_fits(path, folder):
+        pictures, class_names = _trained_on(content, config, path)
         before = load_stage_before(config, folder)
         module = build_module(config, len(class_names), before.module if before else None)
         module.on_load_checkpoint(content)
         module.load_state_dict(weights_of(content, config["model"]))
         if before and module.sampling_model is not module:  # sampling uses the diffusion model with this decoder
             module, config = module.sampling_model, before.config | {key: config[key] for key in ("data", "paths")}
+    return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
+
+
+def class_names_of(run: str | Path) -> list[str]:
+    """Return the class names of a run by label, empty without labels, without loading the model.
+
+    Raises:
+        UserError: there is no such run, or its checkpoint is missing or damaged.
+    """
+    folder, checkpoint = find_run(run)
+    path = checkpoint_to_load(folder, checkpoint)
+    content = read_checkpoint(path, mmap=True)
+    with _that_fits(path, folder):
+        return _trained_on(content, folder.read_config(), path)[1]
+
+
+@contextmanager
+def _that_fits(path: Path, folder: RunFolder) -> Iterator[None]:
+    """Raise the errors of a checkpoint that does not fit the run's config as ``UserError``."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # manually edited files may raise anything
         raise UserError(f"{path} does not fit {folder.config}: {type(error).__name__}: {one_line(error)}") from error
-    return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
+
+
+def _trained_on(content: dict[str, Any], config: dict[str, Any], path: Path) -> tuple[str, list[str]]:
+    """Return the hash of the training data and the class names by label, as the checkpoint records them."""
+    data_class = config["data"]["_target_"].rpartition(".")[2]  # Lightning's key for the data module's state
+    pictures, class_names = content[data_class]["pictures"], content[data_class].get("class_names", [])
+    if not isinstance(class_names, list) or any(not isinstance(text, str) for text in (pictures, *class_names)):
+        raise UserError(f"{path} does not record what it was trained on: use another")
+    return pictures, [printable(name) for name in class_names]
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
@@ -102,8 +128,12 @@ def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: s
     return datamodule
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint without executing code in it.
+
+    Args:
+        path: of the file.
+        mmap: read tensors only when they are used.
 
     Raises:
         UserError: the file is truncated or was not written by flowergen.
@@ -116,7 +146,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
         if packed or sum(member.file_size for member in members) > path.stat().st_size:
             raise zipfile.BadZipFile
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises various exceptions for invalid files
         raise UserError(f"{path} is truncated or not a flowergen checkpoint ({type(error).__name__}): use another") from error
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), dict) for k in CHECKPOINT_KEYS):
