@@ -100,7 +100,7 @@ def _encode(model: "LoadedModel", data: "ImageDataModule", rows: "np.ndarray", o
     from flowergen.nn.posterior import Posterior
 
     print(f"encoding {len(rows):,} {of}", file=sys.stderr)
-    parts = zip(*posteriors(model.module, data, rows, flips=False), strict=True)
+    parts = zip(*posteriors(model.module, data, rows, flips=False, bar=True), strict=True)
     posterior = Posterior(*(torch.cat(moments)[:, 0] for moments in parts))
     mean, logvar = (moment.flatten(1) for moment in posterior)
     broken = int((~(mean.square() + logvar).isfinite().all(1)).sum())

@@ -232,14 +232,19 @@ def test_folders_of_pictures_whatever_made_them(evaluated: Evaluate, tmp_path: P
     assert "Fréchet distance (mean colours.pt)" in (tmp_path / "copied" / "card.md").read_text()
 
 
-def test_without_inception_all_the_rest_is_measured(evaluated: Evaluate, tmp_path: Path) -> None:
-    """And the card says where the weights belong; extractor=auto takes EfficientNet-Lite1 instead, and says so."""
+def test_without_inception_all_the_rest_is_measured(
+    evaluated: Evaluate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a line before, and the card, say where the weights belong; extractor=auto takes EfficientNet-Lite1 instead."""
+    caplog.set_level("INFO")
     real, new = save_pictures(tmp_path / "real", 0), save_pictures(tmp_path / "new", 1)
     folders = (f"generated={new}", f"reference={real}", f"train={real}")
     evaluated(*folders, "extractor=inception", f"out={tmp_path / 'out'}")
     card = card_in(tmp_path / "out")
     assert card["protocol"]["extractor_weights"] == "missing"
     assert "no_weights" in card["missing"][0]
+    begins = next(line for line in caplog.messages if line.startswith("looking for near-duplicates"))
+    assert caplog.messages.index(f"not measured: {card['missing'][0]}") < caplog.messages.index(begins)
     assert not DISTANCES & set(card["results"])
     assert {"copies_pixels_third", "class_accuracy"} <= set(card["results"])
     assert "copy_bound_pixels" not in card["results"], "nothing was held out to calibrate with"

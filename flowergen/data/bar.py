@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ EVERY_SECONDS_VARIABLE = "FLOWERGEN_PROGRESS_SECONDS"
 EVERY_SECONDS = float(os.environ.get(EVERY_SECONDS_VARIABLE, "30"))  # between two lines if there is no terminal
 
 
-def with_bar(what: str, items: Iterable[T], total: int, done: int = 0, size: Callable[[Any], int] = lambda _: 1) -> Iterator[T]:
+def with_bar(
+    what: str, items: Iterable[T], total: int, done: int = 0, size: Callable[[Any], int] = lambda _: 1
+) -> Generator[T, None, None]:
     """Yield the items with a progress bar on a terminal; elsewhere (a notebook, a log), print a line every 30 seconds.
 
     Args:

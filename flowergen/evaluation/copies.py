@@ -8,13 +8,14 @@ picture in a hundred falls below, as held-out pictures are not copies. Other hel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from flowergen.data.bar import with_bar
 from flowergen.data.image_datamodule import spread
 from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
 
@@ -93,7 +94,11 @@ def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
     # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
     usual = float(two_nearest([spread(vectors[::2], NUM_FOR_DISTANCE)], vectors[1::2]).distance[:, 1].median())
     closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
-    kept = np.flatnonzero(~near_duplicates(variants, closer_than))
+
+    def progress(blocks: Iterable[slice]) -> Iterable[slice]:
+        return with_bar("comparing", blocks, len(vectors) ** 2, size=lambda rows: rows.stop**2 - rows.start**2)
+
+    kept = np.flatnonzero(~near_duplicates(variants, closer_than, progress))
     return kept if len(kept) > 1 else np.arange(2)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowergen.data.bar import with_bar
 from flowergen.diffusion import edits
 from flowergen.diffusion.samplers import ddim, sampler_of
 from flowergen.diffusion.steps import last_of
@@ -169,8 +170,8 @@ def _edited(settings: EditSettings, x: Tensor, edit: Edit) -> Tensor:
     model, shape = settings.model, (len(x), len(settings.labels), settings.num)
     x0 = encode(model, x).mean  # (N, C, h, w)
     picture, label, index = (part.flatten() for part in torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij"))
-    parts = []
-    for rows in torch.arange(len(picture)).split(BATCH):
+    parts, batches = [], torch.arange(len(picture)).split(BATCH)
+    for rows in with_bar("editing", batches, len(picture), size=len) if len(batches) > 1 else batches:
         with torch.inference_mode():
             z = edit(model.scaled(x0[picture[rows]].to(model.device)), settings.labels[label[rows]], index[rows].tolist())
             parts.append(decode(model, model.unscaled(z)))

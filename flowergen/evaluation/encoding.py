@@ -32,7 +32,9 @@ def batch_of(shape: PictureShape) -> int:
     return max(1, BATCH_VALUES // (shape.height * shape.width))
 
 
-def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool) -> Iterator[tuple[Tensor, ...]]:
+def posteriors(
+    model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool, bar: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
     """Encode pictures to q(z|x), one batch at a time.
 
     Args:
@@ -40,11 +42,13 @@ def posteriors(model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips
         data: the data module, set up.
         rows: indices of the pictures.
         flips: whether to encode their mirror images as well.
+        bar: whether to show a progress bar, which training has of its own.
 
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
-    yield from _of_pictures(model.encode, data, rows, flips, model.device)
+    parts = _of_pictures(model.encode, data, rows, flips, model.device)
+    yield from with_bar("encoding", parts, len(rows), size=num_pictures) if bar else parts
 
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:

@@ -75,18 +75,22 @@ def store_latents(
         partial.write_bytes(save(tensors, metadata={"owner": owner}))  # save_file does not raise OSError on a full disk
 
 
-def fit_to_pictures(model: ImageModel, data: ImageDataModule, rows: np.ndarray) -> tuple[Tensor, LatentPrior | None]:
+def fit_to_pictures(
+    model: ImageModel, data: ImageDataModule, rows: np.ndarray, bar: bool = False
+) -> tuple[Tensor, LatentPrior | None]:
     """Encode pictures without augmentation and fit the prior to one draw z ~ q(z|x) per picture.
 
     Args:
         model: an autoencoder in eval mode.
         data: the data module, set up.
         rows: (L,) indices of training pictures.
+        bar: see ``posteriors``.
 
     Returns:
         (L, C, h, w) posterior means, and the prior, or None if there is only one picture or the latents are not finite.
     """
-    mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*posteriors(model, data, rows, flips=False), strict=True))
+    encoded = posteriors(model, data, rows, flips=False, bar=bar)
+    mean, logvar = (torch.cat(parts)[:, 0] for parts in zip(*encoded, strict=True))
     eps = normal_per_sample(rows.tolist(), model.latent_shape, seed=model.seed, purpose="latent prior")
     z = Posterior(mean, logvar).sample(eps).flatten(1)
     if len(rows) == 1 or not z.isfinite().all():
@@ -104,7 +108,7 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
     """
     rows = spread(data.rows["train"], MOST_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
-    mean, prior = fit_to_pictures(model, data, rows)
+    mean, prior = fit_to_pictures(model, data, rows, bar=True)
     if prior is None:
         log.warning("no mixture model of the latents: %s", "only one picture" if len(rows) == 1 else "they are not finite")
     kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))

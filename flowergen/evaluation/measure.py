@@ -29,7 +29,7 @@ from flowergen.randomness import generator
 log = logging.getLogger(__name__)
 
 WORST_PAIRS = 16
-SEARCHED = 4096  # samples searched at a time
+SEARCHED = 1024  # samples searched at a time
 
 
 def measure_samples(
@@ -130,7 +130,10 @@ def _neighbours(side: PreparedReference, space: CopySpace, vectors: np.ndarray) 
     """Find the neighbours of samples in chunks, as mirror images take memory."""
     starts = range(0, len(vectors), SEARCHED)
     parts = [vectors[first : first + SEARCHED] for first in starts]
-    found = [copies.neighbours(side.variants(space.name, part), space.candidates, side.kept) for part in parts]
+    found = [
+        copies.neighbours(side.variants(space.name, part), space.candidates, side.kept)
+        for part in with_bar("searching", parts, len(vectors), size=len)
+    ]
     return copies.Neighbours(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
@@ -191,7 +194,8 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
         sets["held_out"] = real.reference
     for of, pictures in sets.items():
         means = RunningMeans()
-        for first in range(0, len(pictures), CHUNK_SIZE):
+        starts = range(0, len(pictures), CHUNK_SIZE)
+        for first in with_bar("denoising", starts, len(starts)):
             rows = pictures.rows[first : first + CHUNK_SIZE]
             x = torch.from_numpy(pictures.images[rows]).to(model.device).float().div_(255)
             with torch.inference_mode():

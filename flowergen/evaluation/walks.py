@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowergen.data.bar import with_bar
 from flowergen.errors import UserError
 from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.image_model import ImageModel
@@ -83,7 +84,7 @@ def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     nats, units = nats_per_unit(posterior).sort(descending=True)
     units = units[:num_dims]
     values = torch.linspace(-TRAVERSAL_SIGMAS, TRAVERSAL_SIGMAS, num)
-    for name, mean in zip(names, posterior.mean, strict=True):
+    for name, mean in with_bar("decoding", zip(names, posterior.mean, strict=True), len(x)):
         walks = torch.cat([traverse(mean, int(unit), values) for unit in units])
         write_png(folder / f"{name}_traversal.png", image_grid(decode(model, walks), columns=num))
     rows = ", ".join(f"{unit} ({value:.2f})" for unit, value in zip(units.tolist(), nats.tolist(), strict=False))
@@ -104,7 +105,7 @@ def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     mean = encode(model, x).mean
     strengths = torch.linspace(MAX_STRENGTH / num, MAX_STRENGTH, num)
     rows = []
-    for name, image, z in zip(names, x, mean, strict=True):
+    for name, image, z in with_bar("decoding", zip(names, x, mean, strict=True), len(x)):
         moved = decode(model, torch.cat((z[None], z + strengths.to(z).view(-1, 1, 1, 1) * direction)))
         rows.append(torch.cat((image[None], moved)))
         write_png(folder / f"{name}_arithmetic.png", image_grid(rows[-1], columns=num + 2))
@@ -122,9 +123,11 @@ def encode(model: ImageModel, x: Tensor) -> Posterior:
 
 
 @torch.inference_mode()
-def decode(model: ImageModel, z: Tensor) -> Tensor:
-    """Decode (N, C, h, w) on any device to (N, C, H, W) in [0, 1] on the CPU."""
-    return torch.cat([model.decode(part.to(model.device)).cpu() for part in z.split(BATCH)])
+def decode(model: ImageModel, z: Tensor, bar: bool = False) -> Tensor:
+    """Decode (N, C, h, w) on any device to (N, C, H, W) in [0, 1] on the CPU, with a progress bar if they are many."""
+    parts = z.split(BATCH)
+    shown = with_bar("decoding", parts, len(z), size=len) if bar and len(parts) > 1 else parts
+    return torch.cat([model.decode(part.to(model.device)).cpu() for part in shown])
 
 
 def variations(model: ImageModel, x: Tensor, num: int, scale: float | None, seed: int) -> tuple[Tensor, Tensor, float]:
@@ -150,7 +153,7 @@ def interpolations(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
     if len(x) < 2:
         raise UserError("an interpolation goes from one picture to the next: give two pictures or more, such as image=DIR")
     mean, t = encode(model, x).mean, torch.linspace(0, 1, num)
-    return [decode(model, slerp(a, b, t)) for a, b in pairwise(mean)]
+    return [decode(model, slerp(a, b, t)) for a, b in with_bar("decoding", pairwise(mean), len(mean) - 1)]
 
 
 def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:
@@ -167,7 +170,7 @@ def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps
     """
     sigma = (posterior.logvar / 2).exp()
     z = posterior.mean[:, None] + scale**0.5 * sigma[:, None] * eps  # (N, V, C, h, w)
-    return decode(model, z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return decode(model, z.flatten(0, 1), bar=True).unflatten(0, z.shape[:2])
 
 
 def visible_scale(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:

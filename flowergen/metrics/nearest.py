@@ -4,7 +4,7 @@ Sources: Carlini et al. 2023, arXiv:2301.13188, section 5 (distances between pix
 Structured Probabilistic Inference) and Gu et al. 2023, arXiv:2310.02664 (the nearest compared with the second nearest).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,13 +74,18 @@ def _measure(x: list[Tensor], candidates: np.ndarray, index: Tensor) -> Tensor:
     return torch.stack(columns, 1)
 
 
-def near_duplicates(vectors: Sequence[np.ndarray], closer_than: float) -> np.ndarray:
+def near_duplicates(
+    vectors: Sequence[np.ndarray],
+    closer_than: float,
+    progress: Callable[[Iterable[slice]], Iterable[slice]] = lambda blocks: blocks,
+) -> np.ndarray:
     """Find rows that are closer than a threshold to an earlier row that is not a near duplicate itself.
 
     Args:
         vectors: variants of the same M vectors, each (M, D) float32 or uint8 (divided by 255), the vectors themselves first;
             the distance of a row to an earlier one is that of its nearest variant.
         closer_than: Euclidean distance; a row at exactly this distance is not a duplicate.
+        progress: wraps the blocks of rows to show the progress; a block is compared with all rows up to its end.
 
     Returns:
         (M,) bool.
@@ -90,7 +95,7 @@ def near_duplicates(vectors: Sequence[np.ndarray], closer_than: float) -> np.nda
     if not num:
         return duplicate.numpy()
     centre = centre_of(vectors[0])
-    for rows in row_blocks(num, dim):
+    for rows in progress(row_blocks(num, dim)):
         x = [as_float32(variant[rows]).sub_(centre) for variant in vectors]
         for columns in row_blocks(rows.start, dim):
             t = as_float32(vectors[0][columns]).sub_(centre)

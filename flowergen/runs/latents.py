@@ -135,7 +135,8 @@ def prepare_latents(
             parts, kept_parts = in_parts(moments, rows), in_parts(moments, kept)
         else:
             log.info(f"measuring the scale of the latents of {len(rows):,} pictures")
-            parts, kept_parts = posteriors(model, data, rows, data.horizontal_flip), posteriors(model, data, kept, False)
+            parts = posteriors(model, data, rows, data.horizontal_flip, bar=is_first_process())
+            kept_parts = posteriors(model, data, kept, flips=False, bar=is_first_process())
         module.set_latent_scale(*latent_scale(parts))
         latents = torch.cat([mean[:, 0] for mean, _ in kept_parts])
     if is_first_process():
@@ -154,7 +155,7 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
     module.use_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
     if is_first_process() and not run.latents.is_file():
         kept = spread(data.rows["train"], num_stored(model.latent_shape))
-        latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False)])
+        latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False, bar=True)])
         store_latents(run.latents, data, kept, latents, model.autoencoder_hash, None)
 
 

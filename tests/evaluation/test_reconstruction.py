@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from flowergen.data import bar
 from flowergen.data.batch import Batch
 from flowergen.evaluation import reconstruction
 from flowergen.evaluation.pictures import PictureSet, real_pictures_of
@@ -96,6 +97,18 @@ def test_elbo_is_minus_distortion_minus_rate_by_torch_distributions(
     assert found["distortion"] == pytest.approx(distortion, rel=1e-5)
     assert found["elbo"] == pytest.approx(-distortion - rate, rel=1e-5)
     assert found["psnr"] == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
+
+
+def test_scores_report_their_progress(
+    vae: VAEModule, pictures: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(reconstruction, "batch_of", lambda size: 8)
+    reconstruction_scores(vae, pictures, str(tmp_path), 0)
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "reconstructing: 1 of 2",
+        "reconstructing: 2 of 2",
+    ]
 
 
 def test_any_autoencoder_is_scored_from_encode_and_decode(cache_dir: Path, tmp_path: Path) -> None:

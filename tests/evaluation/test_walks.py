@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flowergen.data import bar
 from flowergen.errors import UserError
 from flowergen.evaluation import walks
 from flowergen.modules.image_model import ImageModel
@@ -67,6 +68,19 @@ def test_variations_are_drawn_from_the_widened_posterior(x: Tensor, tmp_path: Pa
     expected = 255 * 0.02 * np.sqrt(2 / np.pi)  # E|N(0, s^2)| = s sqrt(2 / pi)
     assert float(lines[0].split(" by ")[1].split()[0]) == pytest.approx(expected, rel=0.02)
     assert len(lines) == 1
+
+
+def test_many_variations_report_their_progress(
+    x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    walks.vary(Pixels(), x[:1], ["a"], tmp_path / "few", num=64, scale=0.04, seed=3)
+    assert not capsys.readouterr().err
+    walks.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "many", num=30, scale=0.04, seed=3)
+    assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "decoding: 64 of 90",
+        "decoding: 90 of 90",
+    ]
 
 
 def test_the_grid_shows_the_original_then_the_reconstruction_then_the_variations(x: Tensor, tmp_path: Path) -> None:

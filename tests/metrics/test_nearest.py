@@ -136,5 +136,18 @@ def test_a_threshold_finer_than_float32_products_resolve_is_kept():
     assert not near_duplicates([x], 0.99 / 255).any()
 
 
+def test_progress_sees_all_blocks_of_rows():
+    x, seen = pictures(20, 0), []
+
+    def progress(blocks):
+        for rows in blocks:
+            yield rows
+            seen.extend(range(rows.start, rows.stop))
+
+    x[8] = x[4]
+    assert near_duplicates([x], 1e-3, progress).nonzero()[0].tolist() == [8]
+    assert seen == list(range(20))
+
+
 def test_no_vectors_have_no_duplicates():
     assert near_duplicates([pictures(0, 0)], 1.0).shape == (0,)
