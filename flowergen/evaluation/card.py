@@ -68,6 +68,7 @@ COLUMNS = {  # columns, in this order
     "samples_as_floor": "as many samples as the floor has pictures",
 }
 DENOISING_COLUMNS = {"train": "as many training pictures", "held_out": "held-out pictures"}
+ENOUGH_FOR_FID = 10_000  # pictures; the minimum that its authors recommend (github.com/bioinf-jku/TTUR)
 INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # names reserved for Inception features
 
 
@@ -143,7 +144,7 @@ def markdown(card: Mapping[str, Any]) -> str:
             heads = DENOISING_COLUMNS if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
         if part == "samples" and columns:
-            lines += ["", *_how_to_read(protocol["repeats"])]
+            lines += ["", *_how_to_read(protocol["repeats"], card["counts"]["samples"])]
         if part == "copies" and card["probe"] and card["probe"]["accuracy"] is not None:
             right = format(card["probe"]["accuracy"], ".1%")
             lines += ["", f"The linear probe, not fitted to the validation pictures, classifies {right} of them correctly."]
@@ -156,11 +157,12 @@ def markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _how_to_read(repeats: int) -> list[str]:
+def _how_to_read(repeats: int, num: int) -> list[str]:
     spread = f"± is the standard deviation over {repeats} sets of pictures, of floors and of samples." if repeats > 1 else ""
     floors = "A floor is also a mean over random sets, so a good model can fall below it by chance."
     bias = "The Fréchet distance has a bias that falls with n (arXiv:1911.07023): compare it at equal n, beside its floor."
-    return [" ".join(filter(None, (spread, floors, bias)))]
+    few = f"n = {num:,} is too small for it ({ENOUGH_FOR_FID:,} are recommended): prefer the kernel distance, which has none."
+    return [" ".join(filter(None, (spread, floors, bias, few if num < ENOUGH_FOR_FID else "")))]
 
 
 def _in_words(value: Any) -> str:

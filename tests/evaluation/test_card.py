@@ -162,6 +162,16 @@ def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
     assert rows_of(lines)[label_of(metric, "efficientnet") + arrow] == [value] * len(COLUMNS)
 
 
+def test_a_card_says_how_to_read_its_first_table() -> None:
+    """What the ± is of, why a floor can be beaten, and whether n is too small for the distance."""
+    text = markdown(card())
+    assert "± is the standard deviation over 3 sets of pictures, of floors and of samples. A floor is also a mean over" in text
+    assert "so a good model can fall below it by chance. The Fréchet distance has a bias that falls with n" in text
+    assert "n = 819 is too small for it (10,000 are recommended): prefer the kernel distance, which has none.\n" in text
+    assert "too small" not in markdown(card(counts={"samples": 10_000, "train": 819}))
+    assert "± is" not in markdown(card(protocol_repeats=1))
+
+
 def test_the_losses_columns_say_of_what_they_are_whatever_a_floor_is_of() -> None:
     """As many training pictures as held-out ones, and no more: not the number of the floor's."""
     results = summarised({"denoising_loss": {"train": [0.5], "held_out": [0.75]}, "fid": {"samples": [1.0], "train": [2.0]}})
