@@ -10,6 +10,8 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # ``_target_`` of the default sweeper
+
 
 def argument_parser() -> ArgumentParser:
     """Return the parser of ``hydra.main``."""

@@ -29,6 +29,13 @@ def test_the_parser_knows_hydra_main_s_flags() -> None:
     assert not any(getattr(args, name) for name in (*others, *refused))
 
 
+def test_the_default_sweeper_is_known_by_its_name() -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=conf_dir(), version_base="1.3"):
+        composed = compose("train", return_hydra_config=True)
+    assert composed.hydra.sweeper["_target_"] == hydra_internals.BASIC_SWEEPER
+
+
 def test_values_are_set_and_noted_as_in_one_composition() -> None:
     choices = ["model=vae_gan", "hydra/sweeper=optuna"]
     values = ["seed=1", "hydra.job.name=x", "++model.new={a:[1,2]}", "~callbacks.progress", "+paths.mine=${seed}"]

@@ -17,7 +17,7 @@ from flowergen.config.check import check, schema_of
 from flowergen.config.overrides import Composer, flat, parse, resolve
 from flowergen.config.schema import Mlflow, OptunaSearch, Trackio, Train, Wandb
 from flowergen.errors import UserError, one_line
-from flowergen.hydra_internals import argument_parser
+from flowergen.hydra_internals import BASIC_SWEEPER, argument_parser
 from flowergen.quoting import HUB, quote_paths, quoted, quoted_path, quoted_value
 from flowergen.runs.hub import pinned
 from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
@@ -331,13 +331,13 @@ def _with_params(sweeper: Any, overrides: Sequence[str]) -> list[str]:
 def _check_sweeper(sweeper: Any, overrides: Sequence[str]) -> None:
     """Check what only one of the sweepers supports or requires."""
     swept = [override for override in parse(overrides) if override.is_sweep_override()]
+    intervals = [override.input_line for override in swept if not override.is_discrete_sweep()]
+    if sweeper["_target_"] == BASIC_SWEEPER and intervals:
+        raise UserError(
+            f"{intervals[0]}: give the values of a sweep one by one, as in KEY=1,2,3; "
+            "intervals are for hparams_search=beta_optuna"
+        )
     if sweeper["_target_"] != "hydra_plugins.flowergen.OptunaSweeper":
-        for override in swept:
-            if not override.is_discrete_sweep():
-                raise UserError(
-                    f"{override.input_line}: give the values of a sweep one by one, as in KEY=1,2,3; "
-                    "intervals are for hparams_search=beta_optuna"
-                )
         return
     check(sweeper, OptunaSearch, "hydra.sweeper.")
     if not swept:

@@ -58,6 +58,14 @@ def test_what_cannot_be_swept_is_said_before_anything_is_made(arguments: list[st
     assert not (tmp_path / "out").exists()
 
 
+def test_intervals_are_left_to_sweepers_of_others(tmp_path: Path) -> None:
+    """Both ends are checked like other values."""
+    other = ["-m", "hydra.sweeper._target_=hydra_plugins.other.OtherSweeper", f"paths.output_dir={tmp_path}"]
+    assert "model.beta=interval(0.1,1)" in prepare_train([*other, "model.beta=interval(0.1,1)"])
+    with pytest.raises(UserError, match=r"model\.beta=-1.0 must be at least 0"):
+        prepare_train([*other, "model.beta=interval(-1,1)"])
+
+
 def test_jobs_do_not_inherit_the_sweep() -> None:
     lines = ["hparams_search=beta", "seed=1", "sweep.skip_finished=true", "+hydra.x=1", "hydra/sweeper=optuna", "model.beta=1"]
     assert job_overrides(lines) == ["seed=1", "model.beta=1"]
