@@ -235,6 +235,7 @@ def test_diffusion_on_its_latents_is_resumed_and_sampled_without_the_original(
     assert done.returncode == 0, done.stderr
     side = 32 // KINDS[kind][1]
     assert f"latents of 4 x {side} x {side}" in done.stderr
+    assert f"no data= was given, and {source} does not name its own: training on procedural" in done.stderr
     killed(run, "diffusion training step", 2, arguments, process_environment)
     shutil.rmtree(source)
     killed(run, "diffusion training step", 7, [f"resume={run}"], process_environment)
