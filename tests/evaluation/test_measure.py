@@ -491,7 +491,7 @@ def test_what_takes_long_reports_its_progress(
     data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
-    side = side_of(data, tmp_path / "features")
+    side = prepared_of(data, tmp_path / "features")
     measured_of(Pictures(of(data, "test")), side, 40, 1, tmp_path / "work")
     model = diffusion()
     measure_denoising(model, real_pictures_of(drawn(tmp_path, num_images=120), None), 0, Measured())
