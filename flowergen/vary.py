@@ -218,7 +218,7 @@ def _class_mean(label: int, model: "LoadedModel", data: "ImageDataModule") -> "T
 
     rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MEAN_OF]
     if not rows:
-        raise UserError(f"class {data.class_names[label]} has no training pictures")
+        raise UserError(f"class {model.class_names[label]} has no training pictures")
     return encode(model.module, data.pictures[rows].image.float() / 255).mean.mean(0)
 
 

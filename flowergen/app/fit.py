@@ -1,6 +1,7 @@
 """Training from Python: the ``train`` command as a process, with its output."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from flowergen.data.bar import EVERY_SECONDS_VARIABLE
 from flowergen.errors import UserError
 from flowergen.quoting import quote_paths, quoted_path
 from flowergen.runs.run_folder import find_run
+
+PROGRESS = re.compile(r"  batch .*  ETA |^\w+: [\d,]+ of [\d,]+, about .* left$")  # of training; of data.bar
 
 
 def fit(overrides: Sequence[str]) -> Path:
@@ -46,7 +49,7 @@ def _run(command: Sequence[str], run: Path) -> None:
     last, in_place = "", False
     try:
         for line in process.stdout:
-            line, progress = line.rstrip("\n"), "  ETA " in line and "  batch " in line
+            line, progress = line.rstrip("\n"), PROGRESS.search(line) is not None
             print(
                 ("\r" if in_place else "") + line.ljust(len(last) if in_place else 0), end="" if progress else "\n", flush=True
             )

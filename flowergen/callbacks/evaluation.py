@@ -69,7 +69,7 @@ class PeriodicEvaluation(Callback):
         )
         if not trainer.is_global_zero:
             return
-        notes = networks.note_on_training(pl_module.features_trained_with)
+        notes = [*networks.notes, *networks.note_on_training(pl_module.features_trained_with)]
         notes += [real.note] if real.note else []
         self.prepared = PreparedReference(real, networks, notes)
         self.prefix = "eval" if data.held_out else "trainset_eval"
@@ -79,7 +79,7 @@ class PeriodicEvaluation(Callback):
                 f"memorising is detected only by evaluations in epochs with validation, every {validated_every}: "
                 "make callbacks.evaluation.every_epochs a multiple of trainer.check_val_every_n_epoch"
             )
-        for line in notes:
+        for line in [*(f"not measured: {what}" for what in networks.missing), *notes]:
             log.info(f"evaluation: {line}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:

@@ -1,6 +1,5 @@
 """Networks used for evaluation."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from flowergen.evaluation.extractors import Extractor, chosen, efficientnet_extr
 from flowergen.evaluation.pictures import RealPictures
 from flowergen.evaluation.probe import LinearProbe, cached_probe
 from flowergen.modules.pretrained_weights import MissingWeights
-
-log = logging.getLogger(__name__)
 
 NETWORKS = {"efficientnet": "EfficientNet-Lite1", "inception": "Inception-v3", "torchvision:vgg16": "VGG-16"}
 
@@ -63,8 +60,6 @@ def load_evaluation_networks(
 ) -> EvaluationNetworks:
     """Load the extractor, downloading it if necessary, and the linear probe, fitting it if necessary.
 
-    What cannot be measured is logged before the rest is.
-
     Args:
         name: name of the extractor: ``auto``, ``inception``, ``efficientnet``, ``torchvision:NAME`` or a file.
         real: the real pictures that the probe is fitted to.
@@ -97,6 +92,4 @@ def load_evaluation_networks(
             probe = cached_probe(data_name, real, train, own, cache_dir)
         except MissingWeights as error:
             missing.append(f"class consistency: {error}")
-    for line in [*notes, *(f"not measured: {what}" for what in missing)]:
-        log.info(line)
     return EvaluationNetworks(name, extractor, probe, cache_dir, missing, notes)

@@ -1,5 +1,6 @@
 """Translate the options of ``evaluate`` into an evaluation subject, and measure it."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from flowergen.picture_shape import PictureShape
 from flowergen.runs.loading import build_datamodule_of_run, load_run
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.sampling import batch_size_of, fast_denoiser, latent_sampler, stored_latents
+
+log = logging.getLogger(__name__)
 
 MOST_SAMPLES = 10_000  # per repeat, unless num_samples= is larger
 SMALLEST_PX, LARGEST_PX = 16, 1024  # limits of image_size=
@@ -178,7 +181,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
 
 
 def measure(subject: Subject, work: Path) -> Measured:
-    """Compute all metrics that apply to a subject.
+    """Compute all metrics that apply to a subject. What cannot be measured is logged before.
 
     Args:
         subject: the subject to measure.
@@ -195,11 +198,13 @@ def measure(subject: Subject, work: Path) -> Measured:
         *subject.networks.note_on_training(trained_with),
     ]
     autoencoder = model.autoencoder if model else None
+    if autoencoder is not None and not vgg16_path(subject.weights_dir).is_file():
+        measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
+    for line in [*measured.notes, *(f"not measured: {what}" for what in measured.missing)]:
+        log.info(line)
     if autoencoder is not None:
         for name, value in reconstruction_scores(autoencoder, real.reference, subject.weights_dir, subject.seed).items():
             measured.add(name, "reference", value)
-        if not vgg16_path(subject.weights_dir).is_file():
-            measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
     if model and model.denoising_model:
         measure_denoising(model.denoising_model, real, subject.seed, measured)
     prepared = PreparedReference(real, subject.networks, measured.notes)

@@ -49,7 +49,8 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     partial = run.path / f"{before[0]}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if pretrained:
-        if not any(line.startswith("data=") for line in run.read_overrides()):  # a run would have named its data
+        if not any(line.startswith(("data=", "experiment=")) for line in run.read_overrides()):
+            # a run would have named its data
             log.info(f"no data= was given, and {before[1]} does not name its own: training on {data.name}")
         import_autoencoder(before[1], config, data, partial)
     else:

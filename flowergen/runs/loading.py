@@ -133,7 +133,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the file.
-        mmap: read tensors only when they are used.
+        mmap: read the tensors of a ``.ckpt`` only when they are used.
 
     Raises:
         UserError: the file is truncated or was not written by flowergen.
