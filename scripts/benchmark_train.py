@@ -79,6 +79,8 @@ class BareStep:
         self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self.module.manual_backward = self._backward  # type: ignore[method-assign]
         if "compiled" in arm:
+            if isinstance(self.module, LatentDDPMModule):  # as at the start of training
+                self.module.schedule.at(torch.zeros(1, device=self.device))
             compile_parts(self.module)
 
     def __call__(self) -> None:

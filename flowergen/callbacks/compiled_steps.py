@@ -21,14 +21,14 @@ class CompiledSteps(Callback):
     """Compiles what a training step calls, while the model is trained. Checkpoints are the same as without compilation.
 
     Outside of training steps everything runs eagerly: validation and pictures use other modes and sizes, each of which would
-    take another minute to compile.
+    take another minute to compile. Until training ends, a copy of the model would share its compiled parts.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Mark the model's parts for compilation."""
         compile_parts(pl_module)
         torch.compiler.set_stance("force_eager")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and pl_module.parts_to_compile:
             log.info("compiling: the first step takes about a minute, and so do steps with new shapes or losses")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:

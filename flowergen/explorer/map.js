@@ -66,13 +66,14 @@ function send(value, line) {
 }
 
 async function look(event) {
-  const [number, far] = nearest(place(event)), asked = far < 12 ? {} : null; // equal to no other
-  wanted = asked;
-  hover.style.display = asked ? "block" : "none";
-  if (!asked) return;
+  const [number, far] = nearest(place(event));
+  hover.style.display = far < 12 ? "block" : "none";
+  if (far >= 12) return wanted = null;
   const at = box.getBoundingClientRect(), x = event.clientX - at.left, y = event.clientY - at.top;
   hover.style.left = `${Math.min(x + 14, at.width - 100)}px`;
   hover.style.top = `${y + 14}px`;
+  if (wanted?.number === number) return; // it is being asked for, or shown
+  const asked = wanted = {number}; // equal to no other
   hover.querySelector("span").textContent = names[points[number][2]] || "";
   const image = hover.querySelector("img");
   image.style.visibility = "hidden";

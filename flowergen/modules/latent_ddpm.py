@@ -250,7 +250,7 @@ class LatentDDPMModule(ImageModel):
     # -- the objective, used in training and validation
 
     def losses(self, net: Network, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent.
+        """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent. ``trainer.compile`` compiles it.
 
         Source: arXiv:2006.11239, equation 14, with the target of ``diffusion.objective``.
 

@@ -186,6 +186,8 @@ class VAEModule(ImageModel):
     def reconstruction_terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """-log p(x|z) of each picture, for the likelihood given by ``reconstruction``; override it for a custom loss.
 
+        ``trainer.compile`` compiles it: reading a step number in it would recompile it at every step.
+
         Args:
             logits: (N, C, H, W) the decoder's output, which ``activate`` maps to the range of the target.
             target: (N, C, H, W) in ``pixel_range``.

@@ -78,7 +78,7 @@ def test_another_class_repaints_the_same_composition(schedule: Schedule, strengt
 
     The probability flow of the new class, N(m', d^2), keeps the standardised x_t = a x_0 + s eps, so that the edit of x_0 is
     m' + k (x_0 - m') + sqrt(1 - k^2) d eps with k = a d / sqrt(a^2 d^2 + s^2). The first channel's mean becomes
-    m' + k (m - m'), and the correlation of either channel with its original is k.
+    m' + k (m - m'), its standard deviation stays d, and the correlation of either channel with its original is k.
     """
     std, mean, new_mean = (torch.tensor(both).double().view(2, 1, 1) for both in ((0.25, 1.0), (-1.0, 0.0), (1.0, 0.0)))
     levels = last_levels(schedule.levels(200), strength)
@@ -91,6 +91,7 @@ def test_another_class_repaints_the_same_composition(schedule: Schedule, strengt
     for channel in range(2):
         both = torch.stack((x0[0, channel].flatten(), edited[0, channel].flatten()))
         assert torch.corrcoef(both)[0, 1].item() == pytest.approx(kept[channel], abs=0.02)
+        assert edited[0, channel].std().item() == pytest.approx((0.25, 1.0)[channel], abs=0.02)
 
 
 @SCHEDULE

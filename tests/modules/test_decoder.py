@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowergen.callbacks.compiled_steps import compile_parts
 from flowergen.data.batch import Batch
 from flowergen.errors import UserError
 from flowergen.losses.diff_augment import NUM_DRAWS, diff_augment, zoom
@@ -55,6 +56,25 @@ def make(**changes: Any) -> DecoderModule:
         world_size=1, global_rank=0, log_every_n_steps=1000, accumulate_grad_batches=1
     )
     return module
+
+
+def test_a_training_step_calls_the_compiled_decoder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    calls: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, example: Any) -> Any:
+        def run(*args: Any) -> Any:
+            calls.append(len(args))
+            return graph(*args)
+
+        return run
+
+    module = make()
+    monkeypatch.setattr(DecoderModule, "global_rank", 0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    compile_parts(module)
+    module.training_step(batch(5), 0)
+    assert len(calls) == 1
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:

@@ -124,16 +124,17 @@ def test_the_recipes_for_a_gpu_take_two_steps_each(recipes: str, command: Comman
         "ldm": (f"autoencoder={tmp_path / 'vae_gan'}", "model.sampling.steps=1"),
         "decoder": (f"diffusion={tmp_path / 'ldm'}", "model.num_latents=2"),
     }
-    for stage, own in stages.items():
-        run = tmp_path / stage
-        if not (Path(conf_dir()) / "experiment" / f"{recipes}_{stage}.yaml").is_file():
-            continue
-        done = command("train", f"experiment={recipes}_{stage}", *few, *own, f"hydra.run.dir={run}")
-        assert done.returncode == 0, done.stderr
-        assert steps_done(read_checkpoint(run / "checkpoints" / "last.ckpt")) == 2
-        assert ("loss_alignment" in (run / "metrics.csv").read_text()) == (stage == "ldm")
-    for stage in stages:
-        shutil.rmtree(tmp_path / stage, ignore_errors=True)  # a gigabyte of checkpoints
+    try:
+        for stage, own in stages.items():
+            run = tmp_path / stage
+            if not (Path(conf_dir()) / "experiment" / f"{recipes}_{stage}.yaml").is_file():
+                continue
+            done = command("train", f"experiment={recipes}_{stage}", *few, *own, f"hydra.run.dir={run}")
+            assert done.returncode == 0, done.stderr
+            assert steps_done(read_checkpoint(run / "checkpoints" / "last.ckpt")) == 2
+            assert ("loss_alignment" in (run / "metrics.csv").read_text()) == (stage == "ldm")
+    finally:
+        shutil.rmtree(tmp_path)  # a gigabyte of checkpoints
 
 
 def test_a_model_of_ones_own_is_held_against_its_signature() -> None:
