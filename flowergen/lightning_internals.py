@@ -3,14 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
 
 EPOCHS_DONE = ("loops", "fit_loop", "epoch_progress", "current", "processed")  # keys of the count in a checkpoint
+WARNINGS = (  # parts of the texts of warnings that do not apply: batches come from a memory map, and our order is resumable
+    "does not have many workers",
+    "dataloader is not resumable",
+    "smaller than the logging interval",
+    "in eval mode at the start of training",  # the moving average is in eval mode
+    "sync_dist=True",  # logged values are already summed over the devices
+    "treespec",  # Lightning's own use of torch
+)
 
 
 def batches_begun(trainer: "Trainer") -> int:
     """Return the number of batches begun in the current epoch, which a resumed checkpoint restores."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def precision_of(module: "LightningModule") -> str | None:
+    """Return the trainer's precision, such as ``16-mixed``; None without a trainer."""
+    return getattr(module._trainer, "precision", None)
 
 
 def set_num_epochs(trainer: "Trainer", num: int) -> None:

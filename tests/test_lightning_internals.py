@@ -1,8 +1,10 @@
 """Each of Lightning's undocumented parts that we use, by what it does, so that a failure names the one that has moved."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -129,3 +131,18 @@ def test_unused_parameters_are_allowed_under_ddp_and_nothing_is_changed_elsewher
     lightning_internals.allow_unused_parameters(trainer)
     assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
     lightning_internals.allow_unused_parameters(trainer_of(tmp_path))
+
+
+def test_a_module_has_the_precision_of_its_trainer(tmp_path: Path) -> None:
+    line = Line()
+    assert lightning_internals.precision_of(line) is None
+    line.trainer = trainer_of(tmp_path, precision="bf16-mixed")
+    assert lightning_internals.precision_of(line) == "bf16-mixed"
+
+
+def test_the_warnings_that_are_silenced_exist() -> None:
+    """In the source of Lightning, or of torch's trees; a text may be written in several parts."""
+    files = [*Path(lightning.pytorch.__file__).parent.rglob("*.py"), Path(torch.utils._pytree.__file__)]
+    source = "".join(path.read_text() for path in files)
+    joined = re.sub(r'"\s+f?"', "", source)
+    assert [text for text in lightning_internals.WARNINGS if text not in joined] == []

@@ -6,6 +6,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
+from flowergen.lightning_internals import WARNINGS
 from flowergen.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -66,21 +67,14 @@ def closing_summary(run: RunFolder, budget: str | None) -> str:
 
 
 def silence_warnings() -> None:
-    """Silence Lightning's advice that does not apply: batches come from a memory map, and our order is resumable."""
+    """Silence what does not apply to our runs, or repeats what we print in one line."""
     threading.excepthook = _ignore_os_errors
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for client in ("httpx", "httpx2"):  # HTTP clients of the hub's packages, which log each request
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # repeats our one-line error in four lines
-    for message in (
-        ".*does not have many workers.*",
-        ".*dataloader is not resumable.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",  # the moving average is in eval mode
-        ".*sync_dist=True.*",  # logged values are already summed over the devices
-        ".*treespec.*",  # Lightning's own use of torch
-    ):
-        warnings.filterwarnings("ignore", message=message)
+    for text in WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
 
 
 def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from flowergen.lightning_internals import precision_of
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
 from flowergen.modules.lr_schedule import LrSchedule, lr_factor, num_steps
@@ -223,8 +224,7 @@ class ImageModel(LightningModule, ABC):
         """
         chosen = {"fused", "foreach", "differentiable"} & set(getattr(make, "keywords", {}))
         settled = "fused" not in signature(make).parameters or chosen
-        precision = getattr(self._trainer, "precision", None)  # there may be no trainer
-        if settled or self.device.type not in FUSED_ON or precision == "16-mixed":
+        if settled or self.device.type not in FUSED_ON or precision_of(self) == "16-mixed":
             return make(parameters)
         return make(parameters, fused=True)
 
