@@ -9,8 +9,6 @@ from lightning.pytorch import Callback, Trainer
 
 from flowergen.callbacks.budget_plan import Durations, Plan, Position, announcement, plan
 from flowergen.callbacks.end_timing import time_end_of_run
-from flowergen.callbacks.evaluation import PeriodicEvaluation
-from flowergen.callbacks.images import ImageGrids
 from flowergen.lightning_internals import end_epoch_after, set_num_epochs
 from flowergen.modules.image_model import ImageModel
 
@@ -53,8 +51,7 @@ class Budget(Callback):
         """Save the settings that the plan depends on, and tell when the budget ends."""
         pl_module.run_state.budget_ends = self.clock() + self.remaining
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        self._drawing = [each for each in callbacks if isinstance(each, ImageGrids | PeriodicEvaluation) and each.every_epochs]
+        self._drawings = [each for each in pl_module.run_state.drawings.values() if each.every_epochs]
         self._next_plan = pl_module.optimizer_steps + FIRST_PLAN_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
@@ -65,7 +62,7 @@ class Budget(Callback):
                 pl_module.total_steps = self._total_steps
         if self._durations.epoch_ended is not None:
             may_draw = pl_module.run_state.may_draw
-            drawn = [may_draw and trainer.current_epoch % each.every_epochs == 0 for each in self._drawing]
+            drawn = [may_draw and trainer.current_epoch % each.every_epochs == 0 for each in self._drawings]
             self._durations.epoch_began(self.clock(), drawn)
             self._allow_evaluation(trainer, pl_module, True)
             self._next_plan = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than before
@@ -110,7 +107,7 @@ class Budget(Callback):
         """Compute the plan, in the first process."""
         if not self._planned:
             validates = bool(self._validates_every) and not self._durations.validation
-            end = time_end_of_run(trainer, pl_module, self._drawing, validates, self.clock)
+            end = time_end_of_run(trainer, pl_module, self._drawings, validates, self.clock)
             self._durations.end_timed(self.clock(), end)
         batches = int(trainer.num_training_batches)
         at = Position(
@@ -119,7 +116,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.accumulation_steps,
             batches // pl_module.accumulation_steps,
             self._validates_every,
-            max((each.every_epochs for each in self._drawing), default=0),  # usually, all of them draw then
+            max((each.every_epochs for each in self._drawings), default=0),  # usually, all of them draw then
         )
         seconds = self._durations.seconds(bool(self._validates_every))
         made = plan(at, seconds, self.remaining, self.seconds)

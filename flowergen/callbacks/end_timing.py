@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from flowergen.callbacks.budget_plan import EndDurations
-from flowergen.callbacks.images import ImageGrids
 from flowergen.evaluation.encoding import batch_of, posteriors
 from flowergen.evaluation.latent_store import MOST_FITTED
 from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.run_state import Drawing
 
 TIMED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
 FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to latents, on a core of 2 to 3 GHz
@@ -19,14 +19,14 @@ FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture 
 
 @torch.no_grad()
 def time_end_of_run(
-    trainer: Trainer, pl_module: ImageModel, drawing: Sequence[Callback], validates: bool, clock: Callable[[], float]
+    trainer: Trainer, pl_module: ImageModel, drawings: Sequence[Drawing], validates: bool, clock: Callable[[], float]
 ) -> EndDurations:
     """Time a part of a validation, of the pictures and of what is stored.
 
     Args:
         trainer: the trainer, during training.
         pl_module: the model.
-        drawing: the callbacks that draw.
+        drawings: what the callbacks draw.
         validates: whether to time a validation.
         clock: returns the time in seconds.
     """
@@ -59,12 +59,12 @@ def time_end_of_run(
         a_picture = (clock() - start) / len(part) + FIT_SECONDS_A_PICTURE
         fitting = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED_IN_TRAINING)
         storing = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED)
-    for grid in (callback for callback in drawing if isinstance(callback, ImageGrids)):
-        num = min(grid.num_samples, TIMED_SAMPLES) if pl_module.device.type == "cpu" else grid.num_samples
+    for num_samples in (drawing.num_samples for drawing in drawings if drawing.num_samples):
+        num = min(num_samples, TIMED_SAMPLES) if pl_module.device.type == "cpu" else num_samples
         start = clock()
         first_samples(sampler, num)
         _wait_for(pl_module)
-        pictures = fitting + (clock() - start) * grid.num_samples / num
+        pictures = fitting + (clock() - start) * num_samples / num
     pl_module.train()
     return EndDurations(validation, pictures, storing)
 

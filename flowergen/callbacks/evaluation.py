@@ -23,6 +23,7 @@ from flowergen.evaluation.pictures import Sampled, real_pictures_of, repeated
 from flowergen.evaluation.reference import PreparedReference
 from flowergen.evaluation.sampling import NO_CLASS, sampler_in_training
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.run_state import Drawing
 from flowergen.viz.curves import plot_evaluations
 from flowergen.viz.grids import comparison_grid, write_png
 
@@ -57,6 +58,10 @@ class PeriodicEvaluation(Callback):
         self.memorising: int | None = None
         self.checkpoint_names: list[str] = []  # names of copies of this epoch's checkpoint, see ``RunState.copies``
         self._disk = ToleratedWrite("evaluation.png")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Say how often samples will be drawn."""
+        pl_module.run_state.drawings[self.state_key] = Drawing(self.every_epochs, 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Download or train what is needed, in every process, so that all of them stop if that fails."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.evaluation.sampling import first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
+from flowergen.modules.run_state import Drawing
 from flowergen.viz.grids import captioned, comparison_grid, image_grid, write_png
 
 
@@ -38,6 +39,10 @@ class ImageGrids(Callback):
         self.folder = Path(folder)
         self.every_epochs, self.num_reconstructions, self.num_samples = every_epochs, num_reconstructions, num_samples
         self._disk = ToleratedWrite("a picture")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        """Say what will be drawn."""
+        pl_module.run_state.drawings[self.state_key] = Drawing(self.every_epochs, self.num_samples)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draw both grids."""

@@ -2,6 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Drawing(NamedTuple):
+    """What a callback draws from the model.
+
+    Attributes:
+        every_epochs: interval in epochs, in addition to the last epoch; 0 for never.
+        num_samples: number of samples that a budget may time beforehand; 0 for none.
+    """
+
+    every_epochs: int
+    num_samples: int
 
 
 @dataclass
@@ -13,6 +26,7 @@ class RunState:
         agreed: number of the signal that ends training, the same in all processes, 0 for none.
         copies: additional file names for the checkpoint after this epoch, each with a function to call if it cannot be written.
         checkpoint_failed: whether the last checkpoint could not be written.
+        drawings: by ``state_key`` of the callback that draws, which adds itself before training starts.
         may_draw: whether pictures and evaluations may be computed after this epoch; those of the last one always are.
         budget_ends: time at which the budget is used up, by ``time.monotonic``; None without a budget.
     """
@@ -21,5 +35,6 @@ class RunState:
     agreed: int = 0
     copies: dict[str, Callable[[], None]] = field(default_factory=dict)
     checkpoint_failed: bool = False
+    drawings: dict[str, Drawing] = field(default_factory=dict)
     may_draw: bool = True
     budget_ends: float | None = None
