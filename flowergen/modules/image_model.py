@@ -177,9 +177,10 @@ class ImageModel(LightningModule, ABC):
         rows = draw(whole, seed=self.seed, step=self.optimizer_steps, purpose=purpose, device=self.device)
         return rows if num == len(rows) else rows[first : first + num].clone()  # a view would keep all of them in memory
 
-    def on_fit_start(self) -> None:
-        """Reset ``run_state``, so that nothing remains of an earlier ``fit``."""
-        self.run_state = RunState()
+    def setup(self, stage: str) -> None:
+        """Reset ``run_state`` for ``fit``, so that nothing remains of an earlier one."""
+        if stage == "fit":
+            self.run_state = RunState()
 
     def on_train_start(self) -> None:
         """Set the horizon of the schedules, which is longer for a run that is extended; report if the noise has changed."""
