@@ -34,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowergen.app.command import one_line_errors
 from flowergen.app.train_command import checked
-from flowergen.callbacks.compiled_steps import compile_parts
 from flowergen.config.overrides import resolve
 from flowergen.data.batch import Batch, LatentBatch
 from flowergen.data.image_datamodule import ImageDataModule
@@ -79,9 +78,8 @@ class BareStep:
         self.optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self.module.manual_backward = self._backward  # type: ignore[method-assign]
         if "compiled" in arm:
-            if isinstance(self.module, LatentDDPMModule):  # as at the start of training
-                self.module.schedule.at(torch.zeros(1, device=self.device))
-            compile_parts(self.module)
+            for part in self.module.networks_to_compile:
+                part.compile()
 
     def __call__(self) -> None:
         """Execute the step."""
@@ -103,18 +101,20 @@ class BareStep:
             self._lap("moving average")
 
     def _denoiser(self, module: LatentDDPMModule) -> None:
-        posterior, label = module._posterior(self.batch), self.batch.label
-        eps_posterior, eps = (torch.randn_like(posterior.mean) for _ in range(2))
-        u_time, u_class = torch.rand(2, len(label), device=self.device)
-        self._lap("latents and noise")
-        loss = module._terms(*posterior, label, None, eps_posterior, u_time, eps, u_class)["loss"].mean()
+        posterior = module._posterior(self.batch)
+        x0 = module.scaled(posterior.sample(torch.randn_like(posterior.mean)))
+        self._lap("latents")
+        t = module.schedule.times(torch.rand(len(x0), device=self.device))
+        loss = module.losses(module.net, x0, torch.randn_like(x0), t, self.batch.label).mean()
         self._lap("forward and loss")
         self._backward(loss)
 
     def _vae(self, module: VAEModule, batch: Batch) -> None:
-        noise = torch.randn(len(batch.image), *module.latent_shape, device=self.device)
-        posterior, z, logits = module._reconstruct(batch.image, noise)
-        loss = module.objective(batch.image, posterior, z, logits, noise)["loss"].mean()
+        x = batch.image
+        posterior = module._encode(module.net, x)
+        noise = torch.randn_like(posterior.mean)
+        z = posterior.sample(noise)
+        loss = module.objective(x, posterior, z, module._decode(module.net, z), noise)["loss"].mean()
         self._lap("forward and loss")
         self._backward(loss)
 

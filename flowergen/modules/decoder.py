@@ -143,9 +143,9 @@ class DecoderModule(TwoOptimizers):
         return self.ema.net
 
     @property
-    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
+    def networks_to_compile(self) -> list[nn.Module]:
         """The decoder."""
-        return [(self.net, "forward")]
+        return [self.net]
 
     @property
     def discriminator_parameters(self) -> list[nn.Parameter]:

@@ -127,8 +127,8 @@ class ImageModel(LightningModule, ABC):
         return None
 
     @property
-    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
-        """The methods that ``trainer.compile`` compiles for training steps, each as its owner and its name."""
+    def networks_to_compile(self) -> list[nn.Module]:
+        """The networks that ``trainer.compile`` compiles for training steps."""
         return []
 
     @property

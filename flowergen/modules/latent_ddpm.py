@@ -162,9 +162,9 @@ class LatentDDPMModule(ImageModel):
         return self.net if self.ema is None else self.ema.net
 
     @property
-    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
-        """The denoiser with its losses."""
-        return [(self, "_terms")]
+    def networks_to_compile(self) -> list[nn.Module]:
+        """The denoiser."""
+        return [self.net]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -250,7 +250,7 @@ class LatentDDPMModule(ImageModel):
     # -- the objective, used in training and validation
 
     def losses(self, net: Network, x0: Tensor, eps: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent. ``trainer.compile`` compiles it.
+        """w(t) |net(x_t, t, label) - target|^2, the mean over the values of a latent.
 
         Source: arXiv:2006.11239, equation 14, with the target of ``diffusion.objective``.
 
@@ -282,57 +282,19 @@ class LatentDDPMModule(ImageModel):
 
     # -- training
 
-    def on_train_start(self) -> None:
-        """Let the schedule copy its table to the device now, not within a step, which may be compiled."""
-        super().on_train_start()
-        self.schedule.at(torch.zeros(1, device=self.device))
-
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> Tensor:
         """Mean loss of the batch at random times, noise and latents, plus the weighted alignment loss if there is one."""
         num, shape = len(batch.label), self.latent_shape
-        terms = self._terms(
-            *self._posterior(batch),
-            batch.label,
-            batch.features if self.alignment_weight and isinstance(batch, LatentBatch) else None,
-            self.step_draw(normal, num, shape, batch_idx, "posterior"),
-            self.step_draw(stratified, num, (), batch_idx, "time"),
-            self.step_draw(normal, num, shape, batch_idx, "diffusion"),
-            self.step_draw(uniform, num, (), batch_idx, "class dropout"),
-        )
-        self.record(terms)
-        loss = terms["loss"]
-        if self.alignment_weight:
-            loss = loss + self.alignment_weight * terms["loss_alignment"]
-        return loss.mean()
-
-    def _terms(
-        self,
-        mean: Tensor,
-        logvar: Tensor,
-        label: Tensor,
-        features: Tensor | None,
-        eps_posterior: Tensor,
-        u_time: Tensor,
-        eps: Tensor,
-        u_class: Tensor,
-    ) -> dict[str, Tensor]:
-        """Compute the losses of a training batch from its noise, which compiled code cannot draw.
-
-        Args:
-            mean, logvar: (N, C, h, w) of q(z|x).
-            label: (N,) int64, -1 where unlabelled.
-            features: (N, K, h', w') of the pictures, see ``alignment_weight``; None for no alignment.
-            eps_posterior, eps: (N, C, h, w) standard normal noise, of the latents and of the diffusion.
-            u_time, u_class: (N,) uniform in [0, 1), for the times and for class dropout.
-
-        Returns:
-            ``loss`` and, with features, ``loss_alignment``, each (N,).
-        """
-        x0 = self.scaled(Posterior(mean, logvar).sample(eps_posterior))
-        t = self.schedule.times(u_time)
-        label = torch.where(u_class < self.class_dropout, self.num_classes, self._label_or_none(label))
-        if features is None:
-            return {"loss": self.losses(self.net, x0, eps, t, label)}
+        x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
+        t = self.schedule.times(self.step_draw(stratified, num, (), batch_idx, "time"))
+        eps = self.step_draw(normal, num, shape, batch_idx, "diffusion")
+        dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
+        label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))
+        if not self.alignment_weight:
+            terms = {"loss": self.losses(self.net, x0, eps, t, label)}
+            self.record(terms)
+            return terms["loss"].mean()
+        assert isinstance(batch, LatentBatch)
         hidden = torch.empty(0)
 
         def denoiser(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -341,8 +303,10 @@ class LatentDDPMModule(ImageModel):
             return output
 
         loss = self.losses(denoiser, x0, eps, t, label)
-        features = (features - self.feature_mean) / self.feature_std  # (N, K, h', w') float32
-        return {"loss": loss, "loss_alignment": alignment_loss(self.feature_head(hidden, features.shape[-2:]), features)}
+        features = (batch.features - self.feature_mean) / self.feature_std  # (N, K, h', w') float32
+        alignment = alignment_loss(self.feature_head(hidden, features.shape[-2:]), features)
+        self.record({"loss": loss, "loss_alignment": alignment})
+        return (loss + self.alignment_weight * alignment).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the optimiser; ``optimizer_step`` sets its learning rate, by our own step count."""

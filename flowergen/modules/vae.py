@@ -99,12 +99,9 @@ class VAEModule(ImageModel):
         return self.net if self.ema is None else self.ema.net
 
     @property
-    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
-        """Encoder, latents and decoder as one, and the terms of the loss.
-
-        Not their sum: compiled code would be specialised to the current beta, and compiled anew when it changes.
-        """
-        return [(self, "_reconstruct"), (self, "_terms")]
+    def networks_to_compile(self) -> list[nn.Module]:
+        """The encoder and the decoder."""
+        return [self.net["encoder"], self.net["decoder"]]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -124,12 +121,6 @@ class VAEModule(ImageModel):
 
     def _decode(self, net: nn.Module, z: Tensor) -> Tensor:
         return net["decoder"](z).float()  # type: ignore[index]
-
-    def _reconstruct(self, x: Tensor, eps: Tensor) -> tuple[Posterior, Tensor, Tensor]:
-        """Return q(z|x), z drawn from it with the noise eps, and the decoder's output for z, all of the trained network."""
-        posterior = self._encode(self.net, x)
-        z = posterior.sample(eps)
-        return posterior, z, self._decode(self.net, z)
 
     def activate(self, logits: Tensor) -> Tensor:
         """The decoder's output -> values in ``pixel_range``."""
@@ -169,24 +160,16 @@ class VAEModule(ImageModel):
             By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,); the scalars ``sigma`` for ``gaussian`` and
             ``loss_mmd`` for ``mmd``.
         """
-        terms = self._terms(x, posterior, z, logits, z_prior)
-        divergence = terms["loss_mmd" if self.divergence == "mmd" else "loss_kl"]
-        return {"loss": terms["loss_reconstruction"] + self.current_beta * divergence, **terms}
-
-    def _terms(self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor) -> dict[str, Tensor]:
-        """Return what ``objective`` returns, without ``loss``."""
         target = self.pixel_min + x * (self.pixel_max - self.pixel_min)  # (N, C, H, W)
         terms = self.reconstruction_terms(logits, target)
         distortion = terms.pop("loss_reconstruction") * self.loss_scale  # (N,)
-        kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
+        divergence = kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
         if self.divergence == "mmd":
-            terms["loss_mmd"] = mmd_imq(z, z_prior)  # ()
-        return {"loss_reconstruction": distortion, "loss_kl": kl, **terms}
+            divergence = terms["loss_mmd"] = mmd_imq(z, z_prior)  # ()
+        return {"loss": distortion + self.current_beta * divergence, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
 
     def reconstruction_terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """-log p(x|z) of each picture, for the likelihood given by ``reconstruction``; override it for a custom loss.
-
-        ``trainer.compile`` compiles it: reading a step number in it would recompile it at every step.
 
         Args:
             logits: (N, C, H, W) the decoder's output, which ``activate`` maps to the range of the target.
@@ -210,9 +193,10 @@ class VAEModule(ImageModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean objective of the batch."""
         x, shape = batch.image, self.latent_shape
-        posterior, z, logits = self._reconstruct(x, self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
+        posterior = self._encode(self.net, x)
+        z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
         z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior")
-        terms = self.objective(x, posterior, z, logits, z_prior)
+        terms = self.objective(x, posterior, z, self._decode(self.net, z), z_prior)
         self.record(terms)
         return terms["loss"].mean()
 

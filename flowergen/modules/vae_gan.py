@@ -200,13 +200,13 @@ class VAEGANModule(TwoOptimizers):
         return self
 
     @property
-    def parts_to_compile(self) -> list[tuple[nn.Module, str]]:
+    def networks_to_compile(self) -> list[nn.Module]:
         """The encoder, and the decoder without its last layer, which the adaptive weight needs separately.
 
         Not the discriminator: a step runs one backward pass through it for each loss, and a compiled network may refuse the
         second (``donated_buffer`` in torch's functorch).
         """
-        return [(self.net.encoder, "forward"), (self.net.decoder.layers, "forward")]
+        return [self.net.encoder, self.net.decoder.layers]
 
     @property
     def features_trained_with(self) -> str | None:
