@@ -12,7 +12,7 @@ from flowergen.errors import UserError, printable
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run
 from flowergen.runs.run_page import write_page
-from flowergen.runs.sampling import batch_size_of, check_sampling, latent_sampler, sampling_of, stored_latents
+from flowergen.runs.sampling import batch_size_of, check_sampling, fast_denoiser, latent_sampler, sampling_of, stored_latents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,8 @@ def _write(
     from flowergen.evaluation import sample_files, sampling
 
     module, seed = model.module, config["seed"]
-    sampler = latent_sampler(config, model, store, config["classes"] is not None)
+    net = fast_denoiser(model, len(labels)) if config["precision"] == "trained" else None
+    sampler = latent_sampler(config, model, store, config["classes"] is not None, net)
     batch_size, auto = batch_size_of(config, module.device.type == "cuda")
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
@@ -109,7 +110,9 @@ def _write(
         first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
         how = sampling_of(config, module.denoising_model)
-        lines += sample_files.write_denoising(folder, module.denoising_model, how, *labelled, seed, store, min(batch_size, 16))
+        lines += sample_files.write_denoising(
+            folder, module.denoising_model, how, *labelled, seed, store, min(batch_size, 16), net
+        )
     return [sampler.description, *lines]
 
 

@@ -110,12 +110,32 @@ def test_an_autoencoder_samples_from_prior_mixture_and_classes(command: Command,
         done = command("sample", f"run={run}", *way)
         assert done.returncode == 2
         assert words in done.stderr
-    done = command("sample", f"run={run}", "num=2", "steps=9")
+    done = command("sample", f"run={run}", "num=2", "steps=9", "precision=trained")
     assert done.returncode == 0
     assert "N(0, I)" in done.stdout
     assert "steps= has no effect here" in done.stderr
+    assert "precision= has no effect here: it is for diffusion models" in done.stderr
     done = command("sample", str(run / "checkpoints" / "last.ckpt"), "num=1")  # without run=
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_trained_in_bf16_is_drawn_in_it_where_asked_to(command: Command, diffusion_run: Path, tmp_path: Path) -> None:
+    """And in float32 otherwise, as a run trained in float32 is."""
+    run = tmp_path / "run"
+    shutil.copytree(diffusion_run, run)
+    config = (run / "config.yaml").read_text()
+    assert "precision: auto" in config
+    (run / "config.yaml").write_text(config.replace("precision: auto", "precision: bf16-mixed"))
+    found = {}
+    for precision, source in (("trained", run), ("float32", run), (None, diffusion_run)):
+        out, given = tmp_path / str(precision), [f"precision={precision}"] if precision else []
+        done = command("sample", f"run={source}", "num=4", *given, f"out={out}")
+        assert done.returncode == 0, done.stderr
+        assert (", in bf16" in done.stdout) == (precision == "trained")
+        found[precision] = np.stack(list(pixels(out).values()))
+    np.testing.assert_array_equal(found["float32"], found[None])
+    assert (found["trained"] != found["float32"]).any()
+    assert np.abs(found["trained"] - found["float32"]).mean() < 16
 
 
 @pytest.fixture(scope="session")
@@ -219,6 +239,7 @@ WRONG = {
     ("steps=0",): "must be from 1",
     ("guidance_interval=[0.5,0.2]",): "increasing numbers",
     ("batch_size=0",): "from 1",
+    ("precision=bf16",): "must be float32 or trained",
     ("colour=red",): "there is no key colour",
 }
 

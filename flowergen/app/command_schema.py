@@ -109,6 +109,7 @@ class Sample(Sampling):
     num_per_class: Annotated[int, between(1, 1_000_000)]
     num: Annotated[int, between(1, 10_000_000)] | None
     class_frequencies: Literal["train", "uniform"]
+    precision: Literal["float32", "trained"]
     format: Literal["png", "npz"]
     denoising: bool
 

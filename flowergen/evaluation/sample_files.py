@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowergen.data.bar import with_bar
+from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
 from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
@@ -130,6 +131,7 @@ def write_denoising(
     seed: int,
     store: LatentStore | None,
     batch_size: int,
+    net: FastNetwork | None = None,
 ) -> list[str]:
     """Write the denoising of samples: a GIF and a strip each, decoded x_t above decoded x0_hat, and the paths on a map.
 
@@ -145,12 +147,13 @@ def write_denoising(
         seed: random seed for the samples.
         store: the training latents; None for no map.
         batch_size: samples per batch.
+        net: the denoiser that the samples were drawn with, see ``diffusion_sampler``.
 
     Returns:
         Lines for the user.
     """
     parts = zip(torch.as_tensor(index).split(batch_size), labels.split(batch_size), strict=True)
-    ways = [trajectory(model, part.tolist(), part_labels, seed, sampling) for part, part_labels in parts]
+    ways = [trajectory(model, part.tolist(), part_labels, seed, sampling, net) for part, part_labels in parts]
     x_t, x0_hat = (torch.cat(states) for states in zip(*ways, strict=True))  # (N, T, C, h, w) each
     for path, path0, i, label in zip(x_t, x0_hat, index, labels.tolist(), strict=True):
         noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, C, H, W) each

@@ -171,7 +171,12 @@ def pictures(
 
 @torch.inference_mode()
 def trajectory(
-    model: LatentDDPMModule, index: Sequence[int], labels: Tensor, seed: int, sampling: SamplingSettings
+    model: LatentDDPMModule,
+    index: Sequence[int],
+    labels: Tensor,
+    seed: int,
+    sampling: SamplingSettings,
+    net: FastNetwork | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the denoising trajectories of the samples that ``diffusion_sampler`` draws; at most ``MOST_STATES`` are kept.
 
@@ -181,6 +186,7 @@ def trajectory(
         labels: (N,) int64 classes.
         seed: random seed for the noise.
         sampling: sampler settings.
+        net: see ``diffusion_sampler``.
 
     Returns:
         x_t, from noise to sample, and x0_hat, the network's estimate of the clean picture at that step, each
@@ -189,7 +195,7 @@ def trajectory(
     kept = set(torch.linspace(0, sampling.steps, min(sampling.steps + 1, MOST_STATES)).round().int().tolist())
     x = normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior").to(model.device)
     x_t, x0_hats = [], []
-    for step, (after, x0_hat) in enumerate(model.denoise(index, _or_null(model, labels), seed, sampling)):
+    for step, (after, x0_hat) in enumerate(model.denoise(index, _or_null(model, labels), seed, sampling, net)):
         if step in kept:
             x_t.append(model.unscaled(x).cpu())
             x0_hats.append(model.unscaled(x0_hat).cpu())

@@ -54,7 +54,9 @@ def check_sampling(
             raise UserError(
                 f"steps={steps}: this model has {stored['num_timesteps']} noise levels, and takes at most as many steps"
             )
-    without_effect = {"source": "VAEs"} if own else dict.fromkeys((*DIFFUSION_OPTIONS, "denoising"), "diffusion models")
+    without_effect = (
+        {"source": "VAEs"} if own else dict.fromkeys((*DIFFUSION_OPTIONS, "denoising", "precision"), "diffusion models")
+    )
     if own and name != "ddim":
         without_effect["eta"] = "sampler=ddim"
     for key, reader in {**without_effect, **unread}.items():

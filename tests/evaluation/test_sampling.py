@@ -231,6 +231,17 @@ def test_a_trajectory_leads_from_the_noise_to_the_sample(on_pixels: bool, sample
         torch.testing.assert_close(model.decode(x_t[:, -1]), whole[[1, 3]], rtol=0, atol=1e-4)
 
 
+def test_a_trajectory_of_a_sample_drawn_in_bf16_leads_to_it() -> None:
+    model, labels = diffusion(), torch.tensor([0, 2])
+    net = FastNetwork(model.inference_net, bf16=True, compiled=False)
+    drawn = all_of(diffusion_sampler(model, model.sampling, 5, net), labels, 64)
+    ends = [trajectory(model, [0, 1], labels, 5, model.sampling, each)[0][:, -1] for each in (net, None)]
+    with torch.inference_mode():
+        in_bf16, in_float32 = (model.decode(end) for end in ends)
+    torch.testing.assert_close(in_bf16, drawn, rtol=0, atol=1e-5)
+    assert (in_float32 - drawn).abs().max() > 1e-4
+
+
 # -- which classes
 
 
