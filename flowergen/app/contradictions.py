@@ -44,6 +44,12 @@ def contradictions(config: dict[str, Any]) -> None:
             "trainer.limit_train_batches as a fraction may end within an optimiser step of "
             f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} parts: give a number of batches"
         )
+    if trainer["compile"] == "cuda_graphs" and trainer["accumulate_grad_batches"] > 1:  # pytorch/pytorch, issue 169545
+        raise UserError(
+            "trainer.compile=cuda_graphs overwrites the gradients that "
+            f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} would add up: set it to 1, or use "
+            "trainer.compile=true"
+        )
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
     if data.get("batch_size", parts) != "auto" and data.get("batch_size", parts) % parts:

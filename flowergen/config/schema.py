@@ -428,7 +428,7 @@ class Trainer:
     num_threads: Annotated[int, between(1, 1024)] | None
     on_nonfinite: Literal["stop", "skip"]
     budget: Annotated[Any, Rule(is_duration, "must be a time, such as 30s, 10min or 1h30min")] | None
-    compile: bool
+    compile: bool | Literal["cuda_graphs"]
     gradient_clip_algorithm: Literal["norm", "value"] = MAY_BE_LEFT_OUT
     fast_dev_run: bool | int = MAY_BE_LEFT_OUT
     profiler: str | None = MAY_BE_LEFT_OUT

@@ -20,11 +20,12 @@ class FastNetwork:
         net: the denoiser.
         bf16: evaluate it under bf16 autocast.
         compiled: compile it, if a compiler is available.
+        cuda_graphs: if it is compiled, replay it as a CUDA graph.
     """
 
-    def __init__(self, net: nn.Module, bf16: bool, compiled: bool):
-        self.net, self.bf16 = net, bf16
-        self._compiled = torch.compile(net) if compiled else None
+    def __init__(self, net: nn.Module, bf16: bool, compiled: bool, cuda_graphs: bool = False):
+        self.net, self.bf16, self.cuda_graphs = net, bf16, cuda_graphs
+        self._compiled = torch.compile(net, mode="reduce-overhead" if cuda_graphs else "default") if compiled else None
         self._rows = 0  # size of the largest batch so far
 
     def __call__(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
@@ -35,7 +36,11 @@ class FastNetwork:
     def _output(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         if self._compiled is not None and len(x) >= self._rows:
             try:
+                if self.cuda_graphs:
+                    torch.compiler.cudagraph_mark_step_begin()
                 output = self._compiled(x, t, label)
+                if self.cuda_graphs:
+                    output = output.clone()  # the next replay overwrites it, and samplers keep earlier predictions
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:  # torch raises various exceptions without a C++ compiler

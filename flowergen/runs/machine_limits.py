@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flowergen.config.check import as_typed
 from flowergen.errors import UserError, one_line
 
 # RuntimeError messages: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
@@ -64,8 +65,9 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
         )
         if not config["trainer"]["compile"] or compiler is None:
             raise
+        typed = as_typed(config["trainer"]["compile"])
         raise UserError(
-            f"trainer.compile=true: the compiler failed ({one_line(compiler)[:200]}): on a CPU it needs a C++ compiler, "
+            f"trainer.compile={typed}: the compiler failed ({one_line(compiler)[:200]}): on a CPU it needs a C++ compiler, "
             "such as g++, and Python's headers; or switch it off with trainer.compile=false"
         ) from error
 

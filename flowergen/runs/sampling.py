@@ -88,10 +88,11 @@ def fast_denoiser(model: "LoadedModel", num: int) -> "FastNetwork | None":
 
     trainer = model.config["trainer"]  # runs of older versions lack some keys
     bf16 = resolve_precision(trainer.get("precision", "32-true"), trainer.get("accelerator", "auto")) == "bf16-mixed"
-    compiled = trainer.get("compile") is True and num >= WORTH_COMPILING
+    cuda_graphs = trainer.get("compile") == "cuda_graphs"
+    compiled = (cuda_graphs or trainer.get("compile") is True) and num >= WORTH_COMPILING
     if not model.module.denoises or not (bf16 or compiled):
         return None
-    return FastNetwork(model.module.inference_net, bf16, compiled)
+    return FastNetwork(model.module.inference_net, bf16, compiled, cuda_graphs and model.module.device.type == "cuda")
 
 
 def latent_sampler(

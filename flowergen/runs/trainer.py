@@ -80,7 +80,10 @@ def build_trainer(
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
     if config["trainer"]["compile"]:
-        callbacks.insert(0, CompiledSteps())  # before the budget, which times the end of the run uncompiled
+        cuda_graphs = config["trainer"]["compile"] == "cuda_graphs"
+        if cuda_graphs and resolve_device(config["trainer"]) == "cpu":
+            raise UserError("trainer.compile=cuda_graphs needs a CUDA device: use trainer=gpu, or trainer.compile=true")
+        callbacks.insert(0, CompiledSteps(cuda_graphs))  # before the budget, which times the end of the run uncompiled
     try:
         trainer: Trainer = instantiate(
             settings,

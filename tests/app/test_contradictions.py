@@ -10,6 +10,7 @@ CONTRADICTIONS = {
     ("model.sigma=learned",): "gaussian",
     ("data.batch_size=9", "trainer.accumulate_grad_batches=2"): "multiple",
     ("data.batch_size=9", "trainer=ddp_cpu"): "multiple",
+    ("trainer.compile=cuda_graphs", "trainer.accumulate_grad_batches=2"): "accumulate_grad_batches=2 .*trainer.compile=true",
     ("trainer.check_val_every_n_epoch=3", "trainer.max_epochs=2"): "never",
     ("data=image_folder", "data.root=/no/such/folder"): "not an existing folder",
     ("data=image_folder", "data.root="): "must be a folder",
@@ -36,6 +37,7 @@ CONTRADICTIONS = {
     (*PIXELS, "model.sampling.steps=200", "model.num_timesteps=100"): "steps=200 is more than model.num_timesteps=100",
 }
 RIGHT = [
+    ("trainer.compile=cuda_graphs",),
     ("trainer.budget=1h30min", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=3"),
     ("data.batch_size=auto", "trainer.accumulate_grad_batches=3"),
     ("data.decode=stream", "data.color_jitter=0.3", "data.random_resized_crop=[0.5,1]"),

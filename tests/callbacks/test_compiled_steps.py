@@ -72,6 +72,26 @@ def test_compiled_runs_are_the_same_runs(model: str, tmp_path: Path, cache_dir: 
         assert resumed.optimizer_steps > plain.optimizer_steps
 
 
+def test_cuda_graphs_are_asked_of_the_compiler_and_each_step_is_marked(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a compiler that does nothing; the networks themselves run on the CPU."""
+    monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
+    modes, marks = list[str](), list[str]()
+
+    def compile_(network: nn.Module, mode: str) -> None:
+        modes.append(mode)
+
+    monkeypatch.setattr("flowergen.runs.trainer.resolve_device", lambda _: "cuda:0")
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    monkeypatch.setattr(
+        torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(torch._dynamo.eval_frame._stance.stance)
+    )
+    module = train(tmp_path, *TINY_RUN, "data.num_images=40", "trainer.compile=cuda_graphs")
+    assert modes == ["reduce-overhead"] * 2  # encoder and decoder
+    assert marks == ["default"] * module.optimizer_steps
+
+
 def test_what_a_budget_times_is_not_compiled(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation, pictures and latents of a model without a moving average, in the middle of training."""
     monkeypatch.setenv("FLOWERGEN_CACHE_DIR", str(cache_dir))
@@ -92,5 +112,6 @@ def test_what_a_budget_times_is_not_compiled(tmp_path: Path, cache_dir: Path, mo
     assert stances == ["force_eager"]
 
 
-def _compile(network: nn.Module, backend: Any) -> None:
+def _compile(network: nn.Module, backend: Any, mode: str) -> None:
+    assert mode == "default"
     network._compiled_call_impl = torch.compile(network._call_impl, backend=backend)

@@ -36,6 +36,7 @@ WRONG = {
     "trainer.budget=0s": "must be a time",
     "trainer.budget=5min2h": "must be a time",
     "trainer.compile=1": "true or false",
+    "trainer.compile=cuda_graph": "must be true or false or cuda_graphs: did you mean cuda_graphs?",
     "data.batch_size=many": "must be a whole number or auto",
     "data.batch_size=0": "from 1 to",
     "trainer.limit_train_batches=0": "above 0",

@@ -198,6 +198,11 @@ def test_a_gpu_that_is_not_there_is_named_in_a_line(tmp_path: Path) -> None:
         build_trainer(composed("trainer.accelerator=gpu"), RunFolder(tmp_path), None)
 
 
+def test_cuda_graphs_need_a_cuda_device(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs needs a CUDA device"):
+        build_trainer(composed("trainer.accelerator=cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
+
+
 def test_precision_is_float32_on_a_cpu_and_what_the_gpu_has_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", "cpu") == "32-true"
     assert resolve_precision("16-mixed", "cpu") == "16-mixed"

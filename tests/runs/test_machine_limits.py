@@ -66,7 +66,9 @@ def test_anything_else_passes(error: BaseException) -> None:
     assert raised.value is error
 
 
-def config(batch_size: int | str = 64, parts: int = 1, precision: str = "32-true", compile: bool = False) -> dict[str, Any]:
+def config(
+    batch_size: int | str = 64, parts: int = 1, precision: str = "32-true", compile: bool | str = False
+) -> dict[str, Any]:
     trainer = {"accumulate_grad_batches": parts, "precision": precision, "compile": compile}
     return {"model": {}, "data": {"batch_size": batch_size}, "trainer": trainer}
 
@@ -88,7 +90,8 @@ def test_the_advice_is_what_would_help() -> None:
         assert training_advice(smallest, on_gpu=True).startswith(" at batches of 1: use a smaller data.image_size")
 
 
-def test_a_compiler_that_fails_is_one_line_where_it_was_asked_for() -> None:
+@pytest.mark.parametrize(("compile", "typed"), [(True, "true"), ("cuda_graphs", "cuda_graphs")])
+def test_a_compiler_that_fails_is_one_line_where_it_was_asked_for(compile: bool | str, typed: str) -> None:
     from torch._dynamo.exc import BackendCompilerFailed
 
     def fails(*args: Any) -> Any:
@@ -97,8 +100,8 @@ def test_a_compiler_that_fails_is_one_line_where_it_was_asked_for() -> None:
     layer = torch.nn.Linear(2, 2)
     layer.compile(backend=fails)
     with (
-        pytest.raises(UserError, match=r"trainer\.compile=true: the compiler failed .*g\+\+"),
-        limits_of_training(config(compile=True)),
+        pytest.raises(UserError, match=rf"trainer\.compile={typed}: the compiler failed .*g\+\+"),
+        limits_of_training(config(compile=compile)),
     ):
         layer(torch.ones(1, 2))
     with pytest.raises(BackendCompilerFailed), limits_of_training(config(compile=False)):
