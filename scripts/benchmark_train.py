@@ -14,8 +14,9 @@ machine's speed affects all of them equally:
 4. peak memory.
 
 Arms: eager (float32, NCHW), channels_last, compiled (and channels_last), bf16 (and channels_last), compiled_bf16 (and
-channels_last); for latent diffusion no_cache (channels_last, each batch encoded at each step), also under Lightning. TF32 is
-off in all arms. The adversarial loss is on from the first step. The GPU part has not been run on a GPU.
+channels_last), compiled_bf16_graphs (and launched as CUDA graphs, on a GPU); for latent diffusion no_cache (channels_last,
+each batch encoded at each step), also under Lightning. TF32 is off in all arms. The adversarial loss is on from the first
+step. The GPU part has not been run on a GPU.
 """
 
 import logging
@@ -71,6 +72,7 @@ class BareStep:
         self, config: dict[str, Any], num_classes: int, batch: Batch | LatentBatch, arm: str, autoencoder: ImageModel | None
     ):
         self.batch, self.bf16, self.device = batch, "bf16" in arm, batch.label.device
+        self.cuda_graphs = "graphs" in arm
         self.seconds: dict[str, float] = defaultdict(float)
         self.module: Any = build_module(config, num_classes, autoencoder).to(self.device).train()
         self.module.to(memory_format=torch.contiguous_format if arm == "eager" else torch.channels_last)
@@ -79,12 +81,14 @@ class BareStep:
         self.module.manual_backward = self._backward  # type: ignore[method-assign]
         if "compiled" in arm:
             for part in self.module.networks_to_compile:
-                part.compile()
+                part.compile(mode="reduce-overhead" if self.cuda_graphs else "default")
 
     def __call__(self) -> None:
         """Execute the step."""
         self.phases: list[tuple[str, str]] = []  # names of the phase before each backward pass, and of the pass
         self.started = time.perf_counter()
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if isinstance(self.module, VAEGANModule):
                 self._adversarial(self.module, cast(Batch, self.batch))
@@ -173,7 +177,8 @@ def lightning_seconds(config: dict[str, Any], data: ImageDataModule, autoencoder
 
 def print_flops(step: BareStep, seconds: float, num_images: int) -> None:
     """Print the FLOPs of a bare step and, on a GPU, their share of the peak if it is known."""
-    with FlopCounterMode(display=False) as counter:
+    # eager: the replay of a CUDA graph has no operations to count
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
     print(f"  {flops / num_images / 1e9:.2f} GFLOP a picture, {flops / seconds / 1e9:,.0f} GFLOP/s achieved")
@@ -215,8 +220,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     device = "cuda" if torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu" else "cpu"
-    gpu = "eager,channels_last,compiled,bf16,compiled_bf16"
+    gpu = "eager,channels_last,compiled,bf16,compiled_bf16,compiled_bf16_graphs"
     arms = (own["arms"] or (gpu if device == "cuda" else "eager,channels_last,compiled")).split(",")
+    if device == "cpu" and any("graphs" in arm for arm in arms):
+        print("arms with CUDA graphs are left out: they need a CUDA device")
+        arms = [arm for arm in arms if "graphs" not in arm] or ["eager"]
     fetch_weights(config)
     data = build_datamodule(config)
     data.setup()
@@ -261,7 +269,7 @@ def main() -> None:
     print("\nimages/s")
     for arm, values in rates.items():
         against = main_arm if arm == "Lightning" else "Lightning" if arm.startswith("Lightning") else arms[0]
-        print(f"  {arm:<16} {spread(values)}   {ratio(values, rates[against])} of {against}")
+        print(f"  {arm:<20} {spread(values)}   {ratio(values, rates[against])} of {against}")
     for arm in dict.fromkeys([main_arm, list(bare)[-1]]):
         step = bare[arm]
         total = sum(step.seconds.values())

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains, measures and benchmarks on a GPU within minutes. Run it in the project's root:
-#   bash scripts/gpu_campaign.sh OUT check     4 min: doctor, the tests that need a GPU, a short training of a VAE
+#   bash scripts/gpu_campaign.sh OUT check     5 min: doctor, the tests that need a GPU, a short training of a VAE
 #   bash scripts/gpu_campaign.sh OUT train     MINUTES (8): the three stages on Oxford 102 Flowers, samples, metric card
-#   bash scripts/gpu_campaign.sh OUT bench     5 min: overhead, share of peak, compiled against eager, samples against diffusers
+#   bash scripts/gpu_campaign.sh OUT bench     5 min: overhead, share of peak, compiled and CUDA graphs against eager, samples against diffusers
 #   bash scripts/gpu_campaign.sh OUT all
 # Every part goes on past the failure of another. OUT gets log.txt, summary.md, the pictures, the card and the metrics.
 # From the environment: DATA, the folder of Oxford 102 Flowers, which is downloaded if it is not given; RECIPE, gpu or laptop;
@@ -45,7 +45,7 @@ if wants check; then
     nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >>"$OUT/log.txt" 2>&1
     run 60 $PYTHON -m flowergen.doctor
     # these files alone: others import packages that a machine with a GPU may lack
-    run 240 $PYTHON -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -m gpu tests/test_gpu.py tests/data/test_resident.py
+    run 300 $PYTHON -m pytest -q -p no:cacheprovider -o addopts=--strict-markers -m gpu tests/test_gpu.py tests/data/test_resident.py
     rm -rf "$WORK/check"
     run 60 $PYTHON -m flowergen.train model=vae data=flowers102 "${PLACES[@]}" trainer.max_epochs=1 trainer.limit_train_batches=20 hydra.run.dir="$WORK/check"
 fi
@@ -58,10 +58,10 @@ if wants train; then
 fi 2>>"$OUT/log.txt"
 if wants bench; then
     run 120 $PYTHON scripts/benchmark_overhead.py rounds=3 steps="$STEPS"
-    ARMS="arms=eager,bf16,compiled_bf16 rounds=3 steps=$STEPS"
-    run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_vae_gan" "${PLACES[@]}" $ARMS
+    ARMS="arms=eager,bf16,compiled_bf16,compiled_bf16_graphs rounds=3 steps=$STEPS"
+    run 200 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_vae_gan" "${PLACES[@]}" $ARMS
     if [ -d "$RUNS/autoencoder" ]; then
-        run 150 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_ldm" "${PLACES[@]}" autoencoder="$RUNS/autoencoder" $ARMS
+        run 200 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_ldm" "${PLACES[@]}" autoencoder="$RUNS/autoencoder" $ARMS
     fi
     if [ -d "$RUNS/diffusion" ]; then run 120 $PYTHON scripts/benchmark_sample.py run="$RUNS/diffusion" num=256 rounds=3; fi
 fi
