@@ -162,6 +162,7 @@ def test_samples_by_cuda_graphs_are_those_without() -> None:
     net = FastNetwork(module.inference_net, bf16=False, compiled=True, cuda_graphs=True)
     with torch.inference_mode():
         found, expected = (module.decode(module.denoised(range(4), labels, 0, module.sampling, each)) for each in (net, None))
+    assert net._compiled is not None, "it compiles here"
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
 
 
