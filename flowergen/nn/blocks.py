@@ -24,9 +24,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Return GroupNorm with 16 channels per group, the best fixed width of Wu & He 2018 (arXiv:1803.08494, table 3).
 
     If 16 does not divide the channels, the groups are wider. They never have one channel, which would be InstanceNorm.
-
-    Args:
-        channels: C.
     """
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
 
@@ -36,9 +33,6 @@ class LayerNorm2d(nn.LayerNorm):
 
     Each position is normalised to mean 0 and variance 1 over its channels, then scaled and shifted per channel. (A norm over
     the positions of each channel, sometimes called by the same name, is InstanceNorm.)
-
-    Args:
-        channels: C.
     """
 
     def forward(self, h: Tensor) -> Tensor:
@@ -78,16 +72,10 @@ def down(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.
 
 
 def up(in_channels: int, out_channels: int, norm: str, activation: str) -> nn.Sequential:
-    """Build a block (N, C, h, w) -> (N, C', 2h, 2w).
+    """Build a block (N, C, h, w) -> (N, C', 2h, 2w), with the arguments and the initialisation of `down`.
 
     The kernel is a multiple of the stride, so every output pixel has equally many inputs; a kernel of 3 causes checkerboard
-    artefacts (Odena et al. 2016, 10.23915/distill.00003). He initialisation as in `down`.
-
-    Args:
-        in_channels: C.
-        out_channels: C'.
-        norm: key of `NORMS`.
-        activation: key of `ACTIVATIONS`.
+    artefacts (Odena et al. 2016, 10.23915/distill.00003).
     """
     conv = nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=norm == "none")
     nn.init.normal_(conv.weight, std=math.sqrt(2 / (4 * in_channels)))  # each output pixel uses 2 x 2 of the 4 x 4 weights

@@ -16,11 +16,7 @@ MOST_POSITIONS = 49  # positions of the smallest feature map, the input of a lin
 def map_sizes(shape: PictureShape) -> tuple[tuple[int, int], ...]:
     """Return (h, w) of the feature map at the input and after each stage: halved, rounding up, to at most 49 positions.
 
-    Args:
-        shape: (C, H, W) of the pictures.
-
-    Returns:
-        (H, W) first. The sides of squares: 64 -> 64, 32, 16, 8, 4; 150 -> 150, 75, 38, 19, 10, 5.
+    The sides of squares: 64 -> 64, 32, 16, 8, 4; 150 -> 150, 75, 38, 19, 10, 5.
     """
     sizes = [(shape.height, shape.width)]
     while math.prod(sizes[-1]) > MOST_POSITIONS:
@@ -35,9 +31,6 @@ def stage_channels(shape: PictureShape, channels: Sequence[int]) -> tuple[int, .
     Args:
         shape: (C, H, W) of the pictures.
         channels: channels from the input inwards, at least one.
-
-    Returns:
-        One entry for each halving.
     """
     num_stages = len(map_sizes(shape)) - 1
     return tuple(channels[min(stage, len(channels) - 1)] for stage in range(num_stages))
@@ -78,30 +71,14 @@ class ConvEncoder(nn.Module):
         self.to_moments = nn.Linear(widths[-1] * math.prod(map_sizes(shape)[-1]), 2 * latent_dim)
 
     def forward(self, x: Tensor) -> Posterior:
-        """Encode.
-
-        Args:
-            x: (N, C, H, W).
-
-        Returns:
-            mean and logvar, each (N, D, 1, 1) float32.
-        """
+        """(N, C, H, W) -> mean and logvar, each (N, D, 1, 1) float32."""
         h = self.stages(x)  # (N, K, h, w)
         moments = self.to_moments(h.flatten(1))  # (N, 2 D)
         return Posterior.from_moments(moments[..., None, None])  # (N, D, 1, 1) each
 
 
 class ConvDecoder(nn.Module):
-    """p(x|z): the encoder's mirror image.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-        channels: channels from the picture inwards, as for the encoder.
-        latent_dim: D.
-        norm: key of `blocks.NORMS`.
-        activation: key of `blocks.ACTIVATIONS`.
-        residual_blocks: number on each map, except at the picture's resolution.
-    """
+    """p(x|z): the mirror image of ``ConvEncoder``, with the same arguments; ``channels`` are from the picture inwards, too."""
 
     def __init__(
         self,
@@ -126,14 +103,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            z: (N, D, 1, 1).
-
-        Returns:
-            logits (N, C, H, W), before any output activation.
-        """
+        """(N, D, 1, 1) -> logits (N, C, H, W), before any output activation."""
         h = self.unflatten(self.from_latent(z.flatten(1)))  # (N, K, h, w)
         for stage, (height, width) in zip(self.stages, self.sizes, strict=True):
             h = stage(h)[..., :height, :width]  # an odd height drops the last of 2 h rows

@@ -16,12 +16,7 @@ class BoundedLatent(nn.Module):
 
 
 class DiffusersEncoder(nn.Module):
-    """q(z|x); its variance is almost 0 unless the autoencoder is an ``AutoencoderKL``.
-
-    Args:
-        net: the autoencoder of diffusers, whose layers are reused.
-        kind: name of its class.
-    """
+    """q(z|x), see ``DiffusersAutoencoder``; its variance is almost 0 unless that is an ``AutoencoderKL``."""
 
     def __init__(self, net: nn.Module, kind: str):
         super().__init__()
@@ -30,14 +25,7 @@ class DiffusersEncoder(nn.Module):
         self.has_variance = kind == "AutoencoderKL"
 
     def forward(self, x: Tensor) -> Posterior:
-        """Encode.
-
-        Args:
-            x: (N, C, H, W) in [-1, 1].
-
-        Returns:
-            mean and logvar, each (N, C, h, w) float32.
-        """
+        """(N, C, H, W) in [-1, 1] -> mean and logvar, each (N, C, h, w) float32."""
         encoded = self.layers(x)
         if self.has_variance:
             return Posterior.from_moments(encoded)
@@ -45,12 +33,7 @@ class DiffusersEncoder(nn.Module):
 
 
 class DiffusersDecoder(nn.Module):
-    """p(x|z), with the last layer separate, which the adaptive weight needs.
-
-    Args:
-        net: the autoencoder of diffusers, whose layers are reused.
-        kind: name of its class.
-    """
+    """p(x|z), see ``DiffusersAutoencoder``, with the last layer separate, which the adaptive weight needs."""
 
     def __init__(self, net: nn.Module, kind: str):
         super().__init__()
@@ -82,14 +65,7 @@ class DiffusersDecoder(nn.Module):
         return 2 * x - 1 if self.in_unit_range else x  # the adaptive weight is a ratio, in which the 2 cancels
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            z: (N, C, h, w).
-
-        Returns:
-            x_hat, (N, C, H, W), unbounded.
-        """
+        """(N, C, h, w) -> x_hat, (N, C, H, W), unbounded."""
         return self.picture(self.features(z))
 
 

@@ -45,10 +45,7 @@ def logits_side(short_side: int, num_halvings: int) -> int:
         short_side: short side of the pictures, in px.
         num_halvings: see `receptive_field`.
     """
-    side = short_side
-    for _ in range(num_halvings):
-        side //= 2
-    return side - 2  # two convolutions with a kernel of 4 and a padding of 1
+    return short_side // 2**num_halvings - 2  # two convolutions with a kernel of 4 and a padding of 1
 
 
 def receptive_field(num_halvings: int) -> int:
@@ -57,10 +54,7 @@ def receptive_field(num_halvings: int) -> int:
     Args:
         num_halvings: number of stride-2 convolutions, before two of stride 1, all with a kernel of 4.
     """
-    field = 1
-    for stride in (1, 1, *[2] * num_halvings):  # from the logit outwards
-        field = field * stride + (4 - stride)
-    return field
+    return 9 * 2**num_halvings - 2  # from the logit outwards: 7 px, and 2 f + 2 before a convolution of stride 2
 
 
 class PowerIterations(nn.Module):
@@ -84,6 +78,12 @@ class PowerIterations(nn.Module):
         super().train(mode)
         self._set_power_iterations(False)
         return self
+
+    def _set_norm(self, norm: Literal["group", "spectral"]) -> None:
+        """Normalise the weights of all convolutions with ``spectral``, and disable power iterations."""
+        for module in [m for m in self.modules() if isinstance(m, nn.Conv2d)] if norm == "spectral" else []:
+            parametrizations.spectral_norm(module)
+        self._set_power_iterations(False)
 
     def _set_power_iterations(self, on: bool) -> None:
         for module in self.modules():
@@ -111,17 +111,10 @@ class PatchDiscriminator(PowerIterations):
             with_norm = norm == "group" and i > 0
             self.hidden.append(nn.Sequential(conv, *([group_norm(widths[i + 1])] if with_norm else []), nn.LeakyReLU(0.2)))
         self.to_logits = nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)
-        if norm == "spectral":
-            for module in [m for m in self.modules() if isinstance(m, nn.Conv2d)]:
-                parametrizations.spectral_norm(module)
-        self._set_power_iterations(False)
+        self._set_norm(norm)
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
-        """Classify patches as real or fake.
-
-        Args:
-            x: (N, C, H, W) in [-1, 1].
-        """
+        """Classify patches of pictures (N, C, H, W) in [-1, 1] as real or fake."""
         features, h = [], x
         for layer in self.hidden:
             h = layer(h)
@@ -133,8 +126,7 @@ class PatchDiscriminator(PowerIterations):
 def frozen(module: nn.Module) -> Iterator[None]:
     """Context manager in which gradients pass through a module but are not computed for its parameters.
 
-    Args:
-        module: a module all of whose parameters require gradients outside of the context.
+    Outside of the context, all of its parameters require gradients.
     """
     module.requires_grad_(False)
     try:

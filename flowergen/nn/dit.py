@@ -14,11 +14,7 @@ ROTARY_BASE = 100.0  # upper bound of the longest period / 2 pi: maps are at mos
 
 
 class SwiGLU(nn.Module):
-    """silu(a) * b of the two halves of a hidden layer (Shazeer 2020, arXiv:2002.05202), about as large as an MLP of width 4 D.
-
-    Args:
-        dim: D.
-    """
+    """silu(a) * b, the halves of a hidden layer (Shazeer 2020, arXiv:2002.05202), about as large as an MLP of width 4 D."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -35,8 +31,7 @@ def rotary_2d(height: int, width: int, dim: int) -> Tensor:
     """Compute rotary embeddings (RoFormer, arXiv:2104.09864, section 3.2), half of the angles for the row, half for the column.
 
     Args:
-        height: h.
-        width: w.
+        height, width: h and w of the map.
         dim: features per head, a multiple of 4.
 
     Returns:

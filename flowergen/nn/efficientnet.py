@@ -41,9 +41,6 @@ STAGES = (
 def num_maps_for(shape: PictureShape) -> int:
     """Return how many stage outputs are used as features: the first, and those with a side of at least ``SMALLEST_MAP``.
 
-    Args:
-        shape: (C, H, W) of the pictures.
-
     >>> [num_maps_for(PictureShape.of(size)) for size in (16, 64, 128)]
     [2, 4, 5]
     """
@@ -52,9 +49,6 @@ def num_maps_for(shape: PictureShape) -> int:
 
 def feature_shape_for(shape: PictureShape) -> tuple[int, int, int]:
     """Return (C, h, w) of the last stage output that is used as a feature.
-
-    Args:
-        shape: (C, H, W) of the pictures.
 
     >>> [feature_shape_for(PictureShape.of(size)) for size in (16, 64, 128)]
     [(24, 4, 4), (112, 4, 4), (320, 4, 4)]
@@ -159,14 +153,7 @@ class EfficientNetLite(nn.Module):
         return self._maps(x, num_maps_for(PictureShape(*x.shape[1:])))
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the pooled last features and the ImageNet logits.
-
-        Args:
-            x: (N, C, H, W), as for ``forward``.
-
-        Returns:
-            (N, 1280) non-negative features, (N, 1000) logits.
-        """
+        """(N, C, H, W), as for ``forward`` -> (N, 1280) non-negative features, the last ones pooled, and (N, 1000) logits."""
         features = self.head(self._maps(x, len(WIDTHS))[-1]).mean((2, 3))
         return features, self.to_logits(features)
 

@@ -29,8 +29,7 @@ def sinusoidal_2d(height: int, width: int, dim: int) -> Tensor:
     """Compute fixed embeddings of the positions of a map: half of the features for the row, half for the column.
 
     Args:
-        height: h.
-        width: w.
+        height, width: h and w of the map.
         dim: D, a multiple of 4.
 
     Returns:
@@ -65,9 +64,6 @@ class FlatAsMap(nn.Module):
     """A flat latent (D, 1, 1) as a map (C, 8, 8) of 64 tokens, so that attention and convolutions have positions to work on.
 
     Token k holds dimensions k C to k C + C - 1; C is D / 64, rounded up, and the rest is padded with zeros.
-
-    Args:
-        dim: D.
     """
 
     side = 8

@@ -17,8 +17,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     opposite (no great circle between them is the shortest) or zero (no direction).
 
     Args:
-        a: (C, h, w) at t = 0.
-        b: (C, h, w) at t = 1.
+        a, b: (C, h, w) at t = 0 and at t = 1.
         t: (T,) in [0, 1].
 
     Returns:

@@ -7,13 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 # Index of the activation in torchvision's vgg16().features, by its name in Johnson et al. 2016 (arXiv:1603.08155).
-VGG16_LAYERS = {
-    "relu1_2": 3,
-    "relu2_2": 8,
-    "relu3_3": 15,
-    "relu4_3": 22,
-    "relu5_3": 29,
-}
+VGG16_LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22, "relu5_3": 29}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision.transforms.ImageClassification
 
 

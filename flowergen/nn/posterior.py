@@ -41,13 +41,10 @@ class Posterior(NamedTuple):
 
     @classmethod
     def from_moments(cls, moments: Tensor) -> Self:
-        """Build the posterior from the output of an encoder's last layer.
+        """Build the posterior from the output of an encoder's last layer, with a bounded logvar.
 
         Args:
             moments: (N, 2C, h, w), means and then raw log variances; may be half precision under autocast.
-
-        Returns:
-            mean and bounded logvar, each (N, C, h, w) float32.
         """
         mean, logvar = moments.float().chunk(2, dim=1)
         return cls(mean, bounded_logvar(logvar))
@@ -57,8 +54,5 @@ class Posterior(NamedTuple):
 
         Args:
             eps: (N, C, h, w) standard normal noise on the posterior's device.
-
-        Returns:
-            z, (N, C, h, w).
         """
         return self.mean + torch.exp(self.logvar / 2) * eps

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from flowergen.nn.blocks import group_norm
 from flowergen.nn.discriminator import DiscriminatorOutput, PowerIterations
@@ -35,10 +34,7 @@ class ProjectedDiscriminator(PowerIterations):
             if i > 0:
                 self.register_buffer(f"across_scales_{i}", _random_kernel(mixed[i - 1], c, 3))
         self.heads = nn.ModuleList(_head(c, side, norm) for c, side in zip(mixed, sides, strict=True))
-        if norm == "spectral":
-            for module in [m for m in self.heads.modules() if isinstance(m, nn.Conv2d)]:
-                parametrizations.spectral_norm(module)
-        self._set_power_iterations(False)
+        self._set_norm(norm)
 
     def forward(self, features: Sequence[Tensor]) -> DiscriminatorOutput:
         """Classify pictures as real or fake.
@@ -56,11 +52,7 @@ class ProjectedDiscriminator(PowerIterations):
     def mixed(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Compute the heads' inputs h_i = A_i f_i + B_(i+1) enlarged(h_(i+1)), with random kernels A_i (1 x 1) and B_i (3 x 3).
 
-        Args:
-            features: features of the pictures, (N, C, h, w) for each of ``widths``.
-
-        Returns:
-            (N, C', h, w) for each of them.
+        They are (N, C', h, w) for features (N, C, h, w), see ``forward``.
         """
         maps: list[Tensor] = []
         for i in reversed(range(len(features))):

@@ -64,11 +64,7 @@ class LatentShape:
         return factor
 
     def shape_for(self, shape: PictureShape) -> tuple[int, int, int]:
-        """Return (C, h, w) of a picture's latent.
-
-        Args:
-            shape: (C, H, W) of the pictures.
-        """
+        """Return (C, h, w) of a picture's latent."""
         if self.kind == "flat":
             return self.dim, 1, 1
         factor = self.factor_for(shape)
@@ -154,13 +150,7 @@ class Blocks:
 
 
 class ResidualEncoder(nn.Module):
-    """q(z|x): residual blocks and a strided convolution to halve the map, repeated; then mean and logvar.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-        latent: shape of the latent.
-        blocks: configuration of the blocks.
-    """
+    """q(z|x): residual blocks and a strided convolution to halve the map, repeated; then mean and logvar."""
 
     def __init__(self, shape: PictureShape, latent: LatentShape, blocks: Blocks):
         super().__init__()
@@ -182,25 +172,12 @@ class ResidualEncoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Posterior:
-        """Encode.
-
-        Args:
-            x: (N, C, H, W).
-
-        Returns:
-            mean and logvar, each (N, C, h, w) float32.
-        """
+        """(N, C, H, W) -> mean and logvar, each (N, C, h, w) float32."""
         return Posterior.from_moments(self.layers(x))
 
 
 class ResidualDecoder(nn.Module):
-    """p(x|z): the encoder's mirror image.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-        latent: shape of the latent.
-        blocks: configuration of the blocks.
-    """
+    """p(x|z): the encoder's mirror image."""
 
     def __init__(self, shape: PictureShape, latent: LatentShape, blocks: Blocks):
         super().__init__()
@@ -233,14 +210,7 @@ class ResidualDecoder(nn.Module):
         return F.pixel_shuffle(self.to_picture(h), self.stem_px)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            z: (N, C, h, w).
-
-        Returns:
-            x_hat, (N, C, H, W), unbounded.
-        """
+        """(N, C, h, w) -> x_hat, (N, C, H, W), unbounded."""
         return self.picture(self.features(z))
 
 
