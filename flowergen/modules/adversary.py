@@ -72,10 +72,8 @@ class Adversary(nn.Module):
             self.discriminator = PatchDiscriminator(channels, halvings, norm, shape.channels)
             self.description = f"discriminator on patches of {receptive_field(halvings)} px"
         self.discriminator_loss, self.generator_loss = DISCRIMINATOR_LOSSES[loss], GENERATOR_LOSSES[loss]
-        self.adaptive_weight_max = adaptive_weight_max
-        self.augment = augment
-        self.adaptive_weight: Tensor
-        self.register_buffer("adaptive_weight", torch.ones(()))
+        self.adaptive_weight_max, self.augment = adaptive_weight_max, augment
+        self.adaptive_weight = nn.Buffer(torch.ones(()))
         self._last_layer_gradients: Tensor | None = None
 
     def seen(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
@@ -92,20 +90,11 @@ class Adversary(nn.Module):
         return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
 
     def evaluate(self, x: Tensor, u: Tensor | None = None) -> DiscriminatorOutput:
-        """Evaluate the discriminator.
-
-        Args:
-            x: (N, C, H, W) in [-1, 1].
-            u: (N, 7) for ``diff_augment``; None for no augmentation.
-        """
+        """Evaluate the discriminator, with the arguments of ``seen``."""
         return self.evaluate_seen(self.seen(x, u))
 
     def evaluate_seen(self, seen: list[Tensor]) -> DiscriminatorOutput:
-        """Evaluate the discriminator.
-
-        Args:
-            seen: the value that ``seen`` returned.
-        """
+        """Evaluate the discriminator for the value that ``seen`` returned."""
         return self.discriminator(seen[0] if self._features is None else seen)
 
     def generator_gradient(self, fake: DiscriminatorOutput, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
@@ -131,8 +120,7 @@ class Adversary(nn.Module):
         """Losses and diagnostics of both networks.
 
         Args:
-            logits_real: (N, K, h, w), K = 1 for patches.
-            logits_fake: (N, K, h, w).
+            logits_real, logits_fake: (N, K, h, w), K = 1 for patches.
 
         Returns:
             By name, each (N,): both networks' losses, the discriminator's accuracy on patches and the gap between its logits;

@@ -249,10 +249,7 @@ class DecoderModule(TwoOptimizers):
         return logits if self.class_projection is None else [*logits, self.class_projection(seen[-1], label)]
 
     def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
-        """Return the absolute error of a value and the distance in frozen features, each (N,).
-
-        Both batches are (N, C, H, W) in [-1, 1].
-        """
+        """(N, C, H, W) in [-1, 1], both -> absolute error of a value and distance in frozen features, each (N,)."""
         features = self._features.on(x.device)
         with torch.no_grad():
             seen = features((x + 1) / 2)

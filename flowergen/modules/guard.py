@@ -52,18 +52,13 @@ class Guard:
         """Keep a good epoch for a rollback. An epoch before adversarial training whose PSNR is NaN is not kept.
 
         Args:
-            module: the model, whose weights and buffers are kept.
-            optimizers: the optimisers, whose states are kept.
+            module, optimizers: the model, whose weights and buffers are kept, and its optimisers, whose states are kept.
         """
         if self.mode == "rollback" and self.num_rollbacks < MAX_ROLLBACKS and not self.psnr_is_nan:
             self._good = _copied({"module": module.state_dict(), "optimizers": [o.state_dict() for o in optimizers]})
 
     def roll_back(self, module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> bool:
-        """Restore the last good epoch and halve the adversarial weight.
-
-        Args:
-            module: as for `keep`.
-            optimizers: as for `keep`.
+        """Restore the last epoch that ``keep`` kept, and halve the adversarial weight.
 
         Returns:
             True if it was restored, which happens only in mode ``rollback`` and at most three times.

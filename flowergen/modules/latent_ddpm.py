@@ -144,14 +144,9 @@ class LatentDDPMModule(ImageModel):
                 )
             channels = feature_shape_for(self.picture_shape)[0]
             self.feature_head = FeatureHead(self.net.hidden_channels, channels)  # type: ignore[arg-type]
-            self.register_buffer("feature_mean", torch.zeros(channels, 1, 1))
-            self.register_buffer("feature_std", torch.ones(channels, 1, 1))
-            self.feature_mean: Tensor
-            self.feature_std: Tensor
-        self.register_buffer("latent_mean", torch.zeros(shape[0], 1, 1))
-        self.register_buffer("latent_std", torch.ones(shape[0], 1, 1))
-        self.latent_mean: Tensor
-        self.latent_std: Tensor
+            self.feature_mean = nn.Buffer(torch.zeros(channels, 1, 1))
+            self.feature_std = nn.Buffer(torch.ones(channels, 1, 1))
+        self.latent_mean, self.latent_std = nn.Buffer(torch.zeros(shape[0], 1, 1)), nn.Buffer(torch.ones(shape[0], 1, 1))
         self.train_means = RunningMeans()  # of training pictures, scored as the held-out ones are
 
     # -- pictures and latents
@@ -205,22 +200,12 @@ class LatentDDPMModule(ImageModel):
         return self.autoencoder.decode(z) if self.autoencoder else ((z + 1) / 2).clamp(0, 1)
 
     def set_latent_scale(self, mean: Tensor, std: Tensor) -> None:
-        """Set the scale of the latents.
-
-        Args:
-            mean: (C,) over the whole training split.
-            std: (C,) likewise.
-        """
+        """Set the scale of the latents: mean and standard deviation, each (C,), over the whole training split."""
         self.latent_mean.copy_(mean.view(-1, 1, 1))
         self.latent_std.copy_(std.view(-1, 1, 1))
 
     def set_feature_scale(self, mean: Tensor, std: Tensor) -> None:
-        """Set the scale of the features that the denoiser's hidden features are aligned with.
-
-        Args:
-            mean: (K,) over the whole training split.
-            std: (K,) likewise.
-        """
+        """Set the scale, (K,) likewise, of the features that the denoiser's hidden features are aligned with."""
         self.feature_mean.copy_(mean.view(-1, 1, 1))
         self.feature_std.copy_(std.view(-1, 1, 1))
 

@@ -10,11 +10,8 @@ def num_steps(steps: float, total_steps: int) -> int:
     """Convert a number of optimiser steps, or a fraction of the run, to steps.
 
     Args:
-        steps: a whole number of steps or, below 1, a fraction of ``total_steps``.
+        steps: a whole number of steps or, below 1, a fraction of ``total_steps``, which gives fewer steps unless both are 0.
         total_steps: optimiser steps of the run.
-
-    Returns:
-        Whole steps; for a fraction fewer than ``total_steps``, unless both are 0.
 
     >>> num_steps(300, 1000), num_steps(0.25, 1000), num_steps(0.99, 10)
     (300, 250, 9)

@@ -20,7 +20,7 @@ def build_pretrained(
     """Build an autoencoder of diffusers, with random weights.
 
     Args:
-        shape: (C, H, W) of the pictures.
+        shape: of the pictures.
         kind: name of the class, one of ``LATENTS``.
         config: arguments of the class.
         source: origin of the weights, for messages.
@@ -74,12 +74,7 @@ class PretrainedAutoencoder(ImageModel):
     Args:
         image_size, image_channels: see ``ImageModel``.
         seed: unused; every model has one.
-        kind: name of the class, one of ``LATENTS``.
-        config: arguments of the class.
-        source: origin of the weights, for ``summary``.
-
-    Raises:
-        UserError: pictures of this size cannot be encoded and decoded, or the arguments are wrong.
+        kind, config, source: see ``build_pretrained``, which may raise a ``UserError``.
     """
 
     decoder_activation = "clamp"

@@ -125,40 +125,35 @@ def vgg16_path(weights_dir: str | Path) -> Path:
 
 
 def fetch_vgg16(weights_dir: str | Path) -> Path:
-    """Return the path of torchvision's VGG-16, trained on ImageNet, downloading it (528 MB) if it does not exist.
-
-    Args:
-        weights_dir: folder of the file.
-
-    Raises:
-        UserError: the file does not exist and cannot be downloaded.
-    """
+    """Return the path of torchvision's VGG-16, trained on ImageNet, downloading it (528 MB) if necessary, see ``fetch``."""
     return fetch(VGG16_URL, weights_dir, "VGG-16's weights (528 MB)", "model.perceptual=efficientnet")
 
 
 def load_vgg16(weights_dir: str | Path) -> dict[str, Any]:
     """Load the state dict of VGG-16, downloading it if necessary.
 
-    Args:
-        weights_dir: folder of the file.
-
     Raises:
         UserError: the file cannot be downloaded, or is damaged.
     """
     path = fetch_vgg16(weights_dir)
-    try:
+    with _damage_reported(path):
         weights = torch.load(path, map_location="cpu", weights_only=True)
         VGG16Features(weights, ["relu5_3"])  # check that they fit
+        return weights
+
+
+@contextmanager
+def _damage_reported(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # torch raises many kinds for a file that it did not write
         raise UserError(f"{path} is damaged ({type(error).__name__}): delete it to download it again") from error
-    return weights
 
 
 def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
     """Load torchmetrics' LPIPS (Zhang et al. 2018, arXiv:1801.03924) with VGG-16.
 
-    Args:
-        weights_dir: folder of VGG-16; the linear weights on top of it are part of torchmetrics.
+    The linear weights on top of it are part of torchmetrics.
 
     Returns:
         A frozen module that takes two batches in [-1, 1] and returns (N, 1, 1, 1).
@@ -167,11 +162,8 @@ def load_lpips(weights_dir: str | Path) -> torch.nn.Module:
         UserError: see `load_vgg16`.
     """
     path = fetch_vgg16(weights_dir)
-    try:
-        with _torch_hub_finds(path):
-            return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): delete it to download it again") from error
+    with _damage_reported(path), _torch_hub_finds(path):
+        return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
 
 
 @contextmanager

@@ -9,11 +9,7 @@ from flowergen.picture_shape import PictureShape
 
 
 class ReconstructionScores(nn.Module):
-    """PSNR, SSIM, sharpness, the common ELBO and active units of a set of pictures.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-    """
+    """PSNR, SSIM, sharpness, the common ELBO and active units of a set of pictures of one shape."""
 
     def __init__(self, shape: PictureShape):
         super().__init__()

@@ -38,8 +38,8 @@ class TwoOptimizers(ImageModel):
         super().__init__(image_size, seed, lr_schedule, lr_warmup_steps, image_channels)
         self.automatic_optimization = False
         self.make_optimizer, self.make_discriminator_optimizer = optimizer, discriminator_optimizer
-        self.accumulate_grad_batches, self.gradient_clip_val = accumulate_grad_batches, gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
 
     @property
     @abstractmethod
@@ -67,11 +67,7 @@ class TwoOptimizers(ImageModel):
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def step_optimizers(self) -> float:
-        """Step each optimiser at the scheduled learning rate.
-
-        Returns:
-            The generator's learning rate.
-        """
+        """Step each optimiser at the scheduled learning rate, and return the generator's."""
         optimizers = self.list_optimizers()
         for optimizer in optimizers:
             self.set_learning_rate(optimizer)

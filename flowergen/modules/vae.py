@@ -1,5 +1,6 @@
 """The plain convolutional (beta-)VAE as a LightningModule."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -8,13 +9,7 @@ from torch import Tensor, nn
 from flowergen.data.batch import Batch
 from flowergen.losses.kl import kl_standard_normal
 from flowergen.losses.mmd import mmd_imq
-from flowergen.losses.reconstruction import (
-    absolute_error,
-    bernoulli,
-    gaussian,
-    optimal_log_sigma,
-    squared_error,
-)
+from flowergen.losses.reconstruction import absolute_error, bernoulli, gaussian, optimal_log_sigma, squared_error
 from flowergen.modules.ema import EMA
 from flowergen.modules.image_model import ImageModel, MakeOptimizer
 from flowergen.modules.lr_schedule import LrSchedule
@@ -144,7 +139,9 @@ class VAEModule(ImageModel):
             return self.beta * self.optimizer_steps / warmup
         return self.beta
 
-    def objective(self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor) -> dict[str, Tensor]:
+    def objective(
+        self, x: Tensor, posterior: Posterior, z: Tensor, logits: Tensor, z_prior: Tensor | None
+    ) -> dict[str, Tensor]:
         """-ELBO = -E_q[log p(x|z)] + beta KL(q(z|x) || p(z)), equation 3 of arXiv:1312.6114, in nats.
 
         With ``divergence=mmd``, it is equation 4 of arXiv:1711.01558, whose penalty applies to the batch's latents as a whole.
@@ -154,7 +151,7 @@ class VAEModule(ImageModel):
             posterior: q(z|x).
             z: (N, D, 1, 1) drawn from the posterior.
             logits: (N, C, H, W) the decoder's output for z.
-            z_prior: (N, D, 1, 1) drawn from N(0, I); used only by ``mmd``.
+            z_prior: (N, D, 1, 1) drawn from N(0, I), for ``mmd``; unused otherwise.
 
         Returns:
             By name: ``loss``, ``loss_reconstruction``, ``loss_kl``, each (N,); the scalars ``sigma`` for ``gaussian`` and
@@ -165,6 +162,7 @@ class VAEModule(ImageModel):
         distortion = terms.pop("loss_reconstruction") * self.loss_scale  # (N,)
         divergence = kl = kl_standard_normal(posterior.mean, posterior.logvar)  # (N,)
         if self.divergence == "mmd":
+            assert z_prior is not None
             divergence = terms["loss_mmd"] = mmd_imq(z, z_prior)  # ()
         return {"loss": distortion + self.current_beta * divergence, "loss_reconstruction": distortion, "loss_kl": kl, **terms}
 
@@ -195,7 +193,7 @@ class VAEModule(ImageModel):
         x, shape = batch.image, self.latent_shape
         posterior = self._encode(self.net, x)
         z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
-        z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior")
+        z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior") if self.divergence == "mmd" else None
         terms = self.objective(x, posterior, z, self._decode(self.net, z), z_prior)
         self.record(terms)
         return terms["loss"].mean()
@@ -228,11 +226,9 @@ class VAEModule(ImageModel):
         """
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
-        eps, z_prior = (
-            normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose=purpose).to(self.device)
-            for purpose in ("validation", "validation prior")
-        )
-        z = posterior.sample(eps)
+        draw = partial(normal_per_sample, batch.index, self.latent_shape, seed=self.seed)
+        z = posterior.sample(draw(purpose="validation").to(self.device))
+        z_prior = draw(purpose="validation prior").to(self.device) if self.divergence == "mmd" else None
         logits = self._decode(net, z)
         x_hat = self._to_unit_range(self.activate(logits))
         x_mean = self._to_unit_range(self.activate(self._decode(net, posterior.mean)))

@@ -253,12 +253,7 @@ class VAEGANModule(TwoOptimizers):
         return self.guard.factor * self.adversarial_weight * ramp(self.optimizer_steps, start, ramp_steps)
 
     def objective(
-        self,
-        x: Tensor,
-        label: Tensor,
-        posterior: Posterior,
-        x_hat: Tensor,
-        shared: SharedFeatures | None,
+        self, x: Tensor, label: Tensor, posterior: Posterior, x_hat: Tensor, shared: SharedFeatures | None
     ) -> dict[str, Tensor]:
         """The generator's loss without its adversarial term.
 
@@ -497,19 +492,7 @@ def _to_unit_range(x: Tensor) -> Tensor:
 def _residual_network(
     shape: PictureShape, latent: LatentShape, blocks: Blocks
 ) -> tuple[ResidualAutoencoder, tuple[int, int, int], int]:
-    """Build the network.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-        latent: shape of the latent.
-        blocks: configuration of the blocks.
-
-    Returns:
-        The network, the shape (C, h, w) of its latents, and the factor.
-
-    Raises:
-        UserError: they do not fit the image size, or each other.
-    """
+    """Build the network, and return it with the shape (C, h, w) of its latents and the factor."""
     try:
         latent_shape, factor = latent.shape_for(shape), latent.factor_for(shape)
         network_factor = latent.network_factor_for(shape)
