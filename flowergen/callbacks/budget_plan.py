@@ -18,7 +18,8 @@ class Seconds(NamedTuple):
         step: one optimiser step.
         validation: one validation.
         epoch_end: the other work after every epoch.
-        pictures: drawing and evaluation, after the last epoch and after those in which they are due.
+        pictures: drawing, with what has to be fitted for it, and evaluation, after the last epoch and those in which they are
+            due.
         storing: what is computed and stored once training has ended.
     """
 
@@ -30,13 +31,7 @@ class Seconds(NamedTuple):
 
 
 class EndDurations(NamedTuple):
-    """Expected durations of the work at the end of a run, in seconds.
-
-    Attributes:
-        validation: one validation; 0 if it was not timed.
-        pictures: drawing, with what has to be fitted for it.
-        storing: what is computed and stored once training has ended.
-    """
+    """Expected durations of the work at the end of a run, see ``Seconds``; 0 for a validation that was not timed."""
 
     validation: float
     pictures: float

@@ -183,13 +183,8 @@ class PeriodicEvaluation(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state."""
         settings = {"extractor": self.extractor, "num_samples": self.num_samples}
-        return {
-            "settings": settings,
-            "metric": self.metric,
-            "history": self.history,
-            "best": self.best,
-            "memorising": self.memorising,
-        }
+        found = {"history": self.history, "best": self.best, "memorising": self.memorising}
+        return {"settings": settings, "metric": self.metric, **found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, unless it was measured with other settings."""

@@ -36,13 +36,7 @@ class TensorBoard(TensorBoardLogger):
                 self._only_hyperparameters = False
 
     def log_picture(self, name: str, pixels: Any, step: int) -> None:
-        """Write a picture.
-
-        Args:
-            name: tag of the picture.
-            pixels: uint8 (H, W, 3).
-            step: ``optimizer_steps`` of the module.
-        """
+        """Write a picture, see ``PictureLogger``."""
         with self._disabled_on_error() as enabled:
             if enabled:
                 self.experiment.add_image(name, pixels, step, dataformats="HWC")

@@ -97,32 +97,17 @@ class Tracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log scalars.
-
-        Args:
-            metrics: values by name.
-            step: ``optimizer_steps`` of the module; None for 0.
-        """
+        """Log scalars by name at ``optimizer_steps`` of the module, None for 0."""
         self._attempt(self.send_scalars, metrics, step or 0)
 
     @rank_zero_only
     def log_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """Log a picture.
-
-        Args:
-            name: name of the picture, the same at every step.
-            pixels: uint8 (H, W, 3).
-            step: ``optimizer_steps`` of the module.
-        """
+        """Log a picture, see ``PictureLogger``; its name is the same at every step."""
         self._attempt(self.send_picture, name, pixels, step)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the tracker's run.
-
-        Args:
-            status: ``success``, or anything else if training was stopped or failed.
-        """
+        """End the tracker's run; ``status`` is ``success``, or anything else if training was stopped or failed."""
         if self._run is not None:
             self._attempt(self.finish, status == "success")
             self._run = None
