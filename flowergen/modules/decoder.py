@@ -177,12 +177,7 @@ class DecoderModule(TwoOptimizers):
         return f"the decoder of latents of {latent}, on {self.num_latents:,} samples of {type(self._diffusion[0].net).__name__}"
 
     def use_samples(self, latents: Tensor, labels: Tensor) -> None:
-        """Set the samples to train on.
-
-        Args:
-            latents: (P, C, h, w) samples, in the autoencoder's units.
-            labels: (P,) int64 classes of the samples, K for none.
-        """
+        """Set the samples to train on: (P, C, h, w), in the autoencoder's units, of (P,) int64 classes, K for none."""
         self.latents, self.labels = latents, labels
 
     def on_train_start(self) -> None:
@@ -270,11 +265,7 @@ class DecoderModule(TwoOptimizers):
         self.val_means.update(self.scores(batch))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Score the reconstructions of held-out pictures. The noise of picture i depends on (seed, i) alone.
-
-        Returns:
-            By name, each (N,): both terms of the reconstruction loss, ``psnr`` and ``ssim``.
-        """
+        """Both reconstruction terms, PSNR and SSIM, each (N,); the noise of picture i depends on (seed, i) alone."""
         posterior = self.encode(batch.image)
         eps = normal_per_sample(batch.index, self.latent_shape, seed=self.seed, purpose="validation").to(self.device)
         x_hat = self.ema.net(posterior.sample(eps)).float()

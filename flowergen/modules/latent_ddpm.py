@@ -388,13 +388,7 @@ class LatentDDPMModule(ImageModel):
             raise UserError(f"steps: {error}") from error
 
     def predictor(self, label: Tensor, sampling: SamplingSettings, net: Network | None = None) -> Predict:
-        """Return the guided prediction of x0_hat and eps_hat, as samplers call it.
-
-        Args:
-            label: (N,) int64 classes; K for none.
-            sampling: its guidance.
-            net: see ``denoise``.
-        """
+        """Return the guided prediction of x0_hat and eps_hat, as samplers call it; see ``denoise`` for the arguments."""
         low, high = sampling.guidance_interval
         scale = sampling.guidance_scale if bool((label != self.num_classes).any()) else 1.0  # for any class
         label, pixels = label.to(self.device), not self._autoencoder

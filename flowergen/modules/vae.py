@@ -217,13 +217,7 @@ class VAEModule(ImageModel):
         self.val_means.update(self.scores(batch))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """The objective and the Gaussian ELBO's terms with z ~ q(z|x), PSNR and SSIM with z = its mean.
-
-        The noise of picture i depends on (seed, i) alone.
-
-        Returns:
-            By name, each (N,): the terms of ``objective`` and ``ReconstructionScores``.
-        """
+        """The terms of ``objective`` and ``ReconstructionScores``; the noise of picture i depends on (seed, i) alone."""
         x, net = batch.image, self.inference_net
         posterior = self._encode(net, x)
         draw = partial(normal_per_sample, batch.index, self.latent_shape, seed=self.seed)

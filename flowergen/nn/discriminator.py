@@ -16,8 +16,8 @@ class DiscriminatorOutput(NamedTuple):
     """The output of a discriminator.
 
     Attributes:
-        logits: (N, K, h, w) float32, positive for patches classified as real; K = 1 for a patch discriminator, the number of
-            heads for a projected one.
+        logits: (N, K, h, w) float32, positive for patches classified as real; K = 1 for a patch discriminator; K is the number
+            of maps and h = w = 4 for a projected one.
         features: (N, C, h', w') of each hidden layer of a patch discriminator, or the frozen input features of a projected one.
     """
 

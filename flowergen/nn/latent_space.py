@@ -36,9 +36,6 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 def nats_per_unit(posterior: Posterior) -> Tensor:
     """Compute KL(q(z_u|x) || N(0, 1)) of every latent dimension u: the information it carries about the pictures.
 
-    Args:
-        posterior: posterior of N pictures, (N, C, h, w).
-
     Returns:
         (C h w,) float32, averaged over the pictures.
     """

@@ -34,14 +34,11 @@ class VGG16Features(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the activations.
+        """Return the activations, (N, C, h, w) for each requested layer, from the picture inwards.
 
         Args:
             x: (N, C, H, W), pictures in [0, 1], at least 16 px a side for relu5_3; grey ones, C = 1, are repeated for each of
                 the three colours.
-
-        Returns:
-            (N, C, h, w) for each requested layer, from the picture inwards.
         """
         h, activations = (x - self.mean) / self.std, []
         for number, layer in enumerate(self.features):

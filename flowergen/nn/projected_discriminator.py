@@ -40,10 +40,7 @@ class ProjectedDiscriminator(PowerIterations):
         """Classify pictures as real or fake.
 
         Args:
-            features: features of the pictures, (N, C, h, w) for each of ``widths``.
-
-        Returns:
-            Logits (N, number of maps, 4, 4), and the frozen features.
+            features: frozen features of the pictures, (N, C, h, w) for each of ``widths``.
         """
         heads = zip(self.heads, self.mixed(features), strict=True)
         logits = [F.adaptive_avg_pool2d(head(h), SIDE) for head, h in heads]
