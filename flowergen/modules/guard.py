@@ -36,11 +36,9 @@ class Guard:
         return 0.5**self.num_rollbacks
 
     def check(self, psnr: float, adversarial_started: bool) -> None:
-        """Set ``failed`` if PSNR has fallen by more than the margin.
+        """Set ``failed`` if this epoch's validation PSNR, in dB, is NaN or has fallen by more than the margin.
 
-        Args:
-            psnr: validation PSNR of this epoch, in dB. NaN fails.
-            adversarial_started: whether adversarial training has begun; before that, no epoch fails.
+        Before adversarial training has begun, no epoch fails.
         """
         best = -math.inf if self.best_psnr is None else self.best_psnr
         self.psnr_is_nan = math.isnan(psnr)

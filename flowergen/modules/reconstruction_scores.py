@@ -20,9 +20,7 @@ class ReconstructionScores(nn.Module):
         """Add a batch.
 
         Args:
-            x: (N, C, H, W) pictures in [0, 1].
-            x_hat: (N, C, H, W) decoded from a draw z ~ q(z|x).
-            x_mean: (N, C, H, W) decoded from the mean of q(z|x).
+            x, x_hat, x_mean: (N, C, H, W) pictures in [0, 1], decoded from a draw z ~ q(z|x), and decoded from its mean.
             mean: (N, C, h, w) mean of q(z|x).
 
         Returns:

@@ -383,11 +383,7 @@ class VAEGANModule(TwoOptimizers):
         self.check_total_steps()
 
     def check_total_steps(self) -> None:
-        """Check that the adversarial loss starts within the run, unless ``limit_train_batches`` makes it a trial.
-
-        Raises:
-            UserError: the run ends before.
-        """
+        """Check that the adversarial loss starts within the run, unless ``limit_train_batches`` makes it a trial."""
         start, limit = self.in_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
         if self.adversarial_weight and start >= self.total_steps and whole_epochs:

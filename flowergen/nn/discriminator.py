@@ -81,8 +81,9 @@ class PowerIterations(nn.Module):
 
     def _set_norm(self, norm: Literal["group", "spectral"]) -> None:
         """Normalise the weights of all convolutions with ``spectral``, and disable power iterations."""
-        for module in [m for m in self.modules() if isinstance(m, nn.Conv2d)] if norm == "spectral" else []:
-            parametrizations.spectral_norm(module)
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        for convolution in convolutions if norm == "spectral" else []:
+            parametrizations.spectral_norm(convolution)
         self._set_power_iterations(False)
 
     def _set_power_iterations(self, on: bool) -> None:

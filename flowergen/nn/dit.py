@@ -44,15 +44,7 @@ def rotary_2d(height: int, width: int, dim: int) -> Tensor:
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate each pair of values (i, i + dim / 2) of each token by its angle.
-
-    Args:
-        x: (N, H, T, dim).
-        rotation: (2, T, dim / 2), see ``rotary_2d``.
-
-    Returns:
-        (N, H, T, dim).
-    """
+    """Rotate each pair of values (i, i + dim / 2) of each token, x: (N, H, T, dim), by its angle, see ``rotary_2d``."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = rotation
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
