@@ -25,8 +25,7 @@ class FiniteWatch:
         """Check the values of a batch, without waiting for the device.
 
         Args:
-            names: names of the K values.
-            values: (K,), such as sums over the batch, which are not finite if the value of any picture is not.
+            names, values: K names, and (K,), such as sums over the batch, which are not finite if that of any picture is not.
             step: the optimiser step.
         """
         names = tuple(names)

@@ -26,11 +26,8 @@ class DiscriminatorOutput(NamedTuple):
 
 
 def num_halvings_for(short_side: int) -> int:
-    """Return the halvings for a receptive field of about a quarter of the picture, as 70 of 256 px in arXiv:1611.07004,
-    section 6.1.2.
-
-    Args:
-        short_side: short side of the pictures, in px.
+    """Return the halvings for a receptive field of about a quarter of the pictures' short side in px, as 70 of 256 px in
+    arXiv:1611.07004, section 6.1.2.
 
     >>> [(size, receptive_field(num_halvings_for(size))) for size in (32, 64, 128, 256, 512)]
     [(32, 16), (64, 16), (128, 34), (256, 70), (512, 142)]
@@ -39,12 +36,7 @@ def num_halvings_for(short_side: int) -> int:
 
 
 def logits_side(short_side: int, num_halvings: int) -> int:
-    """Return the short side of the map of logits; 0 or less if the picture is too small for so many halvings.
-
-    Args:
-        short_side: short side of the pictures, in px.
-        num_halvings: see `receptive_field`.
-    """
+    """Return the short side of the map of logits for pictures with one of ``short_side`` px; 0 or less if that is too small."""
     return short_side // 2**num_halvings - 2  # two convolutions with a kernel of 4 and a padding of 1
 
 

@@ -41,9 +41,6 @@ class LatentShape:
         best two in latent diffusion, arXiv:2112.10752, section 4.1). Flat: the smallest that divides both sides and leaves a
         map of at most 7 x 7 positions, or the largest that divides them.
 
-        Args:
-            shape: (C, H, W) of the pictures.
-
         Raises:
             ValueError: the factor does not divide both sides, or no power of two gives a small enough map for a flat latent.
         """
@@ -72,9 +69,6 @@ class LatentShape:
 
     def network_factor_for(self, shape: PictureShape) -> int:
         """Return the height of the picture divided by that of the smallest map of encoder and decoder.
-
-        Args:
-            shape: (C, H, W) of the pictures.
 
         Raises:
             ValueError: the patch size does not divide the factor, or its square does not divide the channels.
