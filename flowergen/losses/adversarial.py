@@ -1,4 +1,4 @@
-"""Adversarial losses on maps of logits, (N, 1, h, w) -> (N,) float32 each, and the weight of the generator's."""
+"""Adversarial losses on maps of logits, and the weight of the generator's."""
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,51 @@ def hinge_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 
     Source: Lim & Ye 2017 (arXiv:1705.02894), Miyato et al. 2018 (arXiv:1802.05957, equation 16); the 1/2 is VQGAN's
     (arXiv:2012.09841, its code).
+
+    Args:
+        logits_real: (N, 1, h, w).
+        logits_fake: (N, 1, h, w).
+
+    Returns:
+        (N,) float32.
     """
     return 0.5 * (F.relu(1 - logits_real.float()) + F.relu(1 + logits_fake.float())).flatten(1).mean(1)  # (N,)
 
 
 def hinge_generator(logits_fake: Tensor) -> Tensor:
-    """-D(x_hat), averaged over the map: the same papers, equation 17 of the second."""
+    """-D(x_hat), averaged over the map: the same papers, equation 17 of the second.
+
+    Args:
+        logits_fake: (N, 1, h, w).
+
+    Returns:
+        (N,) float32.
+    """
     return -logits_fake.float().flatten(1).mean(1)  # (N,)
 
 
 def non_saturating_discriminator(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """-1/2 [log sigmoid(D(x)) + log(1 - sigmoid(D(x_hat)))], averaged over the map (Goodfellow et al. 2014, arXiv:1406.2661).
 
-    It is log 2 where nothing is told apart.
+    Args:
+        logits_real: (N, 1, h, w).
+        logits_fake: (N, 1, h, w).
+
+    Returns:
+        (N,) float32; log 2 where nothing is told apart.
     """
     return 0.5 * (F.softplus(-logits_real.float()) + F.softplus(logits_fake.float())).flatten(1).mean(1)  # (N,)
 
 
 def non_saturating_generator(logits_fake: Tensor) -> Tensor:
-    """-log sigmoid(D(x_hat)), averaged over the map: strong gradients where the discriminator wins (same paper, section 3)."""
+    """-log sigmoid(D(x_hat)), averaged over the map: strong gradients where the discriminator wins (the same paper, section 3).
+
+    Args:
+        logits_fake: (N, 1, h, w).
+
+    Returns:
+        (N,) float32.
+    """
     return F.softplus(-logits_fake.float()).flatten(1).mean(1)  # (N,)
 
 

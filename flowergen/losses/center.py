@@ -43,8 +43,13 @@ def center_push(centers: Tensor, margin: float) -> Tensor:
 
 
 def class_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """-log p(y|z), softmax over the classes: (N, K) logits and (N,) int64 labels -> (N,) float32 in nats.
+    """-log p(y|z), softmax over the classes.
 
-    It is 0 where the label is -1, unlabelled.
+    Args:
+        logits: (N, K).
+        label: (N,) int64, -1 where unlabelled.
+
+    Returns:
+        (N,) float32 in nats; 0 where unlabelled.
     """
     return F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="none")  # (N,)

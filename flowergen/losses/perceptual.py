@@ -26,7 +26,11 @@ def normalised_feature_distance(features_hat: Sequence[Tensor], features: Sequen
     """Squared distance of the directions of the activations at each position, averaged over positions and layers.
 
     Source: Zhang et al. 2018 (arXiv:1801.03924, equation 1) with all weights w equal: without the normalisation the deep layers
-    of VGG, whose activations are large, would be all that counts. Arguments: see ``feature_distance``.
+    of VGG, whose activations are large, would be all that counts.
+
+    Args:
+        features_hat: of the reconstruction, (N, C, h, w) for each layer.
+        features: of the picture, alike.
 
     Returns:
         (N,) float32, from 0 to 4; to 2 where no activation is negative.

@@ -15,12 +15,28 @@ SIGMA_MIN = 1 / (255 * math.sqrt(12))
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """SSE = sum (x_hat - x)^2 of a reconstruction and a picture, each (N, ...) -> (N,) float32."""
+    """SSE = sum (x_hat - x)^2.
+
+    Args:
+        x_hat: (N, ...) reconstruction.
+        x: (N, ...) picture.
+
+    Returns:
+        (N,) float32.
+    """
     return (x_hat.float() - x.float()).square().flatten(1).sum(1)  # (N,)
 
 
 def absolute_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Sum |x_hat - x|, likewise: up to scale and constant the negative log likelihood of a Laplace distribution."""
+    """Sum |x_hat - x|: up to scale and constant the negative log likelihood of a Laplace distribution.
+
+    Args:
+        x_hat: (N, ...) reconstruction.
+        x: (N, ...) picture.
+
+    Returns:
+        (N,) float32.
+    """
     return (x_hat.float() - x.float()).abs().flatten(1).sum(1)  # (N,)
 
 
