@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 
 from flowergen.nn.attention import ChannelAttention, SpatialAttention
 
@@ -28,10 +28,23 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels)
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016, arXiv:1607.06450) over the channels of each position of a map independently.
+
+    Each position is normalised to mean 0 and variance 1 over its channels, then scaled and shifted per channel. (A norm over
+    the positions of each channel, sometimes called by the same name, is InstanceNorm.)
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h, w)."""
+        h = h.permute(0, 2, 3, 1)  # (N, h, w, C): contiguous if the memory is channels_last
+        return F.layer_norm(h, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": group_norm,
-    "layer": LayerNorm2d,  # of each position over its channels (Ba et al. 2016, arXiv:1607.06450), not InstanceNorm
+    "layer": LayerNorm2d,
     "none": nn.Identity,
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
