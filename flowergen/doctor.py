@@ -13,8 +13,6 @@ def main() -> None:
         print(f"missing  {error.name}: {error}; reinstall flowergen's requirements, see the README")
         sys.exit(1)
     config = read_command_line("doctor", Doctor, sys.argv[1:])
-    if config is None:
-        return
     fatal = []
     for line in examined(config["paths"]):
         print(line, flush=True)

@@ -32,8 +32,6 @@ FOLDER_OPTIONS = ("reference", "train", "image_size")  # no effect with run=
 def main() -> None:
     """Check the options, measure, write the card, and print it."""
     config = read_command_line("evaluate", Evaluate, sys.argv[1:])
-    if config is None:
-        return
     if _one_of(config) == "compare":
         _compare(config["compare"])
         return
@@ -45,7 +43,9 @@ def main() -> None:
         unread = dict.fromkeys(FOLDER_OPTIONS, "generated=DIR")
         check_sampling(config, run.of_model.read_config()["model"], sys.argv[1:], unread)
     else:
-        _note_without_effect(sys.argv[1:])
+        for key in RUN_OPTIONS:
+            if any(argument.startswith(f"{key}=") for argument in sys.argv[1:]):
+                print(f"{key}= has no effect here: it is for run=RUN", file=sys.stderr)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
     from flowergen.runs.evaluation import subject_of_folders, subject_of_run
@@ -76,13 +76,6 @@ def _one_of(config: dict[str, Any]) -> str:
     return given[0]
 
 
-def _note_without_effect(typed: list[str]) -> None:
-    """Print a note on each given option that has no effect on folders."""
-    for key in RUN_OPTIONS:
-        if any(argument.startswith(f"{key}=") for argument in typed):
-            print(f"{key}= has no effect here: it is for run=RUN", file=sys.stderr)
-
-
 def _compare(typed: str) -> None:
     from flowergen.evaluation.card import comparison, newest_card
 
@@ -99,7 +92,7 @@ def _compare(typed: str) -> None:
 def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, Any]:
     """Return the card in the folder; if there is none, measure and write it first."""
     from flowergen.evaluation.card import hash_of, markdown, read_card, summarised
-    from flowergen.evaluation.card_files import write_pairs
+    from flowergen.evaluation.card_files import write_pairs, write_scalars
     from flowergen.runs.evaluation import measure
 
     card = read_card(folder)
@@ -129,21 +122,16 @@ def _card(subject: "Subject", folder: Path, run: RunFolder | None) -> dict[str, 
         write_pairs(folder, measured.pairs)
         write_atomically(folder / "card.md", markdown(card))
         if run is not None:
-            _log_scalars(run.tensorboard / "evaluation" / folder.name, card, subject.step)
+            scalars = run.tensorboard / "evaluation" / folder.name
+            try:
+                write_scalars(scalars, card, subject.step)
+            except OSError as error:
+                print(f"no scalars for TensorBoard: {scalars} cannot be written to ({error.strerror})", file=sys.stderr)
         write_atomically(folder / "card.json", json.dumps(card, indent=2) + "\n")  # last: it marks a complete evaluation
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): make room, and run the command again") from error
     shutil.rmtree(folder / "work", ignore_errors=True)
     return card
-
-
-def _log_scalars(folder: Path, card: dict[str, Any], step: int) -> None:
-    from flowergen.evaluation.card_files import write_scalars
-
-    try:
-        write_scalars(folder, card, step)
-    except OSError as error:
-        print(f"no scalars for TensorBoard: {folder} cannot be written to ({error.strerror})", file=sys.stderr)
 
 
 if __name__ == "__main__":

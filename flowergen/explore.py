@@ -16,8 +16,6 @@ HOST = "127.0.0.1"
 def main() -> None:
     """Check the options, load the model, and serve its page until Ctrl-C."""
     config = read_command_line("explore", Explore, sys.argv[1:])
-    if config is None:
-        return
     find_run(config["run"])
     if find_spec("gradio") is None:
         raise UserError("flowergen.explore needs gradio: pip install 'flowergen[app]'")
@@ -29,11 +27,7 @@ def main() -> None:
 
 
 def _check_free(port: int) -> None:
-    """Refuse a port that cannot be listened on, before the model is loaded.
-
-    Raises:
-        UserError: another program listens on it, or it is reserved.
-    """
+    """Refuse a port that another program listens on, or that is reserved, before the model is loaded."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:

@@ -11,7 +11,8 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.command_schema import Export
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.errors import UserError, printable
-from flowergen.runs.run_folder import RunFolder, find_run, write_atomically
+from flowergen.runs.run_folder import find_run, write_atomically
+from flowergen.runs.stages import model_nodes
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
@@ -19,10 +20,8 @@ NEEDED = ("onnx", "onnxruntime", "onnxscript")
 def main() -> None:
     """Check the options, load the model, write and verify the files, and print where they are."""
     config = read_command_line("export", Export, sys.argv[1:])
-    if config is None:
-        return
     run, _ = find_run(config["run"])
-    nodes = _nodes(run.of_model)
+    nodes = model_nodes(run.of_model)
     missing = [name for name in NEEDED if find_spec(name) is None]
     if config["format"] == "onnx" and missing:
         raise UserError(f"format=onnx needs {' and '.join(missing)}: pip install 'flowergen[export]'")
@@ -47,16 +46,6 @@ def main() -> None:
         for file in Path(partial).iterdir():
             file.rename(folder / file.name)
     print(f"files: {printable(str(folder))}")
-
-
-def _nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return ``model`` of the run's config and, as ``autoencoder``, that of its autoencoder's config if it has one."""
-    stored = run.read_config()
-    source = stored.get("autoencoder")
-    if source in (None, "none"):
-        return {"model": stored["model"]}
-    autoencoder = run.autoencoder if run.autoencoder.is_dir() else source
-    return {"model": stored["model"], "autoencoder": find_run(autoencoder, "autoencoder")[0].read_config()["model"]}
 
 
 if __name__ == "__main__":

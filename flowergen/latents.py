@@ -11,6 +11,7 @@ from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.errors import UserError, printable
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
 from flowergen.runs.run_folder import find_run, write_atomically
+from flowergen.runs.stages import model_nodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,21 +28,14 @@ MOST_COMPARED = 1024  # pictures in the pairwise comparison
 def main() -> None:
     """Check the options, encode, measure, write the report, and print its main figures."""
     config = read_command_line("latents", Latents, sys.argv[1:])
-    if config is None:
-        return
     run, _ = find_run(config["run"])
-    described = run.of_model
-    stored = described.read_config()
-    diffused = "sampling" in stored["model"]
-    if diffused and stored.get("autoencoder") in (None, "none"):
+    nodes = model_nodes(run.of_model)
+    diffused = "sampling" in nodes["model"]
+    if diffused and "autoencoder" not in nodes:
         raise UserError(
             f"run={printable(config['run'])}: this diffusion works on pixels and has no latent space; give the run of a VAE, "
             "of a VAE-GAN, or of diffusion on the latents of one"
         )
-    objective = stored["model"]
-    if diffused:
-        autoencoder = described.autoencoder if described.autoencoder.is_dir() else stored["autoencoder"]
-        objective = find_run(autoencoder, "autoencoder")[0].read_config()["model"]
 
     import numpy as np
     import torch
@@ -70,7 +64,7 @@ def main() -> None:
     compared = spread(np.arange(len(rows)), MOST_COMPARED)
     noise = normal_per_sample(rows[compared].tolist(), model.module.latent_shape, seed=config["seed"], purpose="information")
     collapse = measure_collapse(posterior, torch.from_numpy(compared), noise)
-    sentences = verdict(collapse, objective, diffused)
+    sentences = verdict(collapse, nodes.get("autoencoder", nodes["model"]), diffused)
     if split == "train":
         held_out = "the run holds none out" if data.split == "all" else "split=test has others"
         sentences.append(f"These are training pictures ({held_out}): on new ones the figures may differ.")
@@ -89,11 +83,7 @@ def main() -> None:
 
 
 def _encode(model: "LoadedModel", data: "ImageDataModule", rows: "np.ndarray", of: str) -> "Posterior":
-    """Return q(z|x) of these pictures, mean and logvar (N, C, h, w).
-
-    Raises:
-        UserError: the latents are not finite.
-    """
+    """Return q(z|x) of these pictures, mean and logvar (N, C, h, w)."""
     import torch
 
     from flowergen.evaluation.encoding import posteriors

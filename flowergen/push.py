@@ -15,8 +15,6 @@ from flowergen.runs.stages import place_of, stage_before
 def main() -> None:
     """Check the options, write the files, upload them if a repository is given, and print where they are."""
     config = read_command_line("push", Push, sys.argv[1:])
-    if config is None:
-        return
     run, checkpoint = find_run(config["run"])
     if config["format"] == "diffusers":
         if config["space"]:
@@ -53,11 +51,7 @@ def main() -> None:
 
 
 def _check_diffusers(run: RunFolder) -> None:
-    """Refuse a run that cannot be a pipeline of diffusers, by its config.
-
-    Raises:
-        UserError: it is not diffusion on the latents of an autoencoder of diffusers, with one of flowergen's networks.
-    """
+    """Refuse a run whose config is not diffusion on the latents of diffusers' autoencoder with one of flowergen's networks."""
     stored = run.read_config()
     model, before = stored["model"], stage_before(stored)
     if before and before[0] == "diffusion":

@@ -24,8 +24,6 @@ OWN_SETTINGS = ("hydra", "sweep.", "paths.")  # settings of the sweep, not of a 
 def main() -> None:
     """Read every job's folder, write the page and the table, and print where they are."""
     config = read_command_line("report", Report, sys.argv[1:])
-    if config is None:
-        return
     if (config["run"] is None) == (config["sweep"] is None):
         raise UserError("give one of run=RUN and sweep=DIR; see --help")
     if config["run"] is not None:

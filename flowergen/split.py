@@ -16,8 +16,6 @@ WORDS = {"train": "training", "val": "validation", "test": "test"}
 def main() -> None:
     """Split the pictures, and print where they are."""
     config = read_command_line("split", Split, sys.argv[1:])
-    if config is None:
-        return
     warnings.filterwarnings("ignore", module="PIL")  # damaged metadata of pictures that can be decoded
     split = split_dataset(**config)
     for line in split.unreadable:

@@ -39,8 +39,6 @@ MOST_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twi
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("vary", Vary, sys.argv[1:])
-    if config is None:
-        return
     run, _ = find_run(config["run"])
     _contradictions(config, run.of_model.read_config()["model"], sys.argv[1:])
 
@@ -68,8 +66,7 @@ def main() -> None:
             lines = _edit(config, model, labels, x, names, folder)
         else:
             lines = _walk(config, model, direction, x, names, folder)
-    for line in [*lines, f"pictures: {printable(str(folder))}"]:
-        print(line)
+    print(*lines, f"pictures: {printable(str(folder))}", sep="\n")
 
 
 def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[str]) -> None:
@@ -96,25 +93,24 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
     import numpy as np
     import torch
 
+    from flowergen.data.image_datamodule import spread
     from flowergen.data.listing import list_image_folder
     from flowergen.data.reading import UnreadablePicture, read_rgb
 
     most = config["num_pictures"]
     if config["split"]:
         assert data is not None
-        rows = data.rows[config["split"]]
+        rows = spread(data.rows[config["split"]], most)
         if not len(rows):
             raise UserError(f"split={config['split']}: the run's data has no such pictures (data.split={data.split})")
-        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
         names = [f"{row:06d}_{_stem(data.names[row])}" for row in rows]
         return data.pictures[rows.tolist()].image.float() / 255, names, config["split"]
 
     path = Path(config["image"])
-    if path.is_file():
-        files = [path]
-    else:
-        files = [path / name for name in list_image_folder(path, "image").names]
-        files = [files[row] for row in np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)]
+    files = [path]
+    if not path.is_file():
+        found = list_image_folder(path, "image").names
+        files = [path / found[row] for row in spread(np.arange(len(found)), most)]
     images, names = [], []
     for number, file in enumerate(files):
         try:

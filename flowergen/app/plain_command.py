@@ -1,5 +1,6 @@
 """Command line of every command except ``train``: same ``key=value``, no Hydra folder, ``--help`` prints the YAML file."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +15,8 @@ from flowergen.quoting import PATH_KEYS, quote_paths, quote_texts
 from flowergen.runs.run_folder import claim, make_folder
 
 
-def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str, Any] | None:
-    """Phase 1 of a command: return its checked config without importing torch.
+def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str, Any]:
+    """Phase 1 of a command: return its checked config without importing torch; ``--help`` prints the help and exits.
 
     Args:
         name: name of the command; ``conf/NAME.yaml`` holds its keys.
@@ -23,14 +24,14 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
         argv: arguments without the program name. For commands that take a run, one without "=" is the run's path.
 
     Returns:
-        The config as plain data with absolute paths; None if help was requested and printed.
+        The config as plain data with absolute paths.
 
     Raises:
         UserError: the command line is invalid; one line says what to do.
     """
     if any(argument in ("-h", "--help") for argument in argv):
-        print(help_text(name))
-        return None
+        print(help_text(name), flush=True)
+        sys.exit()
     for argument in argv:
         if argument.startswith("-"):
             raise UserError(f"{argument} is not an option of this command, which takes key=value; --help lists the keys")

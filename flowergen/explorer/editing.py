@@ -1,4 +1,8 @@
-"""Computations of the tab Edit: an uploaded picture, its reconstruction, variations and edits."""
+"""Computations of the tab Edit: an uploaded picture, its reconstruction, variations and edits.
+
+In all functions ``x`` is the picture, (1, C, H, W) in [0, 1], or None if there is none yet. They raise a ``UserError`` if there
+is none, or if a value, which comes from a browser, is invalid.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +22,7 @@ SCALES = (-3.0, 5.0)  # powers of ten of the scale of variations
 
 
 def uploaded(explored: ExplorerModel, path: Any) -> Tensor:
-    """Read an uploaded file as the model's input, fitted as its training pictures were.
-
-    Args:
-        explored: the model.
-        path: path of the file.
-
-    Returns:
-        (1, C, H, W) in [0, 1].
+    """Read an uploaded file as the model's input, fitted as its training pictures were, (1, C, H, W) in [0, 1].
 
     Raises:
         UserError: there is no file, or it cannot be read as a picture.
@@ -49,14 +46,13 @@ def vary(explored: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: 
     """Return variations z = mu + sqrt(scale) sigma eps of a picture, (num, C, H, W).
 
     Args:
-        explored: the model.
-        x: (1, C, H, W) in [0, 1].
+        explored, x: see above.
         num: number of variations.
         power: the scale as a power of ten; None for a scale with a visible effect.
         seed: random seed for the noise.
 
     Raises:
-        UserError: a value is invalid, there is no picture, or the decoder ignores its latents.
+        UserError: see above, or the decoder ignores its latents.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
     return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
@@ -69,21 +65,15 @@ def img2img(
 
     Args:
         explored: a diffusion model.
-        x: (1, C, H, W) in [0, 1].
+        x: see above.
         strength: fraction of the sampler's steps.
         classes: labels to edit towards; None or empty for no class.
         num: number of pictures for each class.
         seed: random seed for the noise.
         options: steps and guidance_scale, see ``checked_sampling``.
-
-    Raises:
-        UserError: a value is invalid, or there is no picture.
     """
     strength = validation.real("Strength", strength, 0, 1)
-    chosen, num = _classes_and_num(explored, classes, num)
-    sampling = checked_sampling(explored, options)
-    steps, scale = sampling.steps, sampling.guidance_scale
-    return explored.model.img2img(_given(x), strength, chosen, num, _seed(seed), steps, scale).cpu()
+    return explored.model.img2img(strength=strength, **_of_edits(explored, x, classes, num, seed, options)).cpu()
 
 
 def inpaint(
@@ -94,15 +84,10 @@ def inpaint(
     Args:
         explored, x, classes, num, seed, options: see ``img2img``.
         mask: see ``mask_of``.
-
-    Raises:
-        UserError: a value is invalid, there is no picture, or nothing is masked.
     """
-    picture = _given(x)
+    x = _given(x)
     painted = mask_of(mask, *explored.module.picture_shape[1:])
-    chosen, num = _classes_and_num(explored, classes, num)
-    sampling = checked_sampling(explored, options)
-    return explored.model.inpaint(picture, painted, chosen, num, _seed(seed), sampling.steps, sampling.guidance_scale).cpu()
+    return explored.model.inpaint(mask=painted, **_of_edits(explored, x, classes, num, seed, options)).cpu()
 
 
 def mask_of(mask: Any, height: int, width: int) -> Tensor:
@@ -126,12 +111,9 @@ def traverse(explored: ExplorerModel, x: Tensor | None, sigmas: Any) -> Tensor:
     """Return the picture moved along the directions of the sliders, (1, C, H, W).
 
     Args:
-        explored: the model, with stored latents.
-        x: (1, C, H, W) in [0, 1].
+        explored: a model with stored latents.
+        x: see above.
         sigmas: a number for each slider, in standard deviations of the stored latents.
-
-    Raises:
-        UserError: a value is invalid, or there is no picture.
     """
     known = explored.directions
     steps = torch.tensor([validation.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
@@ -146,11 +128,16 @@ def _given(x: Tensor | None) -> Tensor:
     return x
 
 
-def _classes_and_num(explored: ExplorerModel, classes: Any, num: Any) -> tuple[list[str | int] | None, int]:
-    chosen: list[str | int] = [*validation.labels(classes, explored.class_names)]
+def _of_edits(
+    explored: ExplorerModel, x: Tensor | None, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that both edits of ``LoadedModel`` take."""
+    chosen = validation.labels(classes, explored.class_names)
     if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")
-    return chosen or None, _num(num)
+    sampling = checked_sampling(explored, options)
+    given = {"x": _given(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
+    return {**given, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _num(num: Any) -> int:

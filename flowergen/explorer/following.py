@@ -1,6 +1,5 @@
 """Contents of the tab Run: the current files of a run folder, so that a run in training can be followed."""
 
-import base64
 import csv
 import re
 import time
@@ -11,7 +10,7 @@ from flowergen.errors import UserError
 from flowergen.evaluation.card import markdown, newest_card
 from flowergen.explorer import validation
 from flowergen.runs.run_folder import RunFolder
-from flowergen.viz.html import text
+from flowergen.viz.html import embedded, text
 
 KINDS = {
     "generated": "Samples, of the same noise in every epoch",
@@ -31,10 +30,7 @@ def pictures_of_epoch(run: RunFolder, number: Any) -> str:
 
     Args:
         run: the run.
-        number: position of the epoch in ``epochs``, from 1; a larger number than the last one means the last one.
-
-    Raises:
-        UserError: the number is invalid.
+        number: position of the epoch in ``epochs``, from 1; a larger one means the last. A ``UserError`` if it is invalid.
     """
     found = epochs(run)
     if not found:
@@ -79,8 +75,8 @@ def _state(run: RunFolder) -> str:
 def _image(path: Path, caption: str) -> str:
     """Return a PNG file and its caption, or nothing if there is no file."""
     try:
-        file = base64.b64encode(path.read_bytes()).decode()
+        address = embedded(path.read_bytes(), "image/png")
     except OSError:
         return ""
-    words, address = text(caption), f"data:image/png;base64,{file}"
+    words = text(caption)
     return f'<figure class="file"><img alt="{words}" src="{address}"><figcaption>{words}</figcaption></figure>'

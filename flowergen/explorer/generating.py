@@ -1,6 +1,9 @@
-"""Computations of the tab Generate: new pictures, and their denoising step by step."""
+"""Computations of the tab Generate: new pictures, and their denoising step by step.
 
-from collections.abc import Iterator, Mapping, Sequence
+A value from a browser that is invalid, or not supported by the model, raises a ``UserError``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,33 +52,23 @@ def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sam
     Args:
         explored: a diffusion model.
         options: any of sampler, steps, guidance_scale and guidance_interval.
-
-    Raises:
-        UserError: a value is invalid, or the model does not support an option.
     """
     module = explored.module.denoising_model
     assert module is not None
-    checked: dict[str, Any] = {}
-    if "sampler" in options:
-        checked["sampler"] = validation.one_of("The sampler", options["sampler"], samplers_of(module))
-    if "steps" in options:
-        checked["steps"] = validation.whole("Steps", options["steps"], 1, MOST_STEPS)
-    if "guidance_scale" in options:
-        checked["guidance_scale"] = validation.real("Guidance", options["guidance_scale"], 0, MOST_GUIDANCE)
-    if "guidance_interval" in options:
-        ends = [validation.real("An end of the guidance interval", end, 0, 1) for end in options["guidance_interval"]]
-        checked["guidance_interval"] = sorted(ends)
-    config = {**dict.fromkeys(DIFFUSION_OPTIONS), **checked}
+    samplers = samplers_of(module)
+    checks: dict[str, Callable[[Any], Any]] = {
+        "sampler": lambda name: validation.one_of("The sampler", name, samplers),
+        "steps": lambda steps: validation.whole("Steps", steps, 1, MOST_STEPS),
+        "guidance_scale": lambda scale: validation.real("Guidance", scale, 0, MOST_GUIDANCE),
+        "guidance_interval": lambda ends: sorted(validation.real("An end of the guidance interval", end, 0, 1) for end in ends),
+    }
+    config = {**dict.fromkeys(DIFFUSION_OPTIONS), **{key: checks[key](value) for key, value in options.items()}}
     check_sampling(config, explored.model.config["model"], [], {})
     return sampling_of(config, module)
 
 
 def labels_of(explored: ExplorerModel, classes: Any, num: int) -> Tensor:
-    """Return the classes (N,) of samples, cycling through the chosen ones; by default through all, or -1 for an autoencoder.
-
-    Raises:
-        UserError: the model has no such class.
-    """
+    """Return the classes (N,) of samples, cycling through the chosen ones; by default through all, or -1 for an autoencoder."""
     chosen = validation.labels(classes, explored.class_names)
     if chosen:
         return torch.tensor(chosen)[torch.arange(num) % len(chosen)]
@@ -97,9 +90,6 @@ def generate(
 
     Yields:
         At most ``MOST_FRAMES`` states, the last of which is the result.
-
-    Raises:
-        UserError: a value is invalid, or the model does not support an option.
     """
     num, seed = validation.whole("The number of pictures", num, 1, MOST_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
     validation.one_of("The displayed state", watched, WATCHED)

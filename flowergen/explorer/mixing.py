@@ -1,4 +1,7 @@
-"""Computations of the tab Mix: interpolation between latents of several pictures, and class arithmetic."""
+"""Computations of the tab Mix: interpolation between latents of several pictures, and class arithmetic.
+
+A value from a browser that is invalid, or not supported by the model, raises a ``UserError``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,11 +44,7 @@ def of_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
 
 
 def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
-    """Return the first sample of a seed and a class, None for any, by the model's own sampling settings.
-
-    Raises:
-        UserError: there is no such class, or the model cannot sample from it.
-    """
+    """Return the first sample of a seed and a class, None for any, by the model's own sampling settings."""
     seed = validation.whole("The seed", seed, 0, SEEDS)
     classes = None if label is None else [label]
     labels = labels_of(explored, classes, 1)
@@ -76,9 +75,6 @@ def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, 
         plus: class whose mean latent is added; None for none.
         minus: class whose mean latent is subtracted; None for none.
         strength: factor on the difference of the means.
-
-    Raises:
-        UserError: there is no ingredient, or a value is invalid.
     """
     if not ingredients:
         raise UserError("add a picture or a sample first")

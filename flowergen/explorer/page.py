@@ -6,6 +6,7 @@ Pictures under the pointer of the tab Map wait in no queue: one at a time is dec
 
 import html
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
 from importlib import resources
 from inspect import isgeneratorfunction
@@ -73,35 +74,32 @@ def build(explored: ExplorerModel) -> Any:
     return page
 
 
-def style() -> str:
-    """Return the CSS of the page."""
-    return _asset("style.css")
+def asset(name: str) -> str:
+    """Return the text of a file of the page."""
+    return resources.files("flowergen.explorer").joinpath(name).read_text(encoding="utf-8")
 
 
 def answered(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show a ``UserError`` of an event to the user as one sentence."""
-    from gradio import Error
-
-    def shown(error: UserError) -> Error:
-        return Error(html.escape(one_line(error), quote=False), title="That is not possible", print_exception=False)
-
-    @wraps(function)
-    def once(*given: Any) -> Any:
-        try:
-            with out_of_memory_as_user_error("; use fewer pictures"):
-                return function(*given)
-        except UserError as error:
-            raise shown(error) from error
 
     @wraps(function)
     def steps(*given: Any) -> Iterator[Any]:
-        try:
-            with out_of_memory_as_user_error("; use fewer pictures"):
-                yield from function(*given)
-        except UserError as error:
-            raise shown(error) from error
+        with _one_sentence():
+            yield from function(*given)
 
-    return steps if isgeneratorfunction(function) else once
+    return steps if isgeneratorfunction(function) else _one_sentence()(function)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    from gradio import Error
+
+    try:
+        with out_of_memory_as_user_error("; use fewer pictures"):
+            yield
+    except UserError as error:
+        sentence = html.escape(one_line(error), quote=False)
+        raise Error(sentence, title="That is not possible", print_exception=False) from error
 
 
 # ---- Generate ----------------------------------------------------------------------------------------------------------
@@ -111,8 +109,7 @@ def _generate(gr: Any, explored: ExplorerModel) -> None:
         with gr.Column(scale=1, min_width=280):
             classes = _classes(gr, explored, "Classes, in turn; without any, all of them" if module.denoises
                                else "Classes, in turn; without any, of no particular one")  # fmt: skip
-            num = gr.Slider(1, generating.MOST_PICTURES, value=4, step=1, label="Pictures", elem_id="num")
-            seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed", elem_id="seed")
+            num, seed = _num(gr, 4, elem_id="num"), _seed(gr, elem_id="seed")
             asked = _denoising(gr, module.denoising_model) if module.denoising_model else {}
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate-button")
@@ -141,23 +138,20 @@ def _generate(gr: Any, explored: ExplorerModel) -> None:
 def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
     """Return the inputs of the denoising, by key of the options."""
     own = module.sampling
-    low, high = own.guidance_interval
-    most = _most_steps(module)
-    steps = gr.Slider(1, most, value=min(own.steps, most), step=1, label="Steps", elem_id="steps")
-    scale = gr.Slider(0, generating.MOST_GUIDANCE, value=own.guidance_scale, step=0.1, label="Guidance scale, 1 for none")
+    steps, scale = _steps_and_scale(gr, module, "Guidance scale, 1 for none", elem_id="steps")
     with gr.Accordion("More", open=False):
-        names = generating.samplers_of(module)
-        sampler = gr.Dropdown(names, value=own.sampler, label="Sampler")
-        ends = [gr.Slider(0, 1, value=value, step=0.01, label=f"Guidance {words} t / T (0 is clean, 1 is noise)")
-                for value, words in ((low, "from"), (high, "to"))]  # fmt: skip
+        sampler = gr.Dropdown(generating.samplers_of(module), value=own.sampler, label="Sampler")
+        low, high = (gr.Slider(0, 1, value=value, step=0.01, label=f"Guidance {words} t / T (0 is clean, 1 is noise)")
+                     for value, words in zip(own.guidance_interval, ("from", "to"), strict=True))  # fmt: skip
         watched = gr.Radio(list(generating.WATCHED), value=generating.ESTIMATE, label="While it denoises, show")
-    return {"sampler": sampler, "steps": steps, "guidance_scale": scale, "low": ends[0], "high": ends[1], "watched": watched}
+    return {"sampler": sampler, "steps": steps, "guidance_scale": scale, "low": low, "high": high, "watched": watched}
 
 
 # ---- Edit --------------------------------------------------------------------------------------------------------------
 def _edit(gr: Any, explored: ExplorerModel) -> None:
     diffusion = explored.module.denoising_model
     given = gr.State(None)
+    painted: list[Any] = []
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             upload_button = _upload(gr, "Upload a picture", "upload")
@@ -165,7 +159,8 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
         with gr.Column(scale=2, min_width=280), gr.Tabs():
             if explored.has_latents:
                 with gr.Tab("Vary"):
-                    num, seed = _num_and_seed(gr, 4)
+                    with gr.Row():
+                        num, seed = _num(gr, 4), _seed(gr)
                     automatic = gr.Checkbox(True, label="A scale with a visible effect")
                     power = gr.Slider(*editing.SCALES, value=0, step=0.1, label="Else, the scale as a power of ten")
                     button, out = _button_and_output(gr, "Vary", "vary")
@@ -177,35 +172,19 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
             if diffusion:
                 with gr.Tab("Image to image"):
                     strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
-                    inputs = _edit_options(gr, explored, diffusion)
-                    button, out = _button_and_output(gr, "Edit", "img2img")
-
-                    def img2img(x: Any, strength: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
-                        options = {"steps": steps, "guidance_scale": scale}
-                        return _by_class(explored, editing.img2img(explored, x, strength, classes, num, seed, options), classes)
-
-                    button.click(answered(img2img), [given, strength, *inputs], out, **MODEL)
+                    _edit_by_diffusion(gr, explored, diffusion, editing.img2img, given, strength, "Edit")
                 if diffusion.latent_shape[1:] != (1, 1):
                     with gr.Tab("Inpaint"):
-                        mask = gr.HTML("", html_template=PAINTED, js_on_load=_asset("mask.js"), elem_id="mask",
-                                       picture="")  # fmt: skip
-                        inputs = _edit_options(gr, explored, diffusion)
-                        button, out = _button_and_output(gr, "Paint anew", "inpaint")
-
-                        def inpaint(x: Any, mask: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
-                            options = {"steps": steps, "guidance_scale": scale}
-                            made = editing.inpaint(explored, x, mask, classes, num, seed, options)
-                            return _by_class(explored, made, classes)
-
-                        button.click(answered(inpaint), [given, mask, *inputs], out, **MODEL)
+                        mask = gr.HTML("", html_template=PAINTED, js_on_load=asset("mask.js"), elem_id="mask", picture="")
+                        _edit_by_diffusion(gr, explored, diffusion, editing.inpaint, given, mask, "Paint anew")
+                        painted = [mask]
             if explored.has_map:
                 with gr.Tab("Traverse"):
                     gr.Markdown(
                         "Each slider moves along a direction in which training pictures differ most, in standard deviations."
                     )
-                    most = TRAVERSED_SIGMAS
                     sliders = [
-                        gr.Slider(-most, most, value=0, step=0.1, elem_id=f"direction-{number}",
+                        gr.Slider(-TRAVERSED_SIGMAS, TRAVERSED_SIGMAS, value=0, step=0.1, elem_id=f"direction-{number}",
                                   label=f"Direction {number}, {share:.1%} of the variance")
                         for number, share in enumerate(explored.directions.shares.tolist(), start=1)
                     ]  # fmt: skip
@@ -216,7 +195,6 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
 
                     gr.on([slider.change for slider in sliders], answered(traverse), [given, *sliders], out,
                           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
-    painted = [mask] if diffusion and diffusion.latent_shape[1:] != (1, 1) else []
 
     def upload(path: Any) -> list[Any]:
         x = editing.uploaded(explored, path)
@@ -230,14 +208,24 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
     upload_button.upload(answered(upload), upload_button, [given, fitted, *painted], **MODEL)
 
 
-def _edit_options(gr: Any, explored: ExplorerModel, module: LatentDDPMModule) -> list[Any]:
+def _edit_by_diffusion(
+    gr: Any, explored: ExplorerModel, module: LatentDDPMModule, edit: Callable[..., Any], given: Any, how: Any, words: str
+) -> None:
+    """Make the inputs, the button ``words`` and the output of an edit of ``given``, whose strength or mask is ``how``."""
     classes = _classes(gr, explored, "Classes to paint; without any, no particular one")
-    num, seed = _num_and_seed(gr, 2)
     with gr.Row():
-        most = _most_steps(module)
-        steps = gr.Slider(1, most, value=min(module.sampling.steps, most), step=1, label="Steps")
-        scale = gr.Slider(0, generating.MOST_GUIDANCE, value=module.sampling.guidance_scale, step=0.1, label="Guidance scale")
-    return [classes, num, seed, steps, scale]
+        num, seed = _num(gr, 2), _seed(gr)
+    with gr.Row():
+        steps, scale = _steps_and_scale(gr, module, "Guidance scale")
+    button, out = _button_and_output(gr, words, edit.__name__)
+
+    def edited(x: Any, how: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
+        made = edit(explored, x, how, classes, num, seed, {"steps": steps, "guidance_scale": scale})
+        chosen = classes or [-1]  # the pictures of each class in turn
+        names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(made) // len(chosen))]
+        return figures(made, names, "edited")
+
+    button.click(answered(edited), [given, how, classes, num, seed, steps, scale], out, **MODEL)
 
 
 # ---- Mix ---------------------------------------------------------------------------------------------------------------
@@ -249,7 +237,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
             files = _upload(gr, "Add pictures", "add-files", several=True)
             with gr.Row():
                 label = gr.Dropdown(names, value=None, label="Class", visible=bool(explored.class_names))
-                seed = gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed")
+                seed = _seed(gr)
             with gr.Row():
                 sample = gr.Button("Add a sample", elem_id="add-sample")
                 clear = gr.Button("Remove all")
@@ -290,7 +278,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
     sample.click(answered(add_sample), [ingredients, label, seed, *how], [seed, *outputs], **MODEL)
     clear.click(lambda: [[], "", "", ""], None, [*outputs, way], **FILES)
     walk.click(answered(whole_way), ingredients, way, **MODEL)
-    gr.on([place.change, plus.change, minus.change, strength.change], answered(mix), [ingredients, *how], mixture,
+    gr.on([one.change for one in how], answered(mix), [ingredients, *how], mixture,
           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
 
@@ -320,7 +308,7 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
                 f"{len(explored.points[0]):,} training pictures on the plane in which their latents vary most. "
                 "A click decodes a place, a drag walks from one place to another."
             )
-            plane = gr.HTML(None, html_template=MAP, js_on_load=_asset("map.js"), elem_id="plane",
+            plane = gr.HTML(None, html_template=MAP, js_on_load=asset("map.js"), elem_id="plane",
                             map=walking.map_data(explored), server_functions=[picture])  # fmt: skip
         with gr.Column(scale=2, min_width=280):
             out = gr.HTML(elem_id="place-out")
@@ -370,17 +358,20 @@ def _classes(gr: Any, explored: ExplorerModel, label: str) -> Any:
     return gr.Dropdown(choices, value=[], multiselect=True, label=label, visible=bool(choices), elem_classes="classes")
 
 
-def _most_steps(module: LatentDDPMModule) -> int:
-    """Return the largest number of steps: a flow may take more than it has been trained on."""
-    return generating.MOST_STEPS if module.objective == "flow" else min(generating.MOST_STEPS, module.schedule.num_timesteps)
+def _steps_and_scale(gr: Any, module: LatentDDPMModule, words: str, elem_id: str | None = None) -> tuple[Any, Any]:
+    most = generating.MOST_STEPS
+    if module.objective != "flow":  # which may take more steps than it has been trained on
+        most = min(most, module.schedule.num_timesteps)
+    steps = gr.Slider(1, most, value=min(module.sampling.steps, most), step=1, label="Steps", elem_id=elem_id)
+    return steps, gr.Slider(0, generating.MOST_GUIDANCE, value=module.sampling.guidance_scale, step=0.1, label=words)
 
 
-def _num_and_seed(gr: Any, num: int) -> tuple[Any, Any]:
-    with gr.Row():
-        return (
-            gr.Slider(1, generating.MOST_PICTURES, value=num, step=1, label="Pictures"),
-            gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed"),
-        )
+def _num(gr: Any, value: int, elem_id: str | None = None) -> Any:
+    return gr.Slider(1, generating.MOST_PICTURES, value=value, step=1, label="Pictures", elem_id=elem_id)
+
+
+def _seed(gr: Any, elem_id: str | None = None) -> Any:
+    return gr.Number(0, precision=0, minimum=0, maximum=generating.SEEDS, label="Seed", elem_id=elem_id)
 
 
 def _upload(gr: Any, label: str, name: str, several: bool = False) -> Any:
@@ -395,14 +386,3 @@ def _button_and_output(gr: Any, words: str, name: str) -> tuple[Any, Any]:
 
 def _numbered(x: torch.Tensor, name: str) -> str:
     return figures(x, [f"{name} {number}" for number in range(1, len(x) + 1)], name)
-
-
-def _by_class(explored: ExplorerModel, x: torch.Tensor, classes: Any) -> str:
-    """Show edits (L num, C, H, W) of L classes."""
-    chosen = classes or [-1]
-    names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(x) // len(chosen))]
-    return figures(x, names, "edited")
-
-
-def _asset(name: str) -> str:
-    return resources.files("flowergen.explorer").joinpath(name).read_text(encoding="utf-8")

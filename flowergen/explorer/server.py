@@ -6,7 +6,7 @@ from typing import Any
 from flowergen.errors import UserError, printable
 from flowergen.explorer.editing import LARGEST_UPLOAD
 from flowergen.explorer.model import ExplorerModel
-from flowergen.explorer.page import build, style
+from flowergen.explorer.page import asset, build
 
 MOST_WAITING = 40  # requests in the queue; further ones are refused
 MOST_SESSIONS = 200  # sessions whose state is kept
@@ -51,30 +51,23 @@ def start(explored: ExplorerModel, host: str, port: int) -> Any:
         page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
             footer_links=[], max_file_size=LARGEST_UPLOAD, state_session_capacity=MOST_SESSIONS, theme=theme,
-            head=f"<style>{style()}</style>",  # unlike css=, it may select the body
-            app_kwargs={"middleware": [Middleware(Offline)]},
+            head=f"<style>{asset('style.css')}</style>",  # unlike css=, it may select the body
+            app_kwargs={"middleware": [Middleware(_offline)]},
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"port={port} cannot be used: give another, such as port={port + 1}") from error
     return page
 
 
-class Offline:
-    """ASGI middleware that forbids the browser to load resources from other servers.
+def _offline(app: Any) -> Any:
+    """Wrap an ASGI application so that the browser may load nothing from other servers."""
 
-    Args:
-        app: the application.
-    """
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Add the policy to the headers of a response."""
-
+    async def offline(scope: Any, receive: Any, send: Any) -> None:
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        await app(scope, receive, with_policy)
+
+    return offline

@@ -1,14 +1,13 @@
 """Pictures as HTML: displayed enlarged, each with a download link, all embedded in the page."""
 
-import base64
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 from torch import Tensor
 
-from flowergen.viz.html import text
+from flowergen.viz.html import embedded, text
 from flowergen.viz.pictures import Pictures
 
 ENLARGED_PX = 256  # smallest height of the bicubic enlargement of one of several pictures
@@ -26,35 +25,34 @@ def figures(x: Tensor, captions: Sequence[str], stem: str | None = None, note: s
         note: plain text above them.
     """
     images = Pictures.of(x).pil()
-    files = [_file(image, "PNG") for image in images]
+    files = {f"{stem}_{number:02d}.png": _file(image, "PNG") for number, image in enumerate(images, start=1)}
     cells = []
-    for number, (image, file, caption) in enumerate(zip(images, files, captions, strict=True), start=1):
-        words = text(caption)
-        if stem:
-            words += f' <a download="{text(stem)}_{number:02d}.png" href="{_data("image/png", file)}">PNG</a>'
-        cells.append(f"<figure>{_both(image, file, caption, len(images) == 1)}<figcaption>{words}</figcaption></figure>")
+    for image, (name, file), caption in zip(images, files.items(), captions, strict=True):
+        words, address = text(caption), embedded(file, "image/png")
+        both = _both(image, address, words, ENLARGED_ALONE_PX if len(images) == 1 else ENLARGED_PX)
+        download = f' <a download="{text(name)}" href="{address}">PNG</a>' if stem else ""
+        cells.append(f"<figure>{both}<figcaption>{words}{download}</figcaption></figure>")
     size = "one" if len(images) == 1 else "few" if len(images) <= 4 else "many"
     above = f'<p class="note">{text(note)}</p>' if note else ""
     if stem and len(files) > 1:
-        archive = _data("application/zip", _archive(stem, files))
+        archive = embedded(_archive(files), "application/zip")
         above += f'<p class="note"><a download="{text(stem)}.zip" href="{archive}">all as ZIP</a></p>'
     return f'<div class="pictures {size}">{above}<div class="cells">{"".join(cells)}</div></div>'
 
 
 def data_url(x: Tensor) -> str:
     """Return a picture (C, H, W) in [0, 1] as a data URL of a PNG file."""
-    return _data("image/png", _file(Pictures.of(x[None]).pil()[0], "PNG"))
+    return embedded(_file(Pictures.of(x[None]).pil()[0], "PNG"), "image/png")
 
 
-def _both(image: Image.Image, file: bytes, caption: str, alone: bool) -> str:
+def _both(image: Image.Image, address: str, words: str, height: int) -> str:
     """Return the picture twice, or once if it is large anyway."""
-    factor = round((ENLARGED_ALONE_PX if alone else ENLARGED_PX) / image.height)
-    own = f'alt="{text(caption)}" src="{_data("image/png", file)}"'
+    factor = round(height / image.height)
     if factor < 2:
-        return f"<img {own}>"
-    size = (factor * image.width, factor * image.height)
-    enlarged = _data("image/jpeg", _file(image.resize(size, Image.Resampling.BICUBIC), "JPEG"))
-    return f'<img class="nearest" {own}><img class="bicubic" alt="{text(caption)}" src="{enlarged}">'
+        return f'<img alt="{words}" src="{address}">'
+    larger = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+    enlarged = embedded(_file(larger, "JPEG"), "image/jpeg")
+    return f'<img class="nearest" alt="{words}" src="{address}"><img class="bicubic" alt="{words}" src="{enlarged}">'
 
 
 def _file(image: Image.Image, form: str) -> bytes:
@@ -63,13 +61,9 @@ def _file(image: Image.Image, form: str) -> bytes:
     return file.getvalue()
 
 
-def _data(kind: str, file: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file).decode()}"
-
-
-def _archive(stem: str, files: Sequence[bytes]) -> bytes:
+def _archive(files: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        for number, file in enumerate(files, start=1):
-            archive.writestr(f"{stem}_{number:02d}.png", file)
+        for name, file in files.items():
+            archive.writestr(name, file)
     return packed.getvalue()

@@ -1,4 +1,7 @@
-"""Computations of the tab Map: points on the plane of the latents, and the pictures at a place or along a line."""
+"""Computations of the tab Map: points on the plane of the latents, and the pictures at a place or along a line.
+
+A place is [x, y]. One that is invalid, or a point that does not exist, raises a ``UserError``.
+"""
 
 from typing import Any
 
@@ -30,25 +33,13 @@ def map_data(explored: ExplorerModel) -> dict[str, Any]:
 
 
 def picture_of_point(explored: ExplorerModel, number: Any) -> Tensor:
-    """Return the picture (1, C, H, W) of a point, decoded from its stored latent.
-
-    Raises:
-        UserError: there is no such point.
-    """
+    """Return the picture (1, C, H, W) of a point, decoded from its stored latent."""
     latents = explored.points[0]
     return explored.model.decode(latents[validation.whole("A point", number, 0, len(latents) - 1), None]).cpu()
 
 
 def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
-    """Return the picture decoded at a place of the plane and that of the nearest point, (2, C, H, W), and its number.
-
-    Args:
-        explored: the model.
-        place: [x, y].
-
-    Raises:
-        UserError: the place is invalid.
-    """
+    """Return the picture decoded at a place of the plane and that of the nearest point, (2, C, H, W), and its number."""
     (at,) = _places(explored, [place])
     nearest = _nearest(explored, at)
     z = torch.stack((_on_plane(explored, at[None])[0], explored.points[0][nearest].flatten()))
@@ -60,13 +51,6 @@ def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
 
     The component orthogonal to the plane is interpolated from that of the point nearest to the start to that of the point
     nearest to the end: on the plane itself, pictures are blurred.
-
-    Args:
-        explored: the model.
-        start, end: [x, y].
-
-    Raises:
-        UserError: a place is invalid.
     """
     ends = _places(explored, [start, end])
     rests = [explored.points[0][number].flatten() - _on_plane(explored, explored.plane.coordinates[number, None])[0]

@@ -114,6 +114,20 @@ def place_of(before: tuple[str, str], run: RunFolder) -> Path:
     return run.path / key if (run.path / key).is_dir() else Path(value)
 
 
+def model_nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return ``model`` of a run's config and, as ``autoencoder``, that of its autoencoder's config if it has one.
+
+    Raises:
+        UserError: a config cannot be read.
+    """
+    stored = run.read_config()
+    source = stored.get("autoencoder")
+    if source in (None, "none"):
+        return {"model": stored["model"]}
+    autoencoder = run.autoencoder if run.autoencoder.is_dir() else source
+    return {"model": stored["model"], "autoencoder": find_run(autoencoder, "autoencoder")[0].read_config()["model"]}
+
+
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
     """Check the stage of a run: the first for an autoencoder, the second for a diffusion model.
 
