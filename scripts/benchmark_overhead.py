@@ -21,8 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -157,15 +156,6 @@ class Seconds(Profiler):
         if self._running:
             outer, began, others = self._running.pop()
             self._running.append((outer, began, others + taken))
-
-    @contextmanager
-    def profile(self, action_name: str) -> Iterator[None]:
-        """Measure the body of the context as an action."""
-        self.start(action_name)
-        try:
-            yield
-        finally:
-            self.stop(action_name)
 
     def timed(self, owner: Any, method: str, name: str) -> None:
         """Wrap a method of an object so that its calls are measured."""

@@ -310,13 +310,12 @@ def strange_values() -> st.SearchStrategy[Any]:
 
     # fmt: off
     tensors = [
-        *(torch.zeros(0), torch.tensor(float("nan")), torch.zeros(3, dtype=torch.complex64), torch.zeros(2, 2, 2, 2).half()),
-        *(torch.zeros(1).expand(10**6, 10**6), torch.zeros(4, dtype=torch.int64), torch.tensor([True])),
-        torch.eye(3).to_sparse(),
-        *(torch.zeros(5, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8)),
+        torch.zeros(0), torch.tensor(float("nan")), torch.zeros(3, dtype=torch.complex64), torch.zeros(2, 2, 2, 2).half(),
+        torch.zeros(1).expand(10**6, 10**6), torch.zeros(4, dtype=torch.int64), torch.tensor([True]), torch.eye(3).to_sparse(),
+        torch.zeros(5, device="meta"), torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
     ]
     odd: list[Any] = [
-        *(None, "", "text\n\x1b[31m", "x" * 9000, -1, 0, 10**5000, float("nan"), float("inf"), True, b"", [], {}, (), set()),
+        None, "", "text\n\x1b[31m", "x" * 9000, -1, 0, 10**5000, float("nan"), float("inf"), True, b"", [], {}, (), set(),
     ]
     # fmt: on
     nested: Any = []
@@ -354,24 +353,23 @@ def hostile_pickles(bomb_mib: int) -> list[bytes]:
     """Create malicious pickles, in every format that torch.load supports or has supported."""
     import torch
 
-    shell, legacy = io.BytesIO(), io.BytesIO()
-    torch.save({"state_dict": Shell(), "loops": {}, "flowergen": {}}, shell)
-    torch.save({"state_dict": Shell()}, legacy, _use_new_zipfile_serialization=False)
-    plain = io.BytesIO()
-    torch.save({"state_dict": torch.zeros(3)}, plain, _use_new_zipfile_serialization=False)
-    whole = b"\x80\x02ccollections\nOrderedDict\n)R}(U\x08__call__cos\nsystem\nub."
-    files = [pickle.dumps(Shell()), pickle.dumps(Shell(), 0), shell.getvalue(), legacy.getvalue(), plain.getvalue(), whole]
+    files = [pickle.dumps(Shell()), pickle.dumps(Shell(), 0), _saved({"state_dict": Shell(), "loops": {}, "flowergen": {}})]
+    files += [_saved({"state_dict": content}, zipped=False) for content in (Shell(), torch.zeros(3))]
+    files.append(b"\x80\x02ccollections\nOrderedDict\n)R}(U\x08__call__cos\nsystem\nub.")
     calls: list[Any] = [Shell(), [Shell()], {"state_dict": {}, "loops": {}, "flowergen": {}}]
     files += [_zipped(pickle.dumps(code, 2)) for code in calls]
-    for body in (
-        b"c__builtin__\nexec\n(S'1'\ntR.",
-        b"ctorch\nload\n(S'x'\ntR.",
-        b"(" * 10**5 + b"t" * 10**5 + b".",
-        b"]" + b"2aa" * 99 + b".",
-    ):
-        files.append(_zipped(b"\x80\x02" + body))
+    bodies = [b"c__builtin__\nexec\n(S'1'\ntR.", b"ctorch\nload\n(S'x'\ntR.", b"(" * 10**5 + b"t" * 10**5 + b"."]
+    files += [_zipped(b"\x80\x02" + body) for body in (*bodies, b"]" + b"2aa" * 99 + b".")]
     files += [_zipped(b"\x80\x02N.", bomb_mib), _zipped(b"\x80\x02N.", names=("../../data.pkl", "/tmp/x", "a/../data.pkl"))]
     return files
+
+
+def _saved(content: Any, zipped: bool = True) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
 
 
 def _zipped(code: bytes, bomb_mib: int = 0, names: tuple[str, ...] = ("archive/data.pkl",)) -> bytes:
@@ -388,32 +386,13 @@ def _zipped(code: bytes, bomb_mib: int = 0, names: tuple[str, ...] = ("archive/d
 
 
 CANARY = "flowergen_fuzz_canary"  # a module that no config may call
-HOSTILE_TEXTS = [
-    *("${oc.env:HOME}", "${oc.env:NO_SUCH_VARIABLE}", "${oc.decode:'[1,2]'}", "${hydra:runtime.cwd}", "${model}", "${..x}"),
-    *(
-        "${now:%Y}",
-        "os.system",
-        "subprocess.Popen",
-        "builtins.exec",
-        "builtins.eval",
-        "hydra.utils.call",
-        "torch.load",
-        "no.such.Class",
-        "os",
-    ),
-    *(
-        "pathlib.Path",
-        "torch.nn.Identity",
-        "torch.optim.SGD",
-        "lightning.pytorch.Trainer",
-        f"{CANARY}.call",
-        "",
-        "\x1b[2J",
-        "a\nb",
-    ),
-    "flowergen.modules.vae.VAEModule",
-]
 # fmt: off
+HOSTILE_TEXTS = [
+    "${oc.env:HOME}", "${oc.env:NO_SUCH_VARIABLE}", "${oc.decode:'[1,2]'}", "${hydra:runtime.cwd}", "${model}", "${..x}",
+    "${now:%Y}", "os.system", "subprocess.Popen", "builtins.exec", "builtins.eval", "hydra.utils.call", "torch.load",
+    "no.such.Class", "os", "pathlib.Path", "torch.nn.Identity", "torch.optim.SGD", "lightning.pytorch.Trainer",
+    f"{CANARY}.call", "", "\x1b[2J", "a\nb", "flowergen.modules.vae.VAEModule",
+]
 HOSTILE_YAML = [
     "!!python/object/apply:os.system ['echo flowergen']",
     "model: !!python/name:os.system\n",
@@ -448,18 +427,15 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
     if name.endswith(".ckpt"):
         if how == "hostile":
             return run, name, draw(damaged(PICKLES))
-        buffer = io.BytesIO()
         content = torch.load(io.BytesIO(good), weights_only=True)
         content["optimizer_states"] = []
-        torch.save(draw(tampered(content, strange_values())), buffer)
-        return run, name, buffer.getvalue()
+        return run, name, _saved(draw(tampered(content, strange_values())))
     if name.endswith("config.yaml"):
         if how == "hostile":
             return run, name, draw(st.sampled_from(HOSTILE_YAML)).encode()
         few = [None, True, -1, 0, 0.5, 3, 1e300, float("nan"), [], {}, [None], {"_target_": "os.system", "command": "echo"}]
-        call = [{"_target_": text, "_args_": ["echo"]} for text in HOSTILE_TEXTS] + [
-            [{"_target_": "os.system", "_args_": ["echo"]}]
-        ]
+        call: list[Any] = [{"_target_": text, "_args_": ["echo"]} for text in HOSTILE_TEXTS]
+        call.append([{"_target_": "os.system", "_args_": ["echo"]}])
         content = draw(tampered(yaml.safe_load(good), st.sampled_from([*few, *call, *HOSTILE_TEXTS])))
         return run, name, yaml.safe_dump(content).encode()
     return run, name, draw(damaged_safetensors(good, how == "hostile"))
@@ -473,37 +449,28 @@ def damaged_safetensors(draw: st.DrawFn, good: bytes, by_header: bool) -> bytes:
 
     if by_header:
         length = int.from_bytes(good[:8], "little")
-        text = good[8 : 8 + length].replace(
-            *draw(
-                st.sampled_from(
-                    [(b"F32", b"I64"), (b"[", b"[-"), (b"0", b"9"), (b"F16", b"XX"), (b'"', b"'"), (b"{", b"{" * 999)]
-                )
-            )
-        )
+        swaps = [(b"F32", b"I64"), (b"[", b"[-"), (b"0", b"9"), (b"F16", b"XX"), (b'"', b"'"), (b"{", b"{" * 999)]
+        text = good[8 : 8 + length].replace(*draw(st.sampled_from(swaps)))
         return draw(st.sampled_from([len(text), length, 2**63, 2**40, 0])).to_bytes(8, "little") + text + good[8 + length :]
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(good)
         with safe_open(file.name, framework="pt") as opened:
             metadata = opened.metadata()
     tensors = load(good)
+    changes: list[Callable[[Any], Any]] = [
+        lambda _: None,  # deletes it
+        lambda t: t.flatten(),
+        lambda t: t[:0],
+        lambda t: t.double() if t.is_floating_point() else t.float(),
+        lambda t: t * float("nan") if t.is_floating_point() else t - 9,
+        lambda t: t[None],
+        lambda t: t[..., :-1].contiguous() if t.dim() else t,
+    ]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(tensors)))
-        tensor = tensors[name]
-        match draw(st.integers(0, 6)):
-            case 0:
-                del tensors[name]
-            case 1:
-                tensors[name] = tensor.flatten()
-            case 2:
-                tensors[name] = tensor[:0]
-            case 3:
-                tensors[name] = tensor.double() if tensor.is_floating_point() else tensor.float()
-            case 4:
-                tensors[name] = (tensor * float("nan")) if tensor.is_floating_point() else tensor - 9
-            case 5:
-                tensors[name] = tensor[None]
-            case 6:
-                tensors[name] = tensor[..., :-1].contiguous() if tensor.dim() else tensor
+        tensors[name] = changes[draw(st.integers(0, 6))](tensors[name])
+        if tensors[name] is None:
+            del tensors[name]
         if not tensors:
             break
     return save(tensors, metadata)
@@ -534,39 +501,28 @@ def check_run(example: tuple[Path, str, bytes], scratch: Path) -> None:
 # ---- Command lines ---------------------------------------------------------------------------------------------------
 # fmt: off
 KEYS = [
-    *("seed", "name", "model", "data", "trainer", "callbacks", "logger", "experiment", "debug", "hparams_search", "resume"),
-    *("autoencoder", "model.beta", "model.channels", "model.optimizer.lr", "data.root", "data.image_size"),
-    *("data.batch_size", "trainer.devices"),
-    *("trainer.max_epochs", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir", "sweep.skip_finished"),
-    *("hydra/launcher", "hydra.launcher", "hydra.job_logging", "hydra.verbose", "hydra.callbacks.x._target_"),
-    "hydra.searchpath",
-    *("hydra.sweeper.params", "hydra.output_subdir", "hydra", "model/network", "model.network", "model@x", "callbacks.x"),
-    *("model.x", "model._target_"),
-    *("run", "num", "classes", "out", "source", "train", "test", "guidance_interval", "image", "sampler"),
-    *("extractor", "sweep", "", "a.b.c"),
+    "seed", "name", "model", "data", "trainer", "callbacks", "logger", "experiment", "debug", "hparams_search", "resume",
+    "autoencoder", "model.beta", "model.channels", "model.optimizer.lr", "data.root", "data.image_size", "data.batch_size",
+    "trainer.devices", "trainer.max_epochs", "paths.cache_dir", "paths.output_dir", "hydra.run.dir", "hydra.sweep.dir",
+    "sweep.skip_finished", "hydra/launcher", "hydra.launcher", "hydra.job_logging", "hydra.verbose",
+    "hydra.callbacks.x._target_", "hydra.searchpath", "hydra.sweeper.params", "hydra.output_subdir", "hydra", "model/network",
+    "model.network", "model@x", "callbacks.x", "model.x", "model._target_", "run", "num", "classes", "out", "source", "train",
+    "test", "guidance_interval", "image", "sampler", "extractor", "sweep", "", "a.b.c",
 ]
 VALUES = [
-    *("1", "-1", "0", "1e999", "nan", "9" * 5000, "0x10", "true", "null", "???", "''", '"', "[1,2]", "{a:1}"),
-    *("[" * 400, "[" * 400 + "]" * 400),
-    *("{a:" * 400 + "}" * 400, "${seed}", "${" + "${" * 99, "${oc.env:HOME}", "${oc.decode:1}"),
-    *("${hydra:runtime.cwd}", "${${seed}}", "${"),
-    *("${x:" * 200, "\\"),
-    *("1,2", "a,b,c", "range(1,5)", "range(0,1e18)", "choice(1,2)", "choice()", "glob(*)", "glob([*],exclude=x)"),
-    *("interval(0,1)", "sort(3,1)"),
-    *("shuffle(1,2)", "tag(a,choice(1))", "int(x)", "float([1,a])", "str(1)", "bool(maybe)", "json_str({a:1})"),
-    *("extend_list(1)", "int(" * 300),
-    *("../../x", "/", "vae", "vae_gan", "latent_ddpm", "procedural", "beta", "beta_optuna", "quickstart", "none"),
-    *("../vae", "vae/../vae"),
-    *("\0", "\ud800", "\x1b[2J", "a\nb", "ü/ö (1).jpg", "~", "~root", "~no_such_user/x", "x" * 5000, "x/" * 3000),
-    *("a=b", "file:///x", ".", "[file:///x]"),
-    *("pkg://os", "os.system", "range(0,3)," * 50 + "1", "{_target_:os.system}", "[]", "{}", "1," * 3000 + "1"),
-    *("1," * 30_000, "range(1,1000000000000)"),
-    "'" + "a" * 9000 + "'",
+    "1", "-1", "0", "1e999", "nan", "9" * 5000, "0x10", "true", "null", "???", "''", '"', "[1,2]", "{a:1}", "[" * 400,
+    "[" * 400 + "]" * 400, "{a:" * 400 + "}" * 400, "${seed}", "${" + "${" * 99, "${oc.env:HOME}", "${oc.decode:1}",
+    "${hydra:runtime.cwd}", "${${seed}}", "${", "${x:" * 200, "\\", "1,2", "a,b,c", "range(1,5)", "range(0,1e18)",
+    "choice(1,2)", "choice()", "glob(*)", "glob([*],exclude=x)", "interval(0,1)", "sort(3,1)", "shuffle(1,2)",
+    "tag(a,choice(1))", "int(x)", "float([1,a])", "str(1)", "bool(maybe)", "json_str({a:1})", "extend_list(1)", "int(" * 300,
+    "../../x", "/", "vae", "vae_gan", "latent_ddpm", "procedural", "beta", "beta_optuna", "quickstart", "none", "../vae",
+    "vae/../vae", "\0", "\ud800", "\x1b[2J", "a\nb", "ü/ö (1).jpg", "~", "~root", "~no_such_user/x", "x" * 5000, "x/" * 3000,
+    "a=b", "file:///x", ".", "[file:///x]", "pkg://os", "os.system", "range(0,3)," * 50 + "1", "{_target_:os.system}", "[]",
+    "{}", "1," * 3000 + "1", "1," * 30_000, "range(1,1000000000000)", "'" + "a" * 9000 + "'",
 ]
 FLAGS = [
-    *("-m", "--multirun", "--config-dir", "--config-dir=x", "--config-name", "--help", "--hydra-help", "--cfg"),
-    *("job", "--info"),
-    *("-c", "--", "-p", "--run", "--resolve", "-x", "--shell-completion", "-sc", "--version", ""),
+    "-m", "--multirun", "--config-dir", "--config-dir=x", "--config-name", "--help", "--hydra-help", "--cfg", "job", "--info",
+    "-c", "--", "-p", "--run", "--resolve", "-x", "--shell-completion", "-sc", "--version", "",
 ]
 # fmt: on
 
@@ -634,13 +590,6 @@ def main() -> None:
     findings: dict[str, tuple[Any, str]] = {}
     count = 0
 
-    def write() -> None:
-        for number, (kind, (example, wrong)) in enumerate(findings.items()):
-            out.mkdir(parents=True, exist_ok=True)
-            text = repr(example) if len(repr(example)) < 4000 else f"{repr(example)[:4000]}..."
-            (out / f"{config['target']}_{number}.txt").write_text(f"{kind}\n{wrong!r}\n{text}\n", errors="backslashreplace")
-            (out / f"{config['target']}_{number}.pickle").write_bytes(pickle.dumps(example))
-
     def one(example: Any) -> None:
         nonlocal count
         if time.monotonic() > end:
@@ -667,7 +616,11 @@ def main() -> None:
         with contextlib.suppress(Finding, Flaky, BaseExceptionGroup):  # Flaky: time or memory differ between runs
             seeded(100_000 * int(config["seed"]) + rounds)(options(given(strategy)(one)))()
         done.update(findings)
-        write()
+        for number, (kind, (example, wrong)) in enumerate(findings.items()):
+            out.mkdir(parents=True, exist_ok=True)
+            text = repr(example) if len(repr(example)) < 4000 else f"{repr(example)[:4000]}..."
+            (out / f"{config['target']}_{number}.txt").write_text(f"{kind}\n{wrong!r}\n{text}\n", errors="backslashreplace")
+            (out / f"{config['target']}_{number}.pickle").write_bytes(pickle.dumps(example))
         rounds += 1
     how = f"{count:,} examples in {config['minutes']} minutes, seed {config['seed']}"
     print(f"{config['target']}: {how}: {len(findings)} findings")

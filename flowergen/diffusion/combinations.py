@@ -1,11 +1,14 @@
-"""What goes together and what does not, and why. Imports nothing, as command lines are checked by it."""
+"""What goes together and what does not, and why. Imports nothing, as command lines are checked by it.
+
+Each function returns the reason, or None if there is none. Objectives are eps, v, x0 and flow.
+"""
 
 
 def refusal(objective: str, zero_snr: bool, time_sampling: str, weighting: str) -> str | None:
-    """Why a combination makes no sense; None where it does.
+    """Why the settings of a training make no sense together.
 
     Args:
-        objective: eps, v, x0 or flow.
+        objective: see above.
         zero_snr: whether the last step of the schedule is all noise.
         time_sampling: uniform or logit_normal.
         weighting: none or min_snr.
@@ -24,12 +27,7 @@ def refusal(objective: str, zero_snr: bool, time_sampling: str, weighting: str) 
 
 
 def latent_refusal(objective: str, schedule: str) -> str | None:
-    """Why an objective and a schedule do not go together where x_0 has no bounds; None where they do.
-
-    Args:
-        objective: eps, v, x0 or flow.
-        schedule: linear or cosine.
-    """
+    """Why an objective and a schedule, linear or cosine, do not go together where x_0 has no bounds."""
     if objective == "eps" and schedule == "cosine":
         return (
             "with model.schedule=cosine the first step divides the network's error by alpha = 5e-5, and latents have no bounds "
@@ -39,12 +37,7 @@ def latent_refusal(objective: str, schedule: str) -> str | None:
 
 
 def sampler_refusal(objective: str, sampler: str) -> str | None:
-    """Why a sampler is not for a model; None where it is.
-
-    Args:
-        objective: eps, v, x0 or flow.
-        sampler: key of ``SAMPLERS``.
-    """
+    """Why a sampler, a key of ``SAMPLERS``, is not for a model's objective."""
     if sampler in ("euler", "heun") and objective != "flow":
         return f"{sampler} follows a flow, and the model predicts {objective}: use dpmpp_2m, ddim or ddpm"
     return None

@@ -16,10 +16,8 @@ def target(objective: Objective, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: 
 
     Args:
         objective: which of them.
-        x0: (N, C, h, w).
-        eps: (N, C, h, w).
-        alpha: (N, 1, 1, 1).
-        sigma: (N, 1, 1, 1).
+        x0, eps: (N, C, h, w).
+        alpha, sigma: (N, 1, 1, 1).
 
     Returns:
         (N, C, h, w).
@@ -36,10 +34,8 @@ def predictions(objective: Objective, output: Tensor, x_t: Tensor, alpha: float,
 
     Args:
         objective: what the answer is.
-        output: (N, C, h, w) the answer.
-        x_t: (N, C, h, w).
-        alpha: of all of x_t; above 0 for eps.
-        sigma: of all of x_t, above 0.
+        output, x_t: (N, C, h, w).
+        alpha, sigma: of all of x_t; sigma above 0, and alpha for eps.
 
     Returns:
         x0_hat and eps_hat, each (N, C, h, w).

@@ -13,8 +13,7 @@ class Level(NamedTuple):
 
     Attributes:
         t: time in [0, T], what the network is told.
-        alpha: of x_t = alpha x_0 + sigma eps.
-        sigma: likewise.
+        alpha, sigma: of x_t = alpha x_0 + sigma eps.
     """
 
     t: float
@@ -135,40 +134,32 @@ class StraightPath(Schedule):
         return [*(Level(s * self.num_timesteps, 1 - s, s) for s in fractions), CLEAN]
 
 
-def linear_alpha_bar(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """prod_(s <= t) (1 - beta_s), beta rising linearly (arXiv:2006.11239, section 4, whose numbers are for T = 1000).
+def linear_alpha_bar(num_timesteps: int) -> Tensor:
+    """prod_(s <= t) (1 - beta_s), beta rising linearly, (T,) float64.
 
-    For other T, both ends are multiplied with 1000 / T (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.2), so that as
-    little of the picture is left at the end.
+    beta goes from 1e-4 to 0.02 at T = 1000 (arXiv:2006.11239, section 4). For other T, both ends are multiplied with 1000 / T
+    (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.2), so that as little of the picture is left at the end.
 
     Args:
         num_timesteps: T.
-        beta_start: of the first step at T = 1000.
-        beta_end: of the last.
-
-    Returns:
-        (T,) float64.
 
     >>> f"{linear_alpha_bar(1000)[-1].item():.10e}"
     '4.0358297654e-05'
     """
     scale = 1000 / num_timesteps
-    beta = torch.linspace(scale * beta_start, scale * beta_end, num_timesteps, dtype=torch.float64).clamp(max=0.999)
+    beta = torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64).clamp(max=0.999)
     return (1 - beta).cumprod(0)
 
 
-def cosine_alpha_bar(num_timesteps: int, s: float = 0.008) -> Tensor:
+def cosine_alpha_bar(num_timesteps: int) -> Tensor:
     """prod_(r <= t) (1 - beta_r) with beta_t = min(1 - f(t + 1) / f(t), 0.999), f(t) = cos((t / T + s) / (1 + s) pi / 2)^2.
 
-    Source: arXiv:2102.09672, equation 17 and the text below it.
+    Source: arXiv:2102.09672, equation 17 and the text below it. (T,) float64.
 
     Args:
         num_timesteps: T.
-        s: keeps the first steps from having next to no noise.
-
-    Returns:
-        (T,) float64.
     """
+    s = 0.008  # keeps the first steps from having next to no noise
     t = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     f = torch.cos((t + s) / (1 + s) * math.pi / 2).square()  # (T + 1,)
     beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
@@ -176,29 +167,19 @@ def cosine_alpha_bar(num_timesteps: int, s: float = 0.008) -> Tensor:
 
 
 def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that the last step is all noise and the first as before.
+    """Shift and scale sqrt(alpha_bar), (T,) float64, so that the last step is all noise and the first as before.
 
     Source: Lin et al. 2024, arXiv:2305.08891, algorithm 1.
-
-    Args:
-        alpha_bar: (T,) float64.
-
-    Returns:
-        (T,) float64, the last 0.
     """
     alpha = alpha_bar.sqrt()
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
 
 
 def posterior_variance(now: Level, then: Level) -> float:
-    """Variance of q(x_s | x_t, x_0): sigma_s^2 / sigma_t^2 (sigma_t^2 - a^2 sigma_s^2), a = alpha_t / alpha_s.
+    """Variance of q(x_s | x_t, x_0): sigma_s^2 / sigma_t^2 (sigma_t^2 - a^2 sigma_s^2), a = alpha_t / alpha_s, t now, s then.
 
     Source: arXiv:2006.11239, equation 7, for any two levels of any path; where the variance is preserved, the bracket is
     1 - alpha_bar_t / alpha_bar_s.
-
-    Args:
-        now: level t.
-        then: level s.
     """
     a = now.alpha / then.alpha
     return then.sigma**2 / now.sigma**2 * (now.sigma**2 - a**2 * then.sigma**2)
