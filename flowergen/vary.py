@@ -131,12 +131,7 @@ def _stem(path: str | Path) -> str:
 
 
 def _walk(
-    config: dict[str, Any],
-    model: "LoadedModel",
-    direction: "Tensor | None",
-    x: "Tensor",
-    names: list[str],
-    folder: Path,
+    config: dict[str, Any], model: "LoadedModel", direction: "Tensor | None", x: "Tensor", names: list[str], folder: Path
 ) -> list[str]:
     from flowergen.evaluation import walks
 

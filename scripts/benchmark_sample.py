@@ -72,30 +72,27 @@ def network_of_diffusers(net: nn.Module, settings: dict[str, Any], shape: tuple[
         shape: (C, h, w) of the latents.
         num_classes: K.
     """
-    other = _unet(settings, shape, num_classes) if isinstance(net, UNet) else _dit(settings, shape, num_classes)
+    other: nn.Module
+    if isinstance(net, UNet):
+        widths = [settings["channels"] * multiplier for multiplier in settings["multipliers"]]
+        attends = [shape[1] // 2**level in settings["attention_resolutions"] for level in range(len(widths))]
+        other = UNet2DModel(
+            sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
+            layers_per_block=settings["num_blocks"], attention_head_dim=settings["head_channels"],
+            down_block_types=["AttnDownBlock2D" if on else "DownBlock2D" for on in attends],
+            up_block_types=["AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attends)],
+            norm_num_groups=min(16, settings["channels"]), resnet_time_scale_shift="scale_shift",
+            num_class_embeds=num_classes + 1,
+        )  # fmt: skip
+    else:
+        other = DiTTransformer2DModel(
+            sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], patch_size=settings["patch_size"],
+            num_layers=settings["depth"], num_attention_heads=settings["num_heads"],
+            attention_head_dim=settings["hidden_size"] // settings["num_heads"], num_embeds_ada_norm=num_classes,
+        )  # fmt: skip
     sizes = [sum(p.numel() for p in module.parameters()) for module in (net, other)]
     print(f"  parameters: ours {sizes[0]:,}, diffusers' {sizes[1]:,}")
     return other.eval()
-
-
-def _dit(settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    return DiTTransformer2DModel(
-        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], patch_size=settings["patch_size"],
-        num_layers=settings["depth"], num_attention_heads=settings["num_heads"],
-        attention_head_dim=settings["hidden_size"] // settings["num_heads"], num_embeds_ada_norm=num_classes,
-    )  # fmt: skip
-
-
-def _unet(settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    widths = [settings["channels"] * multiplier for multiplier in settings["multipliers"]]
-    attends = [shape[1] // 2**level in settings["attention_resolutions"] for level in range(len(widths))]
-    return UNet2DModel(
-        sample_size=shape[1], in_channels=shape[0], out_channels=shape[0], block_out_channels=widths,
-        layers_per_block=settings["num_blocks"], attention_head_dim=settings["head_channels"], num_class_embeds=num_classes + 1,
-        down_block_types=["AttnDownBlock2D" if on else "DownBlock2D" for on in attends],
-        up_block_types=["AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(attends)],
-        norm_num_groups=min(16, settings["channels"]), resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
 
 
 @torch.inference_mode()
