@@ -38,12 +38,11 @@ from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import Listing
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
-from flowergen.nn.posterior import Posterior
 from flowergen.runs.build import build_module
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.trainer import build_trainer
 
-SIZE, LATENT = 64, (4, 16, 16)
+SIZE = 64
 WARM_UP = 10  # steps that are not measured
 FAMILIES = {
     "vae": ["model=vae", "model.channels=[4,4,4]", "model.latent_dim=4", "model.ema_decay=0.999"],
@@ -104,38 +103,6 @@ class Scale(nn.Module):
         return self.scale * x
 
 
-class NoAutoencoder(ImageModel):
-    """A placeholder that provides only the shape of the latents."""
-
-    best_metric, best_mode = "none", "max"
-
-    def __init__(self) -> None:
-        super().__init__(SIZE, 0)
-        self.nothing = nn.Linear(1, 1)
-
-    @property
-    def inference_net(self) -> nn.Module:
-        """A placeholder network."""
-        return self.nothing
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
-        return LATENT
-
-    def encode(self, x: Tensor) -> Posterior:
-        """Never called, because the latents are given."""
-        raise NotImplementedError
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Never called."""
-        raise NotImplementedError
-
-    def summary(self) -> str:
-        """Return a placeholder."""
-        return "none"
-
-
 class Seconds(Profiler):
     """Sums seconds by action name, excluding nested actions."""
 
@@ -190,10 +157,9 @@ class WholeStep(Callback):
             self.by_name = dict(self.profiler.total) if self.profiler else {}
 
 
-def train(config: dict[str, Any], data: ImageDataModule, profiler: Seconds | None) -> WholeStep:
+def train(config: dict[str, Any], data: ImageDataModule, autoencoder: ImageModel | None, profiler: Seconds | None) -> WholeStep:
     """Train for one epoch."""
-    latents = config["model"]["_target_"].endswith("LatentDDPMModule")
-    module: Any = build_module(config, len(data.class_names), NoAutoencoder() if latents else None)
+    module: Any = build_module(config, len(data.class_names), autoencoder)
     whole = WholeStep(profiler)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, RunFolder(folder), None)
@@ -232,22 +198,24 @@ def measure(family: str, batch_size: int, steps: int, rounds: int) -> None:
     num_train = batch_size * (steps + WARM_UP)
     quick = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "callbacks.images=null", "trainer.precision=32-true"]
     quick.append(f"trainer.limit_train_batches={steps + WARM_UP}")
-    places = [f"data.batch_size={batch_size}", f"data.image_size={SIZE}"]
-    config = resolve(checked([*quick, *places, *FAMILIES[family]])[0])
+    quick += [f"data.batch_size={batch_size}", f"data.image_size={SIZE}"]
+    config = resolve(checked([*quick, *FAMILIES[family]])[0])
+    autoencoder = None
     if family == "latent_ddpm":
         config["model"]["network"] = {"_target_": "benchmark_overhead.Scale", "_partial_": True}
+        autoencoder = build_module(resolve(checked([*quick, *FAMILIES["vae_gan"]])[0]), 0)  # for the shape of its latents
     wholes, tables = list[float](), list[dict[str, float]]()
     with tempfile.TemporaryDirectory() as cache:
         options = {key: value for key, value in config["data"].items() if key in OPTIONS}
         data = RandomPictures(**options | {"name": "noise", "cache_dir": cache})
         data.num = int(num_train / 0.8) + 200
         data.setup()
-        if family == "latent_ddpm":
-            mean = np.random.default_rng(0).standard_normal((data.num, 2, *LATENT), np.float32)
+        if autoencoder:
+            mean = np.random.default_rng(0).standard_normal((data.num, 2, *autoencoder.latent_shape), np.float32)
             data.use_latents(mean, np.full_like(mean, -4.0))
         for _ in range(rounds):
-            wholes.append(1e6 * train(config, data, None).seconds / steps)
-            found = train(config, data, Seconds())
+            wholes.append(1e6 * train(config, data, autoencoder, None).seconds / steps)
+            found = train(config, data, autoencoder, Seconds())
             table: dict[str, float] = defaultdict(float)
             for action, seconds in found.by_name.items():
                 table[row_of(action)] += 1e6 * seconds / steps

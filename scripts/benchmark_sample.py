@@ -66,11 +66,7 @@ def theirs(module: LatentDDPMModule, network: Network, label: Tensor, sampling: 
 def network_of_diffusers(net: nn.Module, settings: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """Build a UNet2DModel with the channels, blocks and attention of ours, or a DiTTransformer2DModel of ours' depth and width.
 
-    Args:
-        net: flowergen's network.
-        settings: ``model.network`` of the run.
-        shape: (C, h, w) of the latents.
-        num_classes: K.
+    ``settings`` are ``model.network`` of the run, and ``shape`` is (C, h, w) of the latents.
     """
     other: nn.Module
     if isinstance(net, UNet):

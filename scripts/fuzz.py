@@ -63,10 +63,10 @@ class Finding(Exception):
 
 # ---- Restrictions ----------------------------------------------------------------------------------------------------
 class Watch:
-    """State of the audit hook while examples run. Audit hooks cannot be removed, so there is one for the process."""
+    """State of the audit hook, see ``watching``. Audit hooks cannot be removed, so there is one for the process."""
 
     scratch: str | None = None  # where files may be written; None while the hook is inactive
-    strict = True  # whether an attempt to write elsewhere is a finding; if not, it is only refused
+    strict = True
     seen: list[str]
 
 
@@ -94,7 +94,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextlib.contextmanager
 def watching(scratch: Path, strict: bool = True) -> Iterator[None]:
-    """Refuse and record writes outside the folder, and the start of processes."""
+    """Refuse and record the start of processes and, if strict, writes outside the folder, which are refused anyway."""
     if not hasattr(Watch, "seen"):
         sys.addaudithook(_audit)
     Watch.seen, Watch.strict, Watch.scratch = [], strict, os.path.realpath(scratch)
@@ -116,13 +116,7 @@ def _hang(*_: object) -> None:
 
 
 def examine(check: Callable[[], object], expected: type[Exception], scratch: Path, strict: bool = True) -> str | None:
-    """Run one example.
-
-    Args:
-        check: the function to call.
-        expected: the error that it may raise.
-        scratch: where it may write.
-        strict: whether an attempt to write elsewhere is a finding; if not, it is only refused.
+    """Run one example, which may raise the expected error and write to scratch, see ``watching``.
 
     Returns:
         A description of the fault, or None. The part before the colon is its kind.

@@ -109,17 +109,7 @@ def say(minutes_left: float | None, what: str) -> None:
 
 
 def train(folder: RunFolder, minutes: float, overrides: list[str], more: list[str]) -> None:
-    """Start a run, resume it, or do nothing if it is finished.
-
-    Args:
-        folder: of the run.
-        minutes: its budget.
-        overrides: that define the run.
-        more: overrides with paths.
-
-    Raises:
-        UserError: the folder contains a run with other overrides.
-    """
+    """Start a run, resume it, or do nothing if it is finished. ``more`` are overrides with paths, which may differ then."""
     own = [*overrides, f"trainer.budget={60 * minutes:.0f}s"]
     if begins(folder):
         run("train", *own, *more, f"hydra.run.dir={folder.path}")

@@ -20,13 +20,11 @@ OUTSIDE = 3.0  # largest distance of a place from the square around the points, 
 
 def map_data(explored: ExplorerModel) -> dict[str, Any]:
     """Return what the browser draws: ``points`` as [x, y, class or -1], the ``names`` of the classes, and their ``colors``."""
-    found = sorted({label for label in explored.points[1].tolist() if label >= 0})
+    coordinates, labels = explored.plane.coordinates.tolist(), explored.points[1].tolist()
+    found = sorted({label for label in labels if label >= 0})
     colors = dict(zip(found, class_colors(len(found)), strict=True))
     return {
-        "points": [
-            [round(x, 4), round(y, 4), label]
-            for (x, y), label in zip(explored.plane.coordinates.tolist(), explored.points[1].tolist(), strict=True)
-        ],
+        "points": [[round(x, 4), round(y, 4), label] for (x, y), label in zip(coordinates, labels, strict=True)],
         "names": {str(label): explored.class_name(label) for label in found},
         "colors": {str(label): to_hex(color) for label, color in (*colors.items(), (-1, GREY))},
     }
