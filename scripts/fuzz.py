@@ -266,28 +266,19 @@ TINY: dict[str, tuple[str, ...]] = {
 
 
 def make_run(folder: Path, model: str, *more: str) -> Path:
-    """Train for one optimiser step, and store everything that a run folder contains."""
+    """Train for one optimiser step."""
     from flowergen.app.train_command import checked
     from flowergen.config.overrides import resolve
-    from flowergen.runs import build, latents, loading, trainer
     from flowergen.runs.run_folder import RunFolder
+    from flowergen.train import train
 
     run = RunFolder(folder / model)
     run.path.mkdir()
     few = ("data.num_images=40", "data.num_classes=2", "data.batch_size=4", "debug=tiny", "trainer.limit_train_batches=1")
     quiet = ("trainer.accelerator=cpu", "logger=none", "callbacks.images.every_epochs=9", f"paths.cache_dir={folder / 'cache'}")
-    composed = checked([*TINY[model], *few, *quiet, "~callbacks.progress", *more])[0]
-    config = resolve(composed)
+    config = resolve(checked([*TINY[model], *few, *quiet, "~callbacks.progress", *more])[0])
     run.store(config, [])
-    data = build.build_datamodule(config)
-    data.setup()
-    latents.carry_stage_before(config, run, data)
-    autoencoder = loading.load_stage_before(config, run)
-    module = build.build_module(config, len(data.class_names), autoencoder.module if autoencoder else None)
-    latents.prepare_latents(config, run, module, data, autoencoder)
-    trainer.build_trainer(config, run, None).fit(module, datamodule=data)
-    loading.save_weights(module, run.weights)
-    latents.store_what_sampling_needs(config, run, module, data)
+    train(config, run)
     return run.path
 
 

@@ -62,9 +62,9 @@ def wait_for_training(process: subprocess.Popen[bytes], log: Path, before: int) 
         time.sleep(0.05)
 
 
-def finish(arguments: list[str], log: Path) -> None:
-    """Run a session to its end."""
-    if start(arguments, log).wait():
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for the end of a session, which must succeed."""
+    if process.wait():
         sys.exit(log.read_text()[-3000:])
 
 
@@ -108,8 +108,7 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
     process = start([*arguments, f"hydra.run.dir={whole}"], log)
     wait_for_training(process, log, 0)
     startup = time.monotonic() - began
-    if process.wait():
-        sys.exit(log.read_text()[-3000:])
+    finish(process, log)
     training = time.monotonic() - began - startup
 
     hits = {"starting": 0, "training": 0}
@@ -134,7 +133,7 @@ def campaign(family: str, kills: int, rng: np.random.Generator, out: Path, extra
         last = run / "checkpoints" / "last.ckpt"
         if last.exists():
             steps.add(torch.load(last, weights_only=True)["flowergen"]["optimizer_steps"])
-    finish([f"resume={run}"], log)
+    finish(start([f"resume={run}"], log), log)
     num, different = differing(whole, run)
     verdict = "**all equal**" if not different else f"**differ: {', '.join(different)}**"
     print(
@@ -163,10 +162,10 @@ def main() -> None:
     for family in families:
         extra = []
         if family == "latent_ddpm":
-            autoencoder = out / "autoencoder"
+            autoencoder, log = out / "autoencoder", out / "autoencoder.log"
             if not autoencoder.exists():
                 short = [*FAMILIES["vae_gan"], *COMMON, "trainer.max_epochs=3", "callbacks.images.every_epochs=3"]
-                finish([*short, f"paths.cache_dir={out / 'cache'}", f"hydra.run.dir={autoencoder}"], out / "autoencoder.log")
+                finish(start([*short, f"paths.cache_dir={out / 'cache'}", f"hydra.run.dir={autoencoder}"], log), log)
             extra = [f"autoencoder={autoencoder}"]
         equal.append(campaign(family, int(own["kills"]), rng, out, extra))
     sys.exit(not all(equal))

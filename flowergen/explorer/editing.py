@@ -48,11 +48,8 @@ def vary(explored: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: 
     Args:
         explored, x: see above.
         num: number of variations.
-        power: the scale as a power of ten; None for a scale with a visible effect.
+        power: the scale as a power of ten; None for a scale with a visible effect, if the decoder does not ignore its latents.
         seed: random seed for the noise.
-
-    Raises:
-        UserError: see above, or the decoder ignores its latents.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
     return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
@@ -95,10 +92,7 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
 
     Args:
         mask: a character for each pixel in row-major order, "1" where it is inpainted and "0" elsewhere.
-        height, width: size of the picture, in px.
-
-    Raises:
-        UserError: the mask is empty, or does not belong to this picture.
+        height, width: size of the picture, in px; a mask of another size is invalid, and so is an empty one.
     """
     if not isinstance(mask, str) or "1" not in mask:
         raise UserError("paint over the part of the picture that is to be made anew")

@@ -1,4 +1,4 @@
-"""Contents of the tab Run: the current files of a run folder, so that a run in training can be followed."""
+"""Contents of the tab Run, as HTML or Markdown: the files of a run folder as they are now, even while it is training."""
 
 import csv
 import re
@@ -26,11 +26,10 @@ def epochs(run: RunFolder) -> list[int]:
 
 
 def pictures_of_epoch(run: RunFolder, number: Any) -> str:
-    """Return the pictures that training wrote, as HTML.
+    """Return the pictures of an epoch, by its position in ``epochs`` from 1; a larger number means the last one.
 
-    Args:
-        run: the run.
-        number: position of the epoch in ``epochs``, from 1; a larger one means the last. A ``UserError`` if it is invalid.
+    Raises:
+        UserError: the number is invalid.
     """
     found = epochs(run)
     if not found:
@@ -41,7 +40,7 @@ def pictures_of_epoch(run: RunFolder, number: Any) -> str:
 
 
 def curves(run: RunFolder) -> str:
-    """Return the state of the training and its curves, as HTML."""
+    """Return the state of the training and its curves."""
     return f'<p class="note">{text(_state(run))}</p>{_image(run.path / "loss_plot.png", "Curves, from metrics.csv")}'
 
 
@@ -53,7 +52,7 @@ def versions(run: RunFolder) -> list[tuple[str, float]]:
 
 
 def card(run: RunFolder) -> str:
-    """Return the newest metric card as Markdown, or the command that makes one."""
+    """Return the newest metric card, or the command that makes one."""
     try:
         whole = markdown(newest_card(run.path))
     except UserError:

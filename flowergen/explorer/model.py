@@ -42,11 +42,7 @@ class Directions:
 
 
 class ExplorerModel:
-    """A loaded model, its stored latents, and the values computed from them.
-
-    Args:
-        model: the model.
-    """
+    """A loaded model, its stored latents, and the values computed from them."""
 
     def __init__(self, model: LoadedModel):
         self.model, self.module, self.class_names = model, model.module, list(model.class_names)

@@ -42,11 +42,7 @@ SHOW = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC
 
 
 def build(explored: ExplorerModel) -> Any:
-    """Return the page, ``gradio.Blocks``.
-
-    Args:
-        explored: the model.
-    """
+    """Return the page, ``gradio.Blocks``."""
     import gradio as gr
 
     run = explored.model.run.path
