@@ -130,7 +130,7 @@ def _of_edits(
     if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")
     sampling = checked_sampling(explored, options)
-    given = {"x": _given(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
+    given: dict[str, Any] = {"x": _given(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
     return {**given, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 

@@ -77,13 +77,15 @@ def asset(name: str) -> str:
 
 def answered(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show a ``UserError`` of an event to the user as one sentence."""
+    if not isgeneratorfunction(function):
+        return _one_sentence()(function)
 
     @wraps(function)
     def steps(*given: Any) -> Iterator[Any]:
         with _one_sentence():
             yield from function(*given)
 
-    return steps if isgeneratorfunction(function) else _one_sentence()(function)
+    return steps
 
 
 @contextmanager
