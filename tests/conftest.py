@@ -13,7 +13,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models.vgg import cfgs, make_layers
 
-from flowergen.config.schema import CelebAAttribute
+from flowergen.config.schema_data import CelebAAttribute
 from tests.warm_process import warm_run
 
 torch.set_num_threads(1)  # there is a test process for each core: threads of their own would only get in each other's way

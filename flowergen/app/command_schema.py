@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from flowergen.config.schema import (
+from flowergen.config.rules import (
     BELOW_ONE,
     EXISTING_FOLDER,
     EXISTING_PATH,
@@ -16,7 +16,6 @@ from flowergen.config.schema import (
     Guidance,
     Interval,
     Natural,
-    Paths,
     Rule,
     SamplerName,
     Seed,
@@ -24,6 +23,7 @@ from flowergen.config.schema import (
     between,
     sides_between,
 )
+from flowergen.config.schema import Paths
 
 REPOSITORY = Rule(lambda name: len(parts := name.split("/")) == 2 and all(parts), "must be OWNER/NAME")
 

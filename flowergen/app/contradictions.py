@@ -3,7 +3,8 @@
 from typing import Any
 
 from flowergen.config.check import as_typed, data_options, schema_of
-from flowergen.config.schema import VAEGAN, Decoder, HuggingFace, LatentDDPM
+from flowergen.config.schema import VAEGAN, Decoder, LatentDDPM
+from flowergen.config.schema_data import HuggingFace
 from flowergen.diffusion.combinations import latent_refusal, refusal, sampler_refusal
 from flowergen.errors import UserError
 from flowergen.picture_shape import PictureShape

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from flowergen.config import conf_dir
 from flowergen.config.check import check, schema_of
-from flowergen.config.schema import CelebA, Flowers102, ImageFolder
+from flowergen.config.schema_data import CelebA, Flowers102, ImageFolder
 from flowergen.data.listing import Listing
 from flowergen.errors import UserError, one_line, printable
 from flowergen.runs.machine_limits import available_memory, total_memory

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from flowergen.app.help import help_text
 from flowergen.config.check import check
 from flowergen.config.overrides import compose_command
-from flowergen.config.schema import PATH, TEXT
+from flowergen.config.rules import PATH, TEXT
 from flowergen.errors import UserError, printable
 from flowergen.quoting import PATH_KEYS, quote_paths, quote_texts
 from flowergen.runs.run_folder import claim, make_folder

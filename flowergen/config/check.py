@@ -6,7 +6,9 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flowergen.config.schema import BY_TARGET, HuggingFace, Rule, Train
+from flowergen.config.rules import Rule
+from flowergen.config.schema import BY_TARGET, Train
+from flowergen.config.schema_data import HuggingFace
 from flowergen.errors import UserError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
@@ -128,12 +130,13 @@ def _problem(value: Any, hint: Any) -> str:
     origin = get_origin(hint)
     if origin is Annotated:
         inner, *rules = get_args(hint)
-        return _problem(value, inner) or next(filter(None, (_broken(rule, value) for rule in rules)), "")
+        broken = (rule.problem(value) for rule in rules if isinstance(rule, Rule))  # PATH and TEXT are no rules
+        return _problem(value, inner) or next(filter(None, broken), "")
     if origin in (Union, UnionType):
         problems = [_problem(value, option) for option in get_args(hint)]
         return "" if "" in problems else " or ".join(problems).replace(" or must be", " or")
     if origin is Literal:
-        choices = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in get_args(hint)]
+        choices = [as_typed(choice) for choice in get_args(hint)]
         if any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
             return ""
         near = difflib.get_close_matches(str(value), choices, n=1)
@@ -149,12 +152,6 @@ def _problem(value: Any, hint: Any) -> str:
     right = isinstance(value, wanted) and not (isinstance(value, bool) and hint is not bool)
     finite = not isinstance(value, float) or value - value == 0
     return "" if right and finite else f"must be {KINDS[hint]}"
-
-
-def _broken(rule: Rule | str, value: Any) -> str:
-    if not isinstance(rule, Rule) or rule.holds(value):  # PATH and TEXT mark the kind of value and are no constraint
-        return ""
-    return rule.words if isinstance(rule.words, str) else rule.words(value)
 
 
 def as_typed(value: Any) -> str:

@@ -5,90 +5,50 @@ are in ``conf/``, their meanings in the comments there and in the docstring of t
 ``_target_`` is not that of a dataclass, such as a user's own model, is not checked until it is instantiated.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args
 
+from flowergen.config import schema_data
 from flowergen.config.duration import is_duration
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition on a value and what is wrong otherwise, which may depend on the value."""
-
-    holds: Callable[[Any], bool]
-    words: str | Callable[[Any], str]
-
-
-def at_least(low: float) -> Rule:
-    """Require value >= low."""
-    return Rule(lambda value: value >= low, f"must be at least {low}")
-
-
-def above(low: float) -> Rule:
-    """Require value > low."""
-    return Rule(lambda value: value > low, f"must be above {low}")
-
-
-def between(low: float, high: float) -> Rule:
-    """Require low <= value <= high."""
-    return Rule(lambda value: low <= value <= high, f"must be from {low} to {high}")
-
-
-def sides_between(low: int, high: int) -> Rule:
-    """Require the side of a square, or height and width, in px: low <= side <= high."""
-
-    def holds(size: Any) -> bool:
-        sides = size if isinstance(size, list) else [size, size]
-        return len(sides) == 2 and all(type(side) is int and low <= side <= high for side in sides)
-
-    return Rule(holds, f"must be a whole number from {low} to {high}, or [height,width] of such")
-
-
-def folder(hint: str = "") -> Rule:
-    """Require an existing folder; ``hint`` tells what to do if it is missing."""
-
-    def words(path: str) -> str:
-        if not path:
-            return "must be a folder"
-        return f"is {'not a folder' if os.path.exists(path) else 'not an existing folder'}" + (f": {hint}" if hint else "")
-
-    return Rule(os.path.isdir, words)  # unlike Path.is_dir, False for a name that the file system rejects
-
+from flowergen.config.rules import (
+    BELOW_ONE,
+    EXTRACTOR,
+    NO_CLASSIFIER,
+    NON_EMPTY,
+    Count,
+    Eta,
+    Guidance,
+    ImageChannels,
+    Interval,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    Rule,
+    SamplerName,
+    Seed,
+    Steps,
+    above,
+    all_between,
+    at_least,
+    between,
+    sides_between,
+)
 
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 
-NATURAL = between(1, 10**9)
-NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
-WIDTHS = Rule(
-    lambda widths: len(widths) > 0 and min(widths) >= 1 and max(widths) <= 65536, "must be a list of numbers from 1 to 65536"
-)
-BLOCKS = Rule(
-    lambda numbers: len(numbers) > 0 and min(numbers) >= 0 and max(numbers) <= 16, "must be a list of numbers from 0 to 16"
-)
-BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers, at least 0 and below 1")
-AREAS = Rule(lambda ends: len(ends) == 2 and 0 < ends[0] <= ends[1] <= 1, "must be two increasing numbers above 0, up to 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
-EXISTING_FOLDER = folder()
-EXISTING_PATH = Rule(os.path.exists, "does not exist")
-# kinds of values that are quoted for Hydra's grammar
-PATH = "a path"  # and made absolute
-TEXT = "text"
+STEPS_OR_SHARE = Rule(
+    lambda value: value >= 0 and (isinstance(value, int) or value < 1),
+    "must be a whole number of steps, or a share of the run's steps, below 1",
+)
 
-Natural = Annotated[int, NATURAL]
-Count = Annotated[int, at_least(0)]
-StepsOrShare = Annotated[
-    int | float,
-    Rule(
-        lambda value: value >= 0 and (isinstance(value, int) or value < 1),
-        "must be a whole number of steps, or a share of the run's steps, below 1",
-    ),
-]
-Seed = Annotated[int, between(0, 2**63 - 1)]
 Batches = Annotated[int | float, at_least(0)]
-ImageChannels = Literal[1, 3]
+StepsOrShare = Annotated[int | float, STEPS_OR_SHARE]
+Widths = Annotated[list[int], all_between(1, 65536)]
+
+PretrainedKind = Literal["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"]  # of diffusers
 
 
 @dataclass
@@ -109,8 +69,8 @@ class Optimizer:
     _partial_: Literal[True]
     lr: Annotated[float, Rule(lambda lr: 0 < lr <= 100, "must be above 0 and at most 100")]
     betas: Annotated[list[float], BETAS] = MAY_BE_LEFT_OUT
-    eps: Annotated[float, above(0)] = MAY_BE_LEFT_OUT
-    weight_decay: Annotated[float, at_least(0)] = MAY_BE_LEFT_OUT
+    eps: Positive = MAY_BE_LEFT_OUT
+    weight_decay: NonNegative = MAY_BE_LEFT_OUT
     amsgrad: bool = MAY_BE_LEFT_OUT
     fused: bool = MAY_BE_LEFT_OUT
 
@@ -133,7 +93,7 @@ class VAE(_Model):
 
     _target_: Literal["flowergen.modules.vae.VAEModule"]
     image_size: Annotated[Any, sides_between(28, 256)]
-    channels: Annotated[list[int], WIDTHS]
+    channels: Widths
     latent_dim: Annotated[int, between(1, 65536)]
     norm: Literal["batch", "group", "none"]
     activation: Literal["relu", "leaky_relu", "silu", "gelu"]
@@ -143,7 +103,7 @@ class VAE(_Model):
     sigma: Literal["optimal", "learned"]
     reconstruction_reduction: Literal["sum", "mean"]
     divergence: Literal["kl", "mmd"]
-    beta: Annotated[float, at_least(0)]
+    beta: NonNegative
     beta_warmup_steps: StepsOrShare
 
 
@@ -162,8 +122,8 @@ class Latent:
 class Blocks:
     """model.blocks of a VAE-GAN."""
 
-    channels: Annotated[list[int], WIDTHS]
-    num_blocks: Annotated[list[int], BLOCKS]
+    channels: Widths
+    num_blocks: Annotated[list[int], all_between(0, 16)]
     norm: Literal["layer", "group", "batch", "none"]
     activation: Literal["relu", "leaky_relu", "silu", "gelu"]
     channel_attention: bool
@@ -182,11 +142,6 @@ class Discriminator:
     norm: Literal["group", "spectral"]
 
 
-PretrainedKind = Literal["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"]  # of diffusers
-
-VGGLayer = Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
-
-
 @dataclass
 class VAEGAN(_Model):
     """conf/model/vae_gan.yaml."""
@@ -196,24 +151,24 @@ class VAEGAN(_Model):
     latent: Latent
     blocks: Blocks
     reconstruction: Literal["l1", "mse"]
-    beta: Annotated[float, at_least(0)]
+    beta: NonNegative
     beta_warmup_steps: StepsOrShare
     perceptual: Literal["efficientnet", "vgg16", "lpips", "discriminator", "none"]
-    perceptual_weight: Annotated[float, at_least(0)]
-    perceptual_layers: Annotated[list[VGGLayer], NON_EMPTY]
+    perceptual_weight: NonNegative
+    perceptual_layers: Annotated[list[Literal["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]], NON_EMPTY]
     weights_dir: str
     adversarial: Literal["hinge", "non_saturating"]
-    adversarial_weight: Annotated[float, at_least(0)]
-    adaptive_weight_max: Annotated[float, above(0)]
+    adversarial_weight: NonNegative
+    adaptive_weight_max: Positive
     adversarial_start_steps: StepsOrShare
     adversarial_ramp_steps: StepsOrShare
     diff_augment: bool
     discriminator: Discriminator
-    class_weight: Annotated[float, at_least(0)]
-    center_weight: Annotated[float, at_least(0)]
-    center_margin: Annotated[float, at_least(0)]
+    class_weight: NonNegative
+    center_weight: NonNegative
+    center_margin: NonNegative
     guard: Literal["warn", "rollback"]
-    guard_margin: Annotated[float, above(0)]
+    guard_margin: Positive
     discriminator_optimizer: Optimizer
     pretrained: Annotated[
         Any,
@@ -232,7 +187,7 @@ class UNet:
     _target_: Literal["flowergen.nn.unet.UNet"]
     _partial_: Literal[True]
     channels: Annotated[int, between(4, 4096)]
-    multipliers: Annotated[list[int], WIDTHS]
+    multipliers: Widths
     num_blocks: Annotated[int, between(1, 16)]
     attention_resolutions: Annotated[list[int], Rule(lambda sides: all(side > 0 for side in sides), "must be numbers above 0")]
     head_channels: Annotated[int, between(1, 4096)]
@@ -249,16 +204,6 @@ class DiT:
     depth: Annotated[int, between(1, 128)]
     num_heads: Annotated[int, between(1, 1024)]
     block: Literal["original", "modern"]
-
-
-SamplerName = Literal["dpmpp_2m", "ddim", "ddpm", "euler", "heun"]
-Steps = Annotated[int, between(1, 10_000)]
-Guidance = Annotated[float, between(0, 1000)]
-Interval = Annotated[
-    list[float],
-    Rule(lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1, "must be two increasing numbers from 0 to 1"),
-]
-Eta = Annotated[float, between(0, 1)]
 
 
 @dataclass
@@ -287,9 +232,9 @@ class LatentDDPM(_Model):
     zero_terminal_snr: bool
     time_sampling: Literal["uniform", "logit_normal"]
     weighting: Literal["none", "min_snr"]
-    min_snr_gamma: Annotated[float, above(0)]
+    min_snr_gamma: Positive
     class_dropout: Annotated[float, between(0, 1)]
-    alignment_weight: Annotated[float, at_least(0)]
+    alignment_weight: NonNegative
     latent_cache: bool
     sampling: Sampling
 
@@ -301,109 +246,12 @@ class Decoder(_Model):
     _target_: Literal["flowergen.modules.decoder.DecoderModule"]
     image_size: Annotated[Any, sides_between(28, 512)]
     num_latents: Annotated[int, between(2, 1_000_000)]
-    reconstruction_weight: Annotated[float, at_least(0)]
-    perceptual_weight: Annotated[float, at_least(0)]
-    adversarial_weight: Annotated[float, above(0)]
+    reconstruction_weight: NonNegative
+    perceptual_weight: NonNegative
+    adversarial_weight: Positive
     channels: Annotated[int, between(1, 4096)]
     discriminator_optimizer: Optimizer
     ema_decay: Annotated[float, BELOW_ONE]
-
-
-@dataclass
-class _Images:
-    _target_: str
-    name: Annotated[str, NON_EMPTY]
-    image_size: Annotated[Any, sides_between(8, 1024)]
-    channels: ImageChannels
-    fit: Literal["crop", "pad"]
-    batch_size: Natural | Literal["auto"]
-    split: Literal["auto", "official", "stratified", "all"]
-    split_seed: Seed
-    horizontal_flip: bool
-    random_resized_crop: Annotated[list[float], AREAS] | None
-    color_jitter: Annotated[float, between(0, 1)]
-    on_corrupt: Literal["error", "skip"]
-    cache_dir: str
-    decode: Literal["once", "stream"]
-    device_resident: bool | Literal["auto"]
-    seed: Seed
-
-
-@dataclass
-class Procedural(_Images):
-    """conf/data/procedural.yaml."""
-
-    _target_: Literal["flowergen.data.procedural_datamodule.ProceduralDataModule"]
-    num_images: Natural
-    num_classes: Annotated[int, between(1, 102)]
-    drawing_seed: Seed
-    split: Literal["stratified", "all"]
-
-
-@dataclass
-class Flowers102(_Images):
-    """conf/data/flowers102.yaml."""
-
-    _target_: Literal["flowergen.data.flowers102_datamodule.Flowers102DataModule"]
-    root: str
-    segmented: bool
-    split: Literal["stratified", "all", "official"]
-
-
-CelebAAttribute = Literal[  # columns of list_attr_celeba.txt
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
-    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee",
-    "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard",
-    "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair",
-    "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
-]  # fmt: skip
-
-
-@dataclass
-class CelebA(_Images):
-    """conf/data/celeba.yaml."""
-
-    _target_: Literal["flowergen.data.celeba_datamodule.CelebADataModule"]
-    root: str
-    attribute: CelebAAttribute | None
-
-
-@dataclass
-class ImageFolder(_Images):
-    """conf/data/image_folder.yaml."""
-
-    _target_: Literal["flowergen.data.image_folder_datamodule.ImageFolderDataModule"]
-    root: Annotated[str, EXISTING_FOLDER]
-
-
-@dataclass
-class HuggingFace(_Images):
-    """conf/data/huggingface.yaml."""
-
-    _target_: Literal["flowergen.data.huggingface_datamodule.HuggingFaceDataModule"]
-    root: Annotated[str, EXISTING_FOLDER] | None
-    subset: str | None
-    image_column: Annotated[str, NON_EMPTY]
-    label_column: Annotated[str, NON_EMPTY]
-
-
-@dataclass
-class Landscapes(ImageFolder):
-    """conf/data/landscapes.yaml."""
-
-    _target_: Literal["flowergen.data.landscapes_datamodule.LandscapesDataModule"]  # type: ignore[assignment]
-    root: Annotated[str, folder("unpack a collection such as Kaggle's Landscape Classification there, or give data.root=DIR")]
-
-
-@dataclass
-class Dogs(ImageFolder):
-    """conf/data/dogs.yaml."""
-
-    _target_: Literal["flowergen.data.dogs_datamodule.DogsDataModule"]  # type: ignore[assignment]
-    root: Annotated[
-        str,
-        folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs"),
-    ]
 
 
 @dataclass
@@ -456,7 +304,7 @@ class Wandb:
     """conf/logger/wandb.yaml."""
 
     _target_: Literal["flowergen.callbacks.trackers.Wandb"]
-    project: Annotated[str, NON_EMPTY]
+    project: Name
     entity: str | None
     offline: bool
 
@@ -466,7 +314,7 @@ class Mlflow:
     """conf/logger/mlflow.yaml."""
 
     _target_: Literal["flowergen.callbacks.trackers.Mlflow"]
-    experiment_name: Annotated[str, NON_EMPTY]
+    experiment_name: Name
     tracking_uri: str | None
 
 
@@ -475,7 +323,7 @@ class Trackio:
     """conf/logger/trackio.yaml."""
 
     _target_: Literal["flowergen.callbacks.trackers.Trackio"]
-    project: Annotated[str, NON_EMPTY]
+    project: Name
     space_id: str | None
     private: bool
 
@@ -488,18 +336,6 @@ class ImageGrids:
     every_epochs: Natural
     num_reconstructions: Natural
     num_samples: Natural
-
-
-EXTRACTOR = Rule(
-    lambda name: (
-        name in ("auto", "inception", "efficientnet")
-        or name.startswith("torchvision:")
-        or os.path.isfile(os.path.expanduser(name))
-    ),
-    "must be auto, inception, efficientnet, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that "
-    "exists",
-)
-NO_CLASSIFIER = Rule(lambda name: name != "classifier", "no longer exists: use extractor=efficientnet")
 
 
 @dataclass
@@ -543,7 +379,7 @@ class OptunaSearch:
     """conf/hydra/sweeper/optuna.yaml."""
 
     _target_: str
-    metric: Annotated[str, NON_EMPTY]
+    metric: Name
     direction: Literal["maximize", "minimize"]
     n_trials: Natural
     seed: Annotated[int, between(0, 2**31)]
@@ -555,7 +391,7 @@ class OptunaSearch:
 class Train:
     """conf/train.yaml. ``Any`` is described by its ``_target_``."""
 
-    name: Annotated[str, NON_EMPTY]
+    name: Name
     seed: Seed
     resume: str | None
     init: str | None
@@ -571,9 +407,9 @@ class Train:
     callbacks: dict[str, dict[str, Any] | None] | None
 
 
-BY_TARGET: dict[str, type] = {  # the dataclasses above, by the classes that they describe
+BY_TARGET: dict[str, type] = {  # the dataclasses of both files, by the classes that they describe
     target: schema
-    for schema in list(globals().values())
+    for schema in [*globals().values(), *vars(schema_data).values()]
     if isinstance(schema, type) and is_dataclass(schema)
     for field in fields(schema)
     if field.name == "_target_"
