@@ -17,10 +17,9 @@ from flowergen.picture_shape import PictureShape
 from flowergen.quoting import HUB
 from flowergen.runs.hub import CONFIG, WEIGHTS, downloaded, pinned
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.stages import read_pretrained, source_name
+from flowergen.runs.stages import read_pretrained
 
 log = logging.getLogger(__name__)
-
 
 NAMED = "weights_of"  # key of a checkpoint without weights: the repository and the commit that they are in
 
@@ -37,20 +36,15 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     Raises:
         UserError: the files cannot be downloaded or read, or do not fit the pictures.
     """
-    source = files_of(value, "autoencoder")
-    kind, arguments = read_pretrained(source, value, "autoencoder")
     shape = PictureShape.from_config(config["data"])
-    model = {
-        "_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}",
+    arguments: dict[str, Any] = {
         "image_size": shape.image_size,
         "image_channels": shape.channels,
         "seed": config["seed"],
-        "kind": kind,
-        "config": arguments,
-        "source": source_name(value),
+        **read_pretrained(files_of(value, "autoencoder"), value, "autoencoder"),
     }
-    module = PretrainedAutoencoder(**{key: each for key, each in model.items() if key != "_target_"})
-    module.net.load_state_dict(_load(source, kind, f"autoencoder={value}").state_dict())
+    module = PretrainedAutoencoder(**arguments)
+    module.net.load_state_dict(_load(value, "autoencoder", arguments["kind"]).state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     if not config["carry_autoencoder"]:
         content |= {"state_dict": {}, NAMED: pinned(value, "autoencoder")}
@@ -60,15 +54,12 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     torch.save(content, run.checkpoints / "best.ckpt")
     inherited = {key: config[key] for key in ("seed", "paths", "data", "trainer")}
     unset = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
+    model = {"_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}", **arguments}
     run.config.write_text(yaml.safe_dump({"name": "pretrained", **unset, **inherited, "model": model}), encoding="utf-8")
 
 
 def files_of(value: str, key: str) -> Path:
-    """Return the folder of a pretrained autoencoder's files, downloading them if necessary.
-
-    Args:
-        value: see ``import_autoencoder``.
-        key: the option that it was typed for.
+    """Return the folder of the files of a pretrained autoencoder, ``key=value``, downloading them if necessary.
 
     Raises:
         UserError: the files cannot be downloaded.
@@ -77,11 +68,7 @@ def files_of(value: str, key: str) -> Path:
 
 
 def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint; those that it names by their repository are downloaded if necessary.
-
-    Args:
-        content: content of the checkpoint.
-        model: ``model`` of the run's config.
+    """Return the weights of a checkpoint of this ``model``; those that it names by repository are downloaded if necessary.
 
     Raises:
         UserError: the checkpoint neither has nor names weights, or they cannot be downloaded or read.
@@ -91,16 +78,12 @@ def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
     value, kind = content.get(NAMED), model.get("kind")
     if kind not in LATENTS or not isinstance(value, str) or not value.startswith(HUB):
         raise UserError("the checkpoint has no weights: use another")
-    net = _load(files_of(value, "autoencoder"), kind, f"autoencoder={value}")
+    net = _load(value, "autoencoder", kind)
     return {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
 
 
 def start_from_pretrained(value: str, module: ImageModel) -> None:
-    """Copy the weights of a pretrained autoencoder to a VAE-GAN that was built for it, and to its moving average.
-
-    Args:
-        value: value of ``init``, see ``import_autoencoder``.
-        module: the new model.
+    """Copy the weights of a pretrained autoencoder, ``init=value``, to a VAE-GAN built for it, and to its moving average.
 
     Raises:
         UserError: the files cannot be downloaded or read, or belong to another network.
@@ -108,7 +91,7 @@ def start_from_pretrained(value: str, module: ImageModel) -> None:
     assert isinstance(module, VAEGANModule)
     assert module.pretrained is not None
     kind = module.pretrained["kind"]
-    weights = DiffusersAutoencoder(_load(files_of(value, "init"), kind, f"init={value}"), kind).state_dict()
+    weights = DiffusersAutoencoder(_load(value, "init", kind), kind).state_dict()
     try:
         for net in (module.net, module.inference_net):
             net.load_state_dict(weights)
@@ -117,25 +100,17 @@ def start_from_pretrained(value: str, module: ImageModel) -> None:
     log.info(f"starting from {value}: {kind} with {len(weights)} tensors")
 
 
-def _load(source: Path, kind: str, given: str) -> torch.nn.Module:
-    """Return a pretrained autoencoder of diffusers with its weights.
-
-    Args:
-        source: folder of its files.
-        kind: name of its class, one of ``LATENTS``.
-        given: option and value that name it, for messages.
-
-    Raises:
-        UserError: the weights cannot be read, or do not fit.
-    """
+def _load(value: str, key: str, kind: str) -> torch.nn.Module:
+    """Return the pretrained autoencoder ``key=value``, of a class of ``LATENTS``, with its weights."""
     import diffusers  # slow to import
 
+    source = files_of(value, key)
     options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
     try:  # not the file itself: older ones, such as sd-vae-ft-mse's, have other names, which diffusers translates
         net, found = getattr(diffusers, kind).from_pretrained(source, **options)
     except Exception as error:  # missing, truncated, of other shapes
-        raise UserError(f"{given}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
+        raise UserError(f"{key}={value}: {WEIGHTS} cannot be loaded ({one_line(error)[:300]})") from error
     wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
     if wrong:  # diffusers only warns, and leaves them uninitialised
-        raise UserError(f"{given}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
+        raise UserError(f"{key}={value}: {WEIGHTS} does not fit config.json, such as {wrong[0]}: get both again")
     return net

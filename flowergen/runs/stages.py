@@ -1,4 +1,8 @@
-"""Settings that a run inherits from the run of the previous stage or of ``init``; imports nothing that is slow to import."""
+"""Settings that a run inherits from the run of the previous stage or of ``init``; imports nothing that is slow to import.
+
+In all functions, ``key`` and ``value`` are the option that names that run and its value as typed, and ``typed`` holds the keys
+given on the command line with their values.
+"""
 
 import json
 import os
@@ -36,29 +40,15 @@ STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous 
 
 
 def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the run that a run builds on.
-
-    Args:
-        config: config of a run.
-
-    Returns:
-        The key of ``STAGES`` that names it, and its value; None if the run builds on none.
-    """
+    """Return the run that a run with this config builds on, as a key of ``STAGES`` and its value; None if there is none."""
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
 
 
 def pretrained_folder(value: str, key: str) -> Path | None:
-    """Decide whether ``autoencoder`` or ``init`` names a pretrained autoencoder of diffusers or a run of flowergen.
+    """Return the folder of the pretrained autoencoder of diffusers that ``autoencoder`` or ``init`` names; None for others.
 
     A folder with config.yaml is a run; one with config.json and no config.yaml is an autoencoder of diffusers. Of a repository
-    of the hub, these two files are downloaded first.
-
-    Args:
-        value: a folder, a checkpoint, or a repository, see ``runs.hub.pinned``.
-        key: the option that it was typed for.
-
-    Returns:
-        The folder of the autoencoder's config.json; None for anything else.
+    of the hub, see ``runs.hub.pinned``, these two files are downloaded first.
 
     Raises:
         UserError: a package is not installed, or the repository cannot be downloaded or contains neither file.
@@ -75,15 +65,8 @@ def pretrained_folder(value: str, key: str) -> Path | None:
     return folder
 
 
-def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, Any]]:
-    """Read the config.json of an autoencoder of diffusers.
-
-    Args:
-        folder: folder of its files.
-        value, key: the value as typed, and the option that it was typed for.
-
-    Returns:
-        The name of its class, and the arguments.
+def read_pretrained(folder: Path, value: str, key: str) -> dict[str, Any]:
+    """Return ``kind``, ``config`` (its arguments) and ``source``, without a path of this machine, of a folder with config.json.
 
     Raises:
         UserError: the file is missing, damaged, or of another class.
@@ -100,16 +83,11 @@ def read_pretrained(folder: Path, value: str, key: str) -> tuple[str, dict[str, 
     for text in ("${", "_target_"):  # Hydra would insert a value, or instantiate a class
         if text in str(arguments):
             raise UserError(f"{key}={value}: its config.json contains {text}, which is no argument of {kind}")
-    return kind, arguments
+    return {"kind": kind, "config": arguments, "source": value if value.startswith(HUB) else Path(value).name}
 
 
 def place_of(before: tuple[str, str], run: RunFolder) -> Path:
-    """Return the path of the previous stage: the copy in the run folder, or the original if it is not copied yet.
-
-    Args:
-        before: result of ``stage_before``.
-        run: the run that builds on it.
-    """
+    """Return the path of the result of ``stage_before``: the copy in the run, or the original if it is not copied yet."""
     key, value = before
     return run.path / key if (run.path / key).is_dir() else Path(value)
 
@@ -129,11 +107,7 @@ def model_nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
-    """Check the stage of a run: the first for an autoencoder, the second for a diffusion model.
-
-    Args:
-        key, value: result of ``stage_before``.
-        stored: config of that run.
+    """Check the stage of the run with the config ``stored``: the first for an autoencoder, the second for a diffusion model.
 
     Raises:
         UserError: the run belongs to another stage.
@@ -147,17 +121,13 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
 
 
 def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
-    """Return the overrides inherited from the previous stage, to be added to the command line.
+    """Return ``++KEY=VALUE`` for each inherited key that was not typed, to be added to the command line.
+
+    A run folder does not store them; they are inherited again when the run is resumed.
 
     Args:
-        key, value: option that names the previous stage, and its value as typed: a run, or a checkpoint in one.
         run: the resumed run, if any; its own copy of the previous stage is used, as the original may be gone.
         data: the composed and resolved ``data`` node.
-        typed: the keys given on the command line, with their values.
-
-    Returns:
-        ``++KEY=VALUE`` for each inherited key that was not typed. A run folder does not store them; they are inherited again
-        when the run is resumed.
 
     Raises:
         UserError: there is no such run, it belongs to another stage, it was trained on another data set and ``data`` was not
@@ -199,10 +169,6 @@ def origin(data: Mapping[str, Any]) -> Any:
 def settings_of(value: str, typed: Mapping[str, Any]) -> list[str]:
     """Return the overrides that choose the model and the autoencoder of the run that ``init`` names.
 
-    Args:
-        value: value of ``init``, as typed.
-        typed: the keys given on the command line, with their values.
-
     Raises:
         UserError: there is no such run, it is the run of a decoder, or another model was typed.
     """
@@ -230,11 +196,6 @@ def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -
 
     ``model.beta`` is 1e-6, or 0 for latents without a variance, unless it was typed.
 
-    Args:
-        value: value of ``init``, as typed.
-        folder: folder of its config.json.
-        typed: the keys given on the command line, with their values.
-
     Raises:
         UserError: another model or a network was typed, or config.json cannot be read.
     """
@@ -242,23 +203,14 @@ def settings_of_pretrained(value: str, folder: Path, typed: Mapping[str, Any]) -
     if model != "vae_gan":
         instead = f"for diffusion on its latents, give autoencoder={value}" if model == "latent_ddpm" else "leave model out"
         raise UserError(f"model={model}: init={value} is an autoencoder of diffusers, for model=vae_gan: {instead}")
-    kind, arguments = read_pretrained(folder, value, "init")
-    lines = _pretrained_lines(value, {"kind": kind, "config": arguments, "source": source_name(value)}, typed)
-    lines += [] if "model" in typed else ["model=vae_gan"]
-    return lines if "model.beta" in typed else [*lines, f"model.beta={PRETRAINED_BETA if kind == 'AutoencoderKL' else 0}"]
-
-
-def source_name(value: str) -> str:
-    """Return where a pretrained autoencoder comes from, without a path of this machine."""
-    return value if value.startswith(HUB) else Path(value).name
+    pretrained = read_pretrained(folder, value, "init")
+    lines = _pretrained_lines(value, pretrained, typed) + ([] if "model" in typed else ["model=vae_gan"])
+    beta = PRETRAINED_BETA if pretrained["kind"] == "AutoencoderKL" else 0
+    return lines if "model.beta" in typed else [*lines, f"model.beta={beta}"]
 
 
 def _pretrained_lines(value: str, pretrained: dict[str, Any], typed: Mapping[str, Any]) -> list[str]:
-    """Return the override of ``model.pretrained`` unless it was typed, as it is for the processes of a distributed run.
-
-    Raises:
-        UserError: another value, or the network that it replaces, was typed.
-    """
+    """Return the override of ``model.pretrained`` unless it was typed, as it is for the processes of a distributed run."""
     for key in typed:
         if key.startswith(("model.latent", "model.blocks")):
             raise UserError(f"{key}={typed[key]}: the network is that of init={value}, so leave {key} out")
@@ -277,16 +229,10 @@ def completed(stored: dict[str, Any]) -> list[str]:
 
 
 def architecture_of(value: str, model: Mapping[str, Any], typed: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that give a model the settings of the run that ``init`` names.
+    """Return the overrides that give ``model``, composed but not resolved, the settings of the run that ``init`` names.
 
-    Args:
-        value: value of ``init``, as typed.
-        model: the composed ``model`` node, not resolved.
-        typed: the keys given on the command line, with their values.
-
-    Returns:
-        ``++KEY=VALUE`` for the keys that were not typed and are not in ``TRAINING_KEYS``, and
-        ``model.pretrained`` if the run has it.
+    These are ``++KEY=VALUE`` for the keys that were not typed and are not in ``TRAINING_KEYS``, and ``model.pretrained`` if the
+    run has it.
 
     Raises:
         UserError: ``model.pretrained`` was given although the run has none, or another one.
