@@ -12,7 +12,6 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +37,11 @@ EXTRAS = {  # purpose of the optional packages
     "trackio": "logger=trackio",
     "wandb": "logger=wandb",
 }
+NO_FOLDER = {  # by data.root
+    "": "needs no files",
+    None: "any pictures of the Hugging Face hub, given by data.name=OWNER/NAME, or a folder of its formats",
+    "???": "any folder of pictures, given by data.root=DIR",
+}
 DOWNLOADED: dict[type | None, str] = {  # data sets that training downloads automatically
     Flowers102: "training downloads it (330 MB), or: ",
     CelebA: "training downloads it (1.4 GB, often over its quota, needs gdown), or: ",
@@ -46,14 +50,7 @@ DOWNLOADED: dict[type | None, str] = {  # data sets that training downloads auto
 
 @dataclass(frozen=True)
 class Line:
-    """The result of a check.
-
-    Attributes:
-        status: result; for ``missing`` and ``warning``, ``text`` says what to do.
-        what: the item that was checked.
-        text: what was found, or how to obtain it.
-        fatal: True if training cannot start without it.
-    """
+    """The result of a check: ``text`` is what was found, or what to do; ``fatal`` if training cannot start without it."""
 
     status: Literal["ok", "missing", "warning"]
     what: str
@@ -65,34 +62,23 @@ class Line:
 
 
 def examined(paths: dict[str, str]) -> Iterator[Line]:
-    """Run all checks.
-
-    Args:
-        paths: ``paths`` of a config, absolute.
-
-    Yields:
-        Each line as soon as it is known.
-    """
-    weights_dir = Path(paths["weights_dir"])
-    yield from _guarded("python", python)
-    yield from _guarded("packages", packages)
-    yield from _guarded("torch", imports)
-    yield from _guarded("gpu", gpus)
-    yield from _guarded("cpu", cpu)
-    yield from _guarded("memory", memory)
+    """Run all checks with the ``paths`` of a config, absolute; yield each line as soon as it is known."""
+    machine = {"python": python, "packages": packages, "torch": imports, "gpu": gpus, "cpu": cpu, "memory": memory}
+    for what, run_check in machine.items():
+        yield from _guarded(what, run_check)
     for key in ("output_dir", "cache_dir", "weights_dir", "data_dir"):
-        yield from _guarded(key, partial(folder, key, Path(paths[key])))
-    yield from _guarded("caches", partial(caches, Path(paths["cache_dir"])))
-    yield from _guarded("weights", partial(weights, weights_dir))
+        yield from _guarded(key, folder, key, Path(paths[key]))
+    yield from _guarded("caches", caches, Path(paths["cache_dir"]))
+    yield from _guarded("weights", weights, Path(paths["weights_dir"]))
     for file in sorted((Path(conf_dir()) / "data").glob("*.yaml")):
-        yield from _guarded(f"data={file.stem}", partial(data_set, file, paths))
+        yield from _guarded(f"data={file.stem}", data_set, file, paths)
     yield from _guarded("ddp", distributed)
     yield from _guarded("compiler", compiler)
 
 
-def _guarded(what: str, run_check: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+def _guarded(what: str, run_check: Callable[..., Iterator[Line]], *arguments: Any) -> Iterator[Line]:
     try:
-        yield from run_check()
+        yield from run_check(*arguments)
     except Exception as error:  # a broken installation, driver or disk may raise anything; other checks continue
         yield Line("warning", what, f"check failed ({type(error).__name__}: {str(error)[:500]})")
 
@@ -133,11 +119,9 @@ def requirements() -> list[tuple[Requirement, str]]:
     found = metadata.distribution("flowergen")
     extras = found.metadata.get_all("Provides-Extra") or []
     parsed = [Requirement(line) for line in found.requires or []]
-    by_extra = {extra: [r for r in parsed if r.marker and r.marker.evaluate({"extra": extra})] for extra in extras}
-    return [
-        *((r, "") for r in parsed if r.marker is None),
-        *((r, extra) for extra, rs in by_extra.items() for r in rs),
-    ]
+    by_extra = {"": [r for r in parsed if r.marker is None]}
+    by_extra |= {extra: [r for r in parsed if r.marker and r.marker.evaluate({"extra": extra})] for extra in extras}
+    return [(r, extra) for extra, rs in by_extra.items() for r in rs]
 
 
 def imports() -> Iterator[Line]:
@@ -207,12 +191,7 @@ def memory() -> Iterator[Line]:
 
 # ---- Folders ---------------------------------------------------------------------------------------------------------
 def folder(key: str, path: Path) -> Iterator[Line]:
-    """Check that a folder of the config can be written to and has free space.
-
-    Args:
-        key: key in ``paths``.
-        path: the folder; need not exist.
-    """
+    """Check that ``paths.KEY``, a folder that need not exist, can be written to and has free space."""
     above = next(p for p in (path, *path.parents) if os.path.lexists(p))  # the folder, or its closest existing parent
     needed = key == "output_dir" or (key == "cache_dir" and not _folders(path))  # existing caches are only read
     how = f"choose another with paths.{key}=DIR"
@@ -250,11 +229,7 @@ def _gb(num_bytes: int) -> str:
 
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 def weights(weights_dir: Path) -> Iterator[Line]:
-    """Check the pretrained networks.
-
-    Args:
-        weights_dir: folder of their files.
-    """
+    """Check the pretrained networks, whose files are in ``weights_dir``."""
     from flowergen.evaluation.extractors import INCEPTION_URL, INSTEAD
     from flowergen.modules.pretrained_weights import VGG16_URL, MissingWeights, load_efficientnet
 
@@ -289,40 +264,28 @@ def is_published(path: Path) -> bool:
 
 # ---- Data sets -------------------------------------------------------------------------------------------------------
 def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
-    """Check that the pictures of a data set exist; they are listed as in training, but not decoded.
-
-    Args:
-        file: YAML file of the data set in ``conf/data``.
-        paths: ``paths`` of the config.
-    """
+    """Check that the pictures of the data set of a file of ``conf/data`` exist; they are listed as in training, not decoded."""
     what = f"data={file.stem}"
     data: Any = OmegaConf.load(file)
     if data.pop("defaults", None):  # the built-in keys that all data sets share
         data = OmegaConf.merge(OmegaConf.load(Path(conf_dir()) / "pictures" / "default.yaml"), data)
     config = OmegaConf.create({"paths": paths, "seed": 0, "data": data})
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
-    if "root" not in node:
-        yield Line("ok", what, "needs no files")
-        return
-    if node["root"] is None:
-        yield Line(
-            "ok", what, "any pictures of the Hugging Face hub, given by data.name=OWNER/NAME, or a folder of its formats"
-        )
-        return
-    if node["root"] == "???":
-        yield Line("ok", what, "any folder of pictures, given by data.root=DIR")
+    root = node.get("root", "")
+    if root in NO_FOLDER:
+        yield Line("ok", what, NO_FOLDER[root])
         return
     try:
         listing = _listing(node)
     except UserError as error:
         yield Line("missing", what, f"{DOWNLOADED.get(schema_of(node), '')}{error}")
         return
-    if listing is None:
-        exists = os.path.isdir(node["root"])
-        text = node["root"] if exists else f"{node['root']} is not a folder: set data.root=DIR"
-        yield Line("ok" if exists else "missing", what, text)
-        return
-    yield Line("ok", what, f"{len(listing.names):,} pictures, {len(listing.class_names)} classes, in {node['root']}")
+    if listing is not None:
+        yield Line("ok", what, f"{len(listing.names):,} pictures, {len(listing.class_names)} classes, in {root}")
+    elif os.path.isdir(root):
+        yield Line("ok", what, root)
+    else:
+        yield Line("missing", what, f"{root} is not a folder: set data.root=DIR")
 
 
 def _listing(node: dict[str, Any]) -> Listing | None:

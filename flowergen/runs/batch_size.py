@@ -29,16 +29,13 @@ STEP_WITH_ALL_LOSSES = 10**6  # optimiser step at which all losses are active
 
 
 def resolve_batch_size(config: dict[str, Any], run: RunFolder, data: ImageDataModule, module: ImageModel) -> bool:
-    """Replace ``auto`` by a number in the config and the data module.
+    """Replace ``auto`` by a number in the config and the data module; return True if it was replaced.
 
     Args:
         config: the whole config, changed in place.
         run: run folder in which the first process has stored the number it found.
         data: the data module, already set up; changed in place.
         module: the model before training; not modified.
-
-    Returns:
-        True if ``auto`` was replaced.
 
     Raises:
         UserError: another program started the processes, so they cannot agree on a number.
@@ -91,10 +88,8 @@ def largest_that_fits(
     Raises:
         UserError: even the smallest size does not fit.
     """
-    chosen, why = (
-        0,
-        "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "the largest that is tried",
-    )
+    why = "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "the largest that is tried"
+    chosen = 0
     for size in sizes:
         taken = grows_by(size)
         if taken is None or (not foresees and taken > SHARE * available):
@@ -152,13 +147,12 @@ def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, si
         "budget": None,
         "compile": False,
     }
-    left_out: dict[str, Any] = {"logger": None, "callbacks": None}
     data.batch_size = size
     copied = copy.deepcopy(module)
     copied.optimizer_steps = STEP_WITH_ALL_LOSSES
     with TemporaryDirectory() as folder:
-        trainer = build_trainer({**config, **left_out, "trainer": config["trainer"] | trial}, RunFolder(folder), None)
-        trainer.fit(copied, datamodule=data)
+        alone = config | {"logger": None, "callbacks": None, "trainer": config["trainer"] | trial}
+        build_trainer(alone, RunFolder(folder), None).fit(copied, datamodule=data)
     if copied.run_state.received:
         raise Stopped(copied.run_state.received)
 

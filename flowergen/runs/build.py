@@ -115,7 +115,7 @@ def fetch_weights(config: dict[str, Any]) -> None:
 
 
 def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | None = None) -> ImageModel:
-    """Build the model; its initial weights depend on ``seed`` only.
+    """Build the model of a config; its initial weights depend on ``seed`` only.
 
     Args:
         config: the whole config.

@@ -28,11 +28,10 @@ def refuse_other_content(out: str) -> None:
 
 
 def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path:
-    """Return the folder of a card, which may hold the intermediate results of a stopped evaluation.
+    """Return the folder of a card, ``out`` or the default, which may hold intermediate results of a stopped evaluation.
 
     Args:
-        out: folder from the command line, or None.
-        default: folder to use if ``out`` is None.
+        out, default: folder from the command line, or None for the default.
         mark: subject and protocol that identify the evaluation, plain data.
 
     Raises:

@@ -47,17 +47,10 @@ def write_pipeline(model: LoadedModel, folder: Path) -> None:
         (folder / file).write_text(standalone(f"flowergen.runs.{name}"), encoding="utf-8")
 
 
-class Statement(NamedTuple):
-    """A statement at the top level of a module.
+class _Statement(NamedTuple):
+    """A statement at the top level of a module."""
 
-    Attributes:
-        module: name of the module; None for an import from another package.
-        defines: names that it defines.
-        uses: names that it uses.
-        text: source of the statement.
-    """
-
-    module: str | None
+    module: str | None  # None for an import from another package
     defines: set[str]
     uses: set[str]
     text: str
@@ -67,9 +60,6 @@ def standalone(module: str) -> str:
     """Return the source of a module, with the definitions of flowergen that it needs in place of the imports of flowergen.
 
     One file, because diffusers copies what a local pipeline imports into a folder that all local pipelines share.
-
-    Args:
-        module: name of the module, which begins with a docstring.
     """
     statements = _statements(module, set())
     needed: set[str] = set()
@@ -84,13 +74,8 @@ def standalone(module: str) -> str:
     return f"{docstring}\n\n" + "\n".join(imports) + "".join(f"\n\n\n{text}" for text in definitions) + "\n"
 
 
-def _statements(module: str, seen: set[str]) -> list[Statement]:
-    """Return the statements of a module, with those of the modules of flowergen that it imports from before their use.
-
-    Args:
-        module: name of the module.
-        seen: modules to leave out; those that were read are added.
-    """
+def _statements(module: str, seen: set[str]) -> list[_Statement]:
+    """Return the statements of a module, after those of flowergen's modules that it imports from; ``seen`` is left out."""
     seen.add(module)
     spec = find_spec(module)
     assert spec is not None
@@ -102,11 +87,11 @@ def _statements(module: str, seen: set[str]) -> list[Statement]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names:
-                found.append(Statement(None, {alias.asname or alias.name}, set(), f"{origin}import {ast.unparse(alias)}"))
+                found.append(_Statement(None, {alias.asname or alias.name}, set(), f"{origin}import {ast.unparse(alias)}"))
         else:
             uses = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
             first = min([node, *getattr(node, "decorator_list", [])], key=lambda each: each.lineno).lineno
-            found.append(Statement(module, _defined(node), uses, "\n".join(lines[first - 1 : node.end_lineno])))
+            found.append(_Statement(module, _defined(node), uses, "\n".join(lines[first - 1 : node.end_lineno])))
     return found
 
 

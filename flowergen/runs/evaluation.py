@@ -49,33 +49,19 @@ SMALLEST_PX, LARGEST_PX = 16, 1024  # limits of image_size=
 
 @dataclass
 class Subject:
-    """The pictures to evaluate, with the networks and settings of the evaluation.
+    """The pictures to evaluate, with the networks and settings of the evaluation."""
 
-    Attributes:
-        described: the source of the pictures, for the card.
-        protocol: settings that must be equal for two cards to be comparable.
-        generated: the pictures to evaluate.
-        real: the real pictures to compare them with.
-        networks: the evaluation networks.
-        num: number of generated pictures per repeat.
-        repeats: number of repeats.
-        seed: random seed of the sampling.
-        model: the run's model; None for folders.
-        step: number of optimiser steps of the model.
-        weights_dir: folder of pretrained weights.
-    """
-
-    described: dict[str, Any]
-    protocol: dict[str, Any]
+    described: dict[str, Any]  # the source of the pictures, for the card
+    protocol: dict[str, Any]  # settings that must be equal for two cards to be comparable
     generated: Generated
-    real: RealPictures
+    real: RealPictures  # to compare them with
     networks: EvaluationNetworks
-    num: int
+    num: int  # generated pictures per repeat
     repeats: int
-    seed: int
-    model: ImageModel | None
-    step: int
-    weights_dir: str
+    seed: int  # of the sampling
+    model: ImageModel | None  # of the run; None for folders
+    step: int  # optimiser steps of the model
+    weights_dir: str  # folder of pretrained weights
 
     @property
     def hash(self) -> str:
@@ -110,21 +96,17 @@ class Subject:
 
 
 def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
-    """Return the subject for a run's model, compared with its own data.
-
-    Args:
-        config: config of the command.
-        run: the run to evaluate.
+    """Return the subject for a run's model, compared with its own data, from the config of the command.
 
     Raises:
         UserError: the data was moved or changed, or an extractor is unavailable.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_run(config["run"], str(device))
-    module, paths = model.module, model.config["paths"]
+    module = model.module
     data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     real = real_pictures_of(data, config["num_samples"] or MOST_SAMPLES)
-    weights_dir = config["paths"]["weights_dir"] or paths["weights_dir"]
+    weights_dir = config["paths"]["weights_dir"] or model.config["paths"]["weights_dir"]
     networks = load_evaluation_networks(config["extractor"], real, data.name, data.cache_dir, weights_dir, device)
 
     num, repeats = config["num_samples"] or len(real.reference), config["repeats"]
@@ -155,10 +137,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
 
 
 def subject_of_folders(config: dict[str, Any]) -> Subject:
-    """Return the subject for a folder of pictures, compared with those of other folders.
-
-    Args:
-        config: config of the command.
+    """Return the subject for a folder of pictures, compared with those of others, from the config of the command.
 
     Raises:
         UserError: a folder holds too few pictures, or they cannot be decoded.
@@ -166,8 +145,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     defaults: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "paths" / "default.yaml"), resolve=True)
     paths = {key: os.path.expanduser(config["paths"][key] or defaults[key]) for key in ("cache_dir", "weights_dir")}
-    cache_dir = Path(paths["cache_dir"])
-    size = config["image_size"]
+    cache_dir, size = Path(paths["cache_dir"]), config["image_size"]
     shape = PictureShape.of(size) if size else _shape_of_first(config["generated"])
     real = real_pictures_in(config["reference"], config["train"], shape, cache_dir)
     pictures, names, key = picture_folder(config["generated"], "generated", shape, cache_dir)
@@ -181,7 +159,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
 
 
 def measure(subject: Subject, work: Path) -> Measured:
-    """Compute all metrics that apply to a subject. What cannot be measured is logged before.
+    """Compute all metrics that apply to a subject; what cannot be measured is logged before.
 
     Args:
         subject: the subject to measure.

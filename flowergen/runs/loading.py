@@ -90,7 +90,7 @@ def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
     return path
 
 
-def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> "LoadedModel | None":
+def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> LoadedModel | None:
     """Load the autoencoder or the diffusion model that a run builds on; None if there is none.
 
     Raises:
@@ -104,13 +104,8 @@ def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torc
     return load_run(place, str(device))
 
 
-def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: str | None) -> ImageDataModule:
-    """Build and set up the data module of a run, whose data may have been moved.
-
-    Args:
-        model: the loaded run.
-        root: current folder of the data; None if unchanged.
-        cache_dir: current folder of its decoded pictures; None if unchanged.
+def build_datamodule_of_run(model: LoadedModel, root: str | None, cache_dir: str | None) -> ImageDataModule:
+    """Build and set up the data module of a run; ``root`` and ``cache_dir`` tell where its data and caches are if not None.
 
     Raises:
         UserError: the data is missing, or its pictures have changed, so held-out ones might be training pictures.
@@ -129,11 +124,7 @@ def build_datamodule_of_run(model: "LoadedModel", root: str | None, cache_dir: s
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint without executing code in it.
-
-    Args:
-        path: of the file.
-        mmap: read the tensors of a ``.ckpt`` only when they are used.
+    """Read a checkpoint without executing code in it; with ``mmap``, the tensors of a ``.ckpt`` are read when they are used.
 
     Raises:
         UserError: the file is truncated or was not written by flowergen.
@@ -155,14 +146,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def _read_shared(path: Path) -> dict[str, Any]:
-    """Read the weights and the state of a shared run, as ``read_checkpoint`` does.
-
-    Args:
-        path: path of its weights.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
+    """Read the weights, whose path is given, and the state of a shared run, as ``read_checkpoint`` does."""
     run = RunFolder(path.parent)
     try:
         state = json.loads(run.shared_state.read_text(encoding="utf-8"))
@@ -182,20 +166,12 @@ def _restored(value: Any) -> Any:
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Return the number of completed epochs of a checkpoint.
-
-    Raises:
-        UserError: the checkpoint does not contain it.
-    """
+    """Return the number of completed epochs of a checkpoint; raise ``UserError`` if it is not recorded."""
     return _count(checkpoint, "epochs", *EPOCHS_DONE)
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:
-    """Return the number of optimiser steps of a checkpoint.
-
-    Raises:
-        UserError: the checkpoint does not contain it.
-    """
+    """Return the number of optimiser steps of a checkpoint; raise ``UserError`` if it is not recorded."""
     return _count(checkpoint, "optimiser steps", "flowergen", "optimizer_steps")
 
 

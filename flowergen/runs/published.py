@@ -44,13 +44,12 @@ def publish(
     repo: str | None,
     space: str | None = None,
 ) -> None:
-    """Write a run for sharing.
+    """Write a run for sharing into an empty folder.
 
     Args:
-        run: the run.
+        run, model: the run, and what is loaded from it.
         checkpoint: a checkpoint of the run; None for the one that is loaded by default.
-        model: the loaded run.
-        folder: an empty folder.
+        folder: the folder.
         form: ``flowergen`` or ``diffusers``.
         repo: OWNER/NAME of the repository that it is uploaded to, for the model card; None for none.
         space: the requirement that a Space installs to run app.py, the page of ``flowergen.explore``, such as

@@ -147,11 +147,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | None]:
-    """Resolve RUN on a command line: a run folder, a ``.ckpt`` in its ``checkpoints``, or a shared run of the hub.
-
-    Args:
-        value: the value as typed.
-        key: the option that it was typed for.
+    """Resolve ``key=value`` of a command line: a run folder, a ``.ckpt`` in its ``checkpoints``, or a shared run of the hub.
 
     Returns:
         The run, and the checkpoint if one was named.
@@ -176,17 +172,10 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
 
 
 def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
-    """Create a new folder; if the name is taken, use the next free one.
-
-    Args:
-        folder: the preferred name.
-        key: the option to choose another folder with, for the error message.
-
-    Returns:
-        The folder, which no other process has claimed.
+    """Create a new folder, which no other process has claimed; if the name is taken, use the next free one.
 
     Raises:
-        UserError: the folder cannot be created.
+        UserError: the folder cannot be created: choose another with the option ``key``.
     """
     wanted = Path(folder).expanduser().absolute()
     make_folder(wanted.parent)

@@ -18,15 +18,10 @@ MOST_NAMED = 4  # tensors named in a message
 
 
 def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[str]) -> None:
-    """Copy the parent's weights: its moving average if it has one, to the network and to the new moving average.
+    """Copy the parent's weights to a new model: its moving average if it has one, to the network and to the moving average.
 
     Tensors are matched by name and shape. Rows of classes are matched by the classes' names; a class that the parent does not
     have starts from the mean of the parent's classes. What is copied and what is not is logged.
-
-    Args:
-        parent: the loaded run.
-        module: the new model.
-        class_names: class names of its data set, by label.
 
     Raises:
         UserError: the parent is a model of another kind, denoises other latents, or has no tensor in common.
