@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from flowergen.data.class_names import class_label
 from flowergen.data.reading import UnreadablePicture, fit_picture, read_rgb
 from flowergen.errors import UserError, printable
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
 from flowergen.runs.run_folder import RunFolder
 from flowergen.viz.pictures import Pictures
+
+if TYPE_CHECKING:
+    from flowergen.evaluation.edits import EditSettings
 
 
 class LoadedModel:
@@ -171,11 +175,10 @@ class LoadedModel:
             UserError: the model does not denoise, an unknown class, or an option that the model does not support.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import edit_settings
 
         if not 0 <= strength <= 1:
             raise UserError(f"strength={strength} must be from 0 to 1")
-        settings = edit_settings(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
+        settings = self._edit_settings(classes, num, seed, steps, guidance_scale)
         return Pictures.of(edits.img2img(settings, x, strength).flatten(0, 2))
 
     def inpaint(
@@ -201,11 +204,10 @@ class LoadedModel:
             UserError: see ``img2img``; or the mask has another size, or the latents have no positions.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import edit_settings
 
         if mask.shape != x.shape[-2:] or mask.dtype != torch.bool:
             raise UserError(f"mask must be a bool tensor of shape {tuple(x.shape[-2:])}")
-        settings = edit_settings(self, classes, num, seed, {"steps": steps, "guidance_scale": guidance_scale})
+        settings = self._edit_settings(classes, num, seed, steps, guidance_scale)
         return Pictures.of(edits.inpaint(settings, x, ~mask[None]).flatten(0, 2))
 
     def invert(
@@ -227,7 +229,26 @@ class LoadedModel:
             UserError: see ``img2img``.
         """
         from flowergen.evaluation import edits  # slow to import
-        from flowergen.runs.edits import edit_settings
 
-        settings = edit_settings(self, classes, 1, 0, {"steps": steps, "guidance_scale": guidance_scale})
+        settings = self._edit_settings(classes, 1, 0, steps, guidance_scale)
         return Pictures.of(edits.invert(settings, x).flatten(0, 2))
+
+    def _edit_settings(
+        self, classes: Sequence[str | int] | None, num: int, seed: int, steps: int | None, guidance_scale: float | None
+    ) -> "EditSettings":
+        from flowergen.evaluation.edits import EditSettings  # slow to import
+        from flowergen.runs.sampling import DIFFUSION_OPTIONS, check_sampling, sampling_of
+
+        model = self.module.denoising_model
+        if model is None:
+            raise UserError("pictures are edited with a diffusion model, and this is none: use vary()")
+        config = {**dict.fromkeys(DIFFUSION_OPTIONS), "steps": steps, "guidance_scale": guidance_scale}
+        check_sampling(config, self.config["model"], [], {})
+        if classes is None:
+            labels = [model.num_classes]
+        else:
+            named = [classes] if isinstance(classes, (str, int)) else classes
+            labels = [class_label(name, self.class_names) for name in named]
+        if not labels or num < 1:
+            raise UserError("classes must name at least one class, or be None, and num must be at least 1")
+        return EditSettings(model, torch.tensor(labels), num, seed, sampling_of(config, model))
