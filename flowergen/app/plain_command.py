@@ -47,11 +47,7 @@ def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str,
 
 @contextmanager
 def output_folder(out: str | None, default: Path) -> Iterator[Path]:
-    """Make a new folder to write into, so nothing is overwritten; removed if left empty.
-
-    Args:
-        out: folder from the command line, or None.
-        default: folder to use if ``out`` is None; numbered if it exists.
+    """Make a new folder, ``out`` or else the default, numbered if it exists, to write into; removed if left empty.
 
     Raises:
         UserError: the folder cannot be made or written to, or is not empty.

@@ -15,12 +15,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def check(config: dict[str, Any], schema: type, path: str = "") -> None:
-    """Check keys, types and ranges recursively.
-
-    Args:
-        config: composed and resolved config, plain data.
-        schema: dataclass of the root.
-        path: prefix of the keys in error messages, such as ``hydra.sweeper.``
+    """Check keys, types and ranges of a composed and resolved config recursively; ``path`` is the prefix of its keys.
 
     Raises:
         UserError: names the first invalid key, what it must be, and for an unknown key the closest valid one.

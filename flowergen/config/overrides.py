@@ -31,11 +31,7 @@ LONGEST = 20_000  # characters of an override; parsing that many takes a second
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides with Hydra's grammar.
-
-    Raises:
-        UserError: the grammar rejects an override.
-    """
+    """Parse overrides with Hydra's grammar; raise a ``UserError`` for one that it rejects."""
     parsed = []
     for override in overrides:
         if len(override) > LONGEST:
@@ -60,10 +56,7 @@ class Composer:
         self._bases: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
-        """Compose a config, which ``${hydra:...}`` then reads.
-
-        Args:
-            overrides: as typed, without sweeps.
+        """Compose a config, which ``${hydra:...}`` then reads, from overrides as typed, without sweeps.
 
         Returns:
             The config with its ``hydra`` node, and the overrides in Hydra's form: a key of the schema that is not in the YAML
@@ -88,15 +81,7 @@ class Composer:
 
 
 def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose ``conf/NAME.yaml``, a config without groups.
-
-    Args:
-        name: name of the command.
-        schema: dataclass of the config.
-        overrides: as typed, paths quoted.
-
-    Returns:
-        The config as plain data, unchecked.
+    """Compose ``conf/NAME.yaml``, without groups, from overrides with quoted paths, and return it as plain data, unchecked.
 
     Raises:
         UserError: unknown key; names the closest valid one.
@@ -153,9 +138,8 @@ def _one_line_errors(overrides: Sequence[str]) -> Iterator[None]:
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain data: interpolations resolved, paths absolute, without the ``hydra`` node.
 
-    An ``image_size`` of equal height and width becomes one number, so that [64,64] is the same as 64.
-
-    ``${hydra:...}`` reads ``HydraConfig``, which ``Composer`` and ``hydra.main`` set.
+    An ``image_size`` of equal height and width becomes one number, so that [64,64] is the same as 64. ``${hydra:...}`` reads
+    ``HydraConfig``, which ``Composer`` and ``hydra.main`` set.
 
     Raises:
         UserError: an interpolation cannot be resolved.
@@ -183,8 +167,7 @@ def shortest_size(size: Any) -> Any:
     >>> shortest_size([64, 64]), shortest_size([48, 64])
     (64, [48, 64])
     """
-    is_square = isinstance(size, list) and len(size) == 2 and size[0] == size[1]
-    return size[0] if is_square else size
+    return size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -100,6 +100,5 @@ class Dogs(ImageFolder):
 
     _target_: Literal["flowergen.data.dogs_datamodule.DogsDataModule"]  # type: ignore[assignment]
     root: Annotated[
-        str,
-        folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs"),
+        str, folder("unpack http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar there, or give data.root=DIR with dogs")
     ]

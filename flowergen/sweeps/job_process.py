@@ -19,14 +19,7 @@ PATIENCE_SECONDS = 30  # between SIGTERM and SIGKILL: training stops at the end 
 
 
 def start_job(sweep: DictConfig, overrides: Sequence[str], folder: Path, resume: bool = False) -> Process:
-    """Start a job with ``python -m flowergen.train``.
-
-    Args:
-        sweep: config of the sweep.
-        overrides: overrides of the job.
-        folder: run folder of the job.
-        resume: resume the run in the folder.
-    """
+    """Start a job of a sweep in its run folder, or resume it there, with ``python -m flowergen.train``."""
     search = [line for line in sweep.hydra.overrides.hydra if line.startswith("hydra.searchpath=")]  # from --config-dir
     places = [line for line in overrides if line.startswith("paths.")]
     own = (

@@ -20,9 +20,6 @@ class SweepFolder:
 
     ``jobs.yaml`` is a list of ``number``, ``folder``, ``overrides``, ``status`` and ``exit_code``. It includes jobs that failed
     before they could write anything, but not yet jobs that are running or were killed with their sweep.
-
-    Args:
-        path: the folder.
     """
 
     def __init__(self, path: str | Path):
@@ -36,16 +33,9 @@ class SweepFolder:
 
     def holds_jobs(self) -> bool:
         """Return True if a sweep has used the folder."""
-        return any(file.exists() for file in (self.jobs, self.optuna)) or any(self.path.glob("*/config.yaml"))
+        return self.jobs.exists() or self.optuna.exists() or any(self.path.glob("*/config.yaml"))
 
-    def record(
-        self,
-        number: int,
-        folder: Path,
-        overrides: Sequence[str],
-        status: Status,
-        exit_code: int | None,
-    ) -> None:
+    def record(self, number: int, folder: Path, overrides: Sequence[str], status: Status, exit_code: int | None) -> None:
         """Record how a job ended; ``exit_code`` is None if the job was not waited for."""
         jobs = {job["number"]: job for job in self._read()}
         place = str(folder.relative_to(self.path)) if folder.is_relative_to(self.path) else str(folder)
@@ -75,11 +65,7 @@ def job_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def check_unchanged(number: int, run: RunFolder, overrides: Sequence[str]) -> None:
-    """Check that a run folder of a continued sweep belongs to the same job, and that no process is using it.
-
-    Raises:
-        UserError: names the job and the first value that differs.
-    """
+    """Raise a ``UserError`` if a run folder of a continued sweep is of a job with other values, or a process is using it."""
     with run.locked():
         stored = run.read_overrides()
     before, now = _values(stored), _values(overrides)
