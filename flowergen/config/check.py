@@ -7,20 +7,30 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flowergen.config.rules import Rule
-from flowergen.config.schema import BY_TARGET, Train
+from flowergen.config.schema import BY_TARGET
 from flowergen.config.schema_data import HuggingFace
 from flowergen.errors import UserError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def check(config: dict[str, Any], schema: type, path: str = "") -> None:
-    """Check keys, types and ranges of a composed and resolved config recursively; ``path`` is the prefix of its keys.
+def check(node: dict[str, Any], schema: type, path: str = "", root: dict[str, Any] | None = None) -> None:
+    """Check keys, types and ranges of a composed and resolved config, or of its ``node`` at ``path``, recursively.
 
     Raises:
         UserError: names the first invalid key, what it must be, and for an unknown key the closest valid one.
     """
-    _check_node(config, schema, path, config)
+    root = node if root is None else root
+    hints = get_type_hints(schema, include_extras=True)
+    for key in node:
+        if key not in hints:
+            raise unknown_key(f"{path}{key}", root)
+    for field in fields(schema):
+        where = f"{path}{field.name}"
+        if field.name in node:
+            _check_value(node[field.name], hints[field.name], where, root)
+        elif field.default is MISSING:
+            raise UserError(f"{where} is missing")
 
 
 def schema_of(node: Any) -> type | None:
@@ -35,9 +45,8 @@ def data_options(data: Mapping[str, Any]) -> str:
     return f"data=huggingface data.name={name}" if named else f"data={name}"
 
 
-def schema_at(path: str, config: dict[str, Any], root: type = Train) -> type | None:
-    """Return the dataclass that describes the node at a dotted path of a config; None if there is none."""
-    schema: type | None = root
+def schema_at(path: str, config: dict[str, Any], schema: type | None) -> type | None:
+    """Return the dataclass of the node at a dotted path of a config, whose own is ``schema``; None if there is none."""
     node: Any = config
     for part in filter(None, path.split(".")):
         hint = get_type_hints(schema).get(part) if schema else None
@@ -81,21 +90,7 @@ def unknown_key(key: str, config: dict[str, Any]) -> UserError:
     return UserError(f"there is no key {key}: {hint}")
 
 
-def _check_node(node: dict[str, Any], schema: type, path: str, config: dict[str, Any]) -> None:
-    hints = get_type_hints(schema, include_extras=True)
-    for key in node:
-        if key not in hints:
-            raise unknown_key(f"{path}{key}", config)
-    for field in fields(schema):
-        where = f"{path}{field.name}"
-        if field.name not in node:
-            if field.default is MISSING:
-                raise UserError(f"{where} is missing")
-            continue
-        _check_value(node[field.name], hints[field.name], where, config)
-
-
-def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> None:
+def _check_value(value: Any, hint: Any, where: str, root: dict[str, Any]) -> None:
     if value == "???":
         raise UserError(f"{where} must be given: {where}=...")
     if isinstance(hint, type) and is_dataclass(hint):
@@ -103,19 +98,18 @@ def _check_value(value: Any, hint: Any, where: str, config: dict[str, Any]) -> N
         if not isinstance(value, dict):
             raise UserError(f"{where}={value} must be a group of keys")
         if by_target is not None or "_target_" not in value:
-            _check_node(value, by_target or hint, f"{where}.", config)
+            check(value, by_target or hint, f"{where}.", root)
         return
     problem = _problem(value, hint)
     if problem:
         raise UserError(f"{where}={as_typed(value)} {problem}")
     if isinstance(value, dict):  # any node: check the nested nodes that have a schema
-        schema = schema_of(value)
-        if schema:
-            _check_node(value, schema, f"{where}.", config)
+        if schema := schema_of(value):
+            check(value, schema, f"{where}.", root)
         else:
             for key, child in value.items():
                 if isinstance(child, dict):
-                    _check_value(child, Any, f"{where}.{key}", config)
+                    _check_value(child, Any, f"{where}.{key}", root)
 
 
 def _problem(value: Any, hint: Any) -> str:
