@@ -18,11 +18,7 @@ class TrainingEnded(UserError):
 
 
 class Stopped(BaseException):
-    """The process was asked to terminate by a signal, and has saved its work.
-
-    Args:
-        signum: number of the signal; the exit status is 128 + signum, as in a shell.
-    """
+    """The process was asked to terminate by a signal, and has saved its work. The status is 128 + signal, as in a shell."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)

@@ -19,13 +19,12 @@ def argument_parser() -> ArgumentParser:
 
 
 def set_values(config: DictConfig, overrides: Sequence[Override], values: Sequence[Override]) -> None:
-    """Complete a config that was composed with a part of its overrides, as if it had been composed with all of them, but for
-    ``hydra.job.env_set``.
+    """Complete a config as if it had been composed with all overrides, but for ``hydra.job.env_set``.
 
     Args:
-        config: composed with ``return_hydra_config``; it is changed.
+        config: composed with ``return_hydra_config`` and the overrides that choose an option of a group; it is changed.
         overrides: all of them, in the order of the command line.
-        values: those that do not choose an option of a group.
+        values: the others.
     """
     ConfigLoaderImpl.validate_sweep_overrides_legal(list(overrides), RunMode.RUN, from_shell=False)
     ConfigLoaderImpl._apply_overrides_to_config(list(values), config)

@@ -23,11 +23,7 @@ def help_text(name: str) -> str:
 def train_help(overrides: Sequence[str]) -> str:
     """Return the help of ``train``: its commands, its config groups, and each key with its value and comment.
 
-    Args:
-        overrides: as typed, paths quoted. They choose the groups whose keys are listed.
-
-    Raises:
-        UserError: an override is invalid.
+    The overrides, as typed with paths quoted, choose the groups whose keys are listed; a ``UserError`` if one is invalid.
     """
     composed, _ = Composer().compose(overrides)
     config = cast(dict[str, Any], OmegaConf.to_container(composed))

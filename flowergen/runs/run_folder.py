@@ -21,11 +21,7 @@ REFUSED = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended
 
 
 class RunFolder:
-    """The files of a run. Self-contained: sampling needs nothing else.
-
-    Args:
-        path: the folder.
-    """
+    """The files of a run. Self-contained: sampling needs nothing else."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
