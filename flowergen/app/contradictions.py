@@ -12,11 +12,7 @@ from flowergen.quoting import HUB
 
 
 def contradictions(config: dict[str, Any]) -> None:
-    """Check for options that are valid individually but not together.
-
-    Raises:
-        UserError: names both options.
-    """
+    """Raise a ``UserError`` for options that are valid individually but not together."""
     model, data, trainer = config["model"], config["data"], config["trainer"]
     if model.get("reconstruction") == "bce" and model.get("pixel_range") == [-1, 1]:
         raise UserError("model.reconstruction=bce needs pixels in [0, 1]: set model.pixel_range=[0,1]")

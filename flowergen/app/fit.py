@@ -18,11 +18,7 @@ PROGRESS = re.compile(r"  batch .*  ETA |^\w+: [\d,]+ of [\d,]+, about .* left$"
 
 
 def fit(overrides: Sequence[str]) -> Path:
-    """See ``flowergen.fit``.
-
-    Returns:
-        The run folder.
-    """
+    """Train as ``flowergen.fit`` does, and return the run folder."""
     typed = quote_paths(list(overrides))
     flags = [line for line in typed if line.startswith("-")]
     if flags:

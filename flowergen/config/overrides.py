@@ -81,11 +81,7 @@ class Composer:
 
 
 def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose ``conf/NAME.yaml``, without groups, from overrides with quoted paths, and return it as plain data, unchecked.
-
-    Raises:
-        UserError: unknown key; names the closest valid one.
-    """
+    """Compose ``conf/NAME.yaml`` from overrides with quoted paths; plain data, of which only the keys are checked."""
     base = cast(dict[str, Any], OmegaConf.to_container(_compose(name, ())))
     return resolve(_compose(name, [_checked(override, base, schema) for override in parse(overrides)]))
 

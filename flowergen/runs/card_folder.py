@@ -12,11 +12,7 @@ MARK = "evaluation.json"  # identifies the evaluation
 
 
 def refuse_other_content(out: str) -> None:
-    """Refuse a folder that was not made by an evaluation, before anything is loaded.
-
-    Raises:
-        UserError: the folder contains other files.
-    """
+    """Raise a ``UserError`` for a folder that was not made by an evaluation, before anything is loaded."""
     folder = Path(out)
     try:
         if _content(folder) and not (folder / MARK).is_file():

@@ -3,7 +3,7 @@
 import json
 import operator
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,9 @@ def _trained_on(content: dict[str, Any], config: dict[str, Any], path: Path) -> 
 
 
 def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
-    """Return the checkpoint to load: the named one, else the best one, else the last one, else that of a shared run.
-
-    Raises:
-        UserError: there is no checkpoint yet.
-    """
-    unnamed = [*(folder.checkpoints / f"{name}.ckpt" for name in ("best", "last")), folder.shared_weights]
-    candidates: Sequence[Path] = [named] if named else unnamed
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    """Return the checkpoint to load: the named, best or last one, or that of a shared run; a ``UserError`` if there is none."""
+    unnamed = [folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt", folder.shared_weights]
+    path = next((candidate for candidate in ([named] if named else unnamed) if candidate.is_file()), None)
     if path is None:
         raise UserError(f"{folder.path} has no checkpoint yet: let it train for an epoch first")
     return path

@@ -59,11 +59,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
 
 
 def files_of(value: str, key: str) -> Path:
-    """Return the folder of the files of a pretrained autoencoder, ``key=value``, downloading them if necessary.
-
-    Raises:
-        UserError: the files cannot be downloaded.
-    """
+    """Return the folder of the files of a pretrained autoencoder, ``key=value``, downloading them if necessary."""
     return downloaded(value, key, (CONFIG, WEIGHTS)) if value.startswith(HUB) else Path(value)
 
 

@@ -43,11 +43,7 @@ class RunFolder:
 
     @property
     def of_model(self) -> "RunFolder":
-        """The folder whose config describes sampling: for a decoder's run, that of the nested diffusion run.
-
-        Raises:
-            UserError: this run's config cannot be read.
-        """
+        """The folder whose config describes sampling: for a decoder's run, that of the nested diffusion run."""
         return RunFolder(self.diffusion) if self.read_config().get("diffusion") not in (None, "none") else self
 
     def store(self, config: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -89,11 +85,7 @@ class RunFolder:
                 shutil.rmtree(nested.path)
 
     def read_config(self) -> dict[str, Any]:
-        """Read config.yaml.
-
-        Raises:
-            UserError: it is not the config of a run.
-        """
+        """Read config.yaml; raise a ``UserError`` if it is not the config of a run."""
         config = _read_yaml(self.config, dict)
         groups = [config.get(key) for key in ("paths", "model", "data", "trainer")]
         if not all(isinstance(group, dict) for group in groups) or any(
@@ -109,11 +101,7 @@ class RunFolder:
         return config
 
     def read_overrides(self) -> list[str]:
-        """Read overrides.yaml.
-
-        Raises:
-            UserError: it does not contain the overrides of a run.
-        """
+        """Read overrides.yaml; raise a ``UserError`` if it does not contain the overrides of a run."""
         lines = _read_yaml(self.overrides, list)
         for line in lines:  # a run folder must not set Hydra's own node, as Hydra instantiates what it names
             ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
@@ -188,11 +176,7 @@ def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents.
-
-    Raises:
-        UserError: it cannot be created, or is a file.
-    """
+    """Create a folder and its parents; raise a ``UserError`` if it cannot be created, or is a file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

@@ -7,11 +7,7 @@ from flowergen.runs.run_folder import RunFolder
 
 
 def write_page(run: RunFolder) -> Path:
-    """Rewrite ``index.html``; if a process is training in the folder, the page reloads itself.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Rewrite ``index.html``; if a process is training in the folder, the page reloads itself. May raise an ``OSError``."""
     from flowergen.evaluation.run_page import write_run_page
 
     try:

@@ -107,11 +107,7 @@ def model_nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
-    """Check the stage of the run with the config ``stored``: the first for an autoencoder, the second for a diffusion model.
-
-    Raises:
-        UserError: the run belongs to another stage.
-    """
+    """Raise a ``UserError`` for a run, with the config ``stored``, that is no autoencoder, or no diffusion model."""
     if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
         raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
     if key == "diffusion" and stage_before(stored) is None:
