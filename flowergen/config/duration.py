@@ -7,13 +7,10 @@ _SECONDS = (24 * 3600, 3600, 60, 1)
 
 
 def seconds_of(text: str) -> float:
-    """Convert a duration to seconds.
+    """Convert a duration, numbers with the units d, h, min (or m) and s, larger units first, to seconds.
 
     >>> seconds_of("1h30min"), seconds_of("0.5h"), seconds_of("90s")
     (5400.0, 1800.0, 90.0)
-
-    Args:
-        text: numbers with the units d, h, min (or m) and s, larger units first.
 
     Raises:
         ValueError: the text is not of that form, or the duration is zero.

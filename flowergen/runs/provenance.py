@@ -19,12 +19,7 @@ class Provenance:
     """Writes provenance.json, the origin of a run's results. A context manager around the run; earlier sessions are kept.
 
     If a session is refused with a ``UserError``, the provenance.json, config.yaml and overrides.yaml of a run that has begun
-    are restored.
-
-    Args:
-        run: the run folder.
-        seed: seed of the run.
-        init: the run that it starts from, if any.
+    are restored. ``init`` is the run that it starts from, if any.
     """
 
     def __init__(self, run: RunFolder, seed: int, init: str | None = None):

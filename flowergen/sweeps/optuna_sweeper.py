@@ -37,13 +37,8 @@ class OptunaSweeper(Sweeper):
     Intervals (``tag(log, interval(a, b))``, ``int(interval(a, b))``), ``range(...)`` and choices are searched; all other
     overrides apply to every trial. The state is stored in ``optuna.db`` in the sweep folder, so a killed search can continue.
 
-    Args:
-        metric: column of ``metrics.csv``; a trial's value is its best over the run.
-        direction: maximize or minimize.
-        n_trials: number of finished and pruned trials, over all sessions.
-        seed: seed of the sampler.
-        pruner: ``n_startup_trials`` and ``n_warmup_epochs``.
-        params: null, as ``prepare_train`` has added them to the overrides.
+    The arguments are described in ``conf/hydra/sweeper/optuna.yaml``; ``params`` is null here, as ``prepare_train`` has added
+    them to the overrides.
     """
 
     def __init__(
