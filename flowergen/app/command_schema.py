@@ -7,12 +7,11 @@ from flowergen.config.rules import (
     BELOW_ONE,
     EXISTING_FOLDER,
     EXISTING_PATH,
-    EXTRACTOR,
-    NO_CLASSIFIER,
     NON_EMPTY,
     PATH,
     TEXT,
     Eta,
+    Extractor,
     Guidance,
     Interval,
     Natural,
@@ -131,7 +130,7 @@ class Evaluate(Sampling):
     train: Annotated[str, PATH, EXISTING_FOLDER] | None
     image_size: Annotated[Any, sides_between(16, 1024)] | None
     compare: Annotated[str, TEXT, NON_EMPTY] | None
-    extractor: Annotated[str, TEXT, NO_CLASSIFIER, EXTRACTOR]
+    extractor: Annotated[Extractor, TEXT]
     num_samples: Annotated[int, between(4, 10_000_000)] | None
     repeats: Annotated[int, between(1, 100)]
     data: DataOfRun

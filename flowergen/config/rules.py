@@ -67,16 +67,6 @@ NON_EMPTY = Rule(lambda value: len(value) > 0, "must not be empty")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 EXISTING_FOLDER = folder()
 EXISTING_PATH = Rule(os.path.exists, "does not exist")
-EXTRACTOR = Rule(
-    lambda name: (
-        name in ("auto", "inception", "efficientnet")
-        or name.startswith("torchvision:")
-        or os.path.isfile(os.path.expanduser(name))
-    ),
-    "must be auto, inception, efficientnet, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file that "
-    "exists",
-)
-NO_CLASSIFIER = Rule(lambda name: name != "classifier", "no longer exists: use extractor=efficientnet")
 # kinds of values that are quoted for Hydra's grammar
 PATH = "a path"  # and made absolute
 TEXT = "text"
@@ -96,3 +86,24 @@ Interval = Annotated[
     Rule(lambda ends: len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1, "must be two increasing numbers from 0 to 1"),
 ]
 Eta = Annotated[float, between(0, 1)]
+Batches = Annotated[int | float, at_least(0)]
+StepsOrShare = Annotated[
+    int | float,
+    Rule(
+        lambda value: value >= 0 and (isinstance(value, int) or value < 1),
+        "must be a whole number of steps, or a share of the run's steps, below 1",
+    ),
+]
+Extractor = Annotated[
+    str,
+    Rule(lambda name: name != "classifier", "no longer exists: use extractor=efficientnet"),
+    Rule(
+        lambda name: (
+            name in ("auto", "inception", "efficientnet")
+            or name.startswith("torchvision:")
+            or os.path.isfile(os.path.expanduser(name))
+        ),
+        "must be auto, inception, efficientnet, torchvision:NAME such as torchvision:resnet50, or a TorchScript or .pt2 file "
+        "that exists",
+    ),
+]

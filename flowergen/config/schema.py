@@ -12,11 +12,11 @@ from flowergen.config import schema_data
 from flowergen.config.duration import is_duration
 from flowergen.config.rules import (
     BELOW_ONE,
-    EXTRACTOR,
-    NO_CLASSIFIER,
     NON_EMPTY,
+    Batches,
     Count,
     Eta,
+    Extractor,
     Guidance,
     ImageChannels,
     Interval,
@@ -28,9 +28,9 @@ from flowergen.config.rules import (
     SamplerName,
     Seed,
     Steps,
+    StepsOrShare,
     above,
     all_between,
-    at_least,
     between,
     sides_between,
 )
@@ -39,13 +39,6 @@ MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, 
 
 BETAS = Rule(lambda b: len(b) == 2 and min(b) >= 0 and max(b) < 1, "must be two numbers, at least 0 and below 1")
 PIXEL_RANGE = Rule(lambda value: list(value) in ([0, 1], [-1, 1]), "must be [0,1] or [-1,1]")
-STEPS_OR_SHARE = Rule(
-    lambda value: value >= 0 and (isinstance(value, int) or value < 1),
-    "must be a whole number of steps, or a share of the run's steps, below 1",
-)
-
-Batches = Annotated[int | float, at_least(0)]
-StepsOrShare = Annotated[int | float, STEPS_OR_SHARE]
 Widths = Annotated[list[int], all_between(1, 65536)]
 
 PretrainedKind = Literal["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"]  # of diffusers
@@ -345,7 +338,7 @@ class PeriodicEvaluation:
     _target_: Literal["flowergen.callbacks.evaluation.PeriodicEvaluation"]
     every_epochs: Count
     num_samples: Annotated[int, between(4, 1_000_000)]
-    extractor: Annotated[str, NO_CLASSIFIER, EXTRACTOR]
+    extractor: Extractor
     weights_dir: str
     metric: Literal["fid", "kid", "precision", "recall", "class_accuracy"]
 
