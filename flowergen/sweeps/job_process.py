@@ -1,4 +1,4 @@
-"""Run a job of a sweep in a separate process."""
+"""Run a sweep, and each of its jobs in a separate process."""
 
 import shlex
 import signal
@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import configure_log, setup_globals
 from omegaconf import DictConfig
 
 from flowergen.quoting import quoted_path
+from flowergen.sweeps.sweep_folder import SweepFolder
 
 Process = subprocess.Popen[Any]
 
@@ -54,13 +56,18 @@ def terminated_on_exit(process: Process) -> Iterator[Process]:
 
 
 @contextmanager
-def reporting_continue_command(log: Callable[[str], None]) -> Iterator[None]:
-    """Wrap a sweep and, if it is interrupted, log the command that continues it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat a scheduler's SIGTERM like Ctrl-C
-    try:
-        yield
-    except KeyboardInterrupt:
-        own = [argument for argument in sys.argv[1:] if "sweep.skip_finished=" not in argument]
-        command = ["python", "-m", "flowergen.train", *own, "sweep.skip_finished=true"]
-        log(f"interrupted; continue with: {shlex.join(command)}")
-        raise
+def sweeping(config: DictConfig, log: Callable[[str], None]) -> Iterator[SweepFolder]:
+    """Set up Hydra's logging and lock the folder of a sweep; if it is interrupted, log the command that continues it."""
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    sweep = SweepFolder(str(config.hydra.sweep.dir))
+    sweep.path.mkdir(parents=True, exist_ok=True)
+    with sweep.locked():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat a scheduler's SIGTERM like Ctrl-C
+        try:
+            yield sweep
+        except KeyboardInterrupt:
+            own = [argument for argument in sys.argv[1:] if "sweep.skip_finished=" not in argument]
+            command = ["python", "-m", "flowergen.train", *own, "sweep.skip_finished=true"]
+            log(f"interrupted; continue with: {shlex.join(command)}")
+            raise

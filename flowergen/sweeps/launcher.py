@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from flowergen.errors import UserError
 from flowergen.hydra_internals import register_plugin
 from flowergen.runs.run_folder import RunFolder
-from flowergen.sweeps.job_process import reporting_continue_command, start_job, terminated_on_exit
+from flowergen.sweeps.job_process import start_job, sweeping, terminated_on_exit
 from flowergen.sweeps.optuna_sweeper import OptunaSweeper
 from flowergen.sweeps.sweep_folder import SweepFolder, check_unchanged, job_overrides
 
@@ -40,11 +40,7 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs that have not finished; the return value of a failed job is an exception."""
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        sweep = SweepFolder(str(self.config.hydra.sweep.dir))
-        sweep.path.mkdir(parents=True, exist_ok=True)
-        with sweep.locked(), reporting_continue_command(log.info):
+        with sweeping(self.config, log.info) as sweep:
             jobs = [self._job(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
             for job in jobs:
                 if job.run.config.exists():

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.utils import configure_log, setup_globals
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -18,8 +17,8 @@ from omegaconf import DictConfig
 from flowergen.config.overrides import parse
 from flowergen.errors import UserError
 from flowergen.runs.run_folder import RunFolder
-from flowergen.sweeps.job_process import reporting_continue_command, start_job, stop, terminated_on_exit
-from flowergen.sweeps.sweep_folder import Status, SweepFolder, job_overrides
+from flowergen.sweeps.job_process import start_job, stop, sweeping, terminated_on_exit
+from flowergen.sweeps.sweep_folder import Status, job_overrides
 
 if TYPE_CHECKING:  # an optional package that takes half a second to import
     from optuna import Study, Trial
@@ -57,20 +56,18 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
         self.config: DictConfig = config
-        self.folder = SweepFolder(str(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until enough have finished or been pruned, and report the best."""
         from optuna import samplers
+        from optuna.trial import TrialState
 
-        setup_globals()
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        with self.folder.locked(), reporting_continue_command(log.info):
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        with sweeping(self.config, log.info) as self.folder:
             overrides = job_overrides(arguments)
             study, space = self._study(overrides), search_space(overrides)
             failures = 0
-            while (done := len(_ended(study))) < self.n_trials:
+            while (done := len(study.get_trials(deepcopy=False, states=ended))) < self.n_trials:
                 if failures >= (self.n_trials if done else MANY_FAILURES):
                     raise UserError(f"{failures} trials failed; their logs: {self.folder.path}/*/train.log")
                 study.sampler = samplers.TPESampler(seed=self.seed + len(study.trials))  # a restart must not repeat its draws
@@ -208,12 +205,6 @@ def read_metric(run: RunFolder, metric: str) -> dict[int, float]:
         return {}
     whole = text[: text.rfind("\n") + 1]  # the last line may be half written
     return {int(float(row["epoch"])): float(row[metric]) for row in csv.DictReader(io.StringIO(whole)) if row.get(metric)}
-
-
-def _ended(study: "Study") -> list[Any]:
-    from optuna.trial import TrialState
-
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def _shown(params: dict[str, Any]) -> str:
