@@ -13,12 +13,7 @@ TRAINING_KEYS = ("objective", "schedule", "num_timesteps", "zero_terminal_snr", 
 
 
 def write_pipeline(model: LoadedModel, folder: Path) -> None:
-    """Write a folder that ``diffusers.DiffusionPipeline.from_pretrained`` loads.
-
-    Args:
-        model: latent diffusion on an autoencoder of diffusers, with one of flowergen's networks.
-        folder: an empty folder.
-    """
+    """Write latent diffusion on an autoencoder of diffusers, with a network of flowergen, as a pipeline of diffusers."""
     import diffusers  # slow to import
 
     from flowergen.runs.diffusers_denoiser import Denoiser

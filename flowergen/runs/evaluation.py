@@ -159,11 +159,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
 
 
 def measure(subject: Subject, work: Path) -> Measured:
-    """Compute all metrics that apply to a subject; what cannot be measured is logged before.
-
-    Args:
-        subject: the subject to measure.
-        work: folder for intermediate results.
+    """Compute all metrics that apply, with intermediate results in ``work``; what cannot be measured is logged before.
 
     Raises:
         UserError: the disk is full.
