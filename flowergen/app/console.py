@@ -50,15 +50,8 @@ def last_good(run: RunFolder) -> str:
 
 def closing_summary(run: RunFolder, budget: str | None) -> str:
     """List the run's files and the command that continues training."""
-    lines = ["done"]
-    for what, path in (
-        ("page", run.page),
-        ("pictures", run.images),
-        ("checkpoints", run.checkpoints),
-        ("numbers", run.metrics),
-    ):
-        if path.exists():
-            lines.append(f"{what:<12} {path}")
+    files = {"page": run.page, "pictures": run.images, "checkpoints": run.checkpoints, "numbers": run.metrics}
+    lines = ["done", *(f"{what:<12} {path}" for what, path in files.items() if path.exists())]
     if run.tensorboard.exists():
         lines.append(f"TensorBoard  tensorboard --logdir {shlex.quote(str(run.tensorboard))}")
     more = "trainer.budget" if budget else "trainer.max_epochs"

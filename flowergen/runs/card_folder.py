@@ -24,7 +24,7 @@ def refuse_other_content(out: str) -> None:
 
 
 def card_folder(out: str | None, default: Path, mark: Mapping[str, Any]) -> Path:
-    """Return the folder of a card, ``out`` or else the default, which may hold results of a stopped evaluation of equal ``mark``.
+    """Return the folder of a card, ``out`` or else the default, which may hold results of an evaluation of equal ``mark``.
 
     Raises:
         UserError: the folder cannot be written to, or contains other files.
