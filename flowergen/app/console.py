@@ -26,14 +26,12 @@ def essentials(
     device = f"{trainer.num_devices * trainer.num_nodes} x {trainer.strategy.root_device.type}"
     threads = f", {torch.get_num_threads()} threads" if trainer.strategy.root_device.type == "cpu" else ""
     tf32 = ", float32 matrices in TF32" if torch.get_float32_matmul_precision() == "high" else ""
-    return "\n".join(
-        [
-            f"data       {datamodule.summary()}",
-            f"model      {type(module).__name__}: {module.summary()}, {parameters:,} parameters",
-            f"training   {budget or f'{trainer.max_epochs} epochs'}, batches of {datamodule.batch_size}",
-            f"device     {device}{threads}, precision {trainer.precision}{tf32}",
-            f"run folder {run.path}",
-        ]
+    return (
+        f"data       {datamodule.summary()}\n"
+        f"model      {type(module).__name__}: {module.summary()}, {parameters:,} parameters\n"
+        f"training   {budget or f'{trainer.max_epochs} epochs'}, batches of {datamodule.batch_size}\n"
+        f"device     {device}{threads}, precision {trainer.precision}{tf32}\n"
+        f"run folder {run.path}"
     )
 
 

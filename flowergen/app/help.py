@@ -42,19 +42,9 @@ def train_help(overrides: Sequence[str]) -> str:
         if (conf / group / f"{option}.yaml").exists():  # and not one from --config-dir
             comments |= _comments(conf / group / f"{option}.yaml", f"{package}.")
     head, _ = _parts(conf / "train.yaml")
-    return "\n".join(
-        [
-            *head,
-            "",
-            "Groups, chosen with GROUP=NAME:",
-            "",
-            *(f"{group}: {', '.join(names)}" for group, names in sorted(groups.items())),
-            "",
-            "Keys, with their values for this command line; ${KEY} is the value of another key:",
-            "",
-            *_keys(config, "", comments),
-        ]
-    )
+    listed = [f"{group}: {', '.join(names)}" for group, names in sorted(groups.items())]
+    about_keys = "\nKeys, with their values for this command line; ${KEY} is the value of another key:\n"
+    return "\n".join([*head, "\nGroups, chosen with GROUP=NAME:\n", *listed, about_keys, *_keys(config, "", comments)])
 
 
 def _parts(path: Path) -> tuple[list[str], list[str]]:
@@ -87,9 +77,6 @@ def _keys(node: object, key: str, comments: dict[str, str]) -> Iterator[str]:
         for name, child in node.items():
             yield from _keys(child, f"{key}.{name}".lstrip("."), comments)
     else:
-        value = (
-            yaml.safe_dump(node, default_flow_style=True, width=10_000, allow_unicode=True)
-            .removesuffix("\n")
-            .removesuffix("\n...")
-        )
+        text = yaml.safe_dump(node, default_flow_style=True, width=10_000, allow_unicode=True)
+        value = text.removesuffix("\n").removesuffix("\n...")
         yield f"{key}={value}{comment}"

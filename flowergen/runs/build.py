@@ -126,18 +126,9 @@ def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | 
         UserError: invalid arguments, including those of the optimiser, which are checked before the data is loaded.
     """
     with initialisation(config["seed"]):
-        module = instantiate(
-            config["model"],
-            "model",
-            ImageModel,
-            **accepted_arguments(
-                config["model"],
-                num_classes=num_classes,
-                autoencoder=before,
-                diffusion=before,
-                **manual_optimization_arguments(config),
-            ),
-        )
+        manual = manual_optimization_arguments(config)
+        given = accepted_arguments(config["model"], num_classes=num_classes, autoencoder=before, diffusion=before, **manual)
+        module = instantiate(config["model"], "model", ImageModel, **given)
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:

@@ -83,16 +83,9 @@ class Subject:
     @property
     def counts(self) -> dict[str, int]:
         """Number of pictures behind each column of the card, per repeat."""
-        real = self.real
-        num_train = min(self.num, len(real.train)) if real.train else 0
-        return {
-            "samples": self.num,
-            "reference": len(real.reference),
-            "train": num_train,
-            "autoencoder": num_train,
-            "samples_as_floor": num_train,
-            "held_out": len(real.reference),
-        }
+        held_out, train = len(self.real.reference), min(self.num, len(self.real.train)) if self.real.train else 0
+        of_train = dict.fromkeys(("train", "autoencoder", "samples_as_floor"), train)
+        return {"samples": self.num, "reference": held_out, **of_train, "held_out": held_out}
 
 
 def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
@@ -166,11 +159,8 @@ def measure(subject: Subject, work: Path) -> Measured:
     """
     measured, model, real = Measured(missing=list(subject.networks.missing)), subject.model, subject.real
     trained_with = model.features_trained_with if model else None
-    measured.notes += [
-        *([real.note] if real.note else []),
-        *subject.networks.notes,
-        *subject.networks.note_on_training(trained_with),
-    ]
+    measured.notes += [real.note] if real.note else []
+    measured.notes += [*subject.networks.notes, *subject.networks.note_on_training(trained_with)]
     autoencoder = model.autoencoder if model else None
     if autoencoder is not None and not vgg16_path(subject.weights_dir).is_file():
         measured.missing.append(f"LPIPS: put {VGG16_URL} into {vgg16_path(subject.weights_dir).parent} (paths.weights_dir)")
