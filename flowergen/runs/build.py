@@ -96,11 +96,7 @@ def build_datamodule(config: dict[str, Any]) -> ImageDataModule:
 
 
 def fetch_weights(config: dict[str, Any]) -> None:
-    """Load the pretrained weights that the model needs, to report missing ones before the pictures are decoded.
-
-    Raises:
-        UserError: weights are missing and cannot be downloaded, or are damaged.
-    """
+    """Load the pretrained weights that the model needs, so that a ``UserError`` for them comes before pictures are decoded."""
     model = config["model"]
     if model.get("perceptual") in ("vgg16", "lpips"):
         load_vgg16(model["weights_dir"])

@@ -44,11 +44,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
 
 
 def class_names_of(run: str | Path) -> list[str]:
-    """Return the class names of a run by label, empty without labels, without loading the model.
-
-    Raises:
-        UserError: there is no such run, or its checkpoint is missing or damaged.
-    """
+    """Return the class names of a run by label, empty without labels, without loading the model; errors as in ``load``."""
     folder, checkpoint = find_run(run)
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path, mmap=True)
@@ -86,11 +82,7 @@ def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
 
 
 def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> LoadedModel | None:
-    """Load the autoencoder or the diffusion model that a run builds on; None if there is none.
-
-    Raises:
-        UserError: its files are missing or damaged, or the run belongs to another stage.
-    """
+    """Load the autoencoder or diffusion model that a run builds on, with the errors of ``flowergen.load``; None without one."""
     before = stage_before(config)
     if before is None:
         return None
