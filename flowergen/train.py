@@ -25,6 +25,7 @@ from flowergen.config import conf_dir
 from flowergen.config.duration import seconds_of
 from flowergen.config.overrides import resolve
 from flowergen.errors import Stopped, TrainingEnded, UserError, one_line
+from flowergen.files import replacing
 from flowergen.runs.machine_limits import limits_of_training
 from flowergen.runs.provenance import Provenance
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
@@ -227,15 +228,15 @@ def _promoted_to_last(checkpoint: Path | None, run: RunFolder) -> Iterator[None]
     if checkpoint in (None, last) or not is_first_process():
         yield
         return
-    before, partial = last.with_name("last.ckpt.before"), last.with_name("last.ckpt.partial")
-    shutil.copyfile(checkpoint, partial)
-    if last.exists():
-        before.unlink(missing_ok=True)
-        try:
-            os.link(last, before)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(last, before)
-    partial.replace(last)
+    before = last.with_name("last.ckpt.before")
+    with replacing(last) as partial:
+        shutil.copyfile(checkpoint, partial)
+        if last.exists():
+            before.unlink(missing_ok=True)
+            try:
+                os.link(last, before)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(last, before)
     try:
         yield
     except TrainingEnded:

@@ -1,7 +1,6 @@
 """Callback that writes last.ckpt, best.ckpt and, if configured, epoch_XXXX.ckpt."""
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from flowergen.callbacks.metrics_csv import MetricsCsv
 from flowergen.callbacks.tolerated_write import ToleratedWrite
+from flowergen.files import flush
 from flowergen.lightning_internals import begin_next_epoch
 from flowergen.modules.image_model import ImageModel
 
@@ -124,6 +124,5 @@ class Checkpoints(Checkpoint):
 
 def _publish(partial: Path, path: Path) -> None:
     """Flush a file to disk and rename it: at any moment ``path`` is either the old file or the new one."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(partial)
     partial.replace(path)

@@ -25,6 +25,7 @@ from flowergen.data.listing import digest_of, find_pictures, read_folders, read_
 from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
 from flowergen.data.splits import hold_out
 from flowergen.errors import UserError, printable
+from flowergen.files import flush, replacing
 
 Mode = Literal["copy", "link", "move"]
 
@@ -322,8 +323,7 @@ def _copy(path: Path, target: Path, durably: bool) -> None:
     try:
         shutil.copy2(path, partial)
         if durably:
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+            flush(partial)
         if not _second_name(partial, target):
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
@@ -344,15 +344,8 @@ def _second_name(path: Path, new: Path) -> bool:
 
 
 def _write_fingerprint(file: Path, fingerprint: str) -> None:
-    partial = file.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(8)}")
-    try:
-        with open(partial, "w") as stream:
-            stream.write(fingerprint)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file, file.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"), durably=True) as partial:
+        partial.write_text(fingerprint)
 
 
 def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:

@@ -1,11 +1,12 @@
 """Arrays on disk that grow by rows: memory use stays small, and an interrupted process can resume."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from flowergen.files import flush
 
 
 class Rows:
@@ -52,8 +53,7 @@ class Rows:
         """Flush the files to disk; raises an OSError on failure."""
         for name in self.fields:
             if self._path(name).exists():
-                with self._path(name).open("rb") as file:
-                    os.fsync(file.fileno())
+                flush(self._path(name))
 
     def array(self, name: str) -> np.ndarray:
         """Return (num, *shape) as a read-only memory map."""

@@ -14,6 +14,7 @@ import yaml
 
 from flowergen.config.check import data_options
 from flowergen.evaluation.card import COLUMNS, DENOISING_COLUMNS, FIGURES, label_of, read_card, shown
+from flowergen.files import replacing
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
@@ -77,12 +78,9 @@ def write_run_page(folder: Path, training: bool = False) -> Path:
             parts += [f"<h2>{heading}</h2>" if heading else "", *figures]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    partial = path.with_name(f"index.html.{os.getpid()}.partial")  # training, sample and evaluate may write at the same time
-    try:
+    # training, sample and evaluate may write at the same time
+    with replacing(path, path.with_name(f"index.html.{os.getpid()}.partial")) as partial:
         partial.write_text(page(f"{folder.parent.name}/{folder.name}", parts, training), encoding="utf-8", errors="replace")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

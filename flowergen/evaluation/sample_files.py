@@ -2,10 +2,9 @@
 
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from flowergen.data.bar import with_bar
 from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
+from flowergen.files import replacing
 from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.animations import write_gif
@@ -28,7 +28,8 @@ HOLD_FRAMES = 10  # repetitions of a GIF's last frame
 LONGEST_NAME = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name
 
 
-class NpzWriter:
+@contextmanager
+def npz_writer(path: Path, labels: Tensor, shape: PictureShape) -> Iterator[Callable[[np.ndarray], object]]:
     """Write an ``.npz`` archive of pictures and classes incrementally; the file appears once it is complete.
 
     The layout is that of guided-diffusion's samples (arXiv:2105.05233): ``arr_0`` (N, H, W, C) uint8, ``arr_1`` (N,) int64.
@@ -37,36 +38,18 @@ class NpzWriter:
         path: output file.
         labels: (N,) int64 classes of all pictures.
         shape: (C, H, W) of the pictures.
+
+    Yields:
+        A function that appends (n, H, W, C) uint8 pictures.
     """
-
-    def __init__(self, path: Path, labels: Tensor, shape: PictureShape):
-        self.path, self.labels, self.shape = path, labels, shape
-        self.partial = path.with_name(path.name + ".partial")
-
-    def __enter__(self) -> "NpzWriter":
-        self.archive = zipfile.ZipFile(self.partial, "w", zipfile.ZIP_STORED)
-        self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
-        shape = (len(self.labels), self.shape.height, self.shape.width, self.shape.channels)
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        return self
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Append (n, H, W, C) uint8 pictures."""
-        self.file.write(pixels.tobytes())
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self.file.close()
-            if kind is None:
-                with self.archive.open("arr_1.npy", "w") as file:
-                    np.lib.format.write_array(file, self.labels.numpy(), allow_pickle=False)
-            self.archive.close()
-            if kind is None:
-                self.partial.replace(self.path)
-        finally:
-            with suppress(OSError):  # close again after a full disk, or garbage collection would report the error once more
-                self.archive.close()
-            self.partial.unlink(missing_ok=True)
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as pixels_file:
+            shape_of_all = (len(labels), shape.height, shape.width, shape.channels)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape_of_all}
+            np.lib.format.write_array_header_1_0(pixels_file, header)
+            yield lambda pixels: pixels_file.write(pixels.tobytes())
+        with archive.open("arr_1.npy", "w") as labels_file:
+            np.lib.format.write_array(labels_file, labels.numpy(), allow_pickle=False)
 
 
 def write_samples(
@@ -96,14 +79,14 @@ def write_samples(
     taken: dict[int, int] = {}
     a_class = 256 if labels[0] == NO_CLASS else min(GRID_COLUMNS, max(1, GRID_PICTURES // len(labels.unique())))
     as_archive = file_format == "npz"
-    with NpzWriter(folder / "samples.npz", labels, shape) if as_archive else nullcontext() as archive:
+    with npz_writer(folder / "samples.npz", labels, shape) if as_archive else nullcontext() as append:
         for first, x in with_bar("sampling", batches, num, size=lambda batch: len(batch[1])):
             pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-            if archive is not None:
-                archive.write(pixels)
+            if append is not None:
+                append(pixels)
             numbered = enumerate(zip(labels[first : first + len(x)].tolist(), x, pixels, strict=True), start=first)
             for number, (label, image, image_pixels) in numbered:
-                if archive is None:
+                if append is None:
                     write_png(folder / "pictures" / f"{file_name(seed, label, names)}_{number:05d}.png", image_pixels)
                 taken[label] = taken.get(label, 0) + 1
                 if taken[label] <= a_class:
