@@ -35,10 +35,10 @@ flowers: setup ## train on Oxford 102 Flowers, downloaded unless data.root=DIR i
 test: setup ## run all tests
 	$(BIN)/python -m pytest
 
-newest: ## in an environment of its own, test what is used of Lightning and Hydra without being documented, in their newest releases
+newest: ## in an environment of its own, test what is used of Lightning, Hydra and PyTorch without being documented, in their newest releases
 	rm -rf $(VENV)-newest
 	$(MAKE) setup VENV=$(VENV)-newest CONSTRAINTS=/dev/null
-	$(VENV)-newest/bin/python -m pytest tests/test_lightning_internals.py tests/test_hydra_internals.py
+	$(VENV)-newest/bin/python -m pytest tests/test_lightning_internals.py tests/test_hydra_internals.py tests/test_torch_internals.py
 
 lint: setup ## check style, types and layers
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(nn.Module):
@@ -29,7 +30,8 @@ class EMA(nn.Module):
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.net.state_dict().values(), net.state_dict().values(), strict=True))
         numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in numbers], [value for _, value in numbers], 1 - decay)
+        update = get_ema_multi_avg_fn(decay)  # one kernel for many tensors
+        update([average for average, _ in numbers], [value for _, value in numbers], step)
         for average, value in pairs:
             if not average.is_floating_point():  # BatchNorm's count of batches
                 average.copy_(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flowergen.config.check import as_typed
 from flowergen.errors import UserError, one_line
+from flowergen.torch_internals import is_of_compiler
 
 # RuntimeError messages: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
 OUT_OF_MEMORY = (
@@ -60,9 +61,7 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        compiler = next(
-            (cause for cause in _causes(error) if type(cause).__module__.startswith(("torch._dynamo", "torch._inductor"))), None
-        )
+        compiler = next((cause for cause in _causes(error) if is_of_compiler(cause)), None)
         if not config["trainer"]["compile"] or compiler is None:
             raise
         typed = as_typed(config["trainer"]["compile"])

@@ -3,10 +3,10 @@
 import io
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from flowergen.torch_internals import with_plain_tensors
 from flowergen.viz.grids import image_grid
 
 SHOWN_PX = 96  # smallest height of a displayed picture; smaller ones are enlarged
@@ -22,8 +22,7 @@ class Pictures(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute with ordinary tensors."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+        return with_plain_tensors(func, args, kwargs or {})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as an ordinary tensor, which ``torch.load`` reads without trusting this class."""
