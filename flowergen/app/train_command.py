@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flowergen.app.contradictions import contradictions
 from flowergen.app.help import train_help
 from flowergen.config.check import check, schema_of
-from flowergen.config.overrides import Composer, flat, parse, resolve
+from flowergen.config.overrides import Composer, default_choice, flat, parse, resolve
 from flowergen.config.schema import Mlflow, OptunaSearch, Trackio, Train, Wandb
 from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import BASIC_SWEEPER, argument_parser
@@ -187,8 +187,8 @@ def _refuse_other_recipe(
     if own is None or not typed.get("experiment"):
         return
     recipe = [line for line in overrides if line.startswith(("experiment=", "hydra.searchpath="))]
-    chosen, default = (composer.compose(each)[0].hydra.runtime.choices["model"] for each in (recipe, []))
-    if chosen not in (own, default):
+    chosen = composer.compose(recipe)[0].hydra.runtime.choices["model"]
+    if chosen not in (own, default_choice("model")):
         raise UserError(
             f"experiment={typed['experiment']} is a recipe for model={chosen}, and init={init} is of model={own}: "
             "use experiment=finetune, or leave init out"

@@ -11,6 +11,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -78,6 +79,12 @@ class Composer:
             set_values(config, final, list(compress(final, are_values)))
         HydraConfig.instance().set_config(config)
         return config, lines
+
+
+def default_choice(group: str) -> str:
+    """Return the option of a config group that ``conf/train.yaml`` chooses."""
+    defaults = yaml.safe_load(Path(conf_dir(), "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    return next(entry[group] for entry in defaults if isinstance(entry, dict) and group in entry)
 
 
 def compose_command(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def test_a_sweep_of_runs_that_start_from_another_is_refused() -> None:
         (["model=latent_ddpm", "autoencoder={run}"], 1),
         (["resume={run}"], 1),
         (["init={run}"], 1),
+        (["init={run}", "experiment=finetune"], 2),  # of the recipe alone, too: it may be for another model
         (["-m", "model.beta=1,2,3"], 1),
         (["-m", "model=vae,vae_gan", "seed=1,2"], 2),
     ],
