@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 ImageSize = int | Sequence[int]  # in px: the side of a square, or height and width
+SHOWN_PX = 128  # minimum width at which small pictures are shown
 
 
 class PictureShape(NamedTuple):
@@ -33,6 +34,11 @@ class PictureShape(NamedTuple):
     def short_side(self) -> int:
         """The smaller of height and width, in px."""
         return min(self.height, self.width)
+
+    @property
+    def enlargement(self) -> int:
+        """The smallest integer factor with which the picture is at least ``SHOWN_PX`` wide."""
+        return max(1, -(-SHOWN_PX // self.width))
 
     @property
     def num_values(self) -> int:

@@ -158,7 +158,7 @@ def _samples(folder: Path, shape: PictureShape) -> list[str]:
     for path in sorted(sampled.glob("pictures/*.png")):
         by_class.setdefault(_class_of(path), []).append(path)
     if not 2 <= len(by_class) <= MOST_CLASSES:
-        return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", shape)]
+        return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", None)]
     return [where] + [
         f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, shape)}</div>'
         for name, paths in by_class.items()

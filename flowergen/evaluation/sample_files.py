@@ -18,7 +18,7 @@ from flowergen.files import replacing
 from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.animations import write_gif
-from flowergen.viz.grids import image_grid, labelled_grid, write_png
+from flowergen.viz.grids import enlarged, image_grid, labelled_grid, write_png
 from flowergen.viz.latent_map import draw_paths, principal_plane
 
 GRID_COLUMNS = 16  # maximum pictures per class in the grid
@@ -63,6 +63,9 @@ def write_samples(
 ) -> list[str]:
     """Write ``grid.png`` and either ``pictures/*.png``, with seed, class and number in their names, or ``samples.npz``.
 
+    Only in the grid, small pictures are enlarged to be viewed, see ``PictureShape.enlargement``; not those of more classes than
+    ``GRID_PICTURES``.
+
     Args:
         folder: output folder.
         batches: number of the first sample, and (n, C, H, W) in [0, 1].
@@ -91,14 +94,16 @@ def write_samples(
                 taken[label] = taken.get(label, 0) + 1
                 if taken[label] <= a_class:
                     shown.append((label, image.clone()))  # a copy that does not keep the batch in memory
+    factor = shape.enlargement if len(shown) <= GRID_PICTURES else 1
     if labels[0] == NO_CLASS:
         images = torch.stack([image for _, image in shown])
-        grid = image_grid(images, max(1, round(len(images) ** 0.5)))
+        grid = enlarged(image_grid(images, max(1, round(len(images) ** 0.5))), factor)
     else:
         by_class: dict[int, list[Tensor]] = {}
         for label, image in shown:
             by_class.setdefault(label, []).append(image)
-        grid = labelled_grid([(f"{label} {names[label]}", torch.stack(images)) for label, images in by_class.items()])
+        rows = [(f"{label} {names[label]}", torch.stack(images)) for label, images in by_class.items()]
+        grid = labelled_grid(rows, factor=factor)
     write_png(folder / "grid.png", grid)
     classes = f" of {len(taken)} classes" if labels[0] != NO_CLASS else ""
     return [f"{num:,} pictures{classes}: grid.png and {'samples.npz' if as_archive else 'pictures/'}"]

@@ -51,12 +51,26 @@ def comparison_grid(x: Tensor, x_hat: Tensor, columns: int, gap_px: int = 2) -> 
     return image_grid(torch.stack((real, reconstructed), dim=1).flatten(0, 2), columns, gap_px)
 
 
-def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArray[np.uint8]:
+def enlarged(grid: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Enlarge a picture by nearest neighbour.
+
+    Args:
+        grid: uint8 (H, W, 3).
+        factor: at least 1.
+
+    Returns:
+        uint8 (factor H, factor W, 3), of which ``[::factor, ::factor]`` is the given one.
+    """
+    return grid.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2, factor: int = 1) -> NDArray[np.uint8]:
     """Arrange pictures in one row per label, with the label to its left.
 
     Args:
         rows: label and (N, C, H, W) pictures in [0, 1], N >= 1, of each row; at least one row, N may differ.
         gap_px: gap between pictures in pixels, >= 0.
+        factor: by which pictures and gaps, but not the labels, are enlarged, see ``enlarged``.
 
     Returns:
         uint8 (H', W', 3).
@@ -64,15 +78,15 @@ def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2) -> NDArra
     columns = max(len(images) for _, images in rows)
     white = (0, 0, 0, 0, 0, 0, 0)
     padded = [F.pad(images, (*white, columns - len(images)), value=1.0) for _, images in rows]
-    grid = image_grid(torch.cat(padded), columns, gap_px)
-    height = rows[0][1].shape[-2]
+    grid = enlarged(image_grid(torch.cat(padded), columns, gap_px), factor)
+    height = factor * rows[0][1].shape[-2]
     font = ImageFont.load_default(size=max(9, min(20, height // 4)))
     margin = 8 + max(int(font.getlength(label)) for label, _ in rows)
     canvas = Image.new("RGB", (grid.shape[1] + margin, grid.shape[0]), "white")
     canvas.paste(Image.fromarray(grid), (margin, 0))
     draw = ImageDraw.Draw(canvas)
     for row, (label, _) in enumerate(rows):
-        draw.text((margin - 4, row * (height + gap_px) + height // 2), label, fill="black", font=font, anchor="rm")
+        draw.text((margin - 4, row * (height + factor * gap_px) + height // 2), label, fill="black", font=font, anchor="rm")
     return np.asarray(canvas)
 
 

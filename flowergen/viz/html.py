@@ -13,7 +13,6 @@ from flowergen.picture_shape import PictureShape
 
 RELOAD_SECONDS = 30
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow for files that it rejects
-SHOWN_PX = 128  # minimum width at which small pictures are shown
 STYLE = """
 body { font-family: sans-serif; margin: 1.5em auto; padding: 0 1em; max-width: 1250px; color: #222 }
 table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
@@ -99,35 +98,31 @@ def linked(path: Path, folder: Path) -> str:
 
 
 def pictures(paths: Sequence[Path], folder: Path, shape: PictureShape) -> str:
-    """Return small pictures side by side, as many per line as fit, each at least ``SHOWN_PX`` wide.
+    """Return small pictures side by side, as many per line as fit, enlarged by ``PictureShape.enlargement``.
 
     Args:
         paths: paths of the pictures, in order.
         folder: folder of the page.
         shape: (C, H, W) of each picture.
     """
-    factor = _enlargement(shape)
+    factor = shape.enlargement
     size = f'width="{factor * shape.width}" height="{factor * shape.height}"'
     images = (f'<img src="{linked(path, folder)}" alt="{text(path.stem)}" {size}>' for path in paths)
     return f"<div>{''.join(images)}</div>"
 
 
-def enlarged(path: Path, folder: Path, caption: str, shape: PictureShape) -> str:
-    """Return a figure of a grid whose pictures are each at least ``SHOWN_PX`` wide; empty if the file is damaged or huge.
+def enlarged(path: Path, folder: Path, caption: str, shape: PictureShape | None) -> str:
+    """Return a figure of a grid, enlarged by ``PictureShape.enlargement``; empty if the file is damaged or huge.
 
     Args:
         path: file of the grid.
         folder: folder of the page.
         caption: plain text.
-        shape: (C, H, W) of each picture in the grid.
+        shape: (C, H, W) of each picture in the grid; None if the file contains them enlarged.
     """
     try:
         with Image.open(path) as image:
             width = image.width
     except UNREADABLE:
         return ""
-    return figure(linked(path, folder), caption, width * _enlargement(shape))
-
-
-def _enlargement(shape: PictureShape) -> int:
-    return max(1, -(-SHOWN_PX // shape.width))
+    return figure(linked(path, folder), caption, width * (shape.enlargement if shape else 1))

@@ -76,7 +76,8 @@ def test_the_page_shows_what_the_folder_holds(tmp_path: Path) -> None:
         sources
     )
     assert len([source for source in sources if source.endswith(".gif")]) == 2
-    assert 'width="600"' in page, "pictures of 64 px are shown at 128"
+    assert 'width="40"' in page, "pictures of 64 px are shown at 128"
+    assert 'width="300"' in page, "grid.png contains them enlarged"
     assert "1,234 optimiser steps, epoch 2" in page
     assert "a &lt;b&gt; &amp; c at 64 px" in page
     assert "<i>" not in page

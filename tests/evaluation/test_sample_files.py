@@ -42,6 +42,14 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
+def raw(grid: np.ndarray, width: int = 6) -> np.ndarray:
+    """The grid before its pictures, of this width, were enlarged to at least 128 px: each pixel became a square."""
+    factor = -(-128 // width)
+    pixels = grid[::factor, ::factor]
+    np.testing.assert_array_equal(grid, pixels.repeat(factor, axis=0).repeat(factor, axis=1))
+    return pixels
+
+
 # -- the archive
 
 
@@ -85,7 +93,7 @@ def test_pictures_may_be_grey_and_need_not_be_square(channels: int, tmp_path: Pa
         with Image.open(tmp_path / "pictures" / f"seed0_0000{number}.png") as file:
             assert (file.mode, file.size) == ("L" if channels == 1 else "RGB", (6, 4))
             np.testing.assert_array_equal(np.atleast_3d(np.asarray(file)), image.transpose(1, 2, 0))
-    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    grid = raw(np.asarray(Image.open(tmp_path / "grid.png")))
     assert grid.shape == (10, 14, 3)
     np.testing.assert_array_equal(grid[:4, 8:14], np.broadcast_to(pixels[1].transpose(1, 2, 0), (4, 6, 3)))
 
@@ -165,12 +173,13 @@ def test_the_grid_has_a_row_of_sixteen_at_most_for_each_class(tmp_path: Path) ->
     labels = torch.tensor([1] * 2 + [0] * 20 + [1])
     write_samples(tmp_path, samples(23, batch_size=5), labels, NAMES, SIX, 0, "npz")
     grid = read(tmp_path / "grid.png")
-    assert grid.shape[0] == 2 * 8 - 2
-    margin = grid.shape[1] - (16 * 8 - 2)
+    margin = grid.shape[1] - 22 * (16 * 8 - 2)
     assert margin > 0
+    pixels = raw(grid[:, margin:])
+    assert pixels.shape[0] == 2 * 8 - 2
     expected = [[0, 1, 22], list(range(2, 18))]  # 10 * 22 + 5 = 225
     for row, numbers in enumerate(expected):
-        middles = grid[8 * row + 3, margin + 3 :: 8, 0].tolist()
+        middles = pixels[8 * row + 3, 3::8, 0].tolist()
         assert middles == [10 * number + 5 for number in numbers] + [255] * (16 - len(numbers))
     assert (grid[:, : margin - 1].min(axis=(1, 2)) < 128).any(), "a label stands in front"
 
@@ -179,7 +188,7 @@ def test_without_classes_the_grid_is_square_and_no_name_speaks_of_one(tmp_path: 
     lines = write_samples(tmp_path, samples(9, batch_size=4), torch.full((9,), NO_CLASS), (), SIX, 3, "png")
     assert lines == ["9 pictures: grid.png and pictures/"]
     assert everything(tmp_path) == ["grid.png", *(f"pictures/seed3_0000{number}.png" for number in range(9))]
-    grid = read(tmp_path / "grid.png")
+    grid = raw(read(tmp_path / "grid.png"))
     assert grid.shape == (22, 22, 3)
     assert grid[3::8, 3::8, 0].flatten().tolist() == [10 * number + 5 for number in range(9)]
 
@@ -187,7 +196,7 @@ def test_without_classes_the_grid_is_square_and_no_name_speaks_of_one(tmp_path: 
 def test_a_grid_of_very_many_pictures_stays_small(tmp_path: Path) -> None:
     labels = torch.full((300,), NO_CLASS)
     write_samples(tmp_path, ((i, torch.zeros(100, 3, 2, 2)) for i in (0, 100, 200)), labels, (), PictureShape.of(2), 0, "npz")
-    assert read(tmp_path / "grid.png").shape == (16 * 4 - 2, 16 * 4 - 2, 3)
+    assert raw(read(tmp_path / "grid.png"), width=2).shape == (16 * 4 - 2, 16 * 4 - 2, 3)
 
 
 HOSTILE = (
@@ -347,7 +356,7 @@ def test_a_sample_without_a_class_has_a_way_on_the_map(tmp_path: Path) -> None:
 
 
 def test_the_grid_shows_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pictures of each where there are many, never none."""
+    """Fewer pictures of each where there are many, never none; where there are very many, they are not enlarged."""
     monkeypatch.setattr("flowergen.evaluation.sample_files.GRID_PICTURES", 4)
     names = [f"class {k}" for k in range(7)]
     labels = torch.arange(7).repeat_interleave(2)

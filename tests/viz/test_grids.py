@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowergen.viz.grids import captioned, comparison_grid, image_grid, labelled_grid, write_png
+from flowergen.viz.grids import captioned, comparison_grid, enlarged, image_grid, labelled_grid, write_png
 
 
 def to_uint8(image):
@@ -99,6 +99,20 @@ def test_labels_of_any_script_and_of_none_fit():
     only = torch.rand(2, 3, 8, 8)
     bare = labelled_grid([("", only)])
     np.testing.assert_array_equal(bare[:, -18:], image_grid(only, 2))
+
+
+def test_pictures_are_enlarged_and_labels_are_not():
+    """Each pixel of the grid becomes a square of its colour; a label stands in the middle of its row, as sharp as before."""
+    rows = [("0 daisy", torch.rand(3, 3, 8, 6)), ("1 rose", torch.rand(1, 3, 8, 6))]
+    plain, grid = labelled_grid(rows), labelled_grid(rows, factor=16)
+    margin = grid.shape[1] - 16 * (3 * 8 - 2)
+    assert grid.shape[0] == 16 * plain.shape[0]
+    np.testing.assert_array_equal(grid[:, margin:][::16, ::16], plain[:, -22:])
+    np.testing.assert_array_equal(grid[:, margin:], enlarged(plain[:, -22:], 16))
+    for row in (0, 1):
+        dark = grid[160 * row : 160 * row + 128, :margin].min(axis=-1) < 128
+        assert abs(np.flatnonzero(dark.any(1)).mean() - 64) < 9
+        assert np.count_nonzero(dark.any(1)) < 32
 
 
 @pytest.mark.parametrize(("width", "num_lines"), [(700, 1), (300, 2), (30, 12)])
