@@ -30,10 +30,10 @@ def class_label(name: str | int, class_names: Sequence[str]) -> int:
         raise UserError(f"class {name}: these pictures have no classes")
     if isinstance(name, int) and 0 <= name < len(class_names):
         return name
-    typed, slug = str(name), _slug(str(name))
+    typed, wanted = str(name), slug(str(name))
     if typed in class_names:
         return list(class_names).index(typed)
-    matching = [label for label, known in enumerate(class_names) if slug and _slug(known) == slug]
+    matching = [label for label, known in enumerate(class_names) if wanted and slug(known) == wanted]
     if len(matching) == 1:
         return matching[0]
     if typed.isdecimal() and int(typed) < len(class_names):
@@ -41,9 +41,9 @@ def class_label(name: str | int, class_names: Sequence[str]) -> int:
     if matching:
         candidates = " or ".join(f"{label} ({class_names[label]})" for label in matching)
         raise UserError(f"class {printable(typed)} is ambiguous: give the number of one of {printable(candidates)}")
-    slugs = {_slug(known): label for label, known in reversed(list(enumerate(class_names)))}
-    near = difflib.get_close_matches(slug, slugs, n=3)
-    hint = f"did you mean {' or '.join(class_names[slugs[slug]] for slug in near)}?" if near else _some(class_names)
+    slugs = {slug(known): label for label, known in reversed(list(enumerate(class_names)))}
+    near = difflib.get_close_matches(wanted, slugs, n=3)
+    hint = f"did you mean {' or '.join(class_names[slugs[found]] for found in near)}?" if near else _some(class_names)
     raise UserError(f"there is no class {printable(typed)}: {printable(hint)}")
 
 
@@ -76,7 +76,12 @@ def class_labels(text: str, class_names: Sequence[str]) -> list[int]:
     return labels
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return the words of a name in lower case, joined by underscores.
+
+    >>> slug("Colt's foot")
+    'colts_foot'
+    """
     return "_".join(re.findall(r"\w+", name.casefold().replace("'", "").replace("_", " ")))
 
 

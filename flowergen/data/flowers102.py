@@ -10,8 +10,8 @@ from tarfile import TarError
 
 import numpy as np
 
+from flowergen.data.class_names import slug
 from flowergen.data.download import downloading
-from flowergen.data.flowers102_names import CLASS_NAMES
 from flowergen.data.listing import SUBSETS, Listing, listing_of
 from flowergen.data.reading import UnreadablePicture
 from flowergen.errors import UserError, printable
@@ -58,7 +58,7 @@ def list_flowers102(root: Path, download: bool = True, segmented: bool = False) 
             "as after an interrupted unpacking: delete that folder and run again"
         )
     names, labels, subsets = zip(*sorted(present), strict=True)
-    pictures = listing_of(folder, names, labels, CLASS_NAMES, np.array(subsets))
+    pictures = listing_of(folder, names, labels, [slug(name) for name in Flowers102.classes], np.array(subsets))
     return _segmented(pictures, folder) if segmented else pictures
 
 
