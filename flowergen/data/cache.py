@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -19,10 +19,9 @@ from typing import BinaryIO, Literal, TypeVar
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from flowergen.data.bar import with_bar
-from flowergen.data.decoding import in_order
+from flowergen.data.decoding import read_all
 from flowergen.data.listing import Listing
-from flowergen.data.reading import Fit, UnreadablePicture, fit_picture
+from flowergen.data.reading import Fit, fit_picture
 from flowergen.errors import UserError, printable
 from flowergen.picture_shape import PictureShape
 
@@ -84,16 +83,44 @@ def cached_images(
         UserError: some pictures cannot be decoded (all of them are named, and the rest is cached nevertheless), none can
             be decoded, or the cache cannot be written.
     """
-    key, (size, kind) = key_of(listing, shape, fit), _transform(shape, fit)
+    key, (size, kind), num = key_of(listing, shape, fit), _transform(shape, fit), len(listing.names)
     folder = cache_dir / f"{name}_{size}px{kind}_{key[:16]}"
-    cached = built_once(
-        folder,
-        open_=lambda: _open(folder, key, listing, shape),
-        build=lambda temporary: _build(temporary, folder, key, listing, shape, fit, num_threads),
-        content="the decoded pictures",
-        num_bytes=len(listing.names) * (shape.num_values + 36),  # pixels and a digest each
-    )
-    return without_unreadable(cached, len(listing.names), on_corrupt, instead)
+
+    def open_() -> CachedImages | None:
+        if not folder.exists():
+            return None
+        try:
+            found_key, rows, digests, unreadable = read_meta(folder, listing)
+            images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+            found = (found_key, images.dtype, images.shape, digests.shape)
+            if found != (key, np.uint8, (len(rows), *shape), rows.shape):
+                raise ValueError(f"not the expected pictures: {found}")
+        except Exception as error:  # json and numpy raise errors of any type on damaged bytes, even tokenize.TokenError
+            log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
+            return None
+        return CachedImages(images, rows, digests, unreadable, key)
+
+    def read(row: int) -> tuple[np.ndarray, str]:
+        image, digest = listing.read(row)
+        return fit_picture(image, shape, fit), digest
+
+    def build(temporary: Path) -> None:
+        log.info("decoding %s pictures to %s, once", f"{num:,}", shape)
+        start = time.perf_counter()
+        # Written as a stream: with a memory map, a full disk would kill the process (SIGBUS) instead of raising OSError.
+        with open(temporary / "images.npy", "wb") as file:
+            write_header(file, "|u1", (num, *shape))
+            results = read_all("decoding", listing.names, read, lambda image: file.write(image.tobytes()), num_threads)
+            file.seek(0)
+            # same header length: numpy pads it so that the first axis can change
+            write_header(file, "|u1", (len(results[0]), *shape))
+            sync(file)
+        write_meta(temporary, key, *results)
+        seconds = time.perf_counter() - start
+        log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
+
+    num_bytes = num * (shape.num_values + 36)  # pixels and a digest each
+    return without_unreadable(built_once(folder, open_, build, "the decoded pictures", num_bytes), num, on_corrupt, instead)
 
 
 def key_of(listing: Listing, shape: PictureShape, fit: Fit) -> str:
@@ -163,68 +190,21 @@ def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Pat
     return found
 
 
-def _open(folder: Path, key: str, listing: Listing, shape: PictureShape) -> CachedImages | None:
-    """Return the cache in a folder, or None if it is missing, damaged or of other pictures."""
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        unreadable = {row: f"{printable(listing.names[row])} ({printable(reason)})" for row, reason in meta["unreadable"]}
-        digests = np.array(meta["digests"], dtype=str)
-        rows = np.setdiff1d(np.arange(len(listing.names)), list(unreadable))
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        found = (meta["key"], images.dtype, images.shape, digests.shape)
-        if found != (key, np.uint8, (len(rows), *shape), rows.shape):
-            raise ValueError(f"not the expected pictures: {found}")
-    except Exception as error:  # json and numpy raise errors of any type on damaged bytes, even tokenize.TokenError
-        log.warning("%s is damaged (%s): decoding again", folder, printable(str(error)))
-        return None
-    return CachedImages(images, rows, digests, tuple(unreadable.values()), key)
-
-
-def _build(
-    temporary: Path, folder: Path, key: str, listing: Listing, shape: PictureShape, fit: Fit, num_threads: int | None
-) -> None:
-    num = len(listing.names)
-    digests, unreadable = list[str](), list[tuple[int, str]]()
-    log.info("decoding %s pictures to %s, once", f"{num:,}", shape)
-    start = time.perf_counter()
-    # Written as a stream: with a memory map, a full disk would kill the process (SIGBUS) instead of raising OSError.
-    with open(temporary / "images.npy", "wb") as file:
-        write_header(file, "|u1", (num, *shape))
-        for row, (image, digest_or_reason) in enumerate(decoded(listing, shape, fit, num_threads)):
-            if image is None:
-                unreadable.append((row, digest_or_reason))
-            else:
-                file.write(image.tobytes())
-                digests.append(digest_or_reason)
-        file.seek(0)
-        # same header length: numpy pads it so that the first axis can change
-        write_header(file, "|u1", (len(digests), *shape))
+def write_meta(folder: Path, key: str, digests: dict[int, str], reasons: dict[int, str]) -> None:
+    """Write ``meta.json``, durably; for the dictionaries, see ``read_all``."""
+    meta = {"key": key, "unreadable": list(reasons.items()), "digests": list(digests.values())}
+    with open(folder / "meta.json", "wb") as file:
+        file.write(json.dumps(meta).encode())
         sync(file)
-    if not digests:
-        row, reason = unreadable[0]
-        raise UserError(f"none of {num:,} pictures can be decoded, for example {printable(listing.names[row])} ({reason})")
-    with open(temporary / "meta.json", "wb") as file:
-        file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
-        sync(file)
-    seconds = time.perf_counter() - start
-    log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
 
 
-def decoded(
-    listing: Listing, shape: PictureShape, fit: Fit, num_threads: int | None
-) -> Iterator[tuple[np.ndarray | None, str]]:
-    """Yield ((C, H, W) uint8, digest), or (None, reason) if a picture cannot be decoded, in the order of the listing."""
-
-    def decode(row: int) -> tuple[np.ndarray | None, str]:
-        try:
-            image, digest = listing.read(row)
-        except UnreadablePicture as error:
-            return None, str(error)
-        return fit_picture(image, shape, fit), digest
-
-    yield from with_bar("decoding", in_order(decode, listing.names, num_threads), len(listing.names))
+def read_meta(folder: Path, listing: Listing) -> tuple[str, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return what ``write_meta`` has written: the key, and rows, digests and unreadable pictures as in ``CachedImages``."""
+    meta = json.loads((folder / "meta.json").read_text())
+    reasons = dict[int, str](meta["unreadable"])
+    rows = np.setdiff1d(np.arange(len(listing.names)), list(reasons))
+    unreadable = tuple(f"{printable(listing.names[row])} ({printable(reason)})" for row, reason in reasons.items())
+    return meta["key"], rows, np.array(meta["digests"], dtype=str), unreadable
 
 
 def _check_room(folder: Path, content: str, num_bytes: int) -> None:

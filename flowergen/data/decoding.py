@@ -1,11 +1,13 @@
-"""Multithreaded decoding in order, with warnings about slow pictures."""
+"""Multithreaded decoding in order, with a progress bar and warnings about slow pictures."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from flowergen.errors import printable
+from flowergen.data.bar import with_bar
+from flowergen.data.reading import UnreadablePicture
+from flowergen.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -40,3 +42,46 @@ def in_order(decode: Callable[[int], T], names: Sequence[str], num_threads: int 
                 yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C, or if the pictures cannot be written
+
+
+def read_all(
+    what: str,
+    names: Sequence[str],
+    read: Callable[[int], tuple[T, str]],
+    use: Callable[[T], object] = lambda _: None,
+    num_threads: int | None = None,
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Read all pictures with a progress bar, and leave out those that cannot be decoded.
+
+    Args:
+        what: name of the activity, one word.
+        names, num_threads: see ``in_order``.
+        read: index -> (content, digest); raises UnreadablePicture. Called from several threads at once.
+        use: called with each content, in order.
+
+    Returns:
+        The digests, and the reasons why the others cannot be decoded, each by index.
+
+    Raises:
+        UserError: none can be decoded.
+    """
+
+    def attempt(row: int) -> tuple[T, str] | str:
+        try:
+            return read(row)
+        except UnreadablePicture as error:
+            return str(error)
+
+    digests, reasons = dict[int, str](), dict[int, str]()
+    for row, result in enumerate(with_bar(what, in_order(attempt, names, num_threads), len(names))):
+        if isinstance(result, str):
+            reasons[row] = result
+        else:
+            use(result[0])
+            digests[row] = result[1]
+    if not digests:
+        row, reason = next(iter(reasons.items()))
+        raise UserError(
+            f"none of {len(names):,} pictures can be decoded, for example {printable(names[row])} ({printable(reason)})"
+        )
+    return digests, reasons

@@ -75,10 +75,7 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
     where = f"{key}={printable(str(root))}"
     found, others = find_pictures(root, key)
     if not found:
-        raise UserError(
-            f"{where} contains no pictures, and {len(others):,} other files: "
-            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
-        )
+        raise no_pictures(where, len(others))
     if others:
         log.warning("%s: %s", where, _left_out(found, others))
     names, labels, class_names, subsets = read_folders(found)
@@ -90,6 +87,14 @@ def list_image_folder(root: Path, key: str = "data.root") -> Listing:
             printable(min(set(found) - set(names))),
         )
     return listing_of(root, names, labels, class_names, subsets)
+
+
+def no_pictures(where: str, num_others: int) -> UserError:
+    """Return the error about a folder without pictures, given as "option=folder", that has other files."""
+    return UserError(
+        f"{where} contains no pictures, and {num_others:,} other files: "
+        f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
+    )
 
 
 def _left_out(found: Sequence[str], others: Sequence[str]) -> str:

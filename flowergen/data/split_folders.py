@@ -20,9 +20,8 @@ from typing import Literal
 import numpy as np
 
 from flowergen.data.bar import with_bar
-from flowergen.data.decoding import in_order
-from flowergen.data.listing import digest_of, find_pictures, read_folders, read_picture, subset_named
-from flowergen.data.reading import IMAGE_EXTENSIONS, UnreadablePicture
+from flowergen.data.decoding import read_all
+from flowergen.data.listing import digest_of, find_pictures, no_pictures, read_folders, read_picture, subset_named
 from flowergen.data.splits import hold_out
 from flowergen.errors import UserError, printable
 from flowergen.files import flush, replacing
@@ -105,13 +104,13 @@ def split_dataset(
         UserError: one line that says what to do. If the arguments or the contents of the folders are invalid, nothing has
             been touched; otherwise, running again completes the split.
     """
-    source = _absolute(source)
-    given = {"train": train, "val": val, "test": test}
-    targets = {subset: _absolute(folder) for subset, folder in given.items() if folder is not None}
+    given = {"source": source, "train": train, "val": val, "test": test}
+    targets = {key: Path(os.path.expanduser(folder)).absolute() for key, folder in given.items() if folder is not None}
+    source = targets.pop("source")
     _check_arguments(source, targets, test_size, val_size, seed, mode)
 
     names, others = find_pictures(source, "source")
-    present = {subset: _pictures_in(folder, subset) for subset, folder in targets.items()}
+    present = {subset: find_pictures(folder, subset)[0] for subset, folder in targets.items() if os.path.lexists(folder)}
     # for pictures already moved, use the target in place of the source
     paths = {name: targets[subset] / name for subset, held in present.items() for name in held}
     moved = paths.keys() - set(names)
@@ -121,10 +120,9 @@ def split_dataset(
         raise _unknown_picture(paths[min(moved)])
     _check_source(source, names, len(others), paths, targets)
 
-    digests, reasons = _inspect(paths)
-    if not digests:
-        name, reason = next(iter(reasons.items()))
-        raise UserError(f"none of {len(paths):,} pictures can be decoded, for example {printable(name)} ({printable(reason)})")
+    together = list(paths)
+    found = read_all("reading", together, lambda row: (None, read_picture(paths[together[row]])[1]))
+    digests, reasons = ({together[row]: text for row, text in texts.items()} for texts in found)
     fingerprint = hashlib.blake2b(repr(list(digests.items())).encode(), digest_size=16).hexdigest()
     if moved and fingerprint_file.read_bytes() != fingerprint.encode():
         raise UserError(
@@ -189,46 +187,19 @@ def _check_arguments(
                 )
 
 
-def _pictures_in(folder: Path, subset: str) -> list[str]:
-    return find_pictures(folder, subset)[0] if os.path.lexists(folder) else []
-
-
 def _check_source(
     source: Path, names: Sequence[str], num_others: int, paths: Mapping[str, Path], targets: Mapping[str, Path]
 ) -> None:
     """Check that the source is not empty, is not split yet, and contains no link into a target."""
     where = f"source={printable(str(source))}"
     if not paths:
-        raise UserError(
-            f"{where} contains no pictures, and {num_others:,} other files: "
-            f"give a folder with pictures ({' '.join(IMAGE_EXTENSIONS)})"
-        )
+        raise no_pictures(where, num_others)
     if read_folders(list(paths))[3] is not None:
         raise UserError(f"{where} has train, val or test folders of its own: it is split already, give it as data.root=")
     real_targets = [folder.resolve() for folder in targets.values()]
     for parent in {(source / name).parent for name in names}:
         if any(parent.resolve().is_relative_to(folder) for folder in real_targets):
             raise UserError(f"{printable(str(parent))} links into a target folder: remove that link, or give another target")
-
-
-def _inspect(paths: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the digests of decodable pictures and the reasons why others cannot be decoded, by name."""
-
-    names = list(paths)
-
-    def read(row: int) -> str | UnreadablePicture:
-        try:
-            return read_picture(paths[names[row]])[1]
-        except UnreadablePicture as error:
-            return error
-
-    digests, reasons = dict[str, str](), dict[str, str]()
-    for name, result in zip(names, with_bar("reading", in_order(read, names), len(names)), strict=True):
-        if isinstance(result, str):
-            digests[name] = result
-        else:
-            reasons[name] = str(result)
-    return digests, reasons
 
 
 def _draw(digests: Mapping[str, str], test_size: float, val_size: float, seed: int) -> dict[str, str]:
@@ -353,8 +324,3 @@ def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
     where = printable(str(Path(name).parent if name else folder))
     remedy = REMEDIES.get(error.errno or 0, "correct the cause")
     return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
-
-
-# ---- Helpers ---------------------------------------------------------------------------------------------------------
-def _absolute(folder: str | Path) -> Path:
-    return Path(os.path.expanduser(folder)).absolute()

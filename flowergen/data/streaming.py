@@ -3,7 +3,6 @@
 Only an index is stored, ``<name>_index_<key>/``: which files can be decoded, and the digest of each.
 """
 
-import json
 import logging
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +15,16 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from flowergen.data.batch import Batch
-from flowergen.data.cache import TRANSFORM_VERSION, CachedImages, built_once, decoded, key_of, sync, without_unreadable
+from flowergen.data.cache import (
+    TRANSFORM_VERSION,
+    CachedImages,
+    built_once,
+    key_of,
+    read_meta,
+    without_unreadable,
+    write_meta,
+)
+from flowergen.data.decoding import read_all
 from flowergen.data.listing import Listing
 from flowergen.data.reading import Fit, UnreadablePicture, fit_picture
 from flowergen.errors import UserError, printable
@@ -116,61 +124,31 @@ def streamed_images(
     on_corrupt: Literal["error", "skip"] = "error",
     fit: Fit = "crop",
 ) -> CachedImages:
-    """Return the same pixels as ``cached_images``, decoded on access.
+    """Return the same pixels as ``cached_images``, with the same arguments and errors, but decoded on access.
 
     Every file is read once to find those that can be decoded; the result is stored.
-
-    Args:
-        listing: the pictures.
-        name: name of the data set, for the folder's name.
-        shape: (C, H, W) of the pictures.
-        cache_dir: the folder of all caches.
-        on_corrupt: ``error`` raises if pictures cannot be decoded, ``skip`` leaves them out.
-        fit: how they are fitted to the shape, see ``fit_picture``.
-
-    Raises:
-        UserError: as in ``cached_images``.
     """
     num = len(listing.names)
     key = blake2b(f"index/{TRANSFORM_VERSION}/{listing.fingerprint}".encode(), digest_size=16).hexdigest()
     folder = cache_dir / f"{name}_index_{key[:16]}"
 
-    def open_() -> tuple[np.ndarray, dict[int, str]] | None:
+    def open_() -> CachedImages | None:
         if not folder.exists():
             return None
         try:
-            meta = json.loads((folder / "meta.json").read_text())
-            digests, unreadable = np.array(meta["digests"], dtype=str), dict[int, str](meta["unreadable"])
-            if (meta["key"], digests.shape) != (key, (num - len(unreadable),)):
+            found_key, rows, digests, unreadable = read_meta(folder, listing)
+            if (found_key, digests.shape) != (key, rows.shape):
                 raise ValueError("not the expected pictures")
         except Exception as error:  # json raises errors of any type on damaged bytes
             log.warning("%s is damaged (%s): reading the pictures again", folder, printable(str(error)))
             return None
-        return digests, unreadable
+        images = StreamedImages(listing, rows, digests, shape, fit, ThreadPoolExecutor())
+        # the cast: it supports every operation in use, which are len, shape, slices and rows
+        return CachedImages(cast(np.ndarray, images), rows, digests, unreadable, key_of(listing, shape, fit))
 
     def build(temporary: Path) -> None:
         log.info("reading %s pictures, once, to find those that can be decoded", f"{num:,}")
-        digests, unreadable = list[str](), list[tuple[int, str]]()
-        for row, (image, digest_or_reason) in enumerate(decoded(listing, shape, fit, None)):
-            if image is None:
-                unreadable.append((row, digest_or_reason))
-            else:
-                digests.append(digest_or_reason)
-        if not digests:
-            row, reason = unreadable[0]
-            raise UserError(f"none of {num:,} pictures can be decoded, for example {printable(listing.names[row])} ({reason})")
-        with open(temporary / "meta.json", "wb") as file:
-            file.write(json.dumps({"key": key, "unreadable": unreadable, "digests": digests}).encode())
-            sync(file)
+        write_meta(temporary, key, *read_all("decoding", listing.names, lambda row: (None, listing.read(row)[1])))
 
-    digests, unreadable = built_once(folder, open_, build, f"the index of {num:,} pictures", num * 36)
-    rows = np.setdiff1d(np.arange(num), list(unreadable))
-    images = StreamedImages(listing, rows, digests, shape, fit, ThreadPoolExecutor())
-    found = CachedImages(
-        images=cast(np.ndarray, images),  # supports every operation in use: len, shape, slices, rows
-        rows=rows,
-        digests=digests,
-        unreadable=tuple(f"{printable(listing.names[row])} ({printable(why)})" for row, why in unreadable.items()),
-        key=key_of(listing, shape, fit),
-    )
+    found = built_once(folder, open_, build, f"the index of {num:,} pictures", num * 36)
     return without_unreadable(found, num, on_corrupt, ", or set data.on_corrupt=skip")

@@ -78,7 +78,7 @@ def test_a_slice_has_read_nothing_yet(folder: Path, tmp_path: Path) -> None:
 
 def test_files_are_read_once_for_the_index_whatever_the_size(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     listing, found = streamed(folder, tmp_path)
-    monkeypatch.setattr(streaming, "decoded", None)
+    monkeypatch.setattr(streaming, "read_all", None)
     other = streamed_images(listing, "toy", PictureShape.of(8), tmp_path, "skip")
     assert other.digests.tolist() == found.digests.tolist()
     assert other.key != found.key
