@@ -18,7 +18,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
 from flowergen.data.reading import Fit
-from flowergen.data.resident import SHARE, RowNumbers, copy_to_device, size_of, take_rows
+from flowergen.data.resident import SHARE, RowNumbers, copy_to_device, size_of
 from flowergen.data.splits import complete_subsets, stratified_split
 from flowergen.data.streaming import PrefetchingLoader, streamed_images
 from flowergen.errors import UserError
@@ -27,9 +27,6 @@ from flowergen.picture_shape import ImageSize, PictureShape
 from flowergen.randomness import generator
 
 log = logging.getLogger(__name__)
-
-Draw = Callable[[np.random.Generator, int], np.ndarray]  # (generator, number of pictures) -> their parameters
-Split = Literal["auto", "official", "stratified", "all"]
 
 
 class CachedPictures(Dataset[Batch]):
@@ -55,13 +52,11 @@ class CachedLatents(Dataset[LatentBatch]):
     """Dataset that returns whole batches of posteriors.
 
     Args:
-        mean: (M, F, C, h, w) float32, see ``LatentBatch``.
-        logvar: log variance, shaped like ``mean``.
+        mean, logvar, features: see ``ImageDataModule.use_latents``.
         labels: (M,) int64.
-        features: (M, F, K, h', w') float16, or None.
     """
 
-    def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray, features: np.ndarray | None = None):
+    def __init__(self, mean: np.ndarray, logvar: np.ndarray, labels: np.ndarray, features: np.ndarray | None):
         self.mean, self.logvar, self.labels = mean, logvar, labels
         self.features = np.empty((*mean.shape[:2], 0, 1, 1), dtype=np.float16) if features is None else features
 
@@ -107,7 +102,7 @@ class ImageDataModule(LightningDataModule, ABC):
         name: str,
         image_size: ImageSize,
         batch_size: int,
-        split: Split,
+        split: Literal["auto", "official", "stratified", "all"],
         split_seed: int,
         horizontal_flip: bool,
         on_corrupt: Literal["error", "skip"],
@@ -123,13 +118,8 @@ class ImageDataModule(LightningDataModule, ABC):
         super().__init__()
         self.name: str = name
         self.picture_shape, self.fit, self.batch_size = PictureShape.of(image_size, channels), fit, batch_size
-        self.split, self.split_seed = split, split_seed
-        self.horizontal_flip, self.on_corrupt, self.cache_dir, self.seed = (
-            horizontal_flip,
-            on_corrupt,
-            Path(cache_dir),
-            seed,
-        )
+        self.split, self.split_seed, self.seed = split, split_seed, seed
+        self.horizontal_flip, self.on_corrupt, self.cache_dir = horizontal_flip, on_corrupt, Path(cache_dir)
         self.random_resized_crop, self.color_jitter = random_resized_crop, color_jitter
         self.decode, self.device_resident = decode, device_resident
         self.class_names: tuple[str, ...] = ()
@@ -174,9 +164,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Yield ``LatentBatch`` from now on.
 
         Args:
-            mean: (M, F, C, h, w), for all pictures, see ``LatentBatch``; F = 2 if they are flipped.
+            mean: (M, F, C, h, w) float32, for all pictures, see ``LatentBatch``; F = 2 if they are flipped.
             logvar: log variance, shaped like ``mean``.
-            features: (M, F, K, h', w'), for all pictures, or None.
+            features: (M, F, K, h', w') float16, for all pictures, or None.
         """
         self.source = CachedLatents(mean, logvar, self.pictures.labels, features)
 
@@ -271,7 +261,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader(self, order: TrainingOrder | SequentialOrder) -> DataLoader:
         # a batch is one read of a memory map, or only row numbers: worker processes would cost more than they save
         return (PrefetchingLoader if self._streams else DataLoader)(
-            self.source if self._resident() is None else RowNumbers(len(self.pictures)),
+            self.source if self._resident() is None else RowNumbers(),
             sampler=order,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
@@ -337,40 +327,39 @@ class ImageDataModule(LightningDataModule, ABC):
         if isinstance(batch, torch.Tensor):
             assert self._whole is not None
             assert self._whole[1] is not None
-            batch = take_rows(self._whole[1], batch)
+            batch = type(self._whole[1])(*(values[batch] for values in self._whole[1]))
         training, rows, flips = self.trainer is not None and self.trainer.training, batch.index, None
         if training and self.horizontal_flip:
-            flips = self._of_epoch("flip", lambda rng, num: rng.random(num) < 0.5, rows)
+            flips = self._of_epoch("flip", rows, 1, lambda u: u[:, 0] < 0.5)
         if isinstance(batch, LatentBatch):
             variant = torch.zeros_like(batch.index) if flips is None else flips.long()
             place = torch.arange(len(variant), device=variant.device)
             chosen = {name: getattr(batch, name)[place, variant] for name in ("mean", "logvar", "features")}
             return batch._replace(**chosen)
         image = batch.image.float().div_(255)
-        if training and self.random_resized_crop:
-            image = resized_crop(image, self._of_epoch("crop", self._boxes, rows))
+        if training and (areas := self.random_resized_crop):
+            boxes = self._of_epoch("crop", rows, NUM_DRAWS, lambda u: crop_boxes(u, areas, *self.picture_shape[1:]))
+            image = resized_crop(image, boxes)
         if flips is not None:
             image = torch.where(flips[:, None, None, None], image.flip(-1), image)
         if training and self.color_jitter:
-            image = color_jitter(image, self._of_epoch("color jitter", self._factors, rows))
+            factors = self._of_epoch("color jitter", rows, NUM_DRAWS, lambda u: jitter_factors(u, self.color_jitter))
+            image = color_jitter(image, factors)
         return batch._replace(image=image)
 
-    def _of_epoch(self, purpose: str, draw: Draw, rows: torch.Tensor) -> torch.Tensor:
-        """Return (N, ...) random parameters, a function of (seed, epoch, picture), drawn for all M pictures at once."""
+    def _of_epoch(
+        self, purpose: str, rows: torch.Tensor, num_draws: int, parameters: Callable[[np.ndarray], np.ndarray]
+    ) -> torch.Tensor:
+        """Return (N, ...) random parameters, a function of (seed, epoch, picture).
+
+        ``parameters`` maps uniform numbers, (M, num_draws), drawn for all M pictures at once, to their parameters, (M, ...).
+        """
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
         if purpose not in self._draws or self._draws[purpose][0] != epoch:
-            drawn = draw(generator(self.seed, epoch, purpose), len(self.pictures))
-            self._draws[purpose] = epoch, torch.from_numpy(drawn).to(rows.device)
+            u = generator(self.seed, epoch, purpose).random((len(self.pictures), num_draws))
+            self._draws[purpose] = epoch, torch.from_numpy(parameters(u)).to(rows.device)
         return self._draws[purpose][1][rows]
-
-    def _boxes(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        assert self.random_resized_crop is not None
-        _, height, width = self.picture_shape
-        return crop_boxes(rng.random((num, NUM_DRAWS)), self.random_resized_crop, height, width)
-
-    def _factors(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        return jitter_factors(rng.random((num, NUM_DRAWS)), self.color_jitter)
 
     def validation_images(self, num: int) -> torch.Tensor:
         """Return validation pictures evenly spread over the set, or training pictures if nothing is held out.

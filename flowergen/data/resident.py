@@ -11,17 +11,7 @@ CHUNK_SIZE = 1024  # rows per copy
 
 
 class RowNumbers(Dataset[Tensor]):
-    """Dataset that returns row numbers in place of whole batches.
-
-    Args:
-        num: number of rows M.
-    """
-
-    def __init__(self, num: int):
-        self.num = num
-
-    def __len__(self) -> int:
-        return self.num
+    """Dataset that returns row numbers in place of whole batches."""
 
     def __getitem__(self, rows: list[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64)
@@ -47,13 +37,3 @@ def copy_to_device(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.
         for values, part in zip(whole, source[rows], strict=True):
             values[start : start + len(rows)] = part
     return whole
-
-
-def take_rows(whole: Batch | LatentBatch, rows: Tensor) -> Batch | LatentBatch:
-    """Return the batch that the source would return for these rows.
-
-    Args:
-        whole: see ``copy_to_device``.
-        rows: (N,) int64 on the same device.
-    """
-    return type(whole)(*(values[rows] for values in whole))
