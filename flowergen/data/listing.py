@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -178,13 +177,25 @@ def listing_of(
     versions = [_version(root / name) for name in names]
     for name, version in zip(names, versions, strict=True):
         fingerprint.update(repr([os.fsencode(name), *version]).encode())
+
+    def read(index: int) -> tuple[np.ndarray, str]:
+        path = root / names[index]
+        try:
+            return read_picture(path)
+        finally:  # also on errors: the result for a changed file must not be attributed to the listed one
+            if _version(path) != versions[index]:
+                raise UserError(
+                    f"{printable(str(path))} has changed or vanished since the pictures were listed: "
+                    "run again when nothing is writing to them"
+                )
+
     return Listing(
         names=tuple(names),
         labels=np.array(labels, dtype=np.int64),
         class_names=tuple(map(printable, class_names)),  # shown in grids, cards, checkpoints and TensorBoard
         subsets=subsets,
         fingerprint=fingerprint.hexdigest(),
-        read=partial(_read, root, tuple(names), versions),
+        read=read,
     )
 
 
@@ -269,15 +280,3 @@ def _version(path: Path) -> tuple[int, ...]:
         return (status.st_size, status.st_mtime_ns) if os.access(path, os.R_OK) else ()
     except OSError:
         return ()
-
-
-def _read(root: Path, names: Sequence[str], versions: Sequence[tuple[int, ...]], index: int) -> tuple[np.ndarray, str]:
-    path = root / names[index]
-    try:
-        return read_picture(path)
-    finally:  # also on errors: the result for a changed file must not be attributed to the listed one
-        if _version(path) != versions[index]:
-            raise UserError(
-                f"{printable(str(path))} has changed or vanished since the pictures were listed: "
-                "run again when nothing is writing to them"
-            )
