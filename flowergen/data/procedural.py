@@ -124,11 +124,6 @@ def class_names(num_classes: int) -> tuple[str, ...]:
     return tuple(species.name for species in SPECIES[:num_classes])
 
 
-def label_of(index: int, num_classes: int) -> int:
-    """Return the class of a picture; classes alternate so that every prefix of the data set is balanced."""
-    return index % num_classes
-
-
 def _check_num_classes(num_classes: int) -> None:
     if not 1 <= num_classes <= MAX_CLASSES:
         raise UserError(f"num_classes={num_classes}: choose 1 to {MAX_CLASSES} classes for the procedural flowers")
@@ -266,11 +261,8 @@ def _draw_ring(canvas: Canvas, view: View, species: Species, ring: int, rng: np.
         petal = _locate(u, v, species.shape, n)
         canvas *= 1 - SHADOW_DEPTH * np.clip(1 + petal.edge / SHADOW_WIDTH, 0, 1) ** 2
         light = _light_on(petal, view.lit, facing[k]) * shades[k]
-        _paint(
-            canvas,
-            (outer + (inner - outer) * species.marking(petal)) * light,
-            _coverage(petal.edge, view.pixel / length),
-        )
+        colour = (outer + (inner - outer) * species.marking(petal)) * light
+        _paint(canvas, colour, _coverage(petal.edge, view.pixel / length))
 
 
 # ---- Centres: painted over the petals; r is 1 at the rim, soft is the width of a sample ------------------------------
@@ -369,7 +361,7 @@ def draw_flower(seed: int, index: int, size_px: int, num_classes: int) -> NDArra
 
     Args:
         seed: seed of the data set, at least 0.
-        index: index of the picture, at least 0; its class is `label_of(index, num_classes)`.
+        index: index of the picture, at least 0; its class is index mod num_classes.
         size_px: side of the picture, at least 8; the same picture is drawn at every size.
         num_classes: 1 to 102; the appearance of a class does not depend on it.
 
@@ -382,7 +374,7 @@ def draw_flower(seed: int, index: int, size_px: int, num_classes: int) -> NDArra
     _check_num_classes(num_classes)
     if size_px < MIN_SIZE_PX:
         raise UserError(f"image size {size_px}: choose {MIN_SIZE_PX} pixels or more for the procedural flowers")
-    species = SPECIES[label_of(index, num_classes)]
+    species = SPECIES[index % num_classes]
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     side = SUPERSAMPLING * size_px
     view = _draw_view(side, rng)

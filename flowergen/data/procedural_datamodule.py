@@ -7,7 +7,7 @@ import numpy as np
 
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.listing import Listing
-from flowergen.data.procedural import DRAWING_VERSION, class_names, draw_flower, label_of
+from flowergen.data.procedural import DRAWING_VERSION, class_names, draw_flower
 
 
 class ProceduralDataModule(ImageDataModule):
@@ -36,7 +36,7 @@ class ProceduralDataModule(ImageDataModule):
         identity = f"{DRAWING_VERSION}/{self.drawing_seed}/{self.num_images}/{self.num_classes}"
         return Listing(
             names=tuple(f"flower_{index:06d}" for index in range(self.num_images)),
-            labels=np.array([label_of(index, self.num_classes) for index in range(self.num_images)], dtype=np.int64),
+            labels=np.arange(self.num_images, dtype=np.int64) % self.num_classes,
             class_names=class_names(self.num_classes),
             subsets=None,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
