@@ -29,44 +29,41 @@ class HuggingFaceDataModule(ImageDataModule):
     """
 
     def __init__(
-        self,
-        name: str,
-        root: str | Path | None,
-        subset: str | None,
-        image_column: str,
-        label_column: str,
-        **options: Any,
+        self, name: str, root: str | Path | None, subset: str | None, image_column: str, label_column: str, **options: Any
     ):
         super().__init__(name=name.replace("/", "--"), **options)
         self.repository, self.root, self.subset = name, Path(root) if root else None, subset
         self.image_column, self.label_column = image_column, label_column
 
     def listing(self) -> Listing:
-        """List the rows of all splits."""
+        """List the rows of all splits.
+
+        Raises:
+            UserError: the data set cannot be loaded, there are no pictures, or the columns are not unique or unknown.
+        """
         where = f"data.root={printable(str(self.root))}" if self.root else f"data.name={self.repository}"
         if find_spec("datasets") is None:
             raise UserError(f"{where} needs the package datasets: pip install 'flowergen[hub]'")
-        splits = _splits(self.repository, self.root, self.subset, where)
-        return list_splits(splits, self.image_column, self.label_column, where)
+        return list_splits(self._splits(where), self.image_column, self.label_column, where)
 
+    def _splits(self, where: str) -> "dict[str, Dataset]":
+        """Load all splits, downloading them if necessary. ``datasets`` 4 executes no code of a repository."""
+        import datasets  # slow to import
 
-def _splits(name: str, root: Path | None, subset: str | None, where: str) -> "dict[str, Dataset]":
-    """Load all splits, downloading them if necessary. ``datasets`` 4 executes no code of a repository."""
-    import datasets  # slow to import
-
-    try:
-        if root is None:
-            found = datasets.load_dataset(name, subset)
-        elif (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-            found = datasets.load_from_disk(str(root))
-        else:
-            found = datasets.load_dataset(str(root), subset)
-    except Exception as error:  # datasets, huggingface_hub, pyarrow and the file system raise various exceptions
-        other = (
-            "give a folder of save_to_disk or of parquet files" if root else "check the name, or give a folder by data.root="
-        )
-        raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {one_line(error)[:200]}): {other}") from error
-    return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+        root = self.root
+        try:
+            if root is None:
+                found = datasets.load_dataset(self.repository, self.subset)
+            elif (root / "dataset_dict.json").exists() or (root / "state.json").exists():
+                found = datasets.load_from_disk(str(root))
+            else:
+                found = datasets.load_dataset(str(root), self.subset)
+        except Exception as error:  # datasets, huggingface_hub, pyarrow and the file system raise various exceptions
+            other = "check the name, or give a folder by data.root="
+            if root is not None:
+                other = "give a folder of save_to_disk or of parquet files"
+            raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {one_line(error)[:200]}): {other}") from error
+        return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
 
 
 def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: str, where: str) -> Listing:
@@ -90,37 +87,34 @@ def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: s
     if image is None:
         raise UserError(f"{where} has no column of pictures, but {', '.join(features)}: name one by data.image_column=")
     label = None if label_column == "none" else _column(features, datasets.ClassLabel, label_column, "label_column", where)
-    parts = [splits[name].cast_column(image, datasets.Image(decode=False)) for name in chosen]
-    values = [[-1] * len(part) if label is None else part[label] for part in parts]
+    parts = {name: splits[name].cast_column(image, datasets.Image(decode=False)) for name in chosen}
+    rows = [(name, row) for name, part in parts.items() for row in range(len(part))]
+    if not rows:
+        raise UserError(f"{where} contains no pictures")
+    values: list[Any] = [None] * len(rows) if label is None else [value for part in parts.values() for value in part[label]]
     class_names: list[str] = []
     if label is not None and isinstance(features[label], datasets.ClassLabel):
         class_names = list(features[label].names)
     elif label is not None:  # numbers or texts: each value is a class
-        distinct = sorted(
-            {value for column in values for value in column if value is not None}, key=lambda v: (str(type(v)), v)
-        )
+        distinct = sorted({value for value in values if value is not None}, key=lambda v: (str(type(v)), v))
         class_names = [str(value) for value in distinct]
         label_of = {value: number for number, value in enumerate(distinct)}
-        values = [[label_of.get(value, -1) for value in column] for column in values]
-    labels = np.array([-1 if value is None else value for column in values for value in column], dtype=np.int64)
-    if not len(labels):
-        raise UserError(f"{where} contains no pictures")
-    rows = [(part, row) for part in parts for row in range(len(part))]
+        values = [label_of.get(value) for value in values]
     fingerprint = blake2b(repr([(name, splits[name]._fingerprint, image, label) for name in chosen]).encode(), digest_size=16)
 
     def read(index: int) -> tuple[np.ndarray, str]:
-        part, row = rows[index]
-        entry = part[row][image]
+        name, row = rows[index]
+        entry = parts[name][row][image]
         if entry is None:
             raise UnreadablePicture("no picture in this row")
         content = entry["bytes"] if entry["bytes"] is not None else bytes_of(Path(entry["path"]))
         return read_rgb(content), digest_of(content)
 
     return Listing(
-        names=tuple(f"{name}/{row:06d}" for name, part in zip(chosen, parts, strict=True) for row in range(len(part))),
-        labels=labels,
+        names=tuple(f"{name}/{row:06d}" for name, row in rows),
+        labels=np.array([-1 if value is None else value for value in values], dtype=np.int64),
         class_names=tuple(map(printable, class_names)),
-        subsets=np.repeat([known[name] for name in chosen], [len(part) for part in parts]) if own else None,
+        subsets=np.array([known[name] for name, _ in rows]) if own else None,
         fingerprint=fingerprint.hexdigest(),
         read=read,
     )
@@ -132,11 +126,11 @@ def _column(features: Any, kind: type, given: str, key: str, where: str) -> str 
     Raises:
         UserError: the column does not exist, or there are several.
     """
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if given != "auto":
         if given not in features:
             raise UserError(f"{where} has no column {given}, but {', '.join(features)}: data.{key} must be one of them")
         return given
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) > 1:
         raise UserError(f"{where} has several columns for data.{key}: give one of {', '.join(found)}")
     return found[0] if found else None
