@@ -43,7 +43,10 @@ def class_label(name: str | int, class_names: Sequence[str]) -> int:
         raise UserError(f"class {printable(typed)} is ambiguous: give the number of one of {printable(candidates)}")
     slugs = {slug(known): label for label, known in reversed(list(enumerate(class_names)))}
     near = difflib.get_close_matches(wanted, slugs, n=3)
-    hint = f"did you mean {' or '.join(class_names[slugs[found]] for found in near)}?" if near else _some(class_names)
+    some = f"{', '.join(class_names[:10])}{', ...' if len(class_names) > 10 else ''}"
+    hint = f"there are {len(class_names)}, 0 to {len(class_names) - 1}: {some}"
+    if near:
+        hint = f"did you mean {' or '.join(class_names[slugs[found]] for found in near)}?"
     raise UserError(f"there is no class {printable(typed)}: {printable(hint)}")
 
 
@@ -83,8 +86,3 @@ def slug(name: str) -> str:
     'colts_foot'
     """
     return "_".join(re.findall(r"\w+", name.casefold().replace("'", "").replace("_", " ")))
-
-
-def _some(class_names: Sequence[str]) -> str:
-    shown = ", ".join(class_names[:10])
-    return f"there are {len(class_names)}, 0 to {len(class_names) - 1}: {shown}{', ...' if len(class_names) > 10 else ''}"

@@ -48,7 +48,12 @@ def list_flowers102(root: Path, download: bool = True, segmented: bool = False) 
     )
     present = _present(root)
     if download and len(present) < NUM_PICTURES:
-        _download(root, source)
+        try:
+            with downloading(folder):  # all processes of a run get here at once
+                Flowers102(root, download=True)
+        except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"Oxford 102 Flowers could not be downloaded ({reason}): {source}") from error
         present = _present(root)
     if not present:
         raise UserError(f"Oxford 102 Flowers is not in {printable(str(root))}: {source}")
@@ -76,17 +81,6 @@ def _present(root: Path) -> list[tuple[str, int, str]]:
     except (RuntimeError, OSError):  # torchvision raises RuntimeError if a file is missing or damaged
         return []
     return [row for row in official if (root / "flowers-102" / row[0]).is_file()]
-
-
-def _download(root: Path, source: str) -> None:
-    from torchvision.datasets import Flowers102
-
-    try:
-        with downloading(root / "flowers-102"):  # all processes of a run get here at once
-            Flowers102(root, download=True)
-    except (OSError, RuntimeError, EOFError, TarError, HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"Oxford 102 Flowers could not be downloaded ({reason}): {source}") from error
 
 
 # ---- Segmentations ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
 from flowergen.data.reading import Fit
-from flowergen.data.resident import SHARE, RowNumbers, copy_to_device, size_of
+from flowergen.data.resident import SHARE, RowNumbers, copy_to_device
 from flowergen.data.splits import complete_subsets, stratified_split
 from flowergen.data.streaming import PrefetchingLoader, streamed_images
 from flowergen.errors import UserError
@@ -280,7 +280,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._whole[1]
 
     def _copied_to(self, device: torch.device) -> Batch | LatentBatch | None:
-        num_bytes = size_of(self.source)
+        num_bytes = len(self.source) * sum(part.nbytes for part in self.source[[0]])  # type: ignore[arg-type]
         if self.device_resident == "auto":
             if device.type != "cuda":
                 return None

@@ -258,9 +258,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    if entry.is_file(follow_symlinks=False):  # needs no file system access
-        return True
-    return os.path.isfile(entry.path) or not os.path.exists(entry.path)  # dead links count as unreadable files, pipes do not
+    # The first test needs no file system access. Dead links count as unreadable files, pipes do not.
+    return entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def _without_shared(folders: list[list[str]]) -> list[list[str]]:

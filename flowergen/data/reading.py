@@ -83,15 +83,15 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
             if isinstance(image, JpegImageFile) and _num_scans(data) > MAX_SCANS:
                 raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take forever")
             image.load()  # before the orientation is read: Pillow turns TIFF files upright on loading
-            return _rgb(_upright(image))
+            # not ImageOps.exif_transpose: it rewrites the remaining EXIF block, which fails if that is slightly damaged
+            method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return _rgb(image if method is None else image.transpose(method))
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePicture("not a picture") from error
-    except OSError as error:
-        raise UnreadablePicture(_one_line(error.strerror or error)) from error
     except Exception as error:
-        raise UnreadablePicture(_one_line(error)) from error
+        raise UnreadablePicture(_reason(error)) from error
 
 
 def bytes_of(path: Path) -> bytes:
@@ -110,7 +110,7 @@ def bytes_of(path: Path) -> bytes:
             raise UnreadablePicture(f"{status.st_size:,} bytes, too large for a picture")
         return path.read_bytes()
     except OSError as error:
-        raise UnreadablePicture(_one_line(error.strerror or error)) from error
+        raise UnreadablePicture(_reason(error)) from error
 
 
 def fit_picture(image: np.ndarray, shape: PictureShape, fit: Fit = "crop") -> np.ndarray:
@@ -172,12 +172,6 @@ def _num_scans(data: bytes) -> int:
     return scans
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # not ImageOps.exif_transpose: it rewrites the remaining EXIF block, which fails if that is slightly damaged
-    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if method is None else image.transpose(method)
-
-
 def _rgb(image: Image.Image) -> np.ndarray:
     depth = "I;16" if image.mode.startswith("I;16") else image.mode  # either byte order
     if depth in WHITE:
@@ -200,5 +194,6 @@ def _finite(grey: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(grey), grey, 0).astype(np.float64).clip(min=0)
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or error
+    return " ".join(str(text).split()) or type(error).__name__

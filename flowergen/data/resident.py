@@ -17,11 +17,6 @@ class RowNumbers(Dataset[Tensor]):
         return torch.tensor(rows, dtype=torch.int64)
 
 
-def size_of(source: Dataset[Batch] | Dataset[LatentBatch]) -> int:
-    """Return the size of a whole collection in bytes."""
-    return len(source) * sum(part.nbytes for part in source[[0]])  # type: ignore[arg-type]
-
-
 def copy_to_device(source: Dataset[Batch] | Dataset[LatentBatch], device: torch.device) -> Batch | LatentBatch:
     """Return a whole collection as one batch on the device; each process has its own copy.
 

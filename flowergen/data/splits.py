@@ -69,9 +69,7 @@ def hold_out(labels: np.ndarray, digests: np.ndarray, seed: int, num_val: int, n
     """Split as in ``stratified_split``, but by numbers of pictures.
 
     Args:
-        labels: (N,) int64 class; unlabelled pictures, -1, form a separate class.
-        digests: (N,) str, equal for byte-identical pictures.
-        seed: seed of the draw, not negative.
+        labels, digests, seed: see ``stratified_split``.
         num_val: number of pictures for val, capped at those left after test.
         num_test: number of pictures for test, which is drawn first.
 
@@ -123,9 +121,7 @@ def complete_subsets(subsets: np.ndarray, labels: np.ndarray, digests: np.ndarra
 
     Args:
         subsets: (N,) "train", "val" or "test".
-        labels: (N,) int64, -1 if unlabelled.
-        digests: (N,) str, equal for byte-identical pictures.
-        seed: seed of the draw.
+        labels, digests, seed: see ``stratified_split``.
 
     Returns:
         (N,) str: "train", "val" or "test".
