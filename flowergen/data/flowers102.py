@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from http.client import HTTPException
 from pathlib import Path
@@ -97,16 +96,15 @@ def _segmented(pictures: Listing, folder: Path) -> Listing:
         )
     segmentations = listing_of(folder, names, pictures.labels.tolist(), pictures.class_names, None)
     both = f"{pictures.fingerprint}/{segmentations.fingerprint}/{SEGMENTED_OUT}/{MAX_DEVIATION}/{BACKGROUND}"
-    fingerprint = blake2b(both.encode(), digest_size=16).hexdigest()
-    return replace(pictures, fingerprint=fingerprint, read=partial(_read_segmented, pictures, segmentations))
 
+    def read(index: int) -> tuple[np.ndarray, str]:
+        image, digest = pictures.read(index)  # (H, W, 3)
+        segmented, _ = segmentations.read(index)
+        if image.shape != segmented.shape:
+            raise UnreadablePicture(f"its segmentation has another size, {segmented.shape[1]} x {segmented.shape[0]}")
+        return without_background(image, segmented), digest
 
-def _read_segmented(pictures: Listing, segmentations: Listing, index: int) -> tuple[np.ndarray, str]:
-    image, digest = pictures.read(index)  # (H, W, 3)
-    segmented, _ = segmentations.read(index)
-    if image.shape != segmented.shape:
-        raise UnreadablePicture(f"its segmentation has another size, {segmented.shape[1]} x {segmented.shape[0]}")
-    return without_background(image, segmented), digest
+    return replace(pictures, fingerprint=blake2b(both.encode(), digest_size=16).hexdigest(), read=read)
 
 
 def without_background(image: np.ndarray, segmented: np.ndarray) -> np.ndarray:
