@@ -326,8 +326,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if isinstance(batch, torch.Tensor):
             assert self._whole is not None
-            assert self._whole[1] is not None
-            batch = type(self._whole[1])(*(values[batch] for values in self._whole[1]))
+            whole = self._whole[1]
+            assert whole is not None
+            batch = type(whole)(*(values[batch] for values in whole))
         training, rows, flips = self.trainer is not None and self.trainer.training, batch.index, None
         if training and self.horizontal_flip:
             flips = self._of_epoch("flip", rows, 1, lambda u: u[:, 0] < 0.5)
