@@ -337,12 +337,15 @@ class ImageDataModule(LightningDataModule, ABC):
             place = torch.arange(len(variant), device=variant.device)
             chosen = {name: getattr(batch, name)[place, variant] for name in ("mean", "logvar", "features")}
             return batch._replace(**chosen)
-        image = batch.image.float().div_(255)
+
+        def mirrored(image: torch.Tensor) -> torch.Tensor:
+            return image if flips is None else torch.where(flips[:, None, None, None], image.flip(-1), image)
+
         if training and (areas := self.random_resized_crop):
             boxes = self._of_epoch("crop", rows, NUM_DRAWS, lambda u: crop_boxes(u, areas, *self.picture_shape[1:]))
-            image = resized_crop(image, boxes)
-        if flips is not None:
-            image = torch.where(flips[:, None, None, None], image.flip(-1), image)
+            image = mirrored(resized_crop(batch.image.float().div_(255), boxes))
+        else:  # mirrored as uint8: the same values for a quarter of the memory traffic
+            image = mirrored(batch.image).float().div_(255)
         if training and self.color_jitter:
             factors = self._of_epoch("color jitter", rows, NUM_DRAWS, lambda u: jitter_factors(u, self.color_jitter))
             image = color_jitter(image, factors)

@@ -62,6 +62,19 @@ def test_flips_belong_to_the_picture_and_the_epoch_and_not_to_the_batch(cache_di
     assert not torch.equal(data.on_after_batch_transfer(data.pictures[list(range(50))], 0).image, whole)
 
 
+def test_the_crop_is_mirrored_and_not_the_picture_before_it(cache_dir: Path) -> None:
+    images = []
+    for flip in (True, False):
+        data = drawn(cache_dir, random_resized_crop=[0.5, 1], horizontal_flip=flip)
+        data.trainer = Training()  # type: ignore[assignment]
+        images.append(data.on_after_batch_transfer(data.pictures[list(range(100))], 0).image)
+    flipped, plain = images
+    is_mirrored = (flipped == plain.flip(-1)).flatten(1).all(1)
+    is_same = (flipped == plain).flatten(1).all(1)
+    assert (is_mirrored | is_same).all()
+    assert 30 < is_mirrored.sum() < 70
+
+
 def test_the_split_has_a_seed_of_its_own(cache_dir: Path) -> None:
     def val(**seeds: int) -> list[int]:
         return drawn(cache_dir, **seeds).rows["val"].tolist()
