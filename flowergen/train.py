@@ -22,8 +22,8 @@ from flowergen.app.command import one_line_errors
 from flowergen.app.console import closing_summary, essentials, last_good, silence_warnings
 from flowergen.app.train_command import changed, prepare_train
 from flowergen.config import conf_dir
-from flowergen.config.duration import seconds_of
 from flowergen.config.overrides import resolve
+from flowergen.duration import seconds_of
 from flowergen.errors import Stopped, TrainingEnded, UserError, one_line
 from flowergen.files import replacing
 from flowergen.runs.machine_limits import limits_of_training

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from flowergen.config import schema_data
-from flowergen.config.duration import is_duration
 from flowergen.config.rules import (
     BELOW_ONE,
     NON_EMPTY,
@@ -34,6 +33,7 @@ from flowergen.config.rules import (
     between,
     sides_between,
 )
+from flowergen.duration import is_duration
 
 MAY_BE_LEFT_OUT: Any = None  # an omitted key is not passed to the constructor, whose default applies
 

@@ -14,8 +14,8 @@ from flowergen.callbacks.budget import Budget
 from flowergen.callbacks.budget_plan import seconds_spent
 from flowergen.callbacks.compiled_steps import CompiledSteps
 from flowergen.callbacks.stop_signals import StopSignals
-from flowergen.config.duration import seconds_of
 from flowergen.config.overrides import flat
+from flowergen.duration import seconds_of
 from flowergen.errors import UserError, one_line
 from flowergen.lightning_internals import allow_unused_parameters
 from flowergen.runs.build import accepted_arguments, instantiate, manual_optimization_arguments
