@@ -71,25 +71,14 @@ def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path)
 
 
 def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.device, cache_dir: Path) -> np.ndarray:
-    """Compute the last stage output of a frozen network, cached like ``cached_posteriors``.
-
-    Args:
-        net: the frozen network.
-        data: the data module, set up.
-        device: device to compute on.
-        cache_dir: the folder of all caches.
+    """Compute the last stage output of a frozen network on a device, cached and with the errors of ``cached_posteriors``.
 
     Returns:
         A read-only memory map (M, F, K, h, w) float16.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
     """
     net.to(device)
-    shape = feature_shape_for(data.picture_shape)
-    (features,) = _cached(
-        "features", fingerprint(net), ("features",), shape, "<f2", lambda x: [net(x)[-1]], data, device, cache_dir
-    )
+    names, shape = ("features",), feature_shape_for(data.picture_shape)
+    (features,) = _cached("features", fingerprint(net), names, shape, "<f2", lambda x: [net(x)[-1]], data, device, cache_dir)
     return features
 
 
@@ -159,11 +148,10 @@ def _cached(
     return built_once(folder, open_, build, f"the {what} of {num:,} pictures", num_bytes=num_bytes)
 
 
-def in_parts(moments: Moments, rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
-    """Yield cached posteriors in batches, like ``posteriors``."""
+def in_parts(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:
+    """Yield these rows of cached posteriors or features in batches, like ``posteriors``."""
     for first in range(0, len(rows), 1024):
-        mean, logvar = (torch.from_numpy(moment[rows[first : first + 1024]]) for moment in moments)
-        yield mean, logvar
+        yield tuple(torch.from_numpy(array[rows[first : first + 1024]]) for array in arrays)
 
 
 def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
@@ -181,17 +169,8 @@ def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
 
 
 def feature_scale(features: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel, over pictures, mirror images and positions.
-
-    Args:
-        features: (M, F, K, h, w).
-        rows: indices of the training split.
-
-    Returns:
-        (K,) each, float32.
-    """
-    parts = (torch.from_numpy(features[rows[first : first + 1024]]) for first in range(0, len(rows), 1024))
-    return _mean_and_std((part, torch.zeros(1)) for part in parts)
+    """Return mean and standard deviation of features (M, F, K, h, w) in these rows as ``latent_scale`` does, (K,) each."""
+    return _mean_and_std((part, torch.zeros(1)) for (part,) in in_parts([features], rows))
 
 
 def _mean_and_std(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
