@@ -4,16 +4,14 @@ import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flowergen.viz.grids import write_png
+from flowergen.viz.figures import write_figure
 
-COLORS = {"training": "C0", "validation": "C1", "training set, evaluated": "C2"}
+COLORS = {"training": "C0", "validation": "C1", "training set, evaluated": "C2", "samples": "C0", "held-out pictures": "C2"}
 TITLES = {"psnr": "PSNR (dB)", "elbo": "ELBO (nats per image)", "loss_kl": "loss: KL (nats)"}
 
 
@@ -32,19 +30,13 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
         return
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    panels = {name: curves for name in _quantities(rows) if (curves := _curves(rows, name))}
-    if not panels:
-        return
-
-    figure, axes = _panels(len(panels))
-    for ax, (name, curves) in zip(axes, panels.items(), strict=False):
-        for label, curve in curves.items():
-            ax.plot(list(curve), list(curve.values()), marker=".", markersize=4, color=COLORS[label], label=label)
-        ax.set(title=TITLES.get(name, name.replace("_", ": ", 1).replace("_", " ")), xlabel="epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize="small")
-    _write(figure, png)
+    panels = [
+        (TITLES.get(name, name.replace("_", ": ", 1).replace("_", " ")), curves)
+        for name in _quantities(rows)
+        if (curves := _curves(rows, name))
+    ]
+    if panels:
+        _plot(panels, None, 4, png)
 
 
 def plot_evaluations(history: Sequence[Mapping[str, float | None]], memorising: int | None, png: str | Path) -> None:
@@ -56,39 +48,40 @@ def plot_evaluations(history: Sequence[Mapping[str, float | None]], memorising: 
         memorising: the epoch at which memorising begins, marked by a line; None for no line.
         png: the file to write, atomically.
     """
-    names = [name for name in history[-1] if name != "epoch" and not name.endswith("_held_out")]
-    names = [name for name in names if any(entry.get(name) is not None for entry in history)]
-    figure, axes = _panels(len(names))
-    for ax, name in zip(axes, names, strict=False):
-        for key, label, color in ((name, "samples", "C0"), (f"{name}_held_out", "held-out pictures", "C2")):
+    panels = []
+    for name in history[-1]:
+        if name == "epoch" or name.endswith("_held_out") or all(entry.get(name) is None for entry in history):
+            continue
+        labels = {name: "validation" if name == "held_out_loss" else "samples", f"{name}_held_out": "held-out pictures"}
+        curves = {}
+        for key, label in labels.items():
             points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
-            if key == "held_out_loss":
-                label, color = "validation", "C1"
             if points:
-                ax.plot(*zip(*points, strict=True), marker=".", color=color, label=label)
+                curves[label] = tuple(zip(*points, strict=True))
+        panels.append((name.removeprefix("eval/").replace("_", " "), curves))
+    _plot(panels, memorising, 6, png)
+
+
+def _plot(
+    panels: Sequence[tuple[str, Mapping[str, Sequence[Any]]]], memorising: int | None, markersize: int, png: str | Path
+) -> None:
+    """Plot a panel for each title with its curves by label, each a pair of epochs and values."""
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(4.5 * num_columns, 3.2 * num_rows), dpi=100, layout="tight")
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False).ravel())
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    for ax, (title, curves) in zip(axes, panels, strict=False):
+        for label, (epochs, values) in curves.items():
+            ax.plot(epochs, values, marker=".", markersize=markersize, color=COLORS[label], label=label)
         if memorising is not None:
             ax.axvline(memorising, color="C3", linestyle="--", label="memorising begins")
-        ax.set(title=name.removeprefix("eval/").replace("_", " "), xlabel="epoch")
+        ax.set(title=title, xlabel="epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
-    _write(figure, png)
-
-
-def _panels(num: int) -> tuple[Figure, list[Axes]]:
-    num_columns = min(3, num)
-    num_rows = -(-num // num_columns)
-    figure = Figure(figsize=(4.5 * num_columns, 3.2 * num_rows), dpi=100, layout="tight")
-    axes = list(figure.subplots(num_rows, num_columns, squeeze=False).ravel())
-    for ax in axes[num:]:
-        ax.remove()
-    return figure, axes[:num]
-
-
-def _write(figure: Figure, png: str | Path) -> None:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+    write_figure(png, figure)
 
 
 def _quantities(rows: list[dict[str, str]]) -> list[str]:
@@ -98,14 +91,14 @@ def _quantities(rows: list[dict[str, str]]) -> list[str]:
     return ["loss", *terms, "psnr", "elbo"]
 
 
-def _curves(rows: list[dict[str, str]], name: str) -> dict[str, dict[float, float]]:
-    """Return label -> epoch -> average for the splits that have this quantity."""
+def _curves(rows: list[dict[str, str]], name: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the epochs and their averages by label, for the splits that have this quantity."""
     curves = {
         "training": _epoch_means(rows, f"train_epoch/{name}") or _epoch_means(rows, f"train/{name}"),
         "validation": _epoch_means(rows, f"val/{name}"),
         "training set, evaluated": _epoch_means(rows, f"trainset/{name}"),  # if nothing is held out
     }
-    return {label: curve for label, curve in curves.items() if curve}
+    return {label: (list(curve), list(curve.values())) for label, curve in curves.items() if curve}
 
 
 def _epoch_means(rows: list[dict[str, str]], column: str) -> dict[float, float]:

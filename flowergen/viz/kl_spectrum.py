@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from flowergen.viz.grids import write_png
+from flowergen.viz.figures import write_figure
 
 LOWEST = 1e-5  # smallest value drawn, in nats; a dimension equal to the prior has 0
 MOST_COLORS = 10  # maximum number of channels with separate colours
@@ -32,7 +31,6 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
     color = np.array([colormaps["tab10"](c if by_channel else 0) for c in channel])
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="tight")
-    canvas = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
     size = 24 if len(order) <= 64 else 8
@@ -56,5 +54,4 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
         for c in range(len(kl)):
             right.scatter([], [], s=20, color=colormaps["tab10"](c), label=f"channel {c}")
         right.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    canvas.draw()
-    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+    write_figure(png, figure)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from flowergen.viz.grids import write_png
+from flowergen.viz.figures import write_figure
 
 GREY = (0.6, 0.6, 0.6, 1.0)
 PERPLEXITY = 30.0  # van der Maaten & Hinton 2008: 5 to 50
@@ -88,7 +87,6 @@ def draw_classes(
     listed = shown[:MOST_NAMES]
     columns = 1 if few else -(-len(listed) // NAMES_A_COLUMN)
     figure = Figure(figsize=(9 if few else 7.5 + 2 * columns, 6.5 if few else 7.5), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     ax = figure.subplots()
     colors = dict(zip(shown, class_colors(len(shown)), strict=True))
     across, up = points.T.numpy()
@@ -115,8 +113,7 @@ def draw_classes(
                                columnspacing=0.8, labelspacing=0.4, borderpad=0.4)  # fmt: skip
         for text in legend.get_texts():
             text.set_parse_math(False)  # a class name may contain any characters
-    canvas.draw()
-    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+    write_figure(png, figure)
 
 
 def class_colors(num: int) -> list[tuple[float, ...]]:
@@ -140,7 +137,6 @@ def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[t
         title: title of the plot.
     """
     figure = Figure(figsize=(9, 6.5), dpi=110, layout="tight")
-    canvas = FigureCanvasAgg(figure)
     ax = figure.subplots()
     colors = {label: colormaps["tab20"](k % 20) for k, (label, _) in enumerate(paths)}
     of_points = {label: color for label, color in colors.items() if label >= 0}
@@ -157,5 +153,4 @@ def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[t
     ax.set(title=title, xlabel="first principal direction", ylabel="second principal direction")
     for text in ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5)).get_texts():
         text.set_parse_math(False)  # a class name may contain any characters
-    canvas.draw()
-    write_png(png, np.asarray(canvas.buffer_rgba())[..., :3])
+    write_figure(png, figure)
