@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from flowergen.data.bar import with_bar
 from flowergen.data.image_datamodule import spread
-from flowergen.metrics.nearest import Nearest, near_duplicates, two_nearest
+from flowergen.metrics.nearest import near_duplicates, two_nearest
 
 LARGEST_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
@@ -57,25 +57,20 @@ def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndar
         (N, C h w) uint8, see ``compared_shape``.
     """
     shape = compared_shape(images.shape[1:])
-    num_values = math.prod(shape)
     rows = np.arange(len(images)) if rows is None else rows
-    if shape == tuple(images.shape[1:]):
-        return np.asarray(images[rows]).reshape(len(rows), num_values)
-    parts = [np.zeros((0, num_values), np.uint8)]
+    if shape == images.shape[1:]:
+        return np.asarray(images[rows]).reshape(len(rows), math.prod(shape))
+    vectors = np.empty((len(rows), math.prod(shape)), np.uint8)
     for first in range(0, len(rows), CHUNK_SIZE):
-        x = torch.from_numpy(np.array(images[rows[first : first + CHUNK_SIZE]])).float()
+        part = slice(first, first + CHUNK_SIZE)
+        x = torch.from_numpy(np.array(images[rows[part]])).float()
         x = F.interpolate(x, shape[1:], mode="bilinear", align_corners=False, antialias=True)
-        parts.append(x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy())
-    return np.concatenate(parts)
+        vectors[part] = x.round().clamp(0, 255).to(torch.uint8).flatten(1).numpy()
+    return vectors
 
 
 def mirrored(vectors: np.ndarray, width_px: int) -> np.ndarray:
-    """Mirror vectors from ``pixel_vectors`` horizontally.
-
-    Args:
-        vectors: (N, C h w).
-        width_px: W of the pictures.
-    """
+    """Mirror vectors (N, C h w) of ``pixel_vectors`` horizontally; ``width_px`` is W of the pictures."""
     return vectors.reshape(-1, min(width_px, LARGEST_PX))[:, ::-1].reshape(vectors.shape)
 
 
@@ -110,7 +105,7 @@ def neighbours(variants: Sequence[np.ndarray], train: np.ndarray, kept: np.ndarr
         train: (K, D) the remaining training pictures.
         kept: (K,) their indices among all training pictures.
     """
-    nearest: Nearest = two_nearest(variants, train)
+    nearest = two_nearest(variants, train)
     first, second = nearest.distance.double().numpy().T
     ratio = np.divide(first, second, out=np.zeros(len(first)), where=second > 0)
     return Neighbours(kept[nearest.index.numpy()], ratio)
@@ -132,12 +127,7 @@ def calibrated_ratio(held_out: np.ndarray) -> tuple[float, float]:
 
 
 def copy_rate(ratio: np.ndarray, below: float) -> float:
-    """Return the share of pictures that a bound classifies as copies.
-
-    Args:
-        ratio: (N,) d1 / d2 of the pictures.
-        below: the bound.
-    """
+    """Return the share of pictures, whose ratios d1 / d2 are (N,), that a bound classifies as copies."""
     return float((ratio < below).mean())
 
 

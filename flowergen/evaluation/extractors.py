@@ -46,9 +46,7 @@ class Extractor(NamedTuple):
 def chosen(name: str, weights_dir: str | Path) -> str:
     """Resolve ``auto`` to Inception if its weights are present, else to EfficientNet-Lite1, which needs no download.
 
-    Args:
-        name: requested name; names other than ``auto`` are returned unchanged.
-        weights_dir: directory of the weights.
+    Other names are returned unchanged.
     """
     if name != "auto":
         return name
@@ -96,14 +94,15 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
     net = load_efficientnet("lite1", what_for).to(device)
 
     def prepare(x: Tensor) -> Tensor:
-        return _resized(x.float() / 255, min(max(*x.shape[-2:], SMALLEST_PX), LARGEST_PX))
+        return _resized(x, min(max(*x.shape[-2:], SMALLEST_PX), LARGEST_PX))
 
     resize = f"bilinear with antialiasing to {SMALLEST_PX} px if smaller, to {LARGEST_PX} px if larger (torch)"
     return _of_network("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
-    """Resize (N, 3, H, W) to (N, 3, size, size)."""
+    """Convert (N, 3, H, W) uint8 to (N, 3, size, size) in [0, 1]."""
+    x = x.float() / 255
     if x.shape[-2:] == (size, size):
         return x
     return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -182,13 +181,9 @@ def _file(path: Path, device: torch.device) -> Extractor:
             f"{where} is neither TorchScript nor a .pt2 of torch.export ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]})"
         ) from error
-
-    def prepare(x: Tensor) -> Tensor:
-        return _resized(x.float() / 255, size)
-
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
-        extractor = _of_network(path.name, _sha256(path), resize, net, prepare, device)
+        extractor = _of_network(path.name, _sha256(path), resize, net, lambda x: _resized(x, size), device)
         extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # a different N than in ``_of_network``
         return extractor
     except Exception as error:
@@ -237,17 +232,14 @@ def _of_network(
     return Extractor(name, weights, resize, example.shape[1], logits.shape[1], features)
 
 
+def fields_of(extractor: Extractor | None) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the fields of features and logits for ``Rows``, without width if there is no extractor."""
+    num_features, num_logits = (extractor.num_features, extractor.num_logits) if extractor else (0, 0)
+    return {"features": ((num_features,), "<f4"), "logits": ((num_logits,), "<f4")}
+
+
 def in_batches(extractor: Extractor, images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Compute features and logits of many pictures in batches.
-
-    Args:
-        extractor: the feature extractor.
-        images: (N, C, H, W) uint8, possibly a memory map.
-        batch_size: pictures per batch.
-
-    Yields:
-        (n, D) and (n, K) float32.
-    """
+    """Yield features (n, D) and logits (n, K), float32, of batches of pictures (N, C, H, W) uint8, possibly a memory map."""
     for first in range(0, len(images), batch_size):
         found, logits = extractor.features(torch.from_numpy(np.array(images[first : first + batch_size])))
         yield found.numpy(), logits.numpy()
@@ -271,8 +263,5 @@ def _named(name: str, path: Path) -> tuple[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

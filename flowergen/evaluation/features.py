@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from flowergen.data.bar import num_pictures, with_bar
 from flowergen.errors import UserError
-from flowergen.evaluation.extractors import Extractor, in_batches
+from flowergen.evaluation.extractors import Extractor, fields_of, in_batches
 from flowergen.evaluation.pictures import PictureSet
 from flowergen.evaluation.rows import Rows
 
@@ -35,13 +35,12 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
     images = pictures.images
     identity = f"{extractor.weights}/{extractor.resize}/{pictures.key}"
     folder = cache_dir / f"features_{blake2b(identity.encode(), digest_size=8).hexdigest()}"
-    fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
-    rows = Rows(folder, fields)
+    rows = Rows(folder, fields_of(extractor))
     if rows.num < len(images):
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):
-                rows = Rows(folder, fields)  # another process may have computed them meanwhile
+                rows = Rows(folder, rows.fields)  # another process may have computed them meanwhile
                 if rows.num < len(images):
                     log.info("computing features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
                 rest = in_batches(extractor, images[rows.num :], CHUNK_SIZE)

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from flowergen.data.batch import Batch
 from flowergen.data.image_datamodule import spread
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
-from flowergen.evaluation.extractors import in_batches
+from flowergen.evaluation.extractors import fields_of, in_batches
 from flowergen.evaluation.features import CHUNK_SIZE, collection_features
 from flowergen.evaluation.measured import Measured, Pairs
 from flowergen.evaluation.networks import EvaluationNetworks
@@ -79,18 +80,10 @@ def measure_samples(
 def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
     """Pass every generated picture through every network once; pixels are kept for the copy search."""
     extractor, probe = networks.extractor, networks.probe
-    total = len(generated.labels)
-    rows = Rows(
-        work / "samples",
-        {
-            "pixels": ((math.prod(copies.compared_shape(generated.picture_shape)),), "|u1"),
-            "features": ((extractor.num_features if extractor else 0,), "<f4"),
-            "logits": ((extractor.num_logits if extractor else 0,), "<f4"),
-            "class": ((), "<i8"),
-        },
-    )
+    total, num_pixels = len(generated.labels), math.prod(copies.compared_shape(generated.picture_shape))
+    rows = Rows(work / "samples", {"pixels": ((num_pixels,), "|u1"), **fields_of(extractor), "class": ((), "<i8")})
     log.info("%s pictures: %s%s", f"{total:,}", generated.description, f", resuming at {rows.num:,}" if rows.num else "")
-    try:
+    with _full_disk_as_user_error(work):
         for x in with_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
             images = torch.from_numpy(x)
             empty = torch.empty(len(x), 0)
@@ -102,11 +95,17 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
                 classes = probe.classes(own.numpy())
             pixels = copies.pixel_vectors(x)
             rows.append(pixels=pixels, features=features.numpy(), logits=logits.numpy(), **{"class": classes})
+    return rows
+
+
+@contextmanager
+def _full_disk_as_user_error(work: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{work} cannot be written to ({error.strerror}): make room, and the same command continues where it stopped"
         ) from error
-    return rows
 
 
 def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts: Sequence[slice], measured: Measured) -> None:
@@ -160,20 +159,15 @@ def measure_reconstructions(
         return
     extractor = distances.extractor
     sets = [("r", "reference", real.reference), *(("", "autoencoder", subset) for subset in floors)]
-    fields = {"features": ((extractor.num_features,), "<f4"), "logits": ((extractor.num_logits,), "<f4")}
     for number, (prefix, of, pictures) in enumerate(sets):
-        rows = Rows(work / f"reconstructions_{number}", fields)
+        rows = Rows(work / f"reconstructions_{number}", fields_of(extractor))
         log.info("reconstructions of %s %s", f"{len(pictures):,}", pictures.name)
-        try:
+        with _full_disk_as_user_error(work):
             for x in with_bar(
                 "reconstructions", reconstructions(model, pictures, rows.num), len(pictures), rows.num, num_pictures
             ):
                 for features, logits in in_batches(extractor, x, CHUNK_SIZE):
                     rows.append(features=features, logits=logits)
-        except OSError as error:
-            raise UserError(
-                f"{work} cannot be written to ({error.strerror}): make room, and the same command continues where it stopped"
-            ) from error
         distances.add(measured, of, rows.array("features"), rows.array("logits"), prefix)
 
 

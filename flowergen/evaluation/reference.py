@@ -1,7 +1,6 @@
 """Real pictures, prepared once for any number of generators."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,7 @@ from flowergen.evaluation.features import collection_features
 from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.networks import EvaluationNetworks
 from flowergen.evaluation.pictures import PictureSet, RealPictures
-from flowergen.metrics.set_distances import (
-    Gaussian,
-    frechet_distance,
-    gaussian,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from flowergen.metrics.set_distances import frechet_distance, gaussian, inception_score, kernel_distance, precision_recall
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +29,7 @@ class SetDistances:
     def __init__(self, extractor: Extractor, real: RealPictures, cache_dir: Path):
         self.extractor, self.cache_dir = extractor, cache_dir
         self.reference, _ = self.of(real.reference)
-        self._gaussian: Gaussian = gaussian(self.reference)
+        self._gaussian = gaussian(self.reference)
 
     def of(self, pictures: PictureSet) -> tuple[np.ndarray, np.ndarray]:
         """Return (N, D) features and (N, K) logits of real pictures."""
@@ -100,31 +92,29 @@ class PreparedReference:
             notes.append(
                 f"{len(vectors) - len(self.kept):,} of {len(vectors):,} training pictures are near-duplicates of others"
             )
-
-        def pixels(pictures: PictureSet) -> list[np.ndarray]:
-            return self.variants("pixels", copies.pixel_vectors(pictures.images, pictures.rows))
-
-        def features(pictures: PictureSet) -> list[np.ndarray]:
-            assert self.distances is not None
-            return [self.distances.of(pictures)[0]]
-
-        self._add_space("pixels", vectors[self.kept], pixels, notes)
+        self._add_space("pixels", vectors[self.kept], notes)
         if self.distances is not None:
-            self._add_space("features", features(train)[0][self.kept], features, notes)
+            self._add_space("features", self.distances.of(train)[0][self.kept], notes)
 
-    def _add_space(
-        self, name: str, candidates: np.ndarray, vectors_of: Callable[[PictureSet], list[np.ndarray]], notes: list[str]
-    ) -> None:
+    def _add_space(self, name: str, candidates: np.ndarray, notes: list[str]) -> None:
         bounds, control = {"third": copies.COPY_RATIO}, None
         if self.real.calibration is not None:
-            held_out = copies.neighbours(vectors_of(self.real.calibration), candidates, self.kept).ratio
+            held_out = self._ratio(name, self.real.calibration, candidates)
             bounds["calibrated"], by_chance = copies.calibrated_ratio(held_out)
             notes.append(
                 f"copies by {name}: the calibrated bound is from {len(held_out):,} held-out pictures; "
                 f"{by_chance:.1%} of others fall below it by chance"
             )
-            control = copies.neighbours(vectors_of(self.real.reference), candidates, self.kept).ratio
+            control = self._ratio(name, self.real.reference, candidates)
         self.copy_spaces.append(CopySpace(name, candidates, bounds, control))
+
+    def _ratio(self, space: str, pictures: PictureSet, candidates: np.ndarray) -> np.ndarray:
+        if space == "pixels":
+            vectors = copies.pixel_vectors(pictures.images, pictures.rows)
+        else:
+            assert self.distances is not None
+            vectors, _ = self.distances.of(pictures)
+        return copies.neighbours(self.variants(space, vectors), candidates, self.kept).ratio
 
     def variants(self, space: str, vectors: np.ndarray) -> list[np.ndarray]:
         """Return the vectors and, in pixel space, their mirror images if training used those."""
