@@ -69,7 +69,13 @@ COLUMNS = {  # columns, in this order
 }
 DENOISING_COLUMNS = {"train": "as many training pictures", "held_out": "held-out pictures"}
 ENOUGH_FOR_FID = 10_000  # pictures; the minimum that its authors recommend (github.com/bioinf-jku/TTUR)
-INCEPTION_NAMES = ("fid", "kid", "rfid", "rkid", "inception_score")  # names reserved for Inception features
+INCEPTION_NAMES = {  # metrics whose names are reserved for Inception features, and their names on other features
+    "fid": "Fréchet distance",
+    "kid": "kernel distance x 1000",
+    "rfid": "Fréchet distance",
+    "rkid": "kernel distance x 1000",
+    "inception_score": "score by the Inception Score's formula",
+}
 
 
 def hash_of(plain: Mapping[str, Any]) -> str:
@@ -144,7 +150,7 @@ def markdown(card: Mapping[str, Any]) -> str:
             heads = DENOISING_COLUMNS if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
         if part == "samples" and columns:
-            lines += ["", *_how_to_read(protocol["repeats"], card["counts"]["samples"])]
+            lines += ["", _how_to_read(protocol["repeats"], card["counts"]["samples"])]
         if part == "copies" and card["probe"] and card["probe"]["accuracy"] is not None:
             right = format(card["probe"]["accuracy"], ".1%")
             lines += ["", f"The linear probe, not fitted to the validation pictures, classifies {right} of them correctly."]
@@ -157,12 +163,12 @@ def markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _how_to_read(repeats: int, num: int) -> list[str]:
+def _how_to_read(repeats: int, num: int) -> str:
     spread = f"± is the standard deviation over {repeats} sets of pictures, of floors and of samples." if repeats > 1 else ""
     floors = "A floor is also a mean over random sets, so a good model can fall below it by chance."
     bias = "The Fréchet distance has a bias that falls with n (arXiv:1911.07023): compare it at equal n, beside its floor."
     few = f"n = {num:,} is too small for it ({ENOUGH_FOR_FID:,} are recommended): prefer the kernel distance, which has none."
-    return [" ".join(filter(None, (spread, floors, bias, few if num < ENOUGH_FOR_FID else "")))]
+    return " ".join(filter(None, (spread, floors, bias, few if num < ENOUGH_FOR_FID else "")))
 
 
 def _in_words(value: Any) -> str:
@@ -174,7 +180,7 @@ def _table(
 ) -> list[str]:
     rows = [["", *(sizes.get(of, COLUMNS[of]) for of in columns)]]
     for name in names:
-        arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[name].better]
+        arrow = f" ({FIGURES[name].better} is better)" if FIGURES[name].better else ""
         cells = [shown(name, results[name].get(of)) for of in columns]
         rows.append([label_of(name, extractor) + arrow, *cells])
     return table(rows)
@@ -189,17 +195,9 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def label_of(metric: str, extractor: str) -> str:
     """Return a metric's display name; FID and the like are renamed if the features are not Inception's."""
-    label = FIGURES[metric].label
     if metric not in INCEPTION_NAMES or extractor == "inception":
-        return label
-    formula = {
-        "fid": "Fréchet distance",
-        "kid": "kernel distance x 1000",
-        "rfid": "Fréchet distance",
-        "rkid": "kernel distance x 1000",
-        "inception_score": "score by the Inception Score's formula",
-    }[metric]
-    return f"{formula} ({Path(extractor).name})"
+        return FIGURES[metric].label
+    return f"{INCEPTION_NAMES[metric]} ({Path(extractor).name})"
 
 
 def key_in_logs(metric: str, extractor: str) -> str:
