@@ -1,6 +1,7 @@
 """Edits of given pictures by a diffusion model.
 
-Edit j of a picture uses the same noise for all pictures and classes.
+Every edit takes pictures (N, C, H, W) in [0, 1] and returns (N, L, num, C, H, W) in [0, 1] on the CPU. Edit j of a picture uses
+the same noise for all pictures and classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,13 +51,7 @@ class EditSettings:
 def img2img(settings: EditSettings, x: Tensor, strength: float) -> Tensor:
     """Add noise to the pictures and remove it again (SDEdit, arXiv:2108.01073).
 
-    Args:
-        settings: see ``EditSettings``.
-        x: (N, C, H, W) in [0, 1].
-        strength: fraction of the sampler's steps that are taken; 0 gives the reconstruction, 1 a new sample.
-
-    Returns:
-        (N, L, num, C, H, W) in [0, 1] on the CPU.
+    ``strength`` is the fraction of the sampler's steps that are taken: 0 gives the reconstruction, 1 a new sample.
     """
     model, sampling = settings.model, settings.sampling
     levels, sampler = edits.last_levels(model.levels(sampling), strength), sampler_of(sampling.sampler, sampling.eta)
@@ -72,15 +67,8 @@ def img2img(settings: EditSettings, x: Tensor, strength: float) -> Tensor:
 def inpaint(settings: EditSettings, x: Tensor, known: Tensor) -> Tensor:
     """Sample the unknown part of the pictures to fit the known one (RePaint, arXiv:2201.09865), which stays as it is.
 
-    A position of the latent is known if all its pixels are. Sampling is ancestral, whatever the sampler.
-
-    Args:
-        settings: see ``EditSettings``.
-        x: (N, C, H, W) in [0, 1].
-        known: (1, H, W) bool, the pixels to keep.
-
-    Returns:
-        (N, L, num, C, H, W) in [0, 1] on the CPU.
+    ``known`` is (1, H, W) bool, the pixels to keep. A position of the latent is known if all its pixels are. Sampling is
+    ancestral, whatever the sampler.
 
     Raises:
         UserError: the latents have no positions.
@@ -103,14 +91,7 @@ def inpaint(settings: EditSettings, x: Tensor, known: Tensor) -> Tensor:
 def invert(settings: EditSettings, x: Tensor) -> Tensor:
     """Find the noise that each picture is sampled from without a class, and sample from it for the classes.
 
-    The sampler is ``ddim`` with eta = 0. ``settings.num`` has no effect, as there is nothing random.
-
-    Args:
-        settings: see ``EditSettings``.
-        x: (N, C, H, W) in [0, 1].
-
-    Returns:
-        (N, L, 1, C, H, W) in [0, 1] on the CPU.
+    The sampler is ``ddim`` with eta = 0. ``num`` is 1 whatever the settings say, as there is nothing random.
     """
     model, sampling = settings.model, replace(settings.sampling, sampler="ddim", eta=0.0)
     levels = model.levels(sampling)
@@ -125,19 +106,16 @@ def invert(settings: EditSettings, x: Tensor) -> Tensor:
 def write(
     settings: EditSettings, x: Tensor, edited: Tensor, mode: str, names: Sequence[str], class_names: Sequence[str], folder: Path
 ) -> list[str]:
-    """Write ``MODE.png`` and the single pictures.
+    """Write the result of an edit as ``MODE.png`` and single pictures, and return lines for the user.
 
     Args:
         settings: see ``EditSettings``.
-        x: (N, C, H, W) in [0, 1].
-        edited: (N, L, num, C, H, W) in [0, 1].
+        x: the original pictures.
+        edited: the result.
         mode: mode of editing, for the file names.
         names: names of the pictures, for their files.
         class_names: class names of the edits.
         folder: output folder.
-
-    Returns:
-        Lines for the user.
     """
     x_hat = decode(settings.model, encode(settings.model, x).mean)
     rows = torch.cat((x[:, None], x_hat[:, None], edited.flatten(1, 2)), dim=1)  # (N, 2 + L num, C, H, W)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from flowergen.diffusion.schedule import DiscreteSchedule
 from flowergen.errors import UserError
 from flowergen.modules.image_model import ImageModel
-from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.randomness import normal, uniform
 
@@ -25,17 +24,22 @@ NETWORK_KEYS = (
 )  # fmt: skip
 
 
-class Encode(nn.Module):
-    """Encode pictures in [0, 1] to the posterior, whatever the network's own pixel range.
+class Part(nn.Module):
+    """A part of a model as a module, whose graph holds only the weights of that part.
 
     Args:
-        model: an autoencoder.
+        model: a model that has the part.
+        name: see ``networks``.
     """
 
-    def __init__(self, model: ImageModel):
+    def __init__(self, model: ImageModel, name: str):
         super().__init__()
-        self.net = networks(model)["encoder"]
-        self._model = [model]  # in a list, so not a submodule: the graph holds only the encoder's weights
+        self.net = networks(model)[name]
+        self._model = [model]  # in a list, so not a submodule
+
+
+class Encode(Part):
+    """Encode pictures to the posterior, whatever the network's own pixel range."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (N, C, H, W) in [0, 1] to mean and logvar, (N, C, h, w) each."""
@@ -43,33 +47,16 @@ class Encode(nn.Module):
         return mean, logvar
 
 
-class Decode(nn.Module):
-    """Decode latents to pictures in [0, 1].
-
-    Args:
-        model: an autoencoder.
-    """
-
-    def __init__(self, model: ImageModel):
-        super().__init__()
-        self.net = networks(model)["decoder"]
-        self._model = [model]
+class Decode(Part):
+    """Decode latents to pictures."""
 
     def forward(self, z: Tensor) -> tuple[Tensor]:
         """Map (N, C, h, w) to (N, C, H, W) in [0, 1]."""
         return (self._model[0].decode(z),)
 
 
-class Denoise(nn.Module):
-    """Apply the denoiser unchanged.
-
-    Args:
-        model: a diffusion model.
-    """
-
-    def __init__(self, model: LatentDDPMModule):
-        super().__init__()
-        self.net = model.inference_net
+class Denoise(Part):
+    """Apply the denoiser unchanged."""
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor) -> tuple[Tensor]:
         """Map (N, C, h, w), (N,) times and (N,) int64 labels, K for no class, to (N, C, h, w)."""
@@ -93,10 +80,7 @@ class Graph(NamedTuple):
 
 
 def networks(model: ImageModel) -> dict[str, nn.Module]:
-    """Return the networks that encode, decode and denoise, with averaged weights if available.
-
-    Args:
-        model: a model of any family.
+    """Return the networks of a model of any family, with averaged weights if available.
 
     Returns:
         ``encoder`` and ``decoder``; for a diffusion model, its ``denoiser`` and those of its autoencoder, if it has one.
@@ -117,15 +101,7 @@ def networks(model: ImageModel) -> dict[str, nn.Module]:
 
 
 def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return what a program needs to know about the model besides its files.
-
-    Args:
-        model: a model of any family.
-        class_names: class names by label.
-
-    Returns:
-        Plain data; docs/export.md explains each key.
-    """
+    """Return what a program needs to know about a model of any family besides its files; docs/export.md explains each key."""
     about: dict[str, Any] = {
         "image_size": model.picture_shape.image_size,
         "image_channels": model.picture_shape.channels,
@@ -170,14 +146,7 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
 
 
 def graphs(model: ImageModel) -> Iterator[Graph]:
-    """Yield the parts of a model with seeded inputs.
-
-    Args:
-        model: a model of any family, in eval mode, on the CPU.
-
-    Raises:
-        UserError: see ``networks``.
-    """
+    """Yield the parts of a model, in eval mode on the CPU, with seeded inputs; raises the errors of ``networks``."""
     x = uniform((NUM_TRIED, *model.picture_shape), seed=0, step=0, purpose="export picture")
     z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
     autoencoder = model.autoencoder
@@ -185,11 +154,11 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
         num_classes = diffusion.num_classes
         t = diffusion.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
         label = torch.tensor([num_classes, 0, num_classes // 2])
-        yield Graph("denoiser", Denoise(diffusion).eval(), {"x": z, "t": t, "label": label}, ["prediction"])
+        yield Graph("denoiser", Denoise(diffusion, "denoiser").eval(), {"x": z, "t": t, "label": label}, ["prediction"])
         z = diffusion.unscaled(z)
     if autoencoder:
-        yield Graph("encoder", Encode(autoencoder).eval(), {"x": x}, ["posterior_mean", "posterior_logvar"])
-        yield Graph("decoder", Decode(autoencoder).eval(), {"z": z}, ["picture"])
+        yield Graph("encoder", Encode(autoencoder, "encoder").eval(), {"x": x}, ["posterior_mean", "posterior_logvar"])
+        yield Graph("decoder", Decode(autoencoder, "decoder").eval(), {"z": z}, ["picture"])
 
 
 def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
@@ -227,12 +196,7 @@ def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
 
 
 def export_graph(graph: Graph, path: Path) -> None:
-    """Export a graph to ONNX for any batch size.
-
-    Args:
-        graph: the part to export.
-        path: output file.
-    """
+    """Export a graph to an ONNX file for any batch size."""
     batch = torch.export.Dim("N")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about the exporter's internals
@@ -253,11 +217,7 @@ def export_graph(graph: Graph, path: Path) -> None:
 
 @torch.inference_mode()
 def deviation(graph: Graph, path: Path) -> tuple[float, float]:
-    """Measure how far onnxruntime's outputs deviate from the model's, for batch sizes 1 and 3.
-
-    Args:
-        graph: the exported part.
-        path: path of its file.
+    """Measure how far the outputs of a graph's file in onnxruntime deviate from the model's, for batch sizes 1 and 3.
 
     Returns:
         The largest absolute deviation, NaN if any value is NaN, and the largest absolute output of the model.

@@ -42,17 +42,7 @@ def reconstruct(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path
 def vary(
     model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, scale: float | None, seed: int
 ) -> list[str]:
-    """Decode z = mu + sqrt(scale) sigma eps and write ``variations.png``, a row or block each, and the single pictures.
-
-    Args:
-        model: the autoencoder.
-        x: (N, C, H, W).
-        names: names of the pictures, for their files.
-        folder: output folder.
-        num: variations per picture.
-        scale: factor on the posterior's variance; None to find one with a visible effect.
-        seed: random seed for the noise; variation j uses the same noise for every picture.
-    """
+    """Write ``variations`` as ``variations.png``, a row or block per picture, and the single pictures."""
     x_hat, varied, scale = variations(model, x, num, scale, seed)
     rows = torch.cat((x[:, None], x_hat[:, None], varied), dim=1)  # (N, 2 + num, C, H, W)
     columns = round((1.5 * (num + 2)) ** 0.5) if len(x) == 1 else num + 2
@@ -94,13 +84,7 @@ def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
 def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, direction: Tensor) -> list[str]:
     """Write ``NAME_arithmetic.png`` and ``arithmetic.png``: original, reconstruction, then z = mu + s direction for rising s.
 
-    Args:
-        model: the autoencoder.
-        x: (N, C, H, W).
-        names: names of the pictures, for their files.
-        folder: output folder.
-        num: number of steps of s.
-        direction: (C, h, w), the mean latent of one class minus that of another.
+    There are ``num`` steps of s; ``direction`` (C, h, w) is the mean latent of one class minus that of another.
     """
     mean = encode(model, x).mean
     strengths = torch.linspace(MAX_STRENGTH / num, MAX_STRENGTH, num)
@@ -131,17 +115,27 @@ def decode(model: ImageModel, z: Tensor, bar: bool = False) -> Tensor:
 
 
 def variations(model: ImageModel, x: Tensor, num: int, scale: float | None, seed: int) -> tuple[Tensor, Tensor, float]:
-    """Compute the pictures of ``vary``, with its arguments.
+    """Decode z = mu + sqrt(scale) sigma eps, with the same noise for variation j of every picture.
+
+    Args:
+        model: an autoencoder in eval mode.
+        x: (N, C, H, W) in [0, 1].
+        num: variations per picture.
+        scale: factor on the posterior's variance; None to find one with a visible effect.
+        seed: random seed for the noise.
 
     Returns:
         The reconstructions (N, C, H, W), the variations (N, num, C, H, W), both in [0, 1], and the scale.
+
+    Raises:
+        UserError: no scale has a visible effect, because the decoder ignores its latents.
     """
     posterior = encode(model, x)
     eps = normal_per_sample(range(num), posterior.mean.shape[1:], seed=seed, purpose="variation").to(posterior.mean)
     x_hat = decode(model, posterior.mean)
     if scale is None:
-        scale = visible_scale(model, posterior, x_hat, eps)
-    return x_hat, decode_variations(model, posterior, scale, eps), scale
+        scale = _visible_scale(model, posterior, x_hat, eps)
+    return x_hat, _decode_variations(model, posterior, scale, eps), scale
 
 
 def interpolations(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
@@ -156,38 +150,18 @@ def interpolations(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
     return [decode(model, slerp(a, b, t)) for a, b in with_bar("decoding", pairwise(mean), len(mean) - 1)]
 
 
-def decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:
-    """Decode z = mu + sqrt(scale) sigma eps for every picture and noise sample.
-
-    Args:
-        model: the autoencoder.
-        posterior: posteriors of N pictures, (N, C, h, w).
-        scale: factor on its variance.
-        eps: (V, C, h, w) noise.
-
-    Returns:
-        (N, V, C, H, W) in [0, 1].
-    """
+def _decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:
+    """Return (N, V, C, H, W) in [0, 1] for posteriors (N, C, h, w) and noise (V, C, h, w)."""
     sigma = (posterior.logvar / 2).exp()
     z = posterior.mean[:, None] + scale**0.5 * sigma[:, None] * eps  # (N, V, C, h, w)
     return decode(model, z.flatten(0, 1), bar=True).unflatten(0, z.shape[:2])
 
 
-def visible_scale(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
-    """Find the scale at which variations differ from the reconstruction by about eight grey levels on average.
-
-    Args:
-        model: the autoencoder.
-        posterior: posteriors of N pictures, (N, C, h, w).
-        x_hat: (N, C, H, W) their reconstructions.
-        eps: (V, C, h, w) noise of the variations.
-
-    Raises:
-        UserError: no scale has a visible effect, because the decoder ignores its latents.
-    """
+def _visible_scale(model: ImageModel, posterior: Posterior, x_hat: Tensor, eps: Tensor) -> float:
+    """Find the scale at which variations differ from the reconstructions by about eight grey levels on average."""
 
     def is_visible(scale: float) -> bool:
-        return bool((decode_variations(model, posterior, scale, eps) - x_hat[:, None]).abs().mean() >= AUTO_DIFFERENCE)
+        return bool((_decode_variations(model, posterior, scale, eps) - x_hat[:, None]).abs().mean() >= AUTO_DIFFERENCE)
 
     low, high = 0.0, 0.01
     while not is_visible(high):
