@@ -20,13 +20,7 @@ def write_pairs(folder: Path, pairs: Sequence[Pairs]) -> None:
 
 
 def write_scalars(folder: Path, card: Mapping[str, Any], step: int) -> None:
-    """Write the card's means for TensorBoard, which treats each folder as a run.
-
-    Args:
-        folder: output folder, used only for this card.
-        card: the metric card.
-        step: optimiser steps that the model was trained for.
-    """
+    """Write the card's means for TensorBoard at a training step into a folder of their own, which it treats as a run."""
     with SummaryWriter(str(folder)) as writer:
         for metric, columns in card["results"].items():
             for of, entry in columns.items():

@@ -43,12 +43,9 @@ class LatentPrior:
     class_cholesky: Tensor
 
     def sample(self, index: Sequence[int], seed: int, label: Tensor | None = None) -> Tensor:
-        """Draw (N, D) latents; sample i depends only on (seed, i) and its class.
+        """Draw (N, D) latents of these numbers, from the mixture or, given labels (N,), from the Gaussians of their classes.
 
-        Args:
-            index: (N,) numbers of the samples.
-            seed: random seed for the draws.
-            label: (N,) classes of the samples; None to draw from the mixture.
+        Sample i depends only on (seed, i) and its class.
         """
         u = normal_per_sample(index, (len(self.std),), seed=seed, purpose="latent prior")  # (N, R)
         if label is None:

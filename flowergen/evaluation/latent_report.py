@@ -33,7 +33,7 @@ def figures_of_classes(
     Returns:
         The figures by view; empty if no picture has a class.
     """
-    if not bool((labels >= 0).any()):
+    if not (labels >= 0).any():
         return {}
     views = {"whole latent": lambda z: z.flatten(1)}
     if mean[0, 0].numel() > 1:
@@ -76,14 +76,7 @@ def write_maps(
 
 
 def as_data(about: Mapping[str, Any], collapse: Collapse, classes: Mapping[str, ClassFigures], verdict: Sequence[str]) -> dict:
-    """Return all figures as plain data.
-
-    Args:
-        about: entries that describe the run and the pictures.
-        collapse: figures of the dimensions.
-        classes: figures of the classes.
-        verdict: sentences.
-    """
+    """Return all figures as plain data, after ``about``, which describes the run and the pictures."""
     c = collapse
     return {
         **about,
@@ -136,12 +129,12 @@ def main_figures(data: Mapping[str, Any]) -> dict[str, str]:
     }
     for name, found in data["classes"].items():
         accuracy, silhouette = found["accuracy"], found["silhouette"]
-        right = "no k-NN accuracy: too few pictures with a class" if accuracy is None else (
-            f"{found['neighbours']}-NN accuracy {accuracy:.1%} (most frequent class: {found['majority']:.1%})"
-        )  # fmt: skip
-        apart = "no silhouette: it needs two classes, one of them with two pictures" if silhouette is None else (
-            f"silhouette {silhouette:.3f}"
-        )  # fmt: skip
+        right = "no k-NN accuracy: too few pictures with a class"
+        apart = "no silhouette: it needs two classes, one of them with two pictures"
+        if accuracy is not None:
+            right = f"{found['neighbours']}-NN accuracy {accuracy:.1%} (most frequent class: {found['majority']:.1%})"
+        if silhouette is not None:
+            apart = f"silhouette {silhouette:.3f}"
         figures[f"classes, {name}"] = f"{right}; {apart}"
     if not data["classes"]:
         figures["classes"] = "the pictures have none"
@@ -150,6 +143,9 @@ def main_figures(data: Mapping[str, Any]) -> dict[str, str]:
 
 def markdown(data: Mapping[str, Any]) -> str:
     """Format the report as Markdown."""
+    channels = sorted(enumerate(data["channels"]), key=lambda item: -item[1]["kl"])
+    what = "channel" if data["dimensions"] > len(channels) else "dimension"
+    first = f", the {MOST_ROWS} with the largest KL" if len(channels) > MOST_ROWS else ""
     lines = [
         f"# Latent space of {data['run']}",
         "",
@@ -167,11 +163,6 @@ def markdown(data: Mapping[str, Any]) -> str:
         "",
         "![t-SNE](tsne.png)",
         "",
-    ]
-    channels = sorted(enumerate(data["channels"]), key=lambda item: -item[1]["kl"])
-    what = "channel" if data["dimensions"] > len(channels) else "dimension"
-    first = f", the {MOST_ROWS} with the largest KL" if len(channels) > MOST_ROWS else ""
-    lines += [
         f"By {what}{first}; all values are in report.json.",
         "",
         f"| {what} | KL, nats | silent | active units | mean | root mean square | nats from the prior, as a whole |",

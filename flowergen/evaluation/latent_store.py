@@ -99,13 +99,7 @@ def fit_to_pictures(
 
 
 def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModule) -> None:
-    """Encode the training split, fit the prior, and write both.
-
-    Args:
-        path: output file.
-        model: an autoencoder in eval mode.
-        data: the data module, set up.
-    """
+    """Encode the training split, ``fit_to_pictures``, and write both with ``store_latents``."""
     rows = spread(data.rows["train"], MOST_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
     mean, prior = fit_to_pictures(model, data, rows, bar=True)

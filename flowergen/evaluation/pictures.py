@@ -106,9 +106,10 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
     elif subset == "val" or not len(test):
         reference, calibration = _halves(val) if len(val) > 1 else (val, None)
         note = "no test pictures: half of the validation pictures are used instead" if subset == "test" else ""
-    identity, mirrored = data.identity, data.horizontal_flip
-    reference, validation = enough(_at_most(reference, num)), val if len(val) else None
-    return RealPictures(identity, reference, train, calibration, mirrored, data.class_names, note, validation)
+    if num is not None and num < len(reference):
+        reference = reference.subset(spread(np.arange(len(reference)), num))
+    validation, mirrored = val if len(val) else None, data.horizontal_flip
+    return RealPictures(data.identity, enough(reference), train, calibration, mirrored, data.class_names, note, validation)
 
 
 def real_pictures_in(reference: str, train: str | None, shape: PictureShape, cache_dir: Path) -> RealPictures:
@@ -159,20 +160,10 @@ def picture_folder(folder: str, key: str, shape: PictureShape, cache_dir: Path) 
 
 
 def enough(pictures: PictureSet) -> PictureSet:
-    """Return the pictures if there are enough for precision and recall.
-
-    Raises:
-        UserError: there are too few.
-    """
+    """Return the pictures if there are enough for precision and recall, else raise a UserError."""
     if len(pictures) < FEWEST:
         raise UserError(f"{len(pictures)} {pictures.name} are too few to evaluate with: give at least {FEWEST}")
     return pictures
-
-
-def _at_most(pictures: PictureSet, num: int | None) -> PictureSet:
-    if num is None or num >= len(pictures):
-        return pictures
-    return pictures.subset(spread(np.arange(len(pictures)), num))
 
 
 def repeated(values: np.ndarray, num: int) -> np.ndarray:

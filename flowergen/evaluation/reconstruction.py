@@ -54,15 +54,9 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
 
 @torch.inference_mode()
 def reconstructions(model: ImageModel, pictures: PictureSet, first: int) -> Iterator[np.ndarray]:
-    """Decode the posterior means of pictures.
+    """Yield the decoded posterior means of pictures from position ``first`` on, (n, C, H, W) uint8.
 
-    Args:
-        model: an autoencoder in eval mode.
-        pictures: pictures to reconstruct.
-        first: position to start from.
-
-    Yields:
-        (n, C, H, W) uint8.
+    The model is an autoencoder in eval mode.
     """
     for start in range(first, len(pictures), batch_of(model.picture_shape)):
         yield to_uint8(model.decode(model.encode(_float(pictures, start, model)).mean).cpu())

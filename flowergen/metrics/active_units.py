@@ -26,11 +26,7 @@ class ActiveUnits(Metric):
             self.add_state(name, torch.zeros(1), dist_reduce_fx="sum")
 
     def update(self, mean: Tensor) -> None:
-        """Add the posterior means of a batch.
-
-        Args:
-            mean: (N, C, h, w).
-        """
+        """Add the posterior means of a batch, (N, C, h, w)."""
         flat = mean.detach().float().flatten(1)  # (N, C h w)
         self.sum = self.sum + flat.sum(0)
         self.sum_of_squares = self.sum_of_squares + flat.square().sum(0)

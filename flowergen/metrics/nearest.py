@@ -67,11 +67,12 @@ def _rank(x: list[Tensor], candidates: np.ndarray, centre: Tensor) -> Tensor:
 
 def _measure(x: list[Tensor], candidates: np.ndarray, index: Tensor) -> Tensor:
     """Return the distances (B, K) of B vectors, each given in all variants, to the candidates with indices (B, K)."""
-    columns = []
-    for numbers in index.unbind(1):
-        t = as_float32(candidates[numbers.numpy()])  # (B, D)
-        columns.append(torch.stack([torch.linalg.vector_norm(variant - t, dim=1) for variant in x]).amin(0))
-    return torch.stack(columns, 1)
+    return torch.stack([_distance(x, as_float32(candidates[numbers.numpy()])) for numbers in index.unbind(1)], 1)
+
+
+def _distance(x: list[Tensor], t: Tensor) -> Tensor:
+    """Return the distance (B,) of each vector's nearest variant to its own row of t (B, D), by direct difference."""
+    return torch.stack([torch.linalg.vector_norm(variant - t, dim=1) for variant in x]).amin(0)
 
 
 def near_duplicates(
@@ -115,8 +116,7 @@ def _closer(x: list[Tensor], t: Tensor, closer_than: float, wanted: Tensor) -> T
     close = wanted & (squared < closer_than**2)
     for pairs in (wanted & ((squared - closer_than**2).abs() <= rounding)).nonzero().split(BLOCK_ROWS):
         row, column = pairs.unbind(1)
-        measured = torch.stack([torch.linalg.vector_norm(variant[row] - t[column], dim=1) for variant in x]).amin(0)
-        close[row, column] = measured < closer_than
+        close[row, column] = _distance([variant[row] for variant in x], t[column]) < closer_than
     return close
 
 

@@ -18,14 +18,7 @@ def row_blocks(num: int, dim: int) -> Iterator[slice]:
 
 
 def as_float32(rows: np.ndarray) -> Tensor:
-    """Copy rows to float32; uint8 values are divided by 255.
-
-    Args:
-        rows: (N, D) float32 or uint8, possibly of a read-only memory map.
-
-    Returns:
-        (N, D) float32.
-    """
+    """Copy rows (N, D), float32 or uint8 and possibly of a memory map, to float32; uint8 values are divided by 255."""
     copy = torch.from_numpy(np.array(rows))
     return copy.float().div_(255) if copy.dtype == torch.uint8 else copy.float()
 

@@ -6,11 +6,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 
 def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio -10 log10 MSE of pictures in [0, 1].
-
-    Args:
-        x_hat: (N, C, H, W) reconstruction in [0, 1].
-        x: (N, C, H, W) picture in [0, 1].
+    """Compute the peak signal-to-noise ratio -10 log10 MSE of reconstructions and pictures, (N, C, H, W) in [0, 1] each.
 
     Returns:
         (N,) float32 in dB; infinite if the two are equal.
@@ -21,11 +17,8 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
 def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
     """Compute the structural similarity (Wang et al. 2004, 10.1109/TIP.2003.819861), Gaussian window of sigma 1.5 and 11 px.
 
-    The mean over channels and all pixels, with the picture mirrored at its border.
-
-    Args:
-        x_hat: (N, C, H, W) reconstruction in [0, 1], at least 11 px a side.
-        x: (N, C, H, W) picture in [0, 1].
+    The mean over channels and all pixels, with the picture mirrored at its border. Reconstructions and pictures are
+    (N, C, H, W) in [0, 1], at least 11 px a side.
 
     Returns:
         (N,) float32 in [-1, 1], 1 if the two are equal.
@@ -39,11 +32,9 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
 def gradient_energy(x: Tensor) -> Tensor:
     """Compute the mean squared difference of horizontal and vertical neighbours, a measure of fine structure.
 
-    The ratio of a reconstruction's value to its picture's measures sharpness: below 1 it is blurred, above 1 it has added noise
-    or edges. By Parseval's theorem the value is the mean power over frequencies, weighted by 4 sin^2(omega / 2).
-
-    Args:
-        x: (N, C, H, W) picture in [0, 1].
+    Pictures are (N, C, H, W) in [0, 1]. The ratio of a reconstruction's value to its picture's measures sharpness: below 1 it
+    is blurred, above 1 it has added noise or edges. By Parseval's theorem the value is the mean power over frequencies,
+    weighted by 4 sin^2(omega / 2).
 
     Returns:
         (N,) float32, at least 0.

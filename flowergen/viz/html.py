@@ -30,21 +30,13 @@ figcaption { font-size: smaller; color: #555 } summary { cursor: pointer; margin
 
 
 def page(title: str, parts: Sequence[str], reloads: bool = False) -> str:
-    """Return a complete page.
-
-    Args:
-        title: plain text.
-        parts: HTML.
-        reloads: whether the page reloads itself every ``RELOAD_SECONDS``.
-    """
+    """Return a complete page of HTML parts under a title in plain text; it can reload itself every ``RELOAD_SECONDS``."""
     refresh = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if reloads else ""
     viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f'<meta charset="utf-8">{viewport}{refresh}<title>{text(title)}</title><style>{STYLE}</style>'
-    body = ["<main>", f"<h1>{text(title)}</h1>", *parts, "</main>"]
-    if any("<img" in part for part in parts):
-        body.insert(
-            0, '<input type="checkbox" id="pixels"><label for="pixels">show individual pixels, without smoothing</label>'
-        )
+    toggle = '<input type="checkbox" id="pixels"><label for="pixels">show individual pixels, without smoothing</label>'
+    toggles = [toggle] if any("<img" in part for part in parts) else []
+    body = [*toggles, "<main>", f"<h1>{text(title)}</h1>", *parts, "</main>"]
     return "\n".join(["<!DOCTYPE html>", f'<html lang="en"><head>{head}</head><body>', *body, "</body></html>", ""])
 
 
@@ -81,12 +73,7 @@ def figure(source: str, caption: str, width_px: int | None = None) -> str:
 
 
 def embedded(content: bytes, kind: str) -> str:
-    """Return a data URL that contains a file.
-
-    Args:
-        content: content of the file.
-        kind: media type of the file.
-    """
+    """Return a data URL with the content of a file; ``kind`` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -98,13 +85,7 @@ def linked(path: Path, folder: Path) -> str:
 
 
 def pictures(paths: Sequence[Path], folder: Path, shape: PictureShape) -> str:
-    """Return small pictures side by side, as many per line as fit, enlarged by ``PictureShape.enlargement``.
-
-    Args:
-        paths: paths of the pictures, in order.
-        folder: folder of the page.
-        shape: (C, H, W) of each picture.
-    """
+    """Return small pictures for a page in ``folder``, as many per line as fit, enlarged by ``PictureShape.enlargement``."""
     factor = shape.enlargement
     size = f'width="{factor * shape.width}" height="{factor * shape.height}"'
     images = (f'<img src="{linked(path, folder)}" alt="{text(path.stem)}" {size}>' for path in paths)

@@ -40,15 +40,10 @@ def principal_plane(points: Tensor, num: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def tsne_plane(points: Tensor, seed: int) -> Tensor:
-    """Embed points in a plane by t-SNE (van der Maaten & Hinton 2008): neighbours stay close, but distances and sizes of
-    clusters are meaningless.
+    """Embed points (L, D) in a plane by t-SNE: neighbours stay close, but distances and sizes of clusters are meaningless.
 
-    Uses scikit-learn on the first 50 principal components, initialised with the first two (Kobak & Berens 2019,
-    10.1038/s41467-019-13056-x), which preserves global structure.
-
-    Args:
-        points: (L, D).
-        seed: seed of scikit-learn's generator.
+    Source: van der Maaten & Hinton 2008. Uses scikit-learn on the first 50 principal components, initialised with the first two
+    (Kobak & Berens 2019, 10.1038/s41467-019-13056-x), which preserves global structure.
 
     Returns:
         (L, 2); zeros if all points are equal.

@@ -65,29 +65,20 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 def title_of(job: Job, keys: Sequence[str]) -> str:
     """Return the overrides that distinguish a job from the others, with numbers rounded."""
     last = [key.rpartition(".")[2] for key in keys]
-    names = [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
-    return (
-        " ".join(f"{name}={_short(job.overrides.get(key, 'default'))}" for name, key in zip(names, keys, strict=True))
-        or job.name
-    )
+    names = {key: short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)}
+    return " ".join(f"{name}={_short(job.overrides.get(key, 'default'))}" for key, name in names.items()) or job.name
 
 
 def table(jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
-    """Return column names, and a row of cells for each job: swept overrides, then metrics of the last validated epoch, the
-    ELBO first."""
+    """Return column names and a row of cells per job: swept overrides, then metrics of the last validated epoch, ELBO first."""
     keys = swept_keys(jobs)
     found = dict.fromkeys(name for job in jobs for name in job.metrics)
     metrics = sorted(found, key=lambda name: not name.endswith("/elbo"))
     header = ["job", "status", *keys, *metrics]
-    rows = [
-        [
-            job.name,
-            job.status,
-            *(job.overrides.get(key, "") for key in keys),
-            *(f"{job.metrics[name]:.6g}" if name in job.metrics else "" for name in metrics),
-        ]
-        for job in jobs
-    ]
+    rows = []
+    for job in jobs:
+        values = [f"{job.metrics[name]:.6g}" if name in job.metrics else "" for name in metrics]
+        rows.append([job.name, job.status, *(job.overrides.get(key, "") for key in keys), *values])
     return header, rows
 
 
@@ -102,24 +93,16 @@ def csv_table(jobs: Sequence[Job]) -> str:
 
 
 def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
-    """Return a page with table, failed jobs, curves and grids side by side; everything is embedded, runs' own pages are linked.
-
-    Args:
-        jobs: the jobs, in order.
-        title: title of the page.
-        folder: folder of the page.
-    """
-    keys = swept_keys(jobs)
+    """Return a page in ``folder`` with a table, failed jobs, and embedded curves and grids; runs' own pages are linked."""
+    keys, (header, rows) = swept_keys(jobs), table(jobs)
     best = max((elbo for job in jobs if (elbo := job.metric("elbo")) is not None), default=None)
-    header, rows = table(jobs)
     cells = [[text(cell) for cell in row] for row in (header, *rows)]
+    styles = []
     for job, row in zip(jobs, cells[1:], strict=True):
         if job.page is not None:
             row[0] = f'<a href="{linked(job.page, folder)}">{row[0]}</a>'
-    styles = [
-        "failed" if job.status == "failed" else "best" if best is not None and job.metric("elbo") == best else ""
-        for job in jobs
-    ]
+        is_best = best is not None and job.metric("elbo") == best
+        styles.append("failed" if job.status == "failed" else "best" if is_best else "")
     shown = 2 + len(keys) + MOST_METRICS
     parts = [html_table([row[:shown] for row in cells], styles)]
     if best is not None:
@@ -148,6 +131,7 @@ def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
 def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]:
     """Return (SVG, caption) of each chart for which there is data."""
     charts = []
+    line = "-" if keys == [BETA] else ""
     rates = [
         (kl, -elbo - kl, title_of(job, keys))
         for job in jobs
@@ -158,7 +142,7 @@ def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]
             "Rate-distortion: the KL against -log p(x|z) under a Gaussian with one optimal sigma, both in nats per picture. "
             "Their sum is -ELBO: down and left is better."
         )
-        charts.append((_svg(partial(_rate_distortion, points=sorted(rates), line="-" if keys == [BETA] else "")), caption))
+        charts.append((_svg(partial(_rate_distortion, points=sorted(rates), line=line)), caption))
     for metric, caption in (
         ("active_units", "Active latent units, those whose posterior mean varies over the pictures, against beta."),
         ("elbo", "The common ELBO (beta 1), in nats per picture, against beta."),
@@ -169,7 +153,6 @@ def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]
             if _is_number(job.overrides.get(BETA, "")) and (value := job.metric(metric)) is not None
         ]
         if points and BETA in keys:
-            line = "-" if keys == [BETA] else ""
             charts.append((_svg(partial(_against_beta, points=sorted(points), name=metric, line=line)), caption))
     if rates:
         charts.append((_svg(lambda ax: _over_epochs(ax, jobs, keys)), "The common ELBO over the epochs."))
