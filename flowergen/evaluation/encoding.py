@@ -1,4 +1,7 @@
-"""Latents and features of whole data sets."""
+"""Latents and features of whole data sets.
+
+Models are in eval mode, and data modules are set up. ``cache_dir`` is the folder of all caches.
+"""
 
 import json
 import logging
@@ -35,14 +38,9 @@ def batch_of(shape: PictureShape) -> int:
 def posteriors(
     model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool, bar: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Encode pictures to q(z|x), one batch at a time.
+    """Encode the pictures of these rows and, with ``flips``, their mirror images to q(z|x), one batch at a time.
 
-    Args:
-        model: an autoencoder in eval mode.
-        data: the data module, set up.
-        rows: indices of the pictures.
-        flips: whether to encode their mirror images as well.
-        bar: whether to show a progress bar, which training has of its own.
+    ``bar`` shows a progress bar, which training has of its own.
 
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
@@ -53,11 +51,6 @@ def posteriors(
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:
     """Encode all pictures and, if training flips them, their mirror images to q(z|x), once for all processes and runs.
-
-    Args:
-        model: an autoencoder in eval mode.
-        data: the data module, set up.
-        cache_dir: the folder of all caches.
 
     Returns:
         mean and logvar, read-only memory maps (M, F, C, h, w) float32.
@@ -155,15 +148,9 @@ def in_parts(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[tuple[T
 
 
 def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of z ~ q(z|x) for each channel, over pictures, mirror images and positions.
+    """Return mean and standard deviation of z ~ q(z|x) for each channel, (C,) float32, over pictures, flips and positions.
 
-    var z = var mu + mean sigma^2, the law of total variance.
-
-    Args:
-        parts: mean and logvar of the training split, (N, F, C, h, w) each.
-
-    Returns:
-        (C,) each, float32.
+    var z = var mu + mean sigma^2, the law of total variance; ``parts`` are the ``posteriors`` of the training split.
     """
     return _mean_and_std((mean, logvar.double().exp()) for mean, logvar in parts)
 
