@@ -27,14 +27,7 @@ class Rows:
         self._cut = False
 
     def append(self, **arrays: np.ndarray) -> None:
-        """Add rows.
-
-        Args:
-            **arrays: (n, *shape) for every field.
-
-        Raises:
-            OSError: the disk is full; earlier rows are kept.
-        """
+        """Add rows, (n, *shape) for every field; an OSError, such as that of a full disk, keeps earlier ones."""
         if not self._cut:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name, length in self._row_bytes.items():

@@ -10,12 +10,9 @@ from flowergen.files import replacing
 
 
 def write_gif(path: str | Path, frames: Tensor, seconds: float = 0.1) -> None:
-    """Write a looping GIF atomically, and create its folder.
+    """Write a looping GIF atomically, and create its folder; an existing file is replaced.
 
-    Args:
-        path: the file to write; an existing one is replaced.
-        frames: (T, C, H, W) in [0, 1], in colour or grey; values outside are clamped.
-        seconds: duration of each frame.
+    The frames are (T, C, H, W) in [0, 1], in colour or grey, and last ``seconds`` each; values outside are clamped.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

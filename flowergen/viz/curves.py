@@ -30,9 +30,11 @@ def plot_curves(metrics_csv: str | Path, png: str | Path) -> None:
         return
     with metrics_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    names = [column.partition("/")[2] for column in (rows[0] if rows else {})]
+    terms = dict.fromkeys(name for name in names if name.startswith("loss_"))
     panels = [
         (TITLES.get(name, name.replace("_", ": ", 1).replace("_", " ")), curves)
-        for name in _quantities(rows)
+        for name in ("loss", *terms, "psnr", "elbo")
         if (curves := _curves(rows, name))
     ]
     if panels:
@@ -82,13 +84,6 @@ def _plot(
         ax.grid(alpha=0.3)
         ax.legend(fontsize="small")
     write_figure(png, figure)
-
-
-def _quantities(rows: list[dict[str, str]]) -> list[str]:
-    """Return the loss, its terms in the table's order, then the scores."""
-    names = [column.partition("/")[2] for column in (rows[0] if rows else {})]
-    terms = dict.fromkeys(name for name in names if name.startswith("loss_"))
-    return ["loss", *terms, "psnr", "elbo"]
 
 
 def _curves(rows: list[dict[str, str]], name: str) -> dict[str, tuple[list[float], list[float]]]:

@@ -48,10 +48,7 @@ def text(words: str) -> str:
 def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = (), words: bool = False) -> str:
     """Return a table of HTML cells; the first row is the header.
 
-    Args:
-        rows: cells of each row, all of the same length.
-        styles: CSS classes of the rows after the first.
-        words: whether the last column is text rather than numbers.
+    ``styles`` are the CSS classes of the other rows; with ``words``, the last column is text rather than numbers.
     """
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in rows[0]) + "</tr>"]
     for row, style in zip(rows[1:], styles or [""] * len(rows), strict=False):
@@ -60,12 +57,9 @@ def table(rows: Sequence[Sequence[str]], styles: Sequence[str] = (), words: bool
 
 
 def figure(source: str, caption: str, width_px: int | None = None) -> str:
-    """Return a lazily loaded picture with its caption.
+    """Return a lazily loaded picture, given by its URL, with a caption in plain text.
 
-    Args:
-        source: URL.
-        caption: plain text.
-        width_px: displayed width; a narrow window scrolls. None for the picture's own width, or the window's if smaller.
+    With ``width_px``, a narrow window scrolls; without, the width is the picture's own, or the window's if smaller.
     """
     size = f'width="{width_px}"' if width_px else 'style="max-width: 100%"'
     image = f'<img src="{source}" alt="{text(caption)}" {size} loading="lazy">'

@@ -67,15 +67,10 @@ def tsne_plane(points: Tensor, seed: int) -> Tensor:
 def draw_classes(
     png: str | Path, points: Tensor, labels: Tensor, names: Sequence[str], title: str, axes: tuple[str, str]
 ) -> None:
-    """Plot points coloured by class, with a legend for up to 20 classes, or numbers at class medians and a list of names.
+    """Plot points (L, 2) coloured by class, (L,) with -1 for none, in a PNG file that is written atomically.
 
-    Args:
-        png: the file to write, atomically.
-        points: (L, 2).
-        labels: (L,) int64, -1 for no class.
-        names: class names, by label.
-        title: title of the plot.
-        axes: labels of the x and y axis; without the latter, no ticks are drawn.
+    Up to 20 classes have a legend; more have numbers at their medians and a list of names. ``axes`` are the labels of the x and
+    y axis; without the latter, no ticks are drawn.
     """
     shown = [label for label in labels.unique().tolist() if label >= 0]
     few = len(shown) <= MOST_IN_LEGEND
@@ -122,14 +117,9 @@ def class_colors(num: int) -> list[tuple[float, ...]]:
 
 
 def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[tuple[int, str], Tensor], title: str) -> None:
-    """Plot points coloured by class, and paths over them that end in a star.
+    """Plot points coloured by class, as in ``draw_classes``, and paths over them that end in a star.
 
-    Args:
-        png: the file to write, atomically.
-        points: (L, 2).
-        labels: (L,) int64, -1 for no class.
-        paths: (T, 2) points of each path, by class number (-1 for no class) and name.
-        title: title of the plot.
+    A path is (T, 2) points; paths are given by class number, -1 for no class, and name.
     """
     figure = Figure(figsize=(9, 6.5), dpi=110, layout="tight")
     ax = figure.subplots()
