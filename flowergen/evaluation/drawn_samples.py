@@ -31,10 +31,15 @@ def cached_samples(
 ) -> tuple[Tensor, Tensor]:
     """Draw samples with the model's own ``sampling`` and training's class frequencies, once for all processes and runs.
 
-    The model is in eval mode, and the data module is set up; see ``diffusion_sampler`` for ``net``.
+    Args:
+        model: a model in eval mode.
+        data: the data module, set up.
+        num: number of samples P.
+        cache_dir: the folder of all caches.
+        net: see ``diffusion_sampler``.
 
     Returns:
-        (num, C, h, w) float32 latents in the autoencoder's units, and (num,) int64 classes, K for none.
+        (P, C, h, w) float32 latents in the autoencoder's units, and (P,) int64 classes, K for none.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or a sample is not finite.

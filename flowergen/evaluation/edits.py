@@ -106,9 +106,16 @@ def invert(settings: EditSettings, x: Tensor) -> Tensor:
 def write(
     settings: EditSettings, x: Tensor, edited: Tensor, mode: str, names: Sequence[str], class_names: Sequence[str], folder: Path
 ) -> list[str]:
-    """Write the result of an edit of pictures x as ``MODE.png`` and single pictures, and return lines for the user.
+    """Write the result of an edit as ``MODE.png`` and single pictures, and return lines for the user.
 
-    Files of single pictures are named after ``names`` and ``mode``; ``class_names`` are those of the edits.
+    Args:
+        settings: see ``EditSettings``.
+        x: the original pictures.
+        edited: the result.
+        mode: mode of editing, for the file names.
+        names: names of the pictures, for their files.
+        class_names: class names of the edits.
+        folder: output folder.
     """
     x_hat = decode(settings.model, encode(settings.model, x).mean)
     rows = torch.cat((x[:, None], x_hat[:, None], edited.flatten(1, 2)), dim=1)  # (N, 2 + L num, C, H, W)

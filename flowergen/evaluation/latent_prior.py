@@ -114,6 +114,14 @@ def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
     for c, rows in enumerate(members):
         scatter = (rows - class_means[c]).T @ (rows - class_means[c]) if len(rows) else 0
         class_cholesky[c] = np.linalg.cholesky((scatter + k * within) / (len(rows) + k) + 1e-4 * np.eye(k))
-    cholesky = np.linalg.cholesky(mixture.covariances_)
-    arrays = (pca.mean_, pca.components_, std, mixture.weights_, mixture.means_, cholesky, class_means, class_cholesky)
+    arrays = (
+        pca.mean_,
+        pca.components_,
+        std,
+        mixture.weights_,
+        mixture.means_,
+        np.linalg.cholesky(mixture.covariances_),
+        class_means,
+        class_cholesky,
+    )
     return LatentPrior(*(torch.from_numpy(np.ascontiguousarray(array)).float() for array in arrays))

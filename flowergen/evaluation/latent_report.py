@@ -24,7 +24,11 @@ def figures_of_classes(
 ) -> dict[str, ClassFigures]:
     """Measure class separation of the whole latent and, if it is spatial, of its mean over positions, which discards location.
 
-    The arguments are those of ``class_figures``, with posterior means (N, C, h, w) as points.
+    Args:
+        mean: (N, C, h, w) posterior means.
+        labels: (N,) int64, -1 if unlabelled.
+        train_mean: (L, C, h, w) posterior means of the training pictures; None if they are the same pictures.
+        train_labels: (L,) their labels, as ``labels``.
 
     Returns:
         The figures by view; empty if no picture has a class.

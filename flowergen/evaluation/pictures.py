@@ -194,7 +194,14 @@ class Generated(Protocol):
 
 
 class Sampled:
-    """Pictures drawn from a model; the arguments are those of ``sampling.pictures``."""
+    """Pictures drawn from a model.
+
+    Args:
+        sampler: draws the latents.
+        labels: (N,) int64 classes of all samples.
+        batch_size: samples per batch.
+        halve: halve the batch size if a batch does not fit into GPU memory.
+    """
 
     def __init__(self, sampler: LatentSampler, labels: Tensor, batch_size: int, halve: bool):
         self.sampler, self.labels, self.batch_size, self.halve = sampler, labels, batch_size, halve

@@ -22,8 +22,13 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
     """Compute PSNR, SSIM, LPIPS, sharpness, active units, and the common ELBO with its two parts.
 
     The ELBO is the Gaussian one with a shared optimal sigma and beta 1 (``losses.reconstruction.gaussian_elbo``);
-    ELBO = -distortion - rate, with the rate KL(q(z|x) || N(0, I)) (Alemi et al. 2018, arXiv:1711.00464). The model is in eval
-    mode. The draw z ~ q(z|x) of picture i depends only on (seed, i). LPIPS is left out if ``weights_dir`` has no VGG-16.
+    ELBO = -distortion - rate, with the rate KL(q(z|x) || N(0, I)) (Alemi et al. 2018, arXiv:1711.00464).
+
+    Args:
+        model: an autoencoder in eval mode.
+        pictures: held-out pictures.
+        weights_dir: directory of VGG-16 for LPIPS, which is left out if the weights are missing.
+        seed: random seed for the draws z ~ q(z|x); the draw of picture i depends only on (seed, i).
 
     Returns:
         Means over the pictures by name, dB for ``psnr``, nats per picture for ``elbo``, ``rate`` and ``distortion``.

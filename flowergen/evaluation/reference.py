@@ -18,7 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class SetDistances:
-    """Distances of sets of pictures to the reference, in the features of a network, which are cached for real pictures."""
+    """Distances of sets of pictures to the reference, in the features of a network.
+
+    Args:
+        extractor: the feature extractor.
+        real: the real pictures, which include the reference.
+        cache_dir: cache folder for the features of real pictures.
+    """
 
     def __init__(self, extractor: Extractor, real: RealPictures, cache_dir: Path):
         self.extractor, self.cache_dir = extractor, cache_dir
@@ -61,7 +67,13 @@ class CopySpace:
 
 
 class PreparedReference:
-    """Everything that is computed from real pictures alone; ``notes`` receives notes for the metric card."""
+    """Everything that is computed from real pictures alone.
+
+    Args:
+        real: the real pictures.
+        networks: the evaluation networks.
+        notes: receives notes for the metric card.
+    """
 
     def __init__(self, real: RealPictures, networks: EvaluationNetworks, notes: list[str]):
         self.real, self.networks = real, networks
