@@ -47,10 +47,14 @@ def compared_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    """Flatten pixels of pictures (M, C, H, W) uint8 to vectors, after antialiased downsampling to at most 64 px a side.
+    """Flatten pixels to vectors, after antialiased downsampling to at most 64 px a side.
+
+    Args:
+        images: (M, C, H, W) uint8, possibly a memory map.
+        rows: (N,) indices of the pictures to use; None for all.
 
     Returns:
-        (N, C h w) uint8 of the pictures in these rows (N,), or of all; see ``compared_shape``.
+        (N, C h w) uint8, see ``compared_shape``.
     """
     shape = compared_shape(images.shape[1:])
     rows = np.arange(len(images)) if rows is None else rows

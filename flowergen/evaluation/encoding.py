@@ -1,7 +1,4 @@
-"""Latents and features of whole data sets.
-
-Models are in eval mode, and data modules are set up. ``cache_dir`` is the folder of all caches.
-"""
+"""Latents and features of whole data sets."""
 
 import json
 import logging
@@ -38,9 +35,14 @@ def batch_of(shape: PictureShape) -> int:
 def posteriors(
     model: ImageModel, data: ImageDataModule, rows: np.ndarray, flips: bool, bar: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Encode the pictures of these rows and, with ``flips``, their mirror images to q(z|x), one batch at a time.
+    """Encode pictures to q(z|x), one batch at a time.
 
-    ``bar`` shows a progress bar, which training has of its own.
+    Args:
+        model: an autoencoder in eval mode.
+        data: the data module, set up.
+        rows: indices of the pictures.
+        flips: whether to encode their mirror images as well.
+        bar: whether to show a progress bar, which training has of its own.
 
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
@@ -51,6 +53,11 @@ def posteriors(
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:
     """Encode all pictures and, if training flips them, their mirror images to q(z|x), once for all processes and runs.
+
+    Args:
+        model: an autoencoder in eval mode.
+        data: the data module, set up.
+        cache_dir: the folder of all caches.
 
     Returns:
         mean and logvar, read-only memory maps (M, F, C, h, w) float32.
@@ -148,9 +155,15 @@ def in_parts(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[tuple[T
 
 
 def latent_scale(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of z ~ q(z|x) for each channel, (C,) float32, over pictures, flips and positions.
+    """Return mean and standard deviation of z ~ q(z|x) for each channel, over pictures, mirror images and positions.
 
-    var z = var mu + mean sigma^2, the law of total variance; ``parts`` are the ``posteriors`` of the training split.
+    var z = var mu + mean sigma^2, the law of total variance.
+
+    Args:
+        parts: mean and logvar of the training split, (N, F, C, h, w) each.
+
+    Returns:
+        (C,) each, float32.
     """
     return _mean_and_std((mean, logvar.double().exp()) for mean, logvar in parts)
 

@@ -19,9 +19,12 @@ CHUNK_SIZE = 64  # pictures per batch
 
 
 def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Compute features and logits of the collection that ``pictures`` belong to, once for all commands and runs.
+    """Compute features and logits of all pictures of a collection, once for all commands and runs.
 
-    An interrupted computation is resumed.
+    Args:
+        extractor: the feature extractor.
+        pictures: a subset of the collection.
+        cache_dir: the folder of all caches; an interrupted computation is resumed.
 
     Returns:
         (M, D) and (M, K) float32, read-only memory maps.

@@ -49,9 +49,16 @@ def figures_of_classes(
 def write_maps(
     folder: Path, collapse: Collapse, mean: Tensor, labels: Tensor, names: Sequence[str], of: str, seed: int
 ) -> None:
-    """Write ``pca.png``, ``tsne.png`` and ``kl.png`` of posterior means (N, C, h, w) with labels (N,), -1 if unlabelled.
+    """Write ``pca.png``, ``tsne.png`` and ``kl.png``.
 
-    ``names`` are those of the classes, ``of`` describes the pictures in the titles, and ``seed`` is that of t-SNE.
+    Args:
+        folder: output folder.
+        collapse: the figures.
+        mean: (N, C, h, w) posterior means.
+        labels: (N,) int64, -1 if unlabelled.
+        names: class names.
+        of: description of the pictures, for the titles.
+        seed: random seed of t-SNE.
     """
     draw_kl_spectrum(folder / "kl.png", collapse.kl, collapse.variance.sqrt(), SILENT_NATS)
     points = mean.flatten(1)

@@ -53,9 +53,15 @@ def num_stored(shape: tuple[int, int, int]) -> int:
 def store_latents(
     path: Path, data: ImageDataModule, rows: np.ndarray, latents: Tensor, owner: str, prior: LatentPrior | None
 ) -> None:
-    """Write the latents (L, C, h, w) of the pictures in these rows, and the prior, see ``LatentStore``.
+    """Write the file of latents.
 
-    ``owner`` is the fingerprint of the network that encoded them.
+    Args:
+        path: output file.
+        data: the data module, set up.
+        rows: (L,) indices of the stored pictures.
+        latents: (L, C, h, w) their latents.
+        owner: fingerprint of the network that encoded them.
+        prior: see ``LatentStore``.
     """
     train_labels = data.pictures.labels[data.rows["train"]]
     counts = np.bincount(train_labels[train_labels >= 0], minlength=len(data.class_names))
@@ -72,7 +78,13 @@ def store_latents(
 def fit_to_pictures(
     model: ImageModel, data: ImageDataModule, rows: np.ndarray, bar: bool = False
 ) -> tuple[Tensor, LatentPrior | None]:
-    """Encode the training pictures of these rows (L,) without augmentation and fit the prior to one draw z ~ q(z|x) of each.
+    """Encode pictures without augmentation and fit the prior to one draw z ~ q(z|x) per picture.
+
+    Args:
+        model: an autoencoder in eval mode.
+        data: the data module, set up.
+        rows: (L,) indices of training pictures.
+        bar: see ``posteriors``.
 
     Returns:
         (L, C, h, w) posterior means, and the prior, or None if there is only one picture or the latents are not finite.
@@ -100,7 +112,9 @@ def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModu
 def read_latents(path: Path, owner: str) -> LatentStore | None:
     """Read the file of ``store_latents``; None if there is none for these weights, because training is unfinished or continued.
 
-    ``owner`` is the fingerprint of the network that will decode the latents.
+    Args:
+        path: path of the file.
+        owner: fingerprint of the network that will decode the latents.
 
     Raises:
         UserError: the file is damaged.

@@ -174,7 +174,11 @@ def measure_reconstructions(
 def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, measured: Measured) -> None:
     """Measure the diffusion loss in each quarter of the noise levels, on held-out and on equally many training pictures.
 
-    The model is in eval mode; ``seed`` is that of times and noise.
+    Args:
+        model: a model in eval mode.
+        real: the real pictures.
+        seed: random seed for times and noise.
+        measured: receives the results.
     """
     assert real.train is not None
     log.info("denoising loss")

@@ -139,9 +139,13 @@ def real_pictures_in(reference: str, train: str | None, shape: PictureShape, cac
 
 
 def picture_folder(folder: str, key: str, shape: PictureShape, cache_dir: Path) -> tuple[PictureSet, Sequence[str], str]:
-    """Return all pictures of a folder, flat or with one folder per class, its class names, and a hash of pictures and labels.
+    """Return all pictures of a folder, its class names, and a hash of pictures and labels.
 
-    The arguments are as for ``real_pictures_in``; error messages name ``key`` of the command line.
+    Args:
+        folder: folder of pictures, flat or with one folder per class.
+        key: command-line key of the folder, for error messages.
+        shape: (C, H, W) that they are fitted to.
+        cache_dir: cache folder for decoded pictures.
 
     Raises:
         UserError: the folder has no pictures, or they cannot be decoded.

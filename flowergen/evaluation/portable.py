@@ -125,9 +125,12 @@ def describe(model: ImageModel, class_names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    """Write a ``.safetensors`` file for each of the ``networks``.
+    """Write a ``.safetensors`` file for each network.
 
-    The model was built from the configs ``nodes``: ``model`` and, for diffusion on latents, ``autoencoder``.
+    Args:
+        model: a model of any family.
+        nodes: configs that the model was built from: ``model`` and, for diffusion on latents, ``autoencoder``.
+        folder: output folder.
 
     Returns:
         Data to rebuild the networks: their configs and, for built-in autoencoders, pixel range and decoder activation.
@@ -159,7 +162,11 @@ def graphs(model: ImageModel) -> Iterator[Graph]:
 
 
 def write_onnx(model: ImageModel, folder: Path) -> dict[str, float]:
-    """Write an ``.onnx`` file for each of the ``graphs``, run it in onnxruntime and compare the outputs with the model's.
+    """Write an ``.onnx`` file for each part, run it in onnxruntime and compare the outputs with the model's.
+
+    Args:
+        model: a model of any family, in eval mode, on the CPU.
+        folder: output folder.
 
     Returns:
         The largest absolute deviation by part, see ``deviation``.

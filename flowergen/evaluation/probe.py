@@ -117,11 +117,16 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
 def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Fit multinomial logistic regression by L-BFGS, in float64 on the CPU (Nocedal & Wright 2006, chapter 7).
 
-    Minimises mean cross-entropy + ``WEIGHT_DECAY`` / 2 |W|^2 of features (N, D) and classes (N,) from 0 to K - 1, the features
-    standardised to mean 0 and standard deviation 1.
+    Minimises mean cross-entropy + ``WEIGHT_DECAY`` / 2 |W|^2 on features standardised to mean 0 and standard deviation 1; the
+    returned weights apply to the original features.
+
+    Args:
+        features: (N, D).
+        target: (N,) int64 from 0 to K - 1.
+        num_classes: K.
 
     Returns:
-        Weights (K, D) and biases (K,) for the original features, float64.
+        (K, D) and (K,) float64.
     """
     scaler = StandardScaler(copy=False)  # in place: large collections take gigabytes
     x, y = torch.from_numpy(scaler.fit_transform(features.astype(np.float64))), torch.from_numpy(target)

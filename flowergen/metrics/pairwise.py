@@ -29,9 +29,11 @@ def centre_of(vectors: np.ndarray) -> Tensor:
 
 
 def squared_distances(x: Tensor, t: Tensor) -> tuple[Tensor, float]:
-    """Compute |x|^2 + |t|^2 - 2 x.t for all pairs of centred rows, (N, D) and (M, D) float32.
+    """Compute |x|^2 + |t|^2 - 2 x.t for all pairs of rows: as fast as a matrix product, but inaccurate for close pairs.
 
-    This is as fast as a matrix product, but inaccurate for close pairs.
+    Args:
+        x: (N, D) float32, centred.
+        t: (M, D) float32, centred.
 
     Returns:
         (N, M) float32, sometimes slightly negative, and a bound on its absolute error.

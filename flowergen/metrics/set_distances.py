@@ -19,9 +19,12 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(features: np.ndarray) -> Gaussian:
-    """Fit a Gaussian to features (N, D) float32, possibly a memory map larger than memory: mean and unbiased covariance.
+    """Fit a Gaussian: the mean and the unbiased covariance of a set.
 
     Two passes in float64, the second over deviations from the mean, so a large mean costs no precision.
+
+    Args:
+        features: (N, D) float32, N >= 2, possibly a memory map larger than memory.
 
     Raises:
         UserError: fewer than two pictures.
@@ -66,9 +69,13 @@ def _factor(covariance: Tensor) -> Tensor:
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Compute the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3: KID for Inception features.
 
-    The sets are (N, D) and (M, D) float32. Source: Binkowski et al. 2018, arXiv:1801.01401, section 4. All pairs are used: the
-    usual mean over random subsets estimates the same quantity with more noise. In blocks and in float64, because for similar
-    sets the three means agree to four digits or more.
+    Source: Binkowski et al. 2018, arXiv:1801.01401, section 4. All pairs are used: the usual mean over random subsets estimates
+    the same quantity with more noise. In blocks and in float64, because for similar sets the three means agree to four digits
+    or more.
+
+    Args:
+        x: (N, D) float32, N >= 2.
+        y: (M, D) float32, M >= 2.
 
     Returns:
         The distance; zero in expectation if both sets have the same distribution, so sometimes slightly negative.

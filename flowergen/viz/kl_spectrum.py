@@ -35,11 +35,13 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
     nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
     size = 24 if len(order) <= 64 else 8
     widths = std.flatten()[order].numpy()
-    for ax, values, level, name in ((left, nats, silent_nats, f"{silent_nats} nats"), (right, widths, 1, "the prior, N(0, 1)")):
-        ax.scatter(rank, values, s=size, c=color, linewidths=0)
-        ax.axhline(level, color="black", linestyle="--", linewidth=1)
-        ax.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
+    left.scatter(rank, nats, s=size, c=color, linewidths=0)
+    left.axhline(silent_nats, color="black", linestyle="--", linewidth=1)
+    left.annotate(f"{silent_nats} nats", (0.01, silent_nats), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
     left.set(yscale="log", ylim=(LOWEST / 2, max(1.0, 2 * nats.max())), ylabel="KL, nats", title="Information per dimension")
+    right.scatter(rank, widths, s=size, c=color, linewidths=0)
+    right.axhline(1, color="black", linestyle="--", linewidth=1)
+    right.annotate("the prior, N(0, 1)", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
     limits = min(0.4, widths.min() / 2), max(2.5, 2 * widths.max())
     right.set(yscale="log", ylim=limits, ylabel="standard deviation", title="Spread of the latents as a whole")
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if limits[1] < 100 * limits[0] else (1,)))
