@@ -64,7 +64,7 @@ def main() -> None:
     compared = spread(np.arange(len(rows)), MOST_COMPARED)
     noise = normal_per_sample(rows[compared].tolist(), model.module.latent_shape, seed=config["seed"], purpose="information")
     collapse = measure_collapse(posterior, torch.from_numpy(compared), noise)
-    sentences = verdict(collapse, nodes.get("autoencoder", nodes["model"]), diffused)
+    sentences = verdict(collapse, nodes["autoencoder" if diffused else "model"], diffused)
     if split == "train":
         held_out = "the run holds none out" if data.split == "all" else "split=test has others"
         sentences.append(f"These are training pictures ({held_out}): on new ones the figures may differ.")

@@ -28,8 +28,6 @@ DEFAULT_NUM = 64  # for a model without classes
 def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("sample", Sample, sys.argv[1:])
-    if config is None:
-        return
     run, _ = find_run(config["run"])
     stored = run.of_model.read_config()["model"]
     _contradictions(config, stored, sys.argv[1:])

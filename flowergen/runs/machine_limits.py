@@ -86,7 +86,7 @@ def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
     if size == "auto" or size // parts <= 1:
         return f" at batches of {size if size == 'auto' else size // parts}: use {smaller}"
     options = [f"set data.batch_size={size // 2}"]
-    if size % (2 * parts) == 0:
+    if size % (2 * parts) == 0 and trainer["compile"] != "cuda_graphs":
         options.append(f"keep it and split it with trainer.accumulate_grad_batches={2 * parts}")
     if on_gpu and trainer["precision"] == "32-true":
         options.append("use trainer.precision=bf16-mixed")

@@ -98,9 +98,9 @@ def start_from_pretrained(value: str, module: ImageModel) -> None:
 
 def _load(value: str, key: str, kind: str) -> torch.nn.Module:
     """Return the pretrained autoencoder ``key=value``, of a class of ``LATENTS``, with its weights."""
+    source = files_of(value, key)
     import diffusers  # slow to import
 
-    source = files_of(value, key)
     options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False, "output_loading_info": True}
     try:  # not the file itself: older ones, such as sd-vae-ft-mse's, have other names, which diffusers translates
         net, found = getattr(diffusers, kind).from_pretrained(source, **options)

@@ -86,6 +86,7 @@ def test_the_advice_is_what_would_help() -> None:
     )
     assert "accumulate_grad_batches=8" in training_advice(config(256, parts=4), on_gpu=False)
     assert "accumulate" not in training_advice(config(27), on_gpu=False)  # which two parts do not divide
+    assert "accumulate" not in training_advice(config(256, compile="cuda_graphs"), on_gpu=True)  # which refuses parts
     for smallest in (config(1), config(4, parts=4)):
         assert training_advice(smallest, on_gpu=True).startswith(" at batches of 1: use a smaller data.image_size")
 
