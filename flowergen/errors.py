@@ -2,7 +2,7 @@
 
 import signal
 
-LONGEST_LINE = 1500  # characters of an error
+MAX_ERROR_LENGTH = 1500  # characters of an error
 
 
 class UserError(Exception):
@@ -37,5 +37,5 @@ def printable(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return an exception's message without line breaks and control characters; long ones are cut in the middle."""
     text = printable(" ".join(str(error).split()))
-    half = LONGEST_LINE // 2
-    return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
+    half = MAX_ERROR_LENGTH // 2
+    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[:half]} ... {text[-half:]}"

@@ -14,7 +14,7 @@ from flowergen.errors import UserError, printable
 from flowergen.runs.run_folder import find_run, write_atomically
 from flowergen.runs.stages import model_nodes
 
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
+REQUIRED_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     config = read_command_line("export", Export, sys.argv[1:])
     run, _ = find_run(config["run"])
     nodes = model_nodes(run.of_model)
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if config["format"] == "onnx" and missing:
         raise UserError(f"format=onnx needs {' and '.join(missing)}: pip install 'flowergen[export]'")
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from flowergen.nn.posterior import Posterior
     from flowergen.runs.loaded_model import LoadedModel
 
-MOST_VALUES = 2**26  # in the posterior means of a split: 256 MiB
-MOST_COMPARED = 1024  # pictures in the pairwise comparison
+MAX_VALUES = 2**26  # in the posterior means of a split: 256 MiB
+MAX_COMPARED = 1024  # pictures in the pairwise comparison
 
 
 @out_of_memory_as_user_error("; use fewer pictures with num=")
@@ -52,7 +52,7 @@ def main() -> None:
     split = config["split"] or next(name for name in ("test", "val", "train") if len(data.rows[name]))
     if not len(data.rows[split]):
         raise UserError(f"split={split}: the run's data has no such pictures (data.split={data.split})")
-    num = min(config["num"], max(2, MOST_VALUES // math.prod(model.module.latent_shape)))
+    num = min(config["num"], max(2, MAX_VALUES // math.prod(model.module.latent_shape)))
     if num < config["num"]:
         print(f"num={num}: the maximum for latents of {math.prod(model.module.latent_shape):,} values", file=sys.stderr)
     rows, train_rows = spread(data.rows[split], num), spread(data.rows["train"], num)
@@ -61,7 +61,7 @@ def main() -> None:
     posterior = _encode(model, data, rows, of)
     train = None if split == "train" else _encode(model, data, train_rows, "training pictures").mean
     labels, train_labels = (torch.from_numpy(data.pictures.labels[r]) for r in (rows, train_rows))
-    compared = spread(np.arange(len(rows)), MOST_COMPARED)
+    compared = spread(np.arange(len(rows)), MAX_COMPARED)
     noise = normal_per_sample(rows[compared].tolist(), model.module.latent_shape, seed=config["seed"], purpose="information")
     collapse = measure_collapse(posterior, torch.from_numpy(compared), noise)
     sentences = verdict(collapse, nodes["autoencoder" if diffused else "model"], diffused)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-EPOCHS_DONE = ("loops", "fit_loop", "epoch_progress", "current", "processed")  # keys of the count in a checkpoint
+EPOCHS_DONE_KEYS = ("loops", "fit_loop", "epoch_progress", "current", "processed")  # keys of the count in a checkpoint
 WARNINGS = (  # parts of the texts of warnings that do not apply: batches come from a memory map, and our order is resumable
     "does not have many workers",
     "dataloader is not resumable",

@@ -23,7 +23,7 @@ PATH_KEYS = (
 )  # keys of train; the other commands mark theirs in the schema
 
 HUB = "hub:"  # a repository of the Hugging Face hub, hub:OWNER/NAME, in place of a path
-NO_PATHS = ("null", "???", "none")  # the last for autoencoder=none
+NOT_PATHS = ("null", "???", "none")  # the last for autoencoder=none
 
 
 def quote_paths(overrides: Sequence[str], multirun: bool = False, keys: Sequence[str] = PATH_KEYS) -> list[str]:
@@ -53,12 +53,12 @@ def quote_texts(overrides: Sequence[str], keys: Sequence[str]) -> list[str]:
 
 def _quote_path(override: str, multirun: bool, keys: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
-    untouched = not value or value[0] in "'\"" or value in NO_PATHS or "${" in value
+    untouched = not value or value[0] in "'\"" or value in NOT_PATHS or "${" in value
     if not equals or key.lstrip("+") not in keys or untouched:
         return override
     swept = multirun and "," in value and not os.path.exists(os.path.expanduser(value))
     parts = [
-        part if part in NO_PATHS or part.startswith(HUB) else quoted_path(part)
+        part if part in NOT_PATHS or part.startswith(HUB) else quoted_path(part)
         for part in (value.split(",") if swept else [value])
     ]
     return f"{key}={','.join(parts)}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
-DRAW_THEMSELVES = ("cuda",)  # kinds of device
+OWN_NOISE_DEVICES = ("cuda",)  # kinds of device
 
 
 def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -46,7 +46,7 @@ def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
 
 def noise_of(device: torch.device) -> str:
     """Return the kind of device whose streams are used for training noise: the device's own if it has them, else "cpu"."""
-    return device.type if device.type in DRAW_THEMSELVES else "cpu"
+    return device.type if device.type in OWN_NOISE_DEVICES else "cpu"
 
 
 def device_generator(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
@@ -75,7 +75,7 @@ def normal(shape: Sequence[int], *, seed: int, step: int, purpose: str, device: 
     Returns:
         (*shape) float32 on the device.
     """
-    if device.type in DRAW_THEMSELVES:
+    if device.type in OWN_NOISE_DEVICES:
         return torch.randn(tuple(shape), generator=device_generator(seed, step, purpose, device), device=device)
     eps = generator(seed, step, purpose).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(eps).to(device)  # (*shape)
@@ -94,7 +94,7 @@ def uniform(shape: Sequence[int], *, seed: int, step: int, purpose: str, device:
     Returns:
         (*shape) float32 on the device.
     """
-    if device.type in DRAW_THEMSELVES:
+    if device.type in OWN_NOISE_DEVICES:
         return torch.rand(tuple(shape), generator=device_generator(seed, step, purpose, device), device=device)
     return torch.from_numpy(generator(seed, step, purpose).random(tuple(shape), dtype=np.float32)).to(device)  # (*shape)
 

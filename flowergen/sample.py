@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowergen.evaluation.latent_store import LatentStore
     from flowergen.runs.loaded_model import LoadedModel
 
-MOST_CLASSES = 16  # sampled if none are given; also the number whose denoising is shown
+MAX_CLASSES = 16  # sampled if none are given; also the number whose denoising is shown
 DEFAULT_NUM = 64  # for a model without classes
 
 
@@ -89,7 +89,7 @@ def _labels(config: dict[str, Any], classes: list[int] | None, model: "LoadedMod
         if config["class_frequencies"] == "train" and (counts is None or not counts.sum()):
             raise UserError("class_frequencies=train: the run has stored no classes of its training pictures")
         return labels_by_frequency(config["num"] or DEFAULT_NUM, len(names) if conditional else 0, counts, config["seed"])
-    shown = range(len(names)) if len(names) <= MOST_CLASSES else range(0, len(names), -(-len(names) // 8))
+    shown = range(len(names)) if len(names) <= MAX_CLASSES else range(0, len(names), -(-len(names) // 8))
     return labels_of_classes(list(shown), config["num_per_class"])
 
 
@@ -105,7 +105,7 @@ def _write(
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
     if module.denoising_model and config["denoising"]:
-        first = sampling.first_of_each(labels)[:MOST_CLASSES] if config["num"] is None else [0]
+        first = sampling.first_of_each(labels)[:MAX_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
         how = sampling_of(config, module.denoising_model)
         lines += sample_files.write_denoising(

@@ -10,7 +10,7 @@ from flowergen.app.plain_command import read_command_line
 from flowergen.data import split_dataset
 from flowergen.errors import printable
 
-WORDS = {"train": "training", "val": "validation", "test": "test"}
+SUBSET_WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     if split.num_others:
         print(f"{split.num_others} other {'file' if split.num_others == 1 else 'files'} left alone", file=sys.stderr)
 
-    print(", ".join(f"{num} {WORDS[subset]} images" for subset, num in split.counts.items()))
+    print(", ".join(f"{num} {SUBSET_WORDS[subset]} images" for subset, num in split.counts.items()))
     for subset, folder in split.folders.items():
         print(f"{subset:<6} {printable(str(folder))}")
     if split.root and str(split.root).isprintable():

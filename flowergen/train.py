@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_ALLOWED = (errno.EROFS, errno.EACCES)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES)
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
@@ -74,9 +74,9 @@ def run_job(composed: DictConfig) -> None:
         log.info(f"stopped; resume with: python -m flowergen.train {shlex.quote(f'resume={run.path}')}")
         raise
     except OSError as error:
-        if error.errno not in (*NO_ROOM, *NOT_ALLOWED):
+        if error.errno not in (*DISK_FULL, *NOT_WRITABLE):
             raise
-        advice = "make room" if error.errno in NO_ROOM else "make it writable"
+        advice = "make room" if error.errno in DISK_FULL else "make it writable"
         go_on = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command"
         log.error(
             f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then continue with {go_on}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowergen.runs.loaded_model import LoadedModel
 
 EDITS = ("img2img", "inpaint", "invert")  # modes for diffusion models
-READ_BY = {  # keys that only some modes read
+MODES_OF_KEY = {  # keys that only some modes read
     "num": ("variations", "interpolate", "traverse", "arithmetic", "img2img", "inpaint"),
     "scale": ("variations",),
     "seed": ("variations", "img2img", "inpaint"),
@@ -30,9 +30,9 @@ READ_BY = {  # keys that only some modes read
     "mask": ("inpaint",),
     **dict.fromkeys(("classes", "sampler", "steps", "guidance_scale", "guidance_interval", "eta"), EDITS),
 }
-MEAN_OF = 1000  # pictures of a class, at most
-LONGEST_NAME = 50  # characters of a picture's name in its file names: at most 4 bytes each, and file systems allow 255 bytes
-MOST_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twice as much with the grid
+MAX_FOR_MEAN = 1000  # pictures of a class, at most
+MAX_NAME_LENGTH = 50  # characters of a picture's name in its file names: at most 4 bytes each, and file systems allow 255 bytes
+MAX_VALUES = 2**29  # pixel values generated at once: 2 GiB in float32, and twice as much with the grid
 
 
 @out_of_memory_as_user_error("; use fewer at once with num= or num_pictures=")
@@ -54,7 +54,7 @@ def main() -> None:
         data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
     x, names, source = _pictures(config, model, data)
     labels = classes if config["mode"] in EDITS else []
-    if x.numel() * (config["num"] * max(1, len(labels)) + 2) > MOST_VALUES:
+    if x.numel() * (config["num"] * max(1, len(labels)) + 2) > MAX_VALUES:
         raise UserError(f"{len(x)} pictures x num={config['num']} are too many at once: lower num= or num_pictures=")
     direction = None
     if config["mode"] == "arithmetic":
@@ -83,7 +83,7 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
         raise UserError("give the pictures: image=FILE, image=DIR, or split=test for those of the run's own data")
     if mode == "arithmetic" and (config["plus"] is None or config["minus"] is None):
         raise UserError("mode=arithmetic adds one class's mean and subtracts another's: give plus=CLASS minus=CLASS")
-    for key, modes in READ_BY.items():
+    for key, modes in MODES_OF_KEY.items():
         if mode not in modes and any(argument.startswith(f"{key}=") for argument in typed):
             print(f"{key}= has no effect here: it is for mode={' or '.join(modes)}", file=sys.stderr)
 
@@ -127,7 +127,7 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
 
 
 def _stem(path: str | Path) -> str:
-    return Path(path).stem[:LONGEST_NAME]
+    return Path(path).stem[:MAX_NAME_LENGTH]
 
 
 def _walk(
@@ -207,7 +207,7 @@ def _class_mean(label: int, model: "LoadedModel", data: "ImageDataModule") -> "T
     """Return the mean (C, h, w) of the posterior means of a class's training pictures."""
     from flowergen.evaluation.walks import encode
 
-    rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MEAN_OF]
+    rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MAX_FOR_MEAN]
     if not rows:
         raise UserError(f"class {model.class_names[label]} has no training pictures")
     return encode(model.module, data.pictures[rows].image.float() / 255).mean.mean(0)

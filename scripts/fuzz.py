@@ -46,9 +46,9 @@ from flowergen.data.reading import UnreadablePicture, fit_picture, read_rgb
 from flowergen.errors import UserError, one_line
 from flowergen.picture_shape import PictureShape
 
-LONGEST_MESSAGE = 2000
-MOST_SECONDS = 10  # of CPU time
-MOST_MEMORY = 2 * 2**30
+MAX_MESSAGE_LENGTH = 2000
+MAX_SECONDS = 10  # of CPU time
+MAX_MEMORY = 2 * 2**30
 STARTS_A_PROCESS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 WRITES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
 
@@ -126,7 +126,7 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak of memory
     before, start = _memory("VmRSS"), time.process_time()
     signal.signal(signal.SIGPROF, _hang)
-    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
         with watching(scratch, strict), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -136,7 +136,7 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
     except expected as raised:
         error = raised
         text = one_line(raised) if isinstance(raised, UserError) else str(raised)
-        if len(text) >= LONGEST_MESSAGE or len(text.splitlines()) != 1 or not text.isprintable():
+        if len(text) >= MAX_MESSAGE_LENGTH or len(text.splitlines()) != 1 or not text.isprintable():
             fault = "unprintable" if not text.isprintable() else "long" if text else "empty"
             wrong = f"{fault} message: {text[:300]!r}"
     except SystemExit as raised:
@@ -154,9 +154,9 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     if Watch.seen:
         wrong = f"{Watch.seen[0].split(' ')[0]}: {Watch.seen}"
-    if time.process_time() - start > MOST_SECONDS:
+    if time.process_time() - start > MAX_SECONDS:
         wrong = wrong or "hang: "
-    if _memory("VmHWM") - before > MOST_MEMORY:
+    if _memory("VmHWM") - before > MAX_MEMORY:
         wrong = wrong or "memory: "
     return wrong
 
@@ -570,7 +570,7 @@ def main() -> None:
     scratch, out = Path(tempfile.mkdtemp()).resolve(), Path(config["out"]).absolute()
     strategy, fault = target_of(config["target"], scratch)
     end = time.monotonic() + 60 * float(config["minutes"])
-    limit = _memory("VmSize") + 4 * MOST_MEMORY
+    limit = _memory("VmSize") + 4 * MAX_MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # protects the machine from a bad example
     findings: dict[str, tuple[Any, str]] = {}
     count = 0

@@ -69,8 +69,8 @@ def test_the_fuzzer_notices(
     harm: Callable[[], object], kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes, files elsewhere, hangs, memory and other exceptions; and none of them comes about."""
-    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.3)
-    monkeypatch.setattr(fuzz, "MOST_MEMORY", 2**25)  # writing four times as much takes less than the time
+    monkeypatch.setattr(fuzz, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(fuzz, "MAX_MEMORY", 2**25)  # writing four times as much takes less than the time
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     wrong = fuzz.examine(harm, UserError, tmp_path / "here")

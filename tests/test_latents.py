@@ -174,7 +174,7 @@ def test_large_latents_are_taken_of_fewer_pictures(
         return encode(model, data, rows, of)
 
     shape = flowergen.load(autoencoder_run).module.latent_shape
-    monkeypatch.setattr(latents, "MOST_VALUES", 5 * int(torch.tensor(shape).prod()))
+    monkeypatch.setattr(latents, "MAX_VALUES", 5 * int(torch.tensor(shape).prod()))
     monkeypatch.setattr(latents, "_encode", counted)
     status, _, stderr = here(f"run={autoencoder_run}", f"out={tmp_path / 'out'}")
     assert (status, encoded) == (0, [5, 5])

@@ -113,7 +113,7 @@ def test_a_checkpoint_can_be_put_between_two_epochs(validate_every: int, tmp_pat
 
     fit(trainer_of(tmp_path, AtEpochEnd(), check_val_every_n_epoch=validate_every), Line())
     content: Any = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    for key in lightning_internals.EPOCHS_DONE:
+    for key in lightning_internals.EPOCHS_DONE_KEYS:
         content = content[key]
     assert content == 2
     module = Line()

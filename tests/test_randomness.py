@@ -93,7 +93,7 @@ def test_on_a_cpu_noise_is_numpy_s_and_on_a_gpu_the_gpu_s_own():
 @pytest.mark.parametrize(("draw", "distribution"), [(normal, "norm"), (uniform, "uniform")])
 def test_a_device_draws_from_a_generator_of_its_own_keyed_by_all_of_the_key(draw, distribution, monkeypatch):
     """The code for a GPU, with the CPU's generator in place of the GPU's."""
-    monkeypatch.setattr(randomness, "DRAW_THEMSELVES", ("cpu",))
+    monkeypatch.setattr(randomness, "OWN_NOISE_DEVICES", ("cpu",))
     key = {"seed": 7, "step": 5, "purpose": "posterior"}
     first = draw((20_000,), **key)
     assert stats.kstest(first.numpy(), distribution).pvalue > 0.01

@@ -37,7 +37,7 @@ EXTRAS = {  # purpose of the optional packages
     "trackio": "logger=trackio",
     "wandb": "logger=wandb",
 }
-NO_FOLDER = {  # by data.root
+DATA_WITHOUT_FOLDER = {  # by data.root
     "": "needs no files",
     None: "any pictures of the Hugging Face hub, given by data.name=OWNER/NAME, or a folder of its formats",
     "???": "any folder of pictures, given by data.root=DIR",
@@ -230,7 +230,7 @@ def _gb(num_bytes: int) -> str:
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 def weights(weights_dir: Path) -> Iterator[Line]:
     """Check the pretrained networks, whose files are in ``weights_dir``."""
-    from flowergen.evaluation.extractors import INCEPTION_URL, INSTEAD
+    from flowergen.evaluation.extractors import INCEPTION_URL, INSTALLED_ALTERNATIVE
     from flowergen.modules.pretrained_weights import VGG16_URL, MissingWeights, load_efficientnet
 
     try:
@@ -244,7 +244,7 @@ def weights(weights_dir: Path) -> Iterator[Line]:
     perceptual = "model.perceptual=vgg16, and lpips with what torchmetrics brings"
     for what, use, url, size, instead in (
         ("VGG-16", perceptual, VGG16_URL, "528 MB", "model.perceptual=efficientnet"),
-        ("Inception", "extractor=inception", INCEPTION_URL, "91 MB", INSTEAD),
+        ("Inception", "extractor=inception", INCEPTION_URL, "91 MB", INSTALLED_ALTERNATIVE),
     ):
         path = weights_dir / url.rpartition("/")[2]
         how = f"is downloaded when it is needed, or put {url} ({size}) into {weights_dir}; without it: {instead}"
@@ -272,8 +272,8 @@ def data_set(file: Path, paths: dict[str, str]) -> Iterator[Line]:
     config = OmegaConf.create({"paths": paths, "seed": 0, "data": data})
     node: Any = OmegaConf.to_container(config, resolve=True)["data"]  # type: ignore[index, call-overload]
     root = node.get("root", "")
-    if root in NO_FOLDER:
-        yield Line("ok", what, NO_FOLDER[root])
+    if root in DATA_WITHOUT_FOLDER:
+        yield Line("ok", what, DATA_WITHOUT_FOLDER[root])
         return
     try:
         listing = _listing(node)

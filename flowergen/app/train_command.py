@@ -34,12 +34,12 @@ from flowergen.runs.stages import (
 from flowergen.sweeps.sweep_folder import SweepFolder
 from flowergen.sweeps.swept_values import sweep_samples
 
-MUST_STAY = (
+FIXED_ON_RESUME = (
     "trainer.accumulate_grad_batches",  # the position of a mid-epoch checkpoint is counted in these parts of an optimiser step
     "trainer.channels_last",  # the optimiser's state keeps its layout, and torch's fused optimisers ignore it on a CPU
 )
 # keys that may change when a run is resumed; changing any other would make it a different run
-MAY_CHANGE = (
+CHANGEABLE_ON_RESUME = (
     "resume",
     "sweep",
     "paths",
@@ -283,9 +283,9 @@ def _names_the_same(line: str, stored: Mapping[str, Any]) -> bool:
 
 def _may_change(key: str, before: Any, after: Any) -> bool:
     """Return True if a key may have another value when a run is resumed."""
-    if key in MUST_STAY or (key == "model.adversarial_weight" and 0 in (before, after)):
+    if key in FIXED_ON_RESUME or (key == "model.adversarial_weight" and 0 in (before, after)):
         return False
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in CHANGEABLE_ON_RESUME)
 
 
 def _prepared_sweep(overrides: Sequence[str]) -> list[str]:

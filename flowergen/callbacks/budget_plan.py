@@ -103,14 +103,14 @@ class Position(NamedTuple):
         steps: optimiser steps done.
         epoch: index of this epoch, from 0.
         to_epoch_end: optimiser steps to the end of this epoch.
-        steps_an_epoch: optimiser steps of a full epoch.
+        steps_per_epoch: optimiser steps of a full epoch.
         validates_every, draws_every: intervals in epochs; 0 for never.
     """
 
     steps: int
     epoch: int
     to_epoch_end: int
-    steps_an_epoch: int
+    steps_per_epoch: int
     validates_every: int
     draws_every: int
 
@@ -155,9 +155,9 @@ def plan(at: Position, seconds: Seconds, remaining: float, budget: float) -> Pla
         evaluates = after - due_seconds >= min_epoch
         after -= due_seconds if evaluates else 0.0
         between = seconds.epoch_end + _share(seconds.validation, at.validates_every) + _share(seconds.pictures, at.draws_every)
-        whole, rest = divmod(max(0.0, after), at.steps_an_epoch * seconds.step + between)
-        part = min(at.steps_an_epoch, int(rest / seconds.step))
-        total_steps += int(whole) * at.steps_an_epoch + part
+        whole, rest = divmod(max(0.0, after), at.steps_per_epoch * seconds.step + between)
+        part = min(at.steps_per_epoch, int(rest / seconds.step))
+        total_steps += int(whole) * at.steps_per_epoch + part
         num_epochs += int(whole) + (part > 0)
     steps_to_next_plan = min((total_steps - at.steps) // 10, int(budget / REPLANS / seconds.step))
     return Plan(total_steps, num_epochs, evaluates, at.steps + max(1, steps_to_next_plan))

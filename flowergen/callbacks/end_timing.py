@@ -8,13 +8,13 @@ from lightning.pytorch import Trainer
 
 from flowergen.callbacks.budget_plan import EndDurations
 from flowergen.evaluation.encoding import batch_of, posteriors
-from flowergen.evaluation.latent_store import MOST_FITTED
-from flowergen.evaluation.sampling import MOST_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
+from flowergen.evaluation.latent_store import MAX_FITTED
+from flowergen.evaluation.sampling import MAX_FITTED_IN_TRAINING, autoencoder_sampler, first_samples, sampler_in_training
 from flowergen.modules.image_model import ImageModel
 from flowergen.modules.run_state import Drawing
 
 TIMED_SAMPLES = 8  # number timed on a CPU, where the time is proportional to it
-FIT_SECONDS, FIT_SECONDS_A_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to latents, on a core of 2 to 3 GHz
+FIT_SECONDS, FIT_SECONDS_PER_PICTURE = 1.0, 3e-4  # to fit scikit-learn's mixture model to latents, on a core of 2 to 3 GHz
 
 
 @torch.no_grad()
@@ -56,9 +56,9 @@ def time_end_of_run(
         part = rows[: batch_of(data.picture_shape)]
         start = clock()
         list(posteriors(pl_module, data, part, flips=False))
-        a_picture = (clock() - start) / len(part) + FIT_SECONDS_A_PICTURE
-        fitting = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED_IN_TRAINING)
-        storing = FIT_SECONDS + a_picture * min(len(rows), MOST_FITTED)
+        seconds_per_picture = (clock() - start) / len(part) + FIT_SECONDS_PER_PICTURE
+        fitting = FIT_SECONDS + seconds_per_picture * min(len(rows), MAX_FITTED_IN_TRAINING)
+        storing = FIT_SECONDS + seconds_per_picture * min(len(rows), MAX_FITTED)
     for num_samples in (drawing.num_samples for drawing in drawings if drawing.num_samples):
         num = min(num_samples, TIMED_SAMPLES) if pl_module.device.type == "cpu" else num_samples
         start = clock()

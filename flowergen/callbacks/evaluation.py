@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from flowergen.callbacks.tolerated_write import ToleratedWrite
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError
-from flowergen.evaluation.card import FIGURES, key_in_logs
+from flowergen.evaluation.card import METRICS, key_in_logs
 from flowergen.evaluation.extractors import chosen
 from flowergen.evaluation.measure import measure_samples
 from flowergen.evaluation.measured import Measured
@@ -151,7 +151,7 @@ class PeriodicEvaluation(Callback):
             {"epoch": epoch, "loss": loss, "values": values, "num": self.num_samples, "num_control": num_control}
         )
         value = values.get(self._name(self.metric))
-        sign = 1 if FIGURES[self.metric].better == "lower" else -1
+        sign = 1 if METRICS[self.metric].better == "lower" else -1
         if value is not None and (self.best is None or sign * value < sign * self.best):
             self.best = value
             self.checkpoint_names.append(f"best_{self.metric}.ckpt")

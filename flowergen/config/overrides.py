@@ -26,16 +26,16 @@ from flowergen.config.check import schema_at, unknown_key
 from flowergen.config.schema import Train
 from flowergen.errors import UserError
 from flowergen.hydra_internals import set_values
-from flowergen.quoting import HUB, NO_PATHS, PATH_KEYS
+from flowergen.quoting import HUB, NOT_PATHS, PATH_KEYS
 
-LONGEST = 20_000  # characters of an override; parsing that many takes a second
+MAX_OVERRIDE_LENGTH = 20_000  # characters of an override; parsing that many takes a second
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides with Hydra's grammar; raise a ``UserError`` for one that it rejects."""
     parsed = []
     for override in overrides:
-        if len(override) > LONGEST:
+        if len(override) > MAX_OVERRIDE_LENGTH:
             raise UserError(f"{override[:40]}... has {len(override):,} characters: put it into a YAML file, see --config-dir")
         try:
             parsed += OverridesParser.create().parse_overrides([override])
@@ -153,7 +153,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     try:
         for key in PATH_KEYS:
             value = OmegaConf.select(config, key)
-            if isinstance(value, str) and value and value not in NO_PATHS and not value.startswith(HUB):
+            if isinstance(value, str) and value and value not in NOT_PATHS and not value.startswith(HUB):
                 OmegaConf.update(config, key, str(Path(os.path.expanduser(value)).absolute()))
         plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except (OmegaConfBaseException, RecursionError) as error:

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 NUM_DRAWS = 4  # uniform numbers per picture, for each of colour jitter and crop
 HUE = 0.1  # times the strength, in turns of the colour circle; small, as hue distinguishes flowers and brightness does not
-WIDEST = 4 / 3  # largest aspect ratio of a crop, divided by that of the picture, as in Szegedy et al. 2015
+MAX_ASPECT = 4 / 3  # largest aspect ratio of a crop, divided by that of the picture, as in Szegedy et al. 2015
 
 
 def jitter_factors(u: np.ndarray, strength: float) -> np.ndarray:
@@ -81,7 +81,7 @@ def crop_boxes(u: np.ndarray, areas: Sequence[float], height_px: int, width_px: 
     """
     smallest, largest = areas
     area = smallest + (largest - smallest) * u[:, 0]
-    widest = np.minimum(math.log(WIDEST), -np.log(area))  # (M,) log of the largest aspect ratio, divided by W / H
+    widest = np.minimum(math.log(MAX_ASPECT), -np.log(area))  # (M,) log of the largest aspect ratio, divided by W / H
     ratio = np.exp((2 * u[:, 1] - 1) * widest)
     parts = (width_px, area * ratio), (height_px, area / ratio)
     width, height = (np.rint(side * np.sqrt(part)).clip(1, side) for side, part in parts)

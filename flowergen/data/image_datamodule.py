@@ -18,7 +18,7 @@ from flowergen.data.cache import cached_images
 from flowergen.data.listing import Listing
 from flowergen.data.order import SequentialOrder, TrainingOrder
 from flowergen.data.reading import Fit
-from flowergen.data.resident import SHARE, RowNumbers, copy_to_device
+from flowergen.data.resident import MEMORY_FRACTION, RowNumbers, copy_to_device
 from flowergen.data.splits import complete_subsets, stratified_split
 from flowergen.data.streaming import PrefetchingLoader, streamed_images
 from flowergen.errors import UserError
@@ -285,7 +285,7 @@ class ImageDataModule(LightningDataModule, ABC):
             if device.type != "cuda":
                 return None
             free, _ = torch.cuda.mem_get_info(device)
-            if num_bytes > SHARE * free:
+            if num_bytes > MEMORY_FRACTION * free:
                 log.info(f"data.device_resident=auto: {num_bytes:,} bytes are too many for {device}, which has {free:,} free")
                 return None
         try:

@@ -36,7 +36,7 @@ MAX_SCANS = 100  # per JPEG, each a full pass; ten are usual. Same as libtiff's 
 PIXELS_AT_ONCE = 2**28  # decoded by all threads together, at least seven bytes each: eleven photographs of 24 megapixels
 
 # EXIF 2.3, section 4.6.4 A: transposition that turns each orientation upright
-UPRIGHT = {
+UPRIGHT_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,7 +50,7 @@ MARKER = re.compile(rb"\xff+([\x02-\xcf\xd9-\xfe])", re.DOTALL)  # JPEG markers 
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
 # Possible white values of Pillow's deep grey modes. None records its own, so the smallest that no pixel exceeds is used.
-WHITE = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
+WHITE_LEVELS = {"I;16": (65535,), "I": (65535, 2**31 - 1), "F": (1, 255, 65535)}
 
 Fit = Literal["crop", "pad"]  # how a picture is fitted to another aspect ratio
 
@@ -84,7 +84,7 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
                 raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take forever")
             image.load()  # before the orientation is read: Pillow turns TIFF files upright on loading
             # not ImageOps.exif_transpose: it rewrites the remaining EXIF block, which fails if that is slightly damaged
-            method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            method = UPRIGHT_TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             return _rgb(image if method is None else image.transpose(method))
     except UnreadablePicture:
         raise
@@ -174,8 +174,8 @@ def _num_scans(data: bytes) -> int:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     depth = "I;16" if image.mode.startswith("I;16") else image.mode  # either byte order
-    if depth in WHITE:
-        grey = _to_8_bits(np.asarray(image), WHITE[depth])
+    if depth in WHITE_LEVELS:
+        grey = _to_8_bits(np.asarray(image), WHITE_LEVELS[depth])
         return np.repeat(grey[..., None], 3, axis=-1)  # (H, W, 3)
     if image.has_transparency_data:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")

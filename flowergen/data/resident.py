@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from flowergen.data.batch import Batch, LatentBatch
 
-SHARE = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not yet allocated
+MEMORY_FRACTION = 1 / 3  # of the GPU's free memory; the rest is for the model, whose activations are not yet allocated
 CHUNK_SIZE = 1024  # rows per copy
 
 

@@ -30,7 +30,7 @@ Mode = Literal["copy", "link", "move"]
 
 FINGERPRINT_FILE = ".flowergen-split"
 PARTIAL_PREFIX = ".flowergen-split-"  # prefix of unfinished copies
-AGAIN = "then run the same command again, which continues where this one stopped"
+CONTINUE_ADVICE = "then run the same command again, which continues where this one stopped"
 REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -323,4 +323,4 @@ def _cannot_write(what: str, error: OSError, folder: Path) -> UserError:
     name = error.filename2 or error.filename
     where = printable(str(Path(name).parent if name else folder))
     remedy = REMEDIES.get(error.errno or 0, "correct the cause")
-    return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {AGAIN}")
+    return UserError(f"{what}: {printable(error.strerror or str(error))}: {remedy}, in {where}; {CONTINUE_ADVICE}")

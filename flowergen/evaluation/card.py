@@ -13,7 +13,7 @@ from flowergen.errors import UserError
 VERSION = 2  # of the protocol: increment it if the same settings would give different values
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """How to display a metric.
 
     Attributes:
@@ -29,34 +29,34 @@ class Figure(NamedTuple):
     part: str = "samples"
 
 
-FIGURES = {
-    "fid": Figure("FID", ".2f", "lower"),
-    "kid": Figure("KID x 1000", ".2f", "lower"),
-    "precision": Figure("precision", ".3f", "higher"),
-    "recall": Figure("recall", ".3f", "higher"),
-    "inception_score": Figure("Inception Score", ".2f", "higher"),
-    "class_accuracy": Figure("of their class", ".1%", "higher", "copies"),
-    "copies_pixels_third": Figure("copies by pixels, d1/d2 < 1/3", ".2%", "lower", "copies"),
-    "copies_pixels_calibrated": Figure("copies by pixels, calibrated", ".2%", "lower", "copies"),
-    "copies_features_third": Figure("copies by features, d1/d2 < 1/3", ".2%", "lower", "copies"),
-    "copies_features_calibrated": Figure("copies by features, calibrated", ".2%", "lower", "copies"),
-    "copy_bound_pixels": Figure("calibrated bound of d1/d2, pixels", ".3f", "", "copies"),
-    "copy_bound_features": Figure("calibrated bound of d1/d2, features", ".3f", "", "copies"),
-    "rfid": Figure("rFID", ".2f", "lower", "reconstructions"),
-    "rkid": Figure("rKID x 1000", ".2f", "lower", "reconstructions"),
-    "psnr": Figure("PSNR, dB", ".2f", "higher", "reconstructions"),
-    "ssim": Figure("SSIM", ".3f", "higher", "reconstructions"),
-    "lpips": Figure("LPIPS (VGG-16)", ".3f", "lower", "reconstructions"),
-    "sharpness": Figure("sharpness", ".2f", "", "reconstructions"),
-    "elbo": Figure("common ELBO, nats", ",.0f", "higher", "reconstructions"),
-    "rate": Figure("rate: KL, nats", ",.1f", "", "reconstructions"),
-    "distortion": Figure("distortion, nats", ",.0f", "lower", "reconstructions"),
-    "active_units": Figure("active latent units", ".0f", "", "reconstructions"),
-    "denoising_loss": Figure("denoising loss", ".4f", "lower", "denoising"),
-    "denoising_loss_noise_1": Figure("denoising loss, least noise", ".4f", "lower", "denoising"),
-    "denoising_loss_noise_2": Figure("denoising loss, second quarter", ".4f", "lower", "denoising"),
-    "denoising_loss_noise_3": Figure("denoising loss, third quarter", ".4f", "lower", "denoising"),
-    "denoising_loss_noise_4": Figure("denoising loss, most noise", ".4f", "lower", "denoising"),
+METRICS = {
+    "fid": Metric("FID", ".2f", "lower"),
+    "kid": Metric("KID x 1000", ".2f", "lower"),
+    "precision": Metric("precision", ".3f", "higher"),
+    "recall": Metric("recall", ".3f", "higher"),
+    "inception_score": Metric("Inception Score", ".2f", "higher"),
+    "class_accuracy": Metric("of their class", ".1%", "higher", "copies"),
+    "copies_pixels_third": Metric("copies by pixels, d1/d2 < 1/3", ".2%", "lower", "copies"),
+    "copies_pixels_calibrated": Metric("copies by pixels, calibrated", ".2%", "lower", "copies"),
+    "copies_features_third": Metric("copies by features, d1/d2 < 1/3", ".2%", "lower", "copies"),
+    "copies_features_calibrated": Metric("copies by features, calibrated", ".2%", "lower", "copies"),
+    "copy_bound_pixels": Metric("calibrated bound of d1/d2, pixels", ".3f", "", "copies"),
+    "copy_bound_features": Metric("calibrated bound of d1/d2, features", ".3f", "", "copies"),
+    "rfid": Metric("rFID", ".2f", "lower", "reconstructions"),
+    "rkid": Metric("rKID x 1000", ".2f", "lower", "reconstructions"),
+    "psnr": Metric("PSNR, dB", ".2f", "higher", "reconstructions"),
+    "ssim": Metric("SSIM", ".3f", "higher", "reconstructions"),
+    "lpips": Metric("LPIPS (VGG-16)", ".3f", "lower", "reconstructions"),
+    "sharpness": Metric("sharpness", ".2f", "", "reconstructions"),
+    "elbo": Metric("common ELBO, nats", ",.0f", "higher", "reconstructions"),
+    "rate": Metric("rate: KL, nats", ",.1f", "", "reconstructions"),
+    "distortion": Metric("distortion, nats", ",.0f", "lower", "reconstructions"),
+    "active_units": Metric("active latent units", ".0f", "", "reconstructions"),
+    "denoising_loss": Metric("denoising loss", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_1": Metric("denoising loss, least noise", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_2": Metric("denoising loss, second quarter", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_3": Metric("denoising loss, third quarter", ".4f", "lower", "denoising"),
+    "denoising_loss_noise_4": Metric("denoising loss, most noise", ".4f", "lower", "denoising"),
 }
 PER_MILLE = ("kid", "rkid")
 COLUMNS = {  # columns, in this order
@@ -144,7 +144,7 @@ def markdown(card: Mapping[str, Any]) -> str:
     against = f"Against {protocol['num_reference']:,} {protocol['reference']}"
     parts = {"samples": against, "copies": "Classes and copies", "reconstructions": "Reconstructions", "denoising": "Denoising"}
     for part, title in parts.items():
-        names = [name for name, figure in FIGURES.items() if name in results and figure.part == part]
+        names = [name for name, metric in METRICS.items() if name in results and metric.part == part]
         columns = [of for of in COLUMNS if any(of in results[name] for name in names)]
         if columns:
             heads = DENOISING_COLUMNS if part == "denoising" else sizes
@@ -180,7 +180,7 @@ def _table(
 ) -> list[str]:
     rows = [["", *(sizes.get(of, COLUMNS[of]) for of in columns)]]
     for name in names:
-        arrow = f" ({FIGURES[name].better} is better)" if FIGURES[name].better else ""
+        arrow = f" ({METRICS[name].better} is better)" if METRICS[name].better else ""
         cells = [shown(name, results[name].get(of)) for of in columns]
         rows.append([label_of(name, extractor) + arrow, *cells])
     return table(rows)
@@ -196,7 +196,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def label_of(metric: str, extractor: str) -> str:
     """Return a metric's display name; FID and the like are renamed if the features are not Inception's."""
     if metric not in INCEPTION_NAMES or extractor == "inception":
-        return FIGURES[metric].label
+        return METRICS[metric].label
     return f"{INCEPTION_NAMES[metric]} ({Path(extractor).name})"
 
 
@@ -213,7 +213,7 @@ def shown(metric: str, entry: Mapping[str, Any] | None) -> str:
         return ""
     if not math.isfinite(entry["mean"]):
         return "not a number"
-    style, scale = FIGURES[metric].style, 1000 if metric in PER_MILLE else 1
+    style, scale = METRICS[metric].style, 1000 if metric in PER_MILLE else 1
     mean = format(entry["mean"] * scale, style)
     return mean if entry["std"] is None else f"{mean} ± {format(entry['std'] * scale, style)}"
 
@@ -244,16 +244,16 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append("class consistency is left out: the cards used different linear probes")
     tasks = {card["subject"].get("denoising") for card in cards} - {None}
     if len(tasks) > 1:
-        left_out |= {name for name, figure in FIGURES.items() if figure.part == "denoising"}
+        left_out |= {name for name, metric in METRICS.items() if metric.part == "denoising"}
         notes.append(f"the denoising loss is left out: the cards measured it for different tasks ({'; '.join(sorted(tasks))})")
     rows = [["", *(_title(card["subject"]) for card in cards)]]
     rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
-    for metric in (name for name in FIGURES if name not in left_out):
+    for metric in (name for name in METRICS if name not in left_out):
         for of, words in COLUMNS.items():
             entries = [card["results"].get(metric, {}).get(of) for card in cards]
             if any(entries):
                 label = label_of(metric, extractor)
-                words = DENOISING_COLUMNS[of] if FIGURES[metric].part == "denoising" else words
+                words = DENOISING_COLUMNS[of] if METRICS[metric].part == "denoising" else words
                 rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
     return [f"protocol {first['protocol_hash']}", "", *table(rows), *notes]
 

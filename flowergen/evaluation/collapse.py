@@ -14,9 +14,9 @@ from flowergen.nn.posterior import Posterior
 from flowergen.viz.latent_map import principal_plane
 
 SILENT_NATS = 0.01  # KL below which a dimension carries almost no information
-MANY = 0.25  # share of the dimensions that counts as many
+MANY_SHARE = 0.25  # share of the dimensions that counts as many
 NOTHING_NATS = 0.1  # information about the picture's index; narrows the candidates by a factor of only e^0.1 = 1.1
-OFF_PRIOR = 2.0  # factor by which a variance is larger or smaller than the prior's
+VARIANCE_FACTOR = 2.0  # factor by which a variance is larger or smaller than the prior's
 FEW_PICTURES = 50  # at this number, variance estimates have a relative error of about a fifth
 DIMS_PER_CHUNK = 2048  # dimensions held in memory in float64 at a time
 
@@ -151,7 +151,7 @@ def verdict(collapse: Collapse, objective: Mapping[str, Any], diffused: bool = F
     unused = f"{silent:,} of {dims:,} dimensions carry less than {SILENT_NATS} nats"
     if collapse.information < NOTHING_NATS:
         lines = [f"Posterior collapse: {information}, and {unused}: {_less_pressure(objective)}."]
-    elif silent >= MANY * dims:
+    elif silent >= MANY_SHARE * dims:
         smaller = "; if reconstructions are good enough, a smaller latent will do" if silent < dims else ""
         lines = [
             f"Partial collapse: {unused}: {_less_pressure(objective)}{smaller}.",
@@ -179,14 +179,14 @@ def _less_pressure(objective: Mapping[str, Any]) -> str:
 
 def _aggregate(collapse: Collapse, objective: Mapping[str, Any], diffused: bool) -> str:
     second_moment, dims = collapse.mean.square() + collapse.variance, collapse.num_dims
-    wide, narrow = (int(off.sum()) for off in (second_moment > OFF_PRIOR, second_moment < 1 / OFF_PRIOR))
+    wide, narrow = (int(off.sum()) for off in (second_moment > VARIANCE_FACTOR, second_moment < 1 / VARIANCE_FACTOR))
     low, median, high = torch.quantile(second_moment.flatten().sqrt(), torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
     size = f"root mean square of a dimension {median:.2f}, mostly from {low:.2f} to {high:.2f}, where N(0, 1) has 1"
     edge, mean_variance = collapse.largest_of_prior, collapse.variance.mean().item()
-    if max(wide, narrow) >= MANY * dims:
+    if max(wide, narrow) >= MANY_SHARE * dims:
         kinds = " and ".join(f"{word} in {n:,}" for word, n in (("wider", wide), ("narrower", narrow)) if n)
         off = f"The latents as a whole are much {kinds} of {dims:,} dimensions than the prior ({size})"
-    elif collapse.largest_variance > OFF_PRIOR * edge * mean_variance:
+    elif collapse.largest_variance > VARIANCE_FACTOR * edge * mean_variance:
         off = (
             f"Dimension by dimension the latents lie about where N(0, I) does ({size}), but not together: their variance along "
             f"one direction is {collapse.largest_variance:,.1f}, where as many draws from N(0, I) have {edge:,.1f} at most"

@@ -19,11 +19,11 @@ from flowergen.data.bar import with_bar
 from flowergen.data.image_datamodule import spread
 from flowergen.metrics.nearest import near_duplicates, two_nearest
 
-LARGEST_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
+MAX_COMPARED_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
 COPY_RATIO = 1 / 3  # d1 / d2 below which a sample is a copy (Yoon et al. 2023)
 QUANTILE = 0.01  # the calibrated bound is this quantile of the held-out pictures' ratios
 DUPLICATE_SHARE = 0.48  # fraction of the usual distance between neighbours: closer pictures count as one (docs/evaluation.md)
-EQUAL = 1e-6  # only identical pictures are closer than this
+IDENTICAL_DISTANCE = 1e-6  # only identical pictures are closer than this
 NUM_FOR_DISTANCE = 512  # pictures used to estimate the usual distance
 CHUNK_SIZE = 1024  # pictures downsampled at a time
 
@@ -43,7 +43,7 @@ class Neighbours(NamedTuple):
 def compared_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (C, h, w) at which the pixels of pictures (C, H, W) are compared: h = min(H, 64) and w = min(W, 64)."""
     channels, height, width = shape
-    return channels, min(height, LARGEST_PX), min(width, LARGEST_PX)
+    return channels, min(height, MAX_COMPARED_PX), min(width, MAX_COMPARED_PX)
 
 
 def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -71,7 +71,7 @@ def pixel_vectors(images: np.ndarray, rows: np.ndarray | None = None) -> np.ndar
 
 def mirrored(vectors: np.ndarray, width_px: int) -> np.ndarray:
     """Mirror vectors (N, C h w) of ``pixel_vectors`` horizontally; ``width_px`` is W of the pictures."""
-    return vectors.reshape(-1, min(width_px, LARGEST_PX))[:, ::-1].reshape(vectors.shape)
+    return vectors.reshape(-1, min(width_px, MAX_COMPARED_PX))[:, ::-1].reshape(vectors.shape)
 
 
 def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
@@ -88,7 +88,7 @@ def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
         return np.arange(len(vectors))
     # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
     usual = float(two_nearest([spread(vectors[::2], NUM_FOR_DISTANCE)], vectors[1::2]).distance[:, 1].median())
-    closer_than = max(DUPLICATE_SHARE * usual, EQUAL)
+    closer_than = max(DUPLICATE_SHARE * usual, IDENTICAL_DISTANCE)
 
     def progress(blocks: Iterable[slice]) -> Iterable[slice]:
         return with_bar("comparing", blocks, len(vectors) ** 2, size=lambda rows: rows.stop**2 - rows.start**2)

@@ -19,8 +19,8 @@ from flowergen.errors import UserError
 from flowergen.modules.pretrained_weights import EFFICIENTNET_SHA256, fetch, load_efficientnet
 
 INCEPTION_URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-INSTEAD = "extractor=efficientnet, whose weights are installed with flowergen"
-SMALLEST_PX, LARGEST_PX = 96, 224  # smallest and largest input of EfficientNet-Lite1
+INSTALLED_ALTERNATIVE = "extractor=efficientnet, whose weights are installed with flowergen"
+MIN_PX, MAX_PX = 96, 224  # smallest and largest input of EfficientNet-Lite1
 
 
 class Extractor(NamedTuple):
@@ -94,9 +94,9 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
     net = load_efficientnet("lite1", what_for).to(device)
 
     def prepare(x: Tensor) -> Tensor:
-        return _resized(x, min(max(*x.shape[-2:], SMALLEST_PX), LARGEST_PX))
+        return _resized(x, min(max(*x.shape[-2:], MIN_PX), MAX_PX))
 
-    resize = f"bilinear with antialiasing to {SMALLEST_PX} px if smaller, to {LARGEST_PX} px if larger (torch)"
+    resize = f"bilinear with antialiasing to {MIN_PX} px if smaller, to {MAX_PX} px if larger (torch)"
     return _of_network("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
 
 
@@ -112,7 +112,7 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
     """Load torch-fidelity's Inception-v3 with the weights of the original FID (arXiv:1706.08500) and its exact resize."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    path = fetch(INCEPTION_URL, weights_dir, "Inception's weights (91 MB)", INSTEAD)
+    path = fetch(INCEPTION_URL, weights_dir, "Inception's weights (91 MB)", INSTALLED_ALTERNATIVE)
     _load(path)  # checked first, as the library would execute any code in the file
     try:
         net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
@@ -134,7 +134,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
     prepare = weights.transforms()
     size, crop, interpolation = prepare.resize_size[0], prepare.crop_size[0], prepare.interpolation.value
     prepare.resize_size = [size, size]  # instead of the shorter side, which would leave more to crop
-    path = fetch(weights.url, weights_dir, f"torchvision's {model}", INSTEAD)
+    path = fetch(weights.url, weights_dir, f"torchvision's {model}", INSTALLED_ALTERNATIVE)
     state = _load(path)
     try:
         net = models.get_model(model, weights=None)

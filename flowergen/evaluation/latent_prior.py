@@ -9,10 +9,10 @@ from torch import Tensor
 
 from flowergen.randomness import generator, normal_per_sample
 
-MOST_COMPONENTS = 32  # Gaussians in the mixture
-PICTURES_A_COMPONENT = 64
-MOST_PRINCIPAL = 512  # principal directions kept
-MOST_CORRELATED = 64  # leading directions modelled by the mixture; the others are independent of each other
+MAX_COMPONENTS = 32  # Gaussians in the mixture
+PICTURES_PER_COMPONENT = 64
+MAX_PRINCIPAL_DIRECTIONS = 512  # principal directions kept
+MAX_CORRELATED_DIRECTIONS = 64  # leading directions modelled by the mixture; the others are independent of each other
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def fit_latent_prior(z: Tensor, label: Tensor, num_classes: int) -> LatentPrior:
     from sklearn.mixture import GaussianMixture
 
     num, dims = z.shape
-    solver = "full" if num <= 2 * MOST_PRINCIPAL else "randomized"  # the exact solver is faster for so few pictures
-    pca = PCA(min(MOST_PRINCIPAL, dims, num - 1), svd_solver=solver, random_state=0)
+    solver = "full" if num <= 2 * MAX_PRINCIPAL_DIRECTIONS else "randomized"  # the exact solver is faster for so few pictures
+    pca = PCA(min(MAX_PRINCIPAL_DIRECTIONS, dims, num - 1), svd_solver=solver, random_state=0)
     coordinates = pca.fit_transform(z.numpy()).astype(np.float64)  # (N, R)
     std = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))  # (R,)
-    k = max(1, min(MOST_CORRELATED, len(std), num // 4))
+    k = max(1, min(MAX_CORRELATED_DIRECTIONS, len(std), num // 4))
     u = coordinates[:, :k] / std[:k]  # (N, K), variance 1 along each direction
-    components = max(1, min(MOST_COMPONENTS, num // PICTURES_A_COMPONENT))
+    components = max(1, min(MAX_COMPONENTS, num // PICTURES_PER_COMPONENT))
     mixture = GaussianMixture(components, reg_covar=1e-2, random_state=0, max_iter=50).fit(u)
 
     class_means, within = np.full((num_classes, k), np.nan), np.zeros((k, k))

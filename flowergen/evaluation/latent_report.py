@@ -15,8 +15,8 @@ from flowergen.evaluation.latent_classes import ClassFigures, class_figures
 from flowergen.viz.kl_spectrum import draw_kl_spectrum
 from flowergen.viz.latent_map import draw_classes, principal_plane, tsne_plane
 
-MOST_ON_TSNE = 2000  # pictures; takes under a minute on two cores
-MOST_ROWS = 32  # rows of a table
+MAX_TSNE_POINTS = 2000  # pictures; takes under a minute on two cores
+MAX_ROWS = 32  # rows of a table
 
 
 def figures_of_classes(
@@ -68,7 +68,7 @@ def write_maps(
     first, second = (f"{ordinal} principal direction, {share:.1%} of the variance" for ordinal, share in
                      zip(("first", "second"), (on_plane.square().sum(0) / total).tolist(), strict=True))  # fmt: skip
     draw_classes(folder / "pca.png", on_plane, labels, names, f"{len(points):,} {of}: PCA of the latents", (first, second))
-    rows = torch.from_numpy(spread(np.arange(len(points)), MOST_ON_TSNE))
+    rows = torch.from_numpy(spread(np.arange(len(points)), MAX_TSNE_POINTS))
     drawn = tsne_plane(points[rows], seed)
     title = f"{len(rows):,} {of}: t-SNE of the latents"
     axes = ("only neighbourhoods are meaningful, not distances or cluster sizes", "")
@@ -145,7 +145,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     """Format the report as Markdown."""
     channels = sorted(enumerate(data["channels"]), key=lambda item: -item[1]["kl"])
     what = "channel" if data["dimensions"] > len(channels) else "dimension"
-    first = f", the {MOST_ROWS} with the largest KL" if len(channels) > MOST_ROWS else ""
+    first = f", the {MAX_ROWS} with the largest KL" if len(channels) > MAX_ROWS else ""
     lines = [
         f"# Latent space of {data['run']}",
         "",
@@ -170,7 +170,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         *(
             f"| {number} | {c['kl']:.3f} | {c['silent_dimensions']} | {c['active_units']} | {c['aggregate_mean']:.3f} "
             f"| {c['aggregate_rms']:.3f} | {c['aggregate_kl']:.3f} |"
-            for number, c in channels[:MOST_ROWS]
+            for number, c in channels[:MAX_ROWS]
         ),
         "",
     ]

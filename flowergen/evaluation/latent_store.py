@@ -23,9 +23,9 @@ from flowergen.randomness import normal_per_sample
 
 log = logging.getLogger(__name__)
 
-MOST_LATENTS = 4096
-MOST_VALUES = 2**23  # values of all stored latents together: 16 MB in half precision
-MOST_FITTED = 8192  # pictures that the prior is fitted to
+MAX_LATENTS = 4096
+MAX_VALUES = 2**23  # values of all stored latents together: 16 MB in half precision
+MAX_FITTED = 8192  # pictures that the prior is fitted to
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LatentStore:
 
 def num_stored(shape: tuple[int, int, int]) -> int:
     """Return how many latents of this shape are stored."""
-    return max(2, min(MOST_LATENTS, MOST_VALUES // math.prod(shape)))
+    return max(2, min(MAX_LATENTS, MAX_VALUES // math.prod(shape)))
 
 
 def store_latents(
@@ -100,7 +100,7 @@ def fit_to_pictures(
 
 def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModule) -> None:
     """Encode the training split, ``fit_to_pictures``, and write both with ``store_latents``."""
-    rows = spread(data.rows["train"], MOST_FITTED)
+    rows = spread(data.rows["train"], MAX_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
     mean, prior = fit_to_pictures(model, data, rows, bar=True)
     if prior is None:

@@ -30,7 +30,7 @@ from flowergen.randomness import generator
 log = logging.getLogger(__name__)
 
 WORST_PAIRS = 16
-SEARCHED = 1024  # samples searched at a time
+SEARCH_CHUNK = 1024  # samples searched at a time
 
 
 def measure_samples(
@@ -127,8 +127,8 @@ def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts
 
 def _neighbours(side: PreparedReference, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
     """Find the neighbours of samples in chunks, as mirror images take memory."""
-    starts = range(0, len(vectors), SEARCHED)
-    parts = [vectors[first : first + SEARCHED] for first in starts]
+    starts = range(0, len(vectors), SEARCH_CHUNK)
+    parts = [vectors[first : first + SEARCH_CHUNK] for first in starts]
     found = [
         copies.neighbours(side.variants(space.name, part), space.candidates, side.kept)
         for part in with_bar("searching", parts, len(vectors), size=len)

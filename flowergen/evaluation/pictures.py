@@ -17,8 +17,8 @@ from flowergen.errors import UserError, printable
 from flowergen.evaluation.sampling import NO_CLASS, LatentSampler, pictures
 from flowergen.picture_shape import PictureShape
 
-HASHED = 256  # pictures whose pixels are hashed to represent all
-FEWEST = 4  # pictures in a set: precision and recall use the third nearest neighbour
+NUM_HASHED = 256  # pictures whose pixels are hashed to represent all
+MIN_PICTURES = 4  # pictures in a set: precision and recall use the third nearest neighbour
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RealPictures:
     def pixels(self) -> str:
         """Hash of some of the pictures after preprocessing; it changes if the same files are transformed differently."""
         pictures = self.train or self.reference
-        return blake2b(pictures.at(spread(np.arange(len(pictures)), HASHED)).tobytes(), digest_size=16).hexdigest()
+        return blake2b(pictures.at(spread(np.arange(len(pictures)), NUM_HASHED)).tobytes(), digest_size=16).hexdigest()
 
 
 def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test") -> RealPictures:
@@ -161,8 +161,8 @@ def picture_folder(folder: str, key: str, shape: PictureShape, cache_dir: Path) 
 
 def enough(pictures: PictureSet) -> PictureSet:
     """Return the pictures if there are enough for precision and recall, else raise a UserError."""
-    if len(pictures) < FEWEST:
-        raise UserError(f"{len(pictures)} {pictures.name} are too few to evaluate with: give at least {FEWEST}")
+    if len(pictures) < MIN_PICTURES:
+        raise UserError(f"{len(pictures)} {pictures.name} are too few to evaluate with: give at least {MIN_PICTURES}")
     return pictures
 
 

@@ -16,7 +16,7 @@ from flowergen.modules.pretrained import PretrainedAutoencoder
 from flowergen.randomness import normal, uniform
 
 TOLERANCE = 1e-4  # of a graph's outputs, relative to the largest one if it exceeds 1, as float32 has no more digits
-NUM_TRIED = 3  # size of the larger batch that a graph is checked with
+CHECK_BATCH_SIZE = 3  # size of the larger batch that a graph is checked with
 # config keys that define the networks; the others are for training
 NETWORK_KEYS = (
     "_target_", "channels", "latent_dim", "norm", "activation", "residual_blocks", "latent", "blocks", "pretrained", "network",
@@ -147,12 +147,12 @@ def write_weights(model: ImageModel, nodes: Mapping[str, Mapping[str, Any]], fol
 
 def graphs(model: ImageModel) -> Iterator[Graph]:
     """Yield the parts of a model, in eval mode on the CPU, with seeded inputs; raises the errors of ``networks``."""
-    x = uniform((NUM_TRIED, *model.picture_shape), seed=0, step=0, purpose="export picture")
-    z = normal((NUM_TRIED, *model.latent_shape), seed=0, step=0, purpose="export latent")
+    x = uniform((CHECK_BATCH_SIZE, *model.picture_shape), seed=0, step=0, purpose="export picture")
+    z = normal((CHECK_BATCH_SIZE, *model.latent_shape), seed=0, step=0, purpose="export latent")
     autoencoder = model.autoencoder
     if diffusion := model.denoising_model:
         num_classes = diffusion.num_classes
-        t = diffusion.schedule.times(uniform((NUM_TRIED,), seed=0, step=0, purpose="export time"))
+        t = diffusion.schedule.times(uniform((CHECK_BATCH_SIZE,), seed=0, step=0, purpose="export time"))
         label = torch.tensor([num_classes, 0, num_classes // 2])
         yield Graph("denoiser", Denoise(diffusion, "denoiser").eval(), {"x": z, "t": t, "label": label}, ["prediction"])
         z = diffusion.unscaled(z)
@@ -226,7 +226,7 @@ def deviation(graph: Graph, path: Path) -> tuple[float, float]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     deviations, values = [], []
-    for rows in (1, NUM_TRIED):
+    for rows in (1, CHECK_BATCH_SIZE):
         inputs = {name: tensor[:rows] for name, tensor in graph.inputs.items()}
         theirs = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
         for our, their in zip(graph.net(*inputs.values()), theirs, strict=True):

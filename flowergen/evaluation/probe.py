@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1  # increment it when the fit changes
 WEIGHT_DECAY = 0.01  # lambda of the objective: the best of 1, 0.1, 0.01 and 0.003 on validation pictures of Oxford 102 Flowers
-MOST_ITERATIONS, TOLERANCE = 300, 1e-4  # of L-BFGS, and for its largest final derivative, as in scikit-learn
-MOST_EVALUATIONS = MOST_ITERATIONS * 5 // 4  # of the objective, as is torch's default
+MAX_ITERATIONS, TOLERANCE = 300, 1e-4  # of L-BFGS, and for its largest final derivative, as in scikit-learn
+MAX_EVALUATIONS = MAX_ITERATIONS * 5 // 4  # of the objective, as is torch's default
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=MOST_ITERATIONS,
-        max_eval=MOST_EVALUATIONS,
+        max_iter=MAX_ITERATIONS,
+        max_eval=MAX_EVALUATIONS,
         tolerance_grad=TOLERANCE,
         tolerance_change=0,
         history_size=10,
         line_search_fn="strong_wolfe",
     )
 
-    evaluations = with_bar("fitting", count(), MOST_EVALUATIONS)  # usually, fewer are enough
+    evaluations = with_bar("fitting", count(), MAX_EVALUATIONS)  # usually, fewer are enough
 
     def closure() -> torch.Tensor:
         next(evaluations)

@@ -13,14 +13,14 @@ from typing import Any
 import yaml
 
 from flowergen.config.check import data_options
-from flowergen.evaluation.card import COLUMNS, DENOISING_COLUMNS, FIGURES, label_of, read_card, shown
+from flowergen.evaluation.card import COLUMNS, DENOISING_COLUMNS, METRICS, label_of, read_card, shown
 from flowergen.files import replacing
 from flowergen.picture_shape import PictureShape
 from flowergen.viz.html import enlarged, figure, linked, page, pictures, table, text
 
-MOST_CLASSES, MOST_OF_A_CLASS = 16, 8
-MOST_DENOISED = 8
-MOST_EARLIER = 40
+MAX_CLASSES, MAX_PER_CLASS = 16, 8
+MAX_DENOISED = 8
+MAX_EARLIER_PICTURES = 40
 MODEL_COLUMNS = {  # columns with the model's own values, by part of the card
     "samples": ("samples",),
     "copies": ("samples",),
@@ -157,10 +157,10 @@ def _samples(folder: Path, shape: PictureShape) -> list[str]:
     by_class: dict[str, list[Path]] = {}
     for path in sorted(sampled.glob("pictures/*.png")):
         by_class.setdefault(_class_of(path), []).append(path)
-    if not 2 <= len(by_class) <= MOST_CLASSES:
+    if not 2 <= len(by_class) <= MAX_CLASSES:
         return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", None)]
     return [where] + [
-        f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MOST_OF_A_CLASS], folder, shape)}</div>'
+        f'<div class="row"><span>{text(name)}</span>{pictures(paths[:MAX_PER_CLASS], folder, shape)}</div>'
         for name, paths in by_class.items()
     ]
 
@@ -173,7 +173,7 @@ def _class_of(path: Path) -> str:
 
 def _denoising(folder: Path, shape: PictureShape) -> list[str]:
     sampled = _sampled(folder)
-    found = sorted(sampled.glob("denoising/*.gif"))[:MOST_DENOISED] if sampled else []
+    found = sorted(sampled.glob("denoising/*.gif"))[:MAX_DENOISED] if sampled else []
     return [enlarged(path, folder, _class_of(path), shape) for path in found]
 
 
@@ -203,8 +203,8 @@ def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
     """Return a row for each metric in ``MEANINGS``: name, the model's value, floors, meaning."""
     rows = []
     for metric in (name for name in MEANINGS if name in card["results"]):
-        found, words = card["results"][metric], DENOISING_COLUMNS if FIGURES[metric].part == "denoising" else COLUMNS
-        of = next((of for of in MODEL_COLUMNS[FIGURES[metric].part] if of in found), None)
+        found, words = card["results"][metric], DENOISING_COLUMNS if METRICS[metric].part == "denoising" else COLUMNS
+        of = next((of for of in MODEL_COLUMNS[METRICS[metric].part] if of in found), None)
         if of is None:  # only real pictures have a value
             continue
         values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != of]
@@ -231,7 +231,7 @@ def _commands(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _earlier(folder: Path, shape: PictureShape) -> list[str]:
-    pictures = _numbered(folder, "generated")[-MOST_EARLIER:]
+    pictures = _numbered(folder, "generated")[-MAX_EARLIER_PICTURES:]
     if len(pictures) < 2:
         return []
     figures = [enlarged(path, folder, f"Generated, epoch {epoch}", shape) for epoch, path in reversed(pictures)]

@@ -25,7 +25,7 @@ GRID_COLUMNS = 16  # maximum pictures per class in the grid
 GRID_PICTURES = 1024  # approximate number of pictures in the grid
 STRIP_COLUMNS = 9
 HOLD_FRAMES = 10  # repetitions of a GIF's last frame
-LONGEST_NAME = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name
+MAX_NAME_BYTES = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def file_name(seed: int, label: int, names: Sequence[str]) -> str:
     if label == NO_CLASS:
         return f"seed{seed}"
     slug = "_".join(re.findall(r"\w+", names[label].replace("'", "")))
-    slug = slug.encode()[:LONGEST_NAME].decode(errors="ignore")
+    slug = slug.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     return f"seed{seed}_class{label:03d}_{slug}"
 
 

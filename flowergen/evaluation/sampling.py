@@ -18,8 +18,8 @@ from flowergen.randomness import generator, normal_per_sample
 
 NO_CLASS = -1
 BATCH_SIZE = 64  # samples drawn at a time during training
-MOST_STATES = 51  # states kept of a trajectory
-MOST_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to during training; takes a second or two
+MAX_STATES = 51  # states kept of a trajectory
+MAX_FITTED_IN_TRAINING = 1024  # pictures that the prior is fitted to during training; takes a second or two
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> LatentSampl
     model = model.sampling_model
     if model.denoising_model:
         return diffusion_sampler(model.denoising_model, model.denoising_model.sampling, model.seed)
-    rows = spread(data.rows["train"], MOST_FITTED_IN_TRAINING)
+    rows = spread(data.rows["train"], MAX_FITTED_IN_TRAINING)
     _, prior = fit_to_pictures(model, data, rows)
     return autoencoder_sampler(model, prior, "auto", False, model.seed, f"{len(rows):,} training latents")
 
@@ -178,7 +178,7 @@ def trajectory(
     sampling: SamplingSettings,
     net: FastNetwork | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the denoising trajectories of the samples that ``diffusion_sampler`` draws; at most ``MOST_STATES`` are kept.
+    """Return the denoising trajectories of the samples that ``diffusion_sampler`` draws; at most ``MAX_STATES`` are kept.
 
     Args:
         model: a model in eval mode.
@@ -192,7 +192,7 @@ def trajectory(
         x_t, from noise to sample, and x0_hat, the network's estimate of the clean picture at that step, each
         (N, T, C, h, w) in the autoencoder's units on the CPU, T at most steps + 1; the last of both is the sample.
     """
-    kept = set(torch.linspace(0, sampling.steps, min(sampling.steps + 1, MOST_STATES)).round().int().tolist())
+    kept = set(torch.linspace(0, sampling.steps, min(sampling.steps + 1, MAX_STATES)).round().int().tolist())
     x = normal_per_sample(index, model.latent_shape, seed=seed, purpose="prior").to(model.device)
     x_t, x0_hats = [], []
     for step, (after, x0_hat) in enumerate(model.denoise(index, _or_null(model, labels), seed, sampling, net)):

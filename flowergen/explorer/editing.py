@@ -14,10 +14,10 @@ from torch import Tensor
 from flowergen.data.reading import UnreadablePicture, read_rgb
 from flowergen.errors import UserError, printable
 from flowergen.explorer import validation
-from flowergen.explorer.generating import MOST_PICTURES, SEEDS, checked_sampling
+from flowergen.explorer.generating import MAX_PICTURES, SEEDS, checked_sampling
 from flowergen.explorer.model import TRAVERSED_SIGMAS, ExplorerModel
 
-LARGEST_UPLOAD = 32 * 2**20  # bytes
+MAX_UPLOAD_BYTES = 32 * 2**20  # bytes
 SCALES = (-3.0, 5.0)  # powers of ten of the scale of variations
 
 
@@ -127,15 +127,15 @@ def _of_edits(
 ) -> dict[str, Any]:
     """Return the arguments that both edits of ``LoadedModel`` take."""
     chosen = validation.labels(classes, explored.class_names)
-    if max(1, len(chosen)) * _num(num) > MOST_PICTURES:
-        raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MOST_PICTURES}: choose fewer")
+    if max(1, len(chosen)) * _num(num) > MAX_PICTURES:
+        raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MAX_PICTURES}: choose fewer")
     sampling = checked_sampling(explored, options)
     given: dict[str, Any] = {"x": _given(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
     return {**given, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _num(num: Any) -> int:
-    return validation.whole("The number of pictures", num, 1, MOST_PICTURES)
+    return validation.whole("The number of pictures", num, 1, MAX_PICTURES)
 
 
 def _seed(seed: Any) -> int:

@@ -18,10 +18,10 @@ from flowergen.explorer.model import ExplorerModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.runs.sampling import DIFFUSION_OPTIONS, check_sampling, sampling_of
 
-MOST_PICTURES = 16
-MOST_STEPS = 200
-MOST_FRAMES = 12  # states of a denoising that are shown, including the result
-MOST_GUIDANCE = 20
+MAX_PICTURES = 16
+MAX_STEPS = 200
+MAX_FRAMES = 12  # states of a denoising that are shown, including the result
+MAX_GUIDANCE = 20
 SEEDS = 2**31 - 1
 ESTIMATE, NOISY = WATCHED = ("the model's estimate of the picture", "the noisy picture")
 
@@ -58,8 +58,8 @@ def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sam
     samplers = samplers_of(module)
     checks: dict[str, Callable[[Any], Any]] = {
         "sampler": lambda name: validation.one_of("The sampler", name, samplers),
-        "steps": lambda steps: validation.whole("Steps", steps, 1, MOST_STEPS),
-        "guidance_scale": lambda scale: validation.real("Guidance", scale, 0, MOST_GUIDANCE),
+        "steps": lambda steps: validation.whole("Steps", steps, 1, MAX_STEPS),
+        "guidance_scale": lambda scale: validation.real("Guidance", scale, 0, MAX_GUIDANCE),
         "guidance_interval": lambda ends: sorted(validation.real("An end of the guidance interval", end, 0, 1) for end in ends),
     }
     config = {**dict.fromkeys(DIFFUSION_OPTIONS), **{key: checks[key](value) for key, value in options.items()}}
@@ -89,9 +89,9 @@ def generate(
         watched: ``ESTIMATE`` or ``NOISY``, the state that is displayed before the last step.
 
     Yields:
-        At most ``MOST_FRAMES`` states, the last of which is the result.
+        At most ``MAX_FRAMES`` states, the last of which is the result.
     """
-    num, seed = validation.whole("The number of pictures", num, 1, MOST_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
+    num, seed = validation.whole("The number of pictures", num, 1, MAX_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
     validation.one_of("The displayed state", watched, WATCHED)
     labels, module = labels_of(explored, classes, num), explored.module.denoising_model
     if module is None:
@@ -99,7 +99,7 @@ def generate(
         return
     sampling = checked_sampling(explored, options)
     steps = len(module.levels(sampling)) - 1
-    drawn = set(torch.linspace(1, steps, min(steps, MOST_FRAMES)).round().int().tolist())
+    drawn = set(torch.linspace(1, steps, min(steps, MAX_FRAMES)).round().int().tolist())
     null = torch.where(labels < 0, module.num_classes, labels)
     states = module.denoise(range(num), null, seed, sampling)
     for step in range(1, steps + 1):

@@ -18,8 +18,8 @@ from flowergen.explorer.model import ExplorerModel
 from flowergen.nn.latent_space import slerp
 from flowergen.runs.sampling import DIFFUSION_OPTIONS, latent_sampler
 
-MOST_INGREDIENTS = 8
-MOST_STRENGTH = 2.0  # largest strength of class arithmetic; 1 adds the difference of the class means itself
+MAX_INGREDIENTS = 8
+MAX_STRENGTH = 2.0  # largest strength of class arithmetic; 1 adds the difference of the class means itself
 WALK = 8  # pictures from one ingredient to the next
 
 
@@ -60,8 +60,8 @@ def added(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[
     Raises:
         UserError: there are too many.
     """
-    if len(ingredients) + len(new) > MOST_INGREDIENTS:
-        raise UserError(f"at most {MOST_INGREDIENTS} pictures are mixed: remove some first")
+    if len(ingredients) + len(new) > MAX_INGREDIENTS:
+        raise UserError(f"at most {MAX_INGREDIENTS} pictures are mixed: remove some first")
     return [*ingredients, *new]
 
 
@@ -82,7 +82,7 @@ def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, 
     first = min(int(position), max(0, len(ingredients) - 2))
     a, b = ingredients[first].latent, ingredients[min(first + 1, len(ingredients) - 1)].latent
     z = slerp(a, b, torch.tensor([position - first]))
-    z = z + validation.real("Strength", strength, 0, MOST_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
+    z = z + validation.real("Strength", strength, 0, MAX_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
     return explored.model.decode(z).cpu()
 
 

@@ -14,7 +14,7 @@ from flowergen.runs.loading import load_run
 from flowergen.runs.sampling import stored_latents
 from flowergen.viz.latent_map import principal_plane
 
-MOST_POINTS = 2000  # points on the map
+MAX_POINTS = 2000  # points on the map
 NUM_DIRECTIONS = 6  # number of sliders
 TRAVERSED_SIGMAS = 3.0  # standard deviations to each side, as in flowergen.vary mode=traverse
 
@@ -71,7 +71,7 @@ class ExplorerModel:
     def points(self) -> tuple[Tensor, Tensor]:
         """The latents on the map, (L, C, h, w), and their classes (L,), -1 for none."""
         assert self.store is not None
-        rows = torch.from_numpy(spread(np.arange(len(self.store.latents)), MOST_POINTS))
+        rows = torch.from_numpy(spread(np.arange(len(self.store.latents)), MAX_POINTS))
         return self.store.latents[rows], self.store.labels[rows]
 
     @cached_property

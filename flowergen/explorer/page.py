@@ -26,8 +26,8 @@ from flowergen.runs.machine_limits import out_of_memory_as_user_error
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}  # of events that compute
 FILES = {"concurrency_id": "files", "concurrency_limit": 2, "api_visibility": "private", "show_progress": "hidden"}
 FOLLOW_SECONDS = 5
-DELETED = (600, 3600)  # every 600 s, uploads that are older than an hour
-MOST_HOVERED = 4096  # pictures of points that are kept
+UPLOAD_DELETION = (600, 3600)  # every 600 s, uploads that are older than an hour
+MAX_HOVERED = 4096  # pictures of points that are kept
 PAINTED = """
 <div class="canvas"><img alt="The picture to paint on"><canvas aria-label="Paint here"></canvas></div>
 <div class="tools"><label>Brush <input type="range" min="2" max="40" value="12"></label>
@@ -38,7 +38,7 @@ MAP = """
 <div class="hover"><img alt=""><span></span></div></div><details><summary>Classes</summary><div class="legend"></div></details>
 """
 NEAREST, BICUBIC = "single pixels", "smooth (bicubic)"
-SHOW = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC}'); return how; }}"
+TOGGLE_JS = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC}'); return how; }}"
 
 
 def build(explored: ExplorerModel) -> Any:
@@ -46,14 +46,14 @@ def build(explored: ExplorerModel) -> Any:
     import gradio as gr
 
     run = explored.model.run.path
-    with gr.Blocks(title=f"{run.name} - flowergen", analytics_enabled=False, delete_cache=DELETED) as page:
+    with gr.Blocks(title=f"{run.name} - flowergen", analytics_enabled=False, delete_cache=UPLOAD_DELETION) as page:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 heading = f"# {html.escape(run.parent.name)}/{html.escape(run.name)}"
                 gr.Markdown(f"{heading}\n{html.escape(explored.module.summary())}")
             with gr.Column(scale=1, min_width=280):
                 enlarging = gr.Radio([NEAREST, BICUBIC], value=NEAREST, label="Pictures are enlarged as", elem_id="enlarging")
-        enlarging.change(None, enlarging, enlarging, js=SHOW)
+        enlarging.change(None, enlarging, enlarging, js=TOGGLE_JS)
         with gr.Tabs():
             with gr.Tab("Generate", id="generate", elem_id="generate-panel"):
                 _generate(gr, explored)
@@ -245,7 +245,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
             with gr.Accordion("Class arithmetic", open=False, visible=bool(explored.class_means)):
                 with gr.Row():
                     plus, minus = (gr.Dropdown(names, value=None, label=words) for words in ("Towards", "Away from"))
-                strength = gr.Slider(0, mixing.MOST_STRENGTH, value=1, step=0.05, label="Strength")
+                strength = gr.Slider(0, mixing.MAX_STRENGTH, value=1, step=0.05, label="Strength")
             mixture = gr.HTML(elem_id="mixture")
             walk = gr.Button("The whole way", elem_id="walk")
             way = gr.HTML(elem_id="way")
@@ -260,7 +260,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
 
     def add_files(found: Any, paths: Any, *how: Any) -> list[Any]:
         new = [mixing.of_picture(explored, editing.uploaded(explored, path), "uploaded")
-               for path in (paths or [])[: mixing.MOST_INGREDIENTS + 1]]  # fmt: skip
+               for path in (paths or [])[: mixing.MAX_INGREDIENTS + 1]]  # fmt: skip
         return shown(mixing.added(found, new), *how)
 
     def add_sample(found: Any, label: Any, seed: Any, *how: Any) -> list[Any]:
@@ -284,7 +284,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
 def _map(gr: Any, explored: ExplorerModel) -> None:
     lock = Lock()
 
-    @lru_cache(MOST_HOVERED)  # which keeps no exceptions
+    @lru_cache(MAX_HOVERED)  # which keeps no exceptions
     def decoded(number: int) -> str:
         if not lock.acquire(blocking=False):  # waiting would take a thread from the other requests
             raise UserError("another picture is being decoded")
@@ -357,15 +357,15 @@ def _classes(gr: Any, explored: ExplorerModel, label: str) -> Any:
 
 
 def _steps_and_scale(gr: Any, module: LatentDDPMModule, words: str, elem_id: str | None = None) -> tuple[Any, Any]:
-    most = generating.MOST_STEPS
+    most = generating.MAX_STEPS
     if module.objective != "flow":  # which may take more steps than it has been trained on
         most = min(most, module.schedule.num_timesteps)
     steps = gr.Slider(1, most, value=min(module.sampling.steps, most), step=1, label="Steps", elem_id=elem_id)
-    return steps, gr.Slider(0, generating.MOST_GUIDANCE, value=module.sampling.guidance_scale, step=0.1, label=words)
+    return steps, gr.Slider(0, generating.MAX_GUIDANCE, value=module.sampling.guidance_scale, step=0.1, label=words)
 
 
 def _num(gr: Any, value: int, elem_id: str | None = None) -> Any:
-    return gr.Slider(1, generating.MOST_PICTURES, value=value, step=1, label="Pictures", elem_id=elem_id)
+    return gr.Slider(1, generating.MAX_PICTURES, value=value, step=1, label="Pictures", elem_id=elem_id)
 
 
 def _seed(gr: Any, elem_id: str | None = None) -> Any:

@@ -4,12 +4,12 @@ import os
 from typing import Any
 
 from flowergen.errors import UserError, printable
-from flowergen.explorer.editing import LARGEST_UPLOAD
+from flowergen.explorer.editing import MAX_UPLOAD_BYTES
 from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.page import asset, build
 
-MOST_WAITING = 40  # requests in the queue; further ones are refused
-MOST_SESSIONS = 200  # sessions whose state is kept
+MAX_QUEUED = 40  # requests in the queue; further ones are refused
+MAX_SESSIONS = 200  # sessions whose state is kept
 OFFLINE = {  # must be set before Gradio is imported
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -45,12 +45,12 @@ def start(explored: ExplorerModel, host: str, port: int) -> Any:
     from starlette.middleware import Middleware
 
     page = build(explored)
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=MAX_QUEUED, default_concurrency_limit=1)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
-            footer_links=[], max_file_size=LARGEST_UPLOAD, state_session_capacity=MOST_SESSIONS, theme=theme,
+            footer_links=[], max_file_size=MAX_UPLOAD_BYTES, state_session_capacity=MAX_SESSIONS, theme=theme,
             head=f"<style>{asset('style.css')}</style>",  # unlike css=, it may select the body
             app_kwargs={"middleware": [Middleware(_offline)]},
         )  # fmt: skip

@@ -15,7 +15,7 @@ from flowergen.explorer.model import ExplorerModel
 from flowergen.viz.latent_map import GREY, class_colors
 
 WALK = 8  # pictures along a dragged line
-OUTSIDE = 3.0  # largest distance of a place from the square around the points, in sides of that square
+MAX_DISTANCE = 3.0  # largest distance of a place from the square around the points, in sides of that square
 
 
 def map_data(explored: ExplorerModel) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
 
 def _places(explored: ExplorerModel, places: list[Any]) -> Tensor:
     """Validate places and return them, (N, 2)."""
-    most = (1 + OUTSIDE) * float(explored.plane.coordinates.abs().max())
+    most = (1 + MAX_DISTANCE) * float(explored.plane.coordinates.abs().max())
     for place in places:
         if not isinstance(place, list | tuple) or len(place) != 2:
             raise UserError("click on the map to choose a place")

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowergen.errors import UserError
 from flowergen.metrics.pairwise import BLOCK_ROWS, as_float32, centre_of, row_blocks, squared_distances
 
-RANKED = 4  # candidates that are measured again: float32 may misorder the closest ones
+NUM_REFINED = 4  # candidates that are measured again: float32 may misorder the closest ones
 
 
 class Nearest(NamedTuple):
@@ -54,13 +54,13 @@ def two_nearest(queries: Sequence[np.ndarray], candidates: np.ndarray) -> Neares
 
 
 def _rank(x: list[Tensor], candidates: np.ndarray, centre: Tensor) -> Tensor:
-    """Return the approximately nearest ``RANKED`` candidates of B vectors, in ascending order of index: (B, K) int64."""
+    """Return the approximately nearest ``NUM_REFINED`` candidates of B vectors, in ascending order of index: (B, K) int64."""
     value, index = x[0].new_empty(len(x[0]), 0), torch.empty(len(x[0]), 0, dtype=torch.int64)
     for columns in row_blocks(*candidates.shape):
         squared = _nearest_variant(x, as_float32(candidates[columns]).sub_(centre))[0]  # (B, M')
-        best = squared.topk(min(RANKED, squared.shape[1]), largest=False)
+        best = squared.topk(min(NUM_REFINED, squared.shape[1]), largest=False)
         value, index = torch.cat((value, best.values), 1), torch.cat((index, best.indices + columns.start), 1)
-        best = value.topk(min(RANKED, value.shape[1]), largest=False)
+        best = value.topk(min(NUM_REFINED, value.shape[1]), largest=False)
         value, index = best.values, index.gather(1, best.indices)
     return index.sort(dim=1).values
 

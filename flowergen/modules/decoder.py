@@ -31,7 +31,7 @@ from flowergen.picture_shape import ImageSize
 from flowergen.randomness import normal, normal_per_sample, uniform
 
 # the pictures of a batch that are also reconstructed: the same on any number of devices if 4 divides a device's batch size
-RECONSTRUCTED = slice(None, None, 4)
+RECONSTRUCTED_ROWS = slice(None, None, 4)
 
 
 class DecoderModule(TwoOptimizers):
@@ -194,9 +194,9 @@ class DecoderModule(TwoOptimizers):
         u = self.step_draw(uniform, num, (), batch_idx, "sample")
         chosen = (u * len(self.latents)).long().clamp(max=len(self.latents) - 1)
         label_sampled = self.labels[chosen]
-        eps = self.step_draw(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED]
+        eps = self.step_draw(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED_ROWS]
         with torch.no_grad():
-            z = self.encode(batch.image[RECONSTRUCTED]).sample(eps)
+            z = self.encode(batch.image[RECONSTRUCTED_ROWS]).sample(eps)
         decoded = self.net(torch.cat((self.latents[chosen], z))).float()  # (N + N / 4, C, H, W)
         x_sampled, x_hat = decoded[:num], decoded[num:]
 
@@ -211,7 +211,7 @@ class DecoderModule(TwoOptimizers):
 
         with frozen(self.discriminator), frozen(self.class_projection or nn.Identity()):
             loss_adversarial = torch.stack([hinge_generator(logits) for logits in self._logits(seen, label_sampled)]).sum(0)
-        terms = self._reconstruction_terms(x[RECONSTRUCTED], x_hat)
+        terms = self._reconstruction_terms(x[RECONSTRUCTED_ROWS], x_hat)
         loss = self.reconstruction_weight * (
             terms["loss_reconstruction"].mean() + self.perceptual_weight * terms["loss_perceptual"].mean()
         )

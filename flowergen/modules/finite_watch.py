@@ -8,7 +8,7 @@ from torch.distributed import ReduceOp, all_reduce, is_available, is_initialized
 
 from flowergen.errors import UserError
 
-NEVER = 2**62
+NO_STEP = 2**62
 
 
 class NotFinite(UserError):
@@ -29,7 +29,7 @@ class FiniteWatch:
             step: the optimiser step.
         """
         names = tuple(names)
-        first = torch.where(values.isfinite(), NEVER, step)
+        first = torch.where(values.isfinite(), NO_STEP, step)
         self._first[names] = torch.minimum(self._first[names], first) if names in self._first else first
 
     def found(self) -> tuple[int, list[str]] | None:
@@ -46,7 +46,7 @@ class FiniteWatch:
         steps = dict(zip([name for names in self._first for name in names], firsts.tolist(), strict=True))
         self._first = {}
         step = min(steps.values())
-        if step == NEVER:
+        if step == NO_STEP:
             return None
         bad = [name for name, first in steps.items() if first == step]
         return step, [name for name in bad if name not in ("loss", "gradient")] or bad[:1]

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]  # builds an optimiser from the parameters
 FUSED_ON = ("cuda", "cpu")  # device types
-MOST_SKIPPED = 20  # consecutive steps; a model that has diverged does not recover
+MAX_SKIPPED = 20  # consecutive steps; a model that has diverged does not recover
 
 
 class ImageModel(LightningModule, ABC):
@@ -296,9 +296,9 @@ class ImageModel(LightningModule, ABC):
             self._skipped_in_a_row += 1
             if self.trainer.is_global_zero:
                 log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: step skipped")
-        if self._skipped_in_a_row == MOST_SKIPPED:
+        if self._skipped_in_a_row == MAX_SKIPPED:
             raise NotFinite(
-                f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MOST_SKIPPED}th step in a row: "
+                f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MAX_SKIPPED}th step in a row: "
                 "lower the learning rate, or clip with trainer.gradient_clip_val=1"
             )
         return True

@@ -10,7 +10,7 @@ from flowergen.nn.blocks import ResidualBlock, down, up
 from flowergen.nn.posterior import Posterior
 from flowergen.picture_shape import PictureShape
 
-MOST_POSITIONS = 49  # positions of the smallest feature map, the input of a linear layer
+MAX_POSITIONS = 49  # positions of the smallest feature map, the input of a linear layer
 
 
 def map_sizes(shape: PictureShape) -> tuple[tuple[int, int], ...]:
@@ -19,7 +19,7 @@ def map_sizes(shape: PictureShape) -> tuple[tuple[int, int], ...]:
     The sides of squares: 64 -> 64, 32, 16, 8, 4; 150 -> 150, 75, 38, 19, 10, 5.
     """
     sizes = [(shape.height, shape.width)]
-    while math.prod(sizes[-1]) > MOST_POSITIONS:
+    while math.prod(sizes[-1]) > MAX_POSITIONS:
         height, width = sizes[-1]
         sizes.append(((height + 1) // 2, (width + 1) // 2))
     return tuple(sizes)

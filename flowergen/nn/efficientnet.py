@@ -13,7 +13,7 @@ MEAN, STD = 127 / 255, 128 / 255  # normalisation of TensorFlow's Lite models, t
 EPS = 1e-3  # epsilon of BatchNorm
 NUM_FEATURES, NUM_CLASSES = 1280, 1000
 WIDTHS = (16, 24, 40, 112, 320)  # channels of the stage outputs at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input's side
-SMALLEST_MAP = 4  # minimum side of a map used as a feature: smaller ones tell little about parts of a picture
+MIN_MAP_SIDE = 4  # minimum side of a map used as a feature: smaller ones tell little about parts of a picture
 DEPTH = {"lite0": 1.0, "lite1": 1.1}  # multiplies the number of blocks of a stage
 
 
@@ -39,12 +39,12 @@ STAGES = (
 
 
 def num_maps_for(shape: PictureShape) -> int:
-    """Return how many stage outputs are used as features: the first, and those with a side of at least ``SMALLEST_MAP``.
+    """Return how many stage outputs are used as features: the first, and those with a side of at least ``MIN_MAP_SIDE``.
 
     >>> [num_maps_for(PictureShape.of(size)) for size in (16, 64, 128)]
     [2, 4, 5]
     """
-    return max(1, sum(-(-shape.short_side // 2**halvings) >= SMALLEST_MAP for halvings in range(1, len(WIDTHS) + 1)))
+    return max(1, sum(-(-shape.short_side // 2**halvings) >= MIN_MAP_SIDE for halvings in range(1, len(WIDTHS) + 1)))
 
 
 def feature_shape_for(shape: PictureShape) -> tuple[int, int, int]:

@@ -21,9 +21,9 @@ from flowergen.runs.trainer import build_trainer, resolve_device
 
 log = logging.getLogger(__name__)
 
-SMALLEST, LARGEST = 8, 512
-FEWEST_STEPS = 16  # per epoch
-SHARE = 0.8  # usable fraction of the free memory
+MIN_SIZE, MAX_SIZE = 8, 512
+MIN_STEPS = 16  # per epoch
+MEMORY_FRACTION = 0.8  # usable fraction of the free memory
 STEPS = 2  # the second one runs with the optimiser's moments allocated
 STEP_WITH_ALL_LOSSES = 10**6  # optimiser step at which all losses are active
 
@@ -66,9 +66,9 @@ def candidates(num_train: int, unit: int) -> list[int]:
         num_train: number of training pictures.
         unit: batch sizes are multiples of this number, devices x parts of a step.
     """
-    most = min(LARGEST, num_train // FEWEST_STEPS)
-    sizes = [size for size in (unit * 2**power for power in range(LARGEST.bit_length())) if size <= most] or [unit]
-    return [size for size in sizes if size >= SMALLEST] or sizes[-1:]
+    most = min(MAX_SIZE, num_train // MIN_STEPS)
+    sizes = [size for size in (unit * 2**power for power in range(MAX_SIZE.bit_length())) if size <= most] or [unit]
+    return [size for size in sizes if size >= MIN_SIZE] or sizes[-1:]
 
 
 def largest_that_fits(
@@ -88,16 +88,16 @@ def largest_that_fits(
     Raises:
         UserError: even the smallest size does not fit.
     """
-    why = "a larger one would leave too few steps in an epoch" if sizes[-1] < LARGEST // 2 + 1 else "the largest that is tried"
+    why = "a larger one would leave too few steps in an epoch" if sizes[-1] < MAX_SIZE // 2 + 1 else "the largest that is tried"
     chosen = 0
     for size in sizes:
         taken = grows_by(size)
-        if taken is None or (not foresees and taken > SHARE * available):
+        if taken is None or (not foresees and taken > MEMORY_FRACTION * available):
             why = f"{size} would not fit in memory"
             break
         chosen = size
-        if foresees and size != sizes[-1] and 2 * taken > SHARE * available:
-            why = f"{2 * size} would take more than {SHARE:.0%} of the free memory"
+        if foresees and size != sizes[-1] and 2 * taken > MEMORY_FRACTION * available:
+            why = f"{2 * size} would take more than {MEMORY_FRACTION:.0%} of the free memory"
             break
     if not chosen:
         raise UserError(

@@ -43,8 +43,8 @@ from flowergen.runs.sampling import batch_size_of, fast_denoiser, latent_sampler
 
 log = logging.getLogger(__name__)
 
-MOST_SAMPLES = 10_000  # per repeat, unless num_samples= is larger
-SMALLEST_PX, LARGEST_PX = 16, 1024  # limits of image_size=
+MAX_SAMPLES = 10_000  # per repeat, unless num_samples= is larger
+MIN_PX, MAX_PX = 16, 1024  # limits of image_size=
 
 
 @dataclass
@@ -98,7 +98,7 @@ def subject_of_run(config: dict[str, Any], run: RunFolder) -> Subject:
     model = load_run(config["run"], str(device))
     module = model.module
     data = build_datamodule_of_run(model, config["data"]["root"], config["paths"]["cache_dir"])
-    real = real_pictures_of(data, config["num_samples"] or MOST_SAMPLES)
+    real = real_pictures_of(data, config["num_samples"] or MAX_SAMPLES)
     weights_dir = config["paths"]["weights_dir"] or model.config["paths"]["weights_dir"]
     networks = load_evaluation_networks(config["extractor"], real, data.name, data.cache_dir, weights_dir, device)
 
@@ -216,8 +216,8 @@ def _shape_of_first(folder: str) -> PictureShape:
             f"generated: {printable(listing.names[0])} cannot be read ({error}): repair or remove it, or give image_size="
         ) from error
     shape = PictureShape.of((height, width))
-    if not SMALLEST_PX <= shape.short_side <= max(height, width) <= LARGEST_PX:
+    if not MIN_PX <= shape.short_side <= max(height, width) <= MAX_PX:
         raise UserError(
-            f"generated: {printable(listing.names[0])} has {shape}: give image_size=, {SMALLEST_PX} to {LARGEST_PX} px a side"
+            f"generated: {printable(listing.names[0])} has {shape}: give image_size=, {MIN_PX} to {MAX_PX} px a side"
         )
     return shape

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.errors import UserError, one_line, printable
 from flowergen.files import replacing
-from flowergen.lightning_internals import EPOCHS_DONE
+from flowergen.lightning_internals import EPOCHS_DONE_KEYS
 from flowergen.modules.image_model import ImageModel
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.loaded_model import LoadedModel
@@ -154,7 +154,7 @@ def _restored(value: Any) -> Any:
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     """Return the number of completed epochs of a checkpoint; raise ``UserError`` if it is not recorded."""
-    return _count(checkpoint, "epochs", *EPOCHS_DONE)
+    return _count(checkpoint, "epochs", *EPOCHS_DONE_KEYS)
 
 
 def steps_done(checkpoint: dict[str, Any]) -> int:

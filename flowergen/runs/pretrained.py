@@ -21,7 +21,7 @@ from flowergen.runs.stages import read_pretrained
 
 log = logging.getLogger(__name__)
 
-NAMED = "weights_of"  # key of a checkpoint without weights: the repository and the commit that they are in
+WEIGHTS_SOURCE_KEY = "weights_of"  # key of a checkpoint without weights: the repository and the commit that they are in
 
 
 def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule, folder: Path) -> None:
@@ -47,7 +47,7 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     module.net.load_state_dict(_load(value, "autoencoder", arguments["kind"]).state_dict())
     content: dict[str, Any] = {"state_dict": module.state_dict(), "loops": {}, type(data).__qualname__: data.state_dict()}
     if not config["carry_autoencoder"]:
-        content |= {"state_dict": {}, NAMED: pinned(value, "autoencoder")}
+        content |= {"state_dict": {}, WEIGHTS_SOURCE_KEY: pinned(value, "autoencoder")}
     module.on_save_checkpoint(content)
     run = RunFolder(folder)
     run.checkpoints.mkdir(parents=True)
@@ -71,7 +71,7 @@ def weights_of(content: dict[str, Any], model: dict[str, Any]) -> dict[str, torc
     """
     if content["state_dict"]:
         return content["state_dict"]
-    value, kind = content.get(NAMED), model.get("kind")
+    value, kind = content.get(WEIGHTS_SOURCE_KEY), model.get("kind")
     if kind not in LATENTS or not isinstance(value, str) or not value.startswith(HUB):
         raise UserError("the checkpoint has no weights: use another")
     net = _load(value, "autoencoder", kind)

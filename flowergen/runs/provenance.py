@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowergen.errors import TrainingEnded, UserError
-from flowergen.runs.run_folder import REFUSED, RunFolder, write_atomically
+from flowergen.runs.run_folder import REFUSED_PREFIX, RunFolder, write_atomically
 
 
 class Provenance:
@@ -56,7 +56,7 @@ class Provenance:
                 write_atomically(path, text)
             return
         self.record["end"] = _now()
-        self.record["exit"] = "finished" if kind is None else f"{REFUSED if refused else f'{kind.__name__}:'} {error}"
+        self.record["exit"] = "finished" if kind is None else f"{REFUSED_PREFIX if refused else f'{kind.__name__}:'} {error}"
         self._write()
 
     def _write(self) -> None:

@@ -23,8 +23,8 @@ from flowergen.runs.loading import checkpoint_to_load, read_checkpoint
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.stages import place_of, stage_before
 
-NOT_SHARED = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
-LARGEST_STATE = 4096  # most values of a tensor in state.json
+UNPUBLISHED_KEYS = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
+MAX_STATE_VALUES = 4096  # most values of a tensor in state.json
 APP = """\"\"\"The page of the run in this folder, as python -m flowergen.explore serves it.\"\"\"
 
 from pathlib import Path
@@ -77,7 +77,7 @@ def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
     save_file(weights, shared.shared_weights, metadata={"format": "pt"})
     if isinstance(content["flowergen"].get("guard"), dict):
         content["flowergen"]["guard"]["good"] = None  # a copy of the weights and optimisers
-    state = {key: _plain(value) for key, value in content.items() if key not in NOT_SHARED}
+    state = {key: _plain(value) for key, value in content.items() if key not in UNPUBLISHED_KEYS}
     shared.shared_state.write_text(json.dumps(state), encoding="utf-8")
     shared.config.write_text(yaml.safe_dump(_without_paths(stored), sort_keys=False, allow_unicode=True), encoding="utf-8")
     if run.latents.is_file():
@@ -91,7 +91,7 @@ def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
 def _plain(value: Any) -> Any:
     """Convert a value of a checkpoint to JSON types; ``runs.loading`` restores it."""
     if isinstance(value, Tensor):
-        if value.numel() > LARGEST_STATE:
+        if value.numel() > MAX_STATE_VALUES:
             raise UserError(f"the checkpoint has a tensor of {value.numel():,} values besides its weights, which is not shared")
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):

@@ -16,8 +16,8 @@ from flowergen.errors import UserError
 from flowergen.files import replacing
 from flowergen.quoting import HUB
 
-LARGEST_YAML = 1_000_000  # bytes; the files of a run have a few thousand
-REFUSED = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended before an optimiser step
+MAX_YAML_BYTES = 1_000_000  # bytes; the files of a run have a few thousand
+REFUSED_PREFIX = f"{UserError.__name__}:"  # prefix of ``exit`` of a session that ended before an optimiser step
 
 
 class RunFolder:
@@ -74,7 +74,7 @@ class RunFolder:
 
     def never_started(self) -> bool:
         """Return True if all sessions were refused before an optimiser step, so a new run may use the folder."""
-        return str(self.exit()).startswith(REFUSED) and not any(self.checkpoints.glob("*.ckpt"))
+        return str(self.exit()).startswith(REFUSED_PREFIX) and not any(self.checkpoints.glob("*.ckpt"))
 
     def clear_refused(self) -> None:
         """Remove the copy of the previous stage that refused sessions have left, if there were no other sessions."""
@@ -204,8 +204,8 @@ class _PlainLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path, kind: type) -> Any:
     try:
-        if path.stat().st_size > LARGEST_YAML:
-            raise UserError(f"{path} was not written by flowergen: it is larger than {LARGEST_YAML:,} bytes")
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path} was not written by flowergen: it is larger than {MAX_YAML_BYTES:,} bytes")
         content = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # a SafeLoader
     except UserError:
         raise

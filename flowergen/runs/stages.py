@@ -20,7 +20,7 @@ from flowergen.config.schema import PretrainedKind
 from flowergen.errors import UserError, one_line
 from flowergen.quoting import HUB, quoted_path, quoted_value
 from flowergen.runs.hub import CONFIG, downloaded
-from flowergen.runs.run_folder import LARGEST_YAML, RunFolder, find_run
+from flowergen.runs.run_folder import MAX_YAML_BYTES, RunFolder, find_run
 
 PICTURE_KEYS = ("data.image_size", "data.channels", "data.fit")
 OLDER_RUN_DEFAULTS: dict[str, Any] = {"channels": 3, "fit": "crop"}  # of ``data``, where an older config lacks these keys
@@ -72,8 +72,8 @@ def read_pretrained(folder: Path, value: str, key: str) -> dict[str, Any]:
         UserError: the file is missing, damaged, or of another class.
     """
     try:
-        if (folder / CONFIG).stat().st_size > LARGEST_YAML:
-            raise ValueError(f"it is larger than {LARGEST_YAML:,} bytes")
+        if (folder / CONFIG).stat().st_size > MAX_YAML_BYTES:
+            raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         kind, arguments = stored["_class_name"], {name: each for name, each in stored.items() if not name.startswith("_")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

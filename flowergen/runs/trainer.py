@@ -22,7 +22,7 @@ from flowergen.runs.build import accepted_arguments, instantiate, manual_optimiz
 from flowergen.runs.loading import epochs_done
 from flowergen.runs.run_folder import RunFolder, is_first_process
 
-MOST_EPOCHS = 10**6  # if a budget ends training
+MAX_EPOCHS = 10**6  # if a budget ends training
 TRACKERS = "flowergen.callbacks.trackers."
 # key prefixes that do not affect the result
 NO_HYPERPARAMETERS = (
@@ -78,7 +78,7 @@ def build_trainer(
         budget = Budget(seconds_of(config["trainer"]["budget"]), started)
         callbacks.insert(0, budget)  # first, so its clock includes the other callbacks
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
-        settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MOST_EPOCHS
+        settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MAX_EPOCHS
     if config["trainer"]["compile"]:
         cuda_graphs = config["trainer"]["compile"] == "cuda_graphs"
         if cuda_graphs and resolve_device(config["trainer"]) == "cpu":

@@ -13,8 +13,8 @@ from flowergen.runs.loaded_model import LoadedModel
 log = logging.getLogger(__name__)
 
 # suffixes of tensors with a row for each class; embeddings have one more row, for "no class"
-BY_CLASS = ("embed.label.weight", "class_projection.embed.weight", "class_head.weight", "class_head.bias", "centers")
-MOST_NAMED = 4  # tensors named in a message
+PER_CLASS_TENSORS = ("embed.label.weight", "class_projection.embed.weight", "class_head.weight", "class_head.bias", "centers")
+MAX_NAMED = 4  # tensors named in a message
 
 
 def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[st
     for name, tensor in ours.items():
         plain = name.removeprefix("ema.")
         found = theirs.get(f"ema.{plain}", theirs.get(plain))
-        if found is not None and name.endswith(BY_CLASS):
+        if found is not None and name.endswith(PER_CLASS_TENSORS):
             found = _rows_by_name(found, parent.class_names, class_names)
         if found is None or found.shape != tensor.shape:
             missing.append(name)
@@ -47,10 +47,10 @@ def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[st
     module.load_state_dict(ours | copied)
     log.info(f"starting from {parent.run.path}: {len(copied)} of {len(ours)} tensors")
     if missing:
-        shown = ", ".join(missing[:MOST_NAMED]) + (", ..." if len(missing) > MOST_NAMED else "")
+        shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         log.info(f"{len(missing)} tensors have no counterpart of the same shape, and keep their initial values: {shown}")
     new = [name for name in class_names if name not in parent.class_names]
-    if any(name.endswith(BY_CLASS) for name in copied) and class_names:
+    if any(name.endswith(PER_CLASS_TENSORS) for name in copied) and class_names:
         log.info(
             f"{len(class_names) - len(new)} of {len(class_names)} classes have a counterpart of the same name"
             + ("; the others start from the mean of the classes" if new else "")

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from flowergen.config.overrides import parse
 from flowergen.errors import UserError
 
-MOST_VALUES = 1000  # per swept key, as each is checked
+MAX_VALUES = 1000  # per swept key, as each is checked
 
 
 def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
@@ -29,9 +29,9 @@ def sweep_samples(overrides: Sequence[str]) -> list[list[str]]:
 
 def _swept(override: Override) -> list[Any]:
     if override.is_discrete_sweep():
-        values = list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
-        if len(values) > MOST_VALUES:
-            raise UserError(f"{override.input_line} has more than {MOST_VALUES:,} values: give fewer")
+        values = list(islice(override.sweep_string_iterator(), MAX_VALUES + 1))
+        if len(values) > MAX_VALUES:
+            raise UserError(f"{override.input_line} has more than {MAX_VALUES:,} values: give fewer")
         if not values:
             raise UserError(f"{override.input_line} contains no value")
         return values

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from flowergen.viz.figures import write_figure
 
-LOWEST = 1e-5  # smallest value drawn, in nats; a dimension equal to the prior has 0
-MOST_COLORS = 10  # maximum number of channels with separate colours
+MIN_NATS = 1e-5  # smallest value drawn, in nats; a dimension equal to the prior has 0
+MAX_COLORS = 10  # maximum number of channels with separate colours
 
 
 def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: float) -> None:
@@ -27,18 +27,18 @@ def draw_kl_spectrum(png: str | Path, kl: Tensor, std: Tensor, silent_nats: floa
     order = kl.flatten().argsort(descending=True, stable=True)
     rank = np.arange(len(order))
     channel = torch.arange(len(kl)).repeat_interleave(kl[0].numel())[order].numpy()
-    by_channel = kl[0].numel() > 1 and 1 < len(kl) <= MOST_COLORS
+    by_channel = kl[0].numel() > 1 and 1 < len(kl) <= MAX_COLORS
     color = np.array([colormaps["tab10"](c if by_channel else 0) for c in channel])
 
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="tight")
     left, right = figure.subplots(1, 2)
-    nats = kl.flatten()[order].clamp_min(LOWEST).numpy()
+    nats = kl.flatten()[order].clamp_min(MIN_NATS).numpy()
     size = 24 if len(order) <= 64 else 8
     widths = std.flatten()[order].numpy()
     left.scatter(rank, nats, s=size, c=color, linewidths=0)
     left.axhline(silent_nats, color="black", linestyle="--", linewidth=1)
     left.annotate(f"{silent_nats} nats", (0.01, silent_nats), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")
-    left.set(yscale="log", ylim=(LOWEST / 2, max(1.0, 2 * nats.max())), ylabel="KL, nats", title="Information per dimension")
+    left.set(yscale="log", ylim=(MIN_NATS / 2, max(1.0, 2 * nats.max())), ylabel="KL, nats", title="Information per dimension")
     right.scatter(rank, widths, s=size, c=color, linewidths=0)
     right.axhline(1, color="black", linestyle="--", linewidth=1)
     right.annotate("the prior, N(0, 1)", (0.01, 1), xycoords=("axes fraction", "data"), va="bottom", fontsize="small")

@@ -14,10 +14,10 @@ from flowergen.viz.figures import write_figure
 GREY = (0.6, 0.6, 0.6, 1.0)
 PERPLEXITY = 30.0  # van der Maaten & Hinton 2008: 5 to 50
 TSNE_DIMS = 50  # principal components that t-SNE works on
-MOST_IN_LEGEND = 20  # classes; more are numbered on the map
-NAMES_A_COLUMN = 40
-MOST_NAMES = 160
-LONGEST_NAME = 24  # maximum characters of a class name in the list
+MAX_IN_LEGEND = 20  # classes; more are numbered on the map
+NAMES_PER_COLUMN = 40
+MAX_NAMES = 160
+MAX_NAME_LENGTH = 24  # maximum characters of a class name in the list
 
 
 def principal_plane(points: Tensor, num: int = 2) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,9 @@ def draw_classes(
     y axis; without the latter, no ticks are drawn.
     """
     shown = [label for label in labels.unique().tolist() if label >= 0]
-    few = len(shown) <= MOST_IN_LEGEND
-    listed = shown[:MOST_NAMES]
-    columns = 1 if few else -(-len(listed) // NAMES_A_COLUMN)
+    few = len(shown) <= MAX_IN_LEGEND
+    listed = shown[:MAX_NAMES]
+    columns = 1 if few else -(-len(listed) // NAMES_PER_COLUMN)
     figure = Figure(figsize=(9 if few else 7.5 + 2 * columns, 6.5 if few else 7.5), dpi=110, layout="constrained")
     ax = figure.subplots()
     colors = dict(zip(shown, class_colors(len(shown)), strict=True))
@@ -91,7 +91,7 @@ def draw_classes(
             outline = [withStroke(linewidth=2, foreground="white")]
             ax.annotate(str(label), (x, y), color=colors[label], fontsize=8, weight="bold", ha="center", va="center",
                         path_effects=outline)  # fmt: skip
-    entries = [(label, f"{label} {names[label][:LONGEST_NAME]}") for label in listed]
+    entries = [(label, f"{label} {names[label][:MAX_NAME_LENGTH]}") for label in listed]
     if len(listed) < len(shown):
         entries.append((-2, f"and {len(shown) - len(listed)} more"))
     if shown and bool((labels < 0).any()):
@@ -110,7 +110,7 @@ def class_colors(num: int) -> list[tuple[float, ...]]:
     """Return a color (R, G, B) or (R, G, B, A) in [0, 1] for each of ``num`` classes."""
     if num <= 10:
         return [colormaps["tab10"](k) for k in range(num)]
-    if num <= MOST_IN_LEGEND:
+    if num <= MAX_IN_LEGEND:
         return [colormaps["tab20"](k) for k in range(num)]
     # the hues of consecutive classes differ by the golden angle
     return [tuple(0.85 * value for value in colormaps["hsv"](k * 0.618034 % 1)[:3]) for k in range(num)]

@@ -10,7 +10,7 @@ from flowergen.torch_internals import with_plain_tensors
 from flowergen.viz.grids import image_grid
 
 SHOWN_PX = 96  # smallest height of a displayed picture; smaller ones are enlarged
-MOST_COLUMNS = 10
+MAX_COLUMNS = 10
 
 
 class Pictures(Tensor):
@@ -40,7 +40,7 @@ class Pictures(Tensor):
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """Arrange the pictures in a grid; ``columns`` is chosen by their number if it is None."""
-        columns = columns or min(MOST_COLUMNS, max(1, round((1.5 * len(self)) ** 0.5)))
+        columns = columns or min(MAX_COLUMNS, max(1, round((1.5 * len(self)) ** 0.5)))
         return Image.fromarray(image_grid(self, columns))
 
     def _repr_png_(self) -> bytes:

@@ -17,9 +17,9 @@ from flowergen.viz.html import UNREADABLE, embedded, figure, linked, page, text
 from flowergen.viz.html import table as html_table
 
 BETA = "model.beta"
-MOST_LABELS = 12  # in a chart
-WIDEST_PX = 1100  # of a grid in the page
-MOST_METRICS = 6  # besides the swept keys; the table of all metrics is collapsed
+MAX_LABELS = 12  # in a chart
+MAX_GRID_PX = 1100  # of a grid in the page
+MAX_METRICS = 6  # besides the swept keys; the table of all metrics is collapsed
 LABELS = {"active_units": "active latent units", "elbo": "ELBO (nats per picture)"}
 
 
@@ -103,7 +103,7 @@ def html_page(jobs: Sequence[Job], title: str, folder: Path) -> str:
             row[0] = f'<a href="{linked(job.page, folder)}">{row[0]}</a>'
         is_best = best is not None and job.metric("elbo") == best
         styles.append("failed" if job.status == "failed" else "best" if is_best else "")
-    shown = 2 + len(keys) + MOST_METRICS
+    shown = 2 + len(keys) + MAX_METRICS
     parts = [html_table([row[:shown] for row in cells], styles)]
     if best is not None:
         parts.append("<p>Metrics of the last validated epoch; the highest ELBO is bold.</p>")
@@ -161,7 +161,7 @@ def _charts(jobs: Sequence[Job], keys: Sequence[str]) -> list[tuple[bytes, str]]
 
 def _rate_distortion(ax: Axes, points: Sequence[tuple[float, float, str]], line: str) -> None:
     ax.plot([rate for rate, _, _ in points], [distortion for _, distortion, _ in points], marker="o", linestyle=line)
-    for rate, distortion, label in points if len(points) <= MOST_LABELS else []:
+    for rate, distortion, label in points if len(points) <= MAX_LABELS else []:
         ax.annotate(label, (rate, distortion), textcoords="offset points", xytext=(6, 4), fontsize="small")
     ax.margins(0.25, 0.1)  # room for the labels
     ax.set(xlabel="rate: KL (nats)", ylabel="distortion (nats)")
@@ -180,7 +180,7 @@ def _over_epochs(ax: Axes, jobs: Sequence[Job], keys: Sequence[str]) -> None:
         ax.plot([epoch for epoch, _ in course], [elbo for _, elbo in course], marker=".", label=title_of(job, keys))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel=LABELS["elbo"])
-    if len(jobs) <= MOST_LABELS:
+    if len(jobs) <= MAX_LABELS:
         ax.legend(fontsize="small")
 
 
@@ -195,12 +195,12 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
 
 
 def _as_jpeg(png: Path) -> bytes:
-    """Convert a grid to JPEG, at most ``WIDEST_PX`` wide and doubled if small, so that a page of fifty jobs still opens. Empty
+    """Convert a grid to JPEG, at most ``MAX_GRID_PX`` wide and doubled if small, so that a page of fifty jobs still opens. Empty
     if the file is damaged."""
     out = io.BytesIO()
     try:
         with Image.open(png) as image:
-            factor = 2 if 2 * image.width <= WIDEST_PX else min(1.0, WIDEST_PX / image.width)
+            factor = 2 if 2 * image.width <= MAX_GRID_PX else min(1.0, MAX_GRID_PX / image.width)
             size = max(1, round(factor * image.width)), max(1, round(factor * image.height))
             image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(out, format="JPEG", quality=90)
     except UNREADABLE:

@@ -33,24 +33,24 @@ SECONDS = Seconds(step=0.1, validation=2.0, epoch_end=0.5, pictures=1.0, storing
 
 def test_less_than_an_epoch_is_what_the_end_of_the_run_leaves() -> None:
     """30 s - (2 + 0.5 + 1 + 3) s are 235 steps of 0.1 s."""
-    at = Position(steps=0, epoch=0, to_epoch_end=400, steps_an_epoch=400, validates_every=1, draws_every=5)
+    at = Position(steps=0, epoch=0, to_epoch_end=400, steps_per_epoch=400, validates_every=1, draws_every=5)
     assert plan(at, SECONDS, 30.0001, budget=30.0)[:3] == (235, 1, True)
 
 
 def test_whole_epochs_pay_for_what_comes_after_each() -> None:
     """After 50 steps and 2.5 s there remain 46 s: 3 epochs of 10 + 2.5 + 1/5 s, and 79 steps of another."""
-    at = Position(steps=0, epoch=0, to_epoch_end=50, steps_an_epoch=100, validates_every=1, draws_every=5)
+    at = Position(steps=0, epoch=0, to_epoch_end=50, steps_per_epoch=100, validates_every=1, draws_every=5)
     assert plan(at, SECONDS, 60.0001, budget=30.0)[:3] == (50 + 300 + 79, 5, True)
 
 
 def test_no_time_is_the_end_here() -> None:
-    at = Position(steps=7, epoch=2, to_epoch_end=50, steps_an_epoch=100, validates_every=1, draws_every=5)
+    at = Position(steps=7, epoch=2, to_epoch_end=50, steps_per_epoch=100, validates_every=1, draws_every=5)
     assert plan(at, SECONDS, 3.0, budget=30.0)[:3] == (7, 3, True)
 
 
 def test_no_epoch_is_begun_for_next_to_nothing() -> None:
     """Another epoch's end takes 0.5 s: of 1.05 s, 0.55 remain, of 1.15 s 0.65, which is worth it; or a step of 0.8 s is not."""
-    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
+    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_per_epoch=100, validates_every=1, draws_every=5)
     assert plan(at, SECONDS, 6.5 + 1.05, budget=30.0)[:3] == (100, 1, True)
     assert plan(at, SECONDS, 6.5 + 1.15, budget=30.0)[:3] == (106, 2, False)
     assert plan(at, SECONDS._replace(step=0.8), 6.5 + 1.15, budget=30.0)[:3] == (100, 1, True)
@@ -58,13 +58,13 @@ def test_no_epoch_is_begun_for_next_to_nothing() -> None:
 
 def test_epochs_that_fit_exactly_are_not_followed_by_an_empty_one() -> None:
     """Two epochs of 12.7 s, and less than a step more."""
-    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_an_epoch=100, validates_every=1, draws_every=5)
+    at = Position(steps=100, epoch=0, to_epoch_end=0, steps_per_epoch=100, validates_every=1, draws_every=5)
     assert plan(at, SECONDS, 6.5 + 2.5 + 2 * 12.7 + 0.05, budget=30.0)[:3] == (300, 3, True)
 
 
 def test_a_plan_is_renewed_after_a_50th_of_the_budget_and_more_often_close_to_the_end() -> None:
     """2 s of 100 s are 20 steps; of the last 30 steps every third, and of the last five each."""
-    at = Position(steps=7, epoch=0, to_epoch_end=5000, steps_an_epoch=5000, validates_every=0, draws_every=0)
+    at = Position(steps=7, epoch=0, to_epoch_end=5000, steps_per_epoch=5000, validates_every=0, draws_every=0)
     for remaining, steps in ((100.05, 20), (3.05, 3), (0.55, 1)):
         assert plan(at, Seconds(0.1, 0.0, 0.0, 0.0, 0.0), remaining, budget=100.0).next_plan == 7 + steps
 

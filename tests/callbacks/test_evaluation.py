@@ -14,7 +14,7 @@ from flowergen.callbacks.evaluation import PeriodicEvaluation, held_out_loss
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
 from flowergen.evaluation.networks import EvaluationNetworks
-from flowergen.evaluation.pictures import FEWEST, RealPictures, real_pictures_of
+from flowergen.evaluation.pictures import MIN_PICTURES, RealPictures, real_pictures_of
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.trainer import build_trainer
@@ -269,6 +269,6 @@ def test_a_run_that_holds_nothing_out_logs_training_set_metrics_and_says_so(
 
 def test_too_few_validation_pictures_are_named_before_training(cache_dir: Path) -> None:
     """Half of them are the reference, which needs four."""
-    assert len(real_pictures_of(drawn(cache_dir, num_images=80), 16, "val").reference) == FEWEST
+    assert len(real_pictures_of(drawn(cache_dir, num_images=80), 16, "val").reference) == MIN_PICTURES
     with pytest.raises(UserError, match=r"^2 validation pictures are too few to evaluate with: give at least 4"):
         real_pictures_of(drawn(cache_dir, num_images=40), 16, "val")

@@ -96,7 +96,7 @@ def test_samples_lie_where_the_latents_of_training_pictures_lie(tmp_path: Path, 
 
 def test_the_picture_says_where_its_samples_come_from(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Gaussian for 32 pictures, several for more; of no more pictures than it takes."""
-    monkeypatch.setattr(sampling, "MOST_FITTED_IN_TRAINING", 150)
+    monkeypatch.setattr(sampling, "MAX_FITTED_IN_TRAINING", 150)
     for num, says in (
         (40, "a Gaussian fitted to 32 training latents"),
         (400, "a mixture of 2 Gaussians fitted to 150 training latents"),

@@ -11,7 +11,7 @@ import pytest
 from flowergen.errors import UserError
 from flowergen.evaluation.card import (
     COLUMNS,
-    FIGURES,
+    METRICS,
     INCEPTION_NAMES,
     PER_MILLE,
     comparison,
@@ -95,9 +95,9 @@ def test_nothing_is_shown_as_nothing() -> None:
     assert shown("fid", None) == ""
 
 
-@pytest.mark.parametrize("metric", FIGURES)
+@pytest.mark.parametrize("metric", METRICS)
 def test_only_inceptions_features_make_an_fid(metric: str) -> None:
-    label = FIGURES[metric].label
+    label = METRICS[metric].label
     assert label_of(metric, "inception") == label
     other = label_of(metric, "/some/where/net.pt")
     if metric not in INCEPTION_NAMES:
@@ -153,11 +153,11 @@ def test_a_card_shows_every_result_beside_its_floor_and_how_many_they_were_of() 
     assert "Denoising" not in without, "tables without a row are left out"
 
 
-@pytest.mark.parametrize("metric", FIGURES)
+@pytest.mark.parametrize("metric", METRICS)
 def test_every_figure_has_its_place_in_a_card(metric: str) -> None:
     results = summarised({metric: {of: [0.25] for of in COLUMNS}})
     lines = markdown(card(results=results, protocol_extractor="efficientnet")).splitlines()
-    arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[FIGURES[metric].better]
+    arrow = {"lower": " (lower is better)", "higher": " (higher is better)", "": ""}[METRICS[metric].better]
     value = shown(metric, results[metric]["samples"])
     assert rows_of(lines)[label_of(metric, "efficientnet") + arrow] == [value] * len(COLUMNS)
 

@@ -40,8 +40,8 @@ def test_samples_have_the_mean_and_the_covariance_of_the_latents(num: int) -> No
 
 def test_directions_beyond_the_mixture_are_independent_normals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their variance is kept too; directions beyond the principal ones stay at the mean."""
-    monkeypatch.setattr(latent_prior, "MOST_CORRELATED", 1)
-    monkeypatch.setattr(latent_prior, "MOST_PRINCIPAL", 3)
+    monkeypatch.setattr(latent_prior, "MAX_CORRELATED_DIRECTIONS", 1)
+    monkeypatch.setattr(latent_prior, "MAX_PRINCIPAL_DIRECTIONS", 3)
     z, _, _ = gaussian(500)
     prior = fit_latent_prior(z, UNLABELLED[:500], 0)
     assert (prior.basis.shape, prior.means.shape[1]) == ((3, 5), 1)

@@ -62,7 +62,7 @@ def test_what_could_not_be_had_is_said() -> None:
 def test_maps_are_drawn_of_few_pictures_and_of_latents_that_do_not_vary(
     num: int, shape: tuple[int, int, int], varied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_report, "MOST_ON_TSNE", 20)
+    monkeypatch.setattr(latent_report, "MAX_TSNE_POINTS", 20)
     mean, logvar = latents(num, shape)
     if not varied:
         mean, logvar = torch.full_like(mean, 0.7), torch.zeros_like(mean)

@@ -136,7 +136,7 @@ def test_an_autoencoder_s_run_keeps_the_means_of_its_training_pictures_and_a_pri
     flat: bool, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The means of the pictures themselves, evenly spread over the split; the prior has the moments of z ~ q(z|x)."""
-    monkeypatch.setattr(latent_store, "MOST_LATENTS", 8)
+    monkeypatch.setattr(latent_store, "MAX_LATENTS", 8)
     data, model = drawn(cache_dir), TinyAutoencoder(flat=flat).eval()
     store_autoencoder_latents(tmp_path / "latents.safetensors", model, data)
     store = read_latents(tmp_path / "latents.safetensors", fingerprint(model.inference_net))
@@ -169,7 +169,7 @@ def test_encoding_at_the_end_of_training_reports_its_progress(
 def test_the_prior_is_fitted_to_no_more_pictures_than_it_takes(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latent_store, "MOST_FITTED", 10)
+    monkeypatch.setattr(latent_store, "MAX_FITTED", 10)
     data, model = drawn(cache_dir), TinyAutoencoder().eval()
     store_autoencoder_latents(tmp_path / "latents.safetensors", model, data)
     store = read_latents(tmp_path / "latents.safetensors", fingerprint(model.inference_net))

@@ -10,7 +10,7 @@ from flowergen.evaluation import sampling
 from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
 from flowergen.evaluation.sampling import (
-    MOST_STATES,
+    MAX_STATES,
     NO_CLASS,
     LatentSampler,
     autoencoder_sampler,
@@ -303,7 +303,7 @@ def test_of_many_steps_a_bounded_number_of_states_is_kept() -> None:
     model = diffusion()
     how = replace(model.sampling, steps=100)
     x_t, x0_hat = trajectory(model, [3], torch.tensor([1]), 5, how)
-    assert x_t.shape == x0_hat.shape == (1, MOST_STATES, *model.latent_shape)
+    assert x_t.shape == x0_hat.shape == (1, MAX_STATES, *model.latent_shape)
     with torch.inference_mode():
         expected = model.denoised([3], torch.tensor([1]), 5, how)
     torch.testing.assert_close(x_t[:, -1], expected, rtol=0, atol=1e-4)

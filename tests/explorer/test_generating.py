@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowergen.errors import UserError
-from flowergen.explorer.generating import MOST_FRAMES, NOISY, captions, generate, labels_of, samplers_of
+from flowergen.explorer.generating import MAX_FRAMES, NOISY, captions, generate, labels_of, samplers_of
 from flowergen.explorer.model import ExplorerModel
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 
@@ -32,7 +32,7 @@ def test_the_noisy_pictures_can_be_displayed_instead(diffusion: ExplorerModel) -
 
 def test_of_many_steps_few_are_decoded(diffusion: ExplorerModel) -> None:
     frames = [frame.step for frame in generate(diffusion, 1, 0, [], OPTIONS | {"steps": 40})]
-    assert len(frames) == MOST_FRAMES
+    assert len(frames) == MAX_FRAMES
     assert (frames[0], frames[-1]) == (1, 40)
 
 

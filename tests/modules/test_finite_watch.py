@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from flowergen.modules.finite_watch import FiniteWatch, NotFinite
-from flowergen.modules.image_model import MOST_SKIPPED, ImageModel
+from flowergen.modules.image_model import MAX_SKIPPED, ImageModel
 from flowergen.modules.running_means import batch_sums
 from tests.modules.test_vae import make as make_vae
 from tests.modules.test_vae_gan import make as make_vae_gan
@@ -135,7 +135,7 @@ def test_what_has_diverged_for_good_ends(cache_dir: Path) -> None:
     module = make_vae()
     module.on_nonfinite = "skip"
     poison(module, set(range(2, 100)))
-    assert MOST_SKIPPED == 20
+    assert MAX_SKIPPED == 20
     for _ in range(2):
         train(module, cache_dir)  # steps 2 to 16 are skipped
     with pytest.raises(NotFinite, match="step 21: loss_kl is not finite, the 20th step in a row"):

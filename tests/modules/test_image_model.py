@@ -117,7 +117,7 @@ def test_a_model_that_is_where_it_should_be_is_not_moved(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", ["cpu", "none"])
 def test_devices_and_parts_of_a_step_share_one_draw(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two devices that accumulate twice draw what one device draws at once; by the code for a CPU, and by that for a GPU."""
-    monkeypatch.setattr(randomness, "DRAW_THEMSELVES", (kind,))
+    monkeypatch.setattr(randomness, "OWN_NOISE_DEVICES", (kind,))
     module = TinyAutoencoder()
     module.optimizer_steps = 3
 

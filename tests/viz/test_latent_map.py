@@ -125,7 +125,7 @@ def test_up_to_twenty_classes_have_a_legend_and_more_a_number_on_the_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every class has points in a colour of its own; where there are a hundred, a list of names makes the picture wider."""
-    monkeypatch.setattr(latent_map, "MOST_NAMES", 110)
+    monkeypatch.setattr(latent_map, "MAX_NAMES", 110)
     points = torch.randn(1020, 2, generator=torch.Generator().manual_seed(0))
     widths = {}
     for num in (20, 102, 120):
