@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowergen.app.train_command import checked, new_folder, value_of
-from flowergen.data.bar import EVERY_SECONDS_VARIABLE
+from flowergen.data.progress_bar import EVERY_SECONDS_VARIABLE
 from flowergen.errors import UserError
 from flowergen.quoting import quote_paths, quoted_path
 from flowergen.runs.run_folder import find_run
 
-PROGRESS = re.compile(r"  batch .*  ETA |^\w+: [\d,]+ of [\d,]+, about .* left$")  # of training; of data.bar
+PROGRESS = re.compile(r"  batch .*  ETA |^\w+: [\d,]+ of [\d,]+, about .* left$")  # of training; of data.progress_bar
 
 
 def fit(overrides: Sequence[str]) -> Path:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich import progress as rich_progress
 from rich.console import Console
 
-from flowergen.data.bar import EVERY_SECONDS
+from flowergen.data.progress_bar import EVERY_SECONDS
 from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from flowergen.data.bar import with_bar
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.data.reading import UnreadablePicture
 from flowergen.errors import UserError, printable
 
@@ -73,7 +73,7 @@ def read_all(
             return str(error)
 
     digests, reasons = dict[int, str](), dict[int, str]()
-    for row, result in enumerate(with_bar(what, in_order(attempt, names, num_threads), len(names))):
+    for row, result in enumerate(with_progress_bar(what, in_order(attempt, names, num_threads), len(names))):
         if isinstance(result, str):
             reasons[row] = result
         else:

@@ -19,9 +19,9 @@ from typing import Literal
 
 import numpy as np
 
-from flowergen.data.bar import with_bar
 from flowergen.data.decoding import read_all
 from flowergen.data.listing import digest_of, find_pictures, no_pictures, read_folders, read_picture, subset_named
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.data.splits import hold_out
 from flowergen.errors import UserError, printable
 from flowergen.files import flush, replacing
@@ -141,7 +141,7 @@ def split_dataset(
             _write_fingerprint(fingerprint_file, fingerprint)
     except OSError as error:
         raise _cannot_write("could not create the folders", error, targets["train"]) from error
-    for name in with_bar({"copy": "copying", "link": "linking", "move": "moving"}[mode], plan, len(plan)):
+    for name in with_progress_bar({"copy": "copying", "link": "linking", "move": "moving"}[mode], plan, len(plan)):
         try:
             if name not in done:
                 _place(paths[name], targets[plan[name]] / name, mode)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flowergen.data.bar import with_bar
 from flowergen.data.image_datamodule import spread
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.metrics.nearest import near_duplicates, two_nearest
 
 MAX_COMPARED_PX = 64  # largest side at which pixels are compared: a copy need not match in every pixel
@@ -91,7 +91,7 @@ def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
     closer_than = max(DUPLICATE_SHARE * usual, IDENTICAL_DISTANCE)
 
     def progress(blocks: Iterable[slice]) -> Iterable[slice]:
-        return with_bar("comparing", blocks, len(vectors) ** 2, size=lambda rows: rows.stop**2 - rows.start**2)
+        return with_progress_bar("comparing", blocks, len(vectors) ** 2, size=lambda rows: rows.stop**2 - rows.start**2)
 
     kept = np.flatnonzero(~near_duplicates(variants, closer_than, progress))
     return kept if len(kept) > 1 else np.arange(2)

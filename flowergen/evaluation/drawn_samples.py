@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.sampling import NO_CLASS, diffusion_sampler, labels_by_frequency
@@ -70,7 +70,7 @@ def cached_samples(
         log.info("drawing %s samples to train on, once", f"{num:,}")
         with open(temporary / "latents.npy", "wb") as file:
             write_header(file, "<f4", whole)
-            for latents in with_bar("drawing", _drawn(model, labels, net), num, size=num_pictures):
+            for latents in with_progress_bar("drawing", _drawn(model, labels, net), num, size=num_pictures):
                 if not np.isfinite(latents).all():
                     raise UserError("the diffusion model's samples are not finite: train it again with a lower learning rate")
                 file.write(latents.tobytes())

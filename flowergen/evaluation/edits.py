@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flowergen.data.bar import with_bar
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.diffusion import edits
 from flowergen.diffusion.samplers import ddim, sampler_of
 from flowergen.diffusion.steps import last_of
@@ -149,7 +149,7 @@ def _edited(settings: EditSettings, x: Tensor, edit: Edit) -> Tensor:
     x0 = encode(model, x).mean  # (N, C, h, w)
     picture, label, index = (part.flatten() for part in torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij"))
     parts, batches = [], torch.arange(len(picture)).split(BATCH)
-    for rows in with_bar("editing", batches, len(picture), size=len) if len(batches) > 1 else batches:
+    for rows in with_progress_bar("editing", batches, len(picture), size=len) if len(batches) > 1 else batches:
         with torch.inference_mode():
             z = edit(model.scaled(x0[picture[rows]].to(model.device)), settings.labels[label[rows]], index[rows].tolist())
             parts.append(decode(model, model.unscaled(z)))

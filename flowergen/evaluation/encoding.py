@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.cache import built_once, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
+from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.modules.fingerprint import fingerprint
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.efficientnet import EfficientNetLite, feature_shape_for
@@ -48,7 +48,7 @@ def posteriors(
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
     parts = _of_pictures(model.encode, data, rows, flips, model.device)
-    yield from with_bar("encoding", parts, len(rows), size=num_pictures) if bar else parts
+    yield from with_progress_bar("encoding", parts, len(rows), size=num_pictures) if bar else parts
 
 
 def cached_posteriors(model: ImageModel, data: ImageDataModule, cache_dir: Path) -> Moments:
@@ -131,7 +131,7 @@ def _cached(
             files = [stack.enter_context(open(temporary / f"{name}.npy", "wb")) for name in names]
             for file in files:
                 write_header(file, dtype, whole)
-            for parts in with_bar(
+            for parts in with_progress_bar(
                 "encoding", _of_pictures(encode, data, np.arange(num), flips, device), num, size=num_pictures
             ):
                 for file, part in zip(files, parts, strict=True):

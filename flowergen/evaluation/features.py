@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from flowergen.data.bar import num_pictures, with_bar
+from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation.extractors import Extractor, fields_of, in_batches
 from flowergen.evaluation.pictures import PictureSet
@@ -44,7 +44,7 @@ def collection_features(extractor: Extractor, pictures: PictureSet, cache_dir: P
                 if rows.num < len(images):
                     log.info("computing features of %s real pictures by %s, once", f"{len(images):,}", extractor.name)
                 rest = in_batches(extractor, images[rows.num :], CHUNK_SIZE)
-                for features, logits in with_bar("features", rest, len(images), rows.num, num_pictures):
+                for features, logits in with_progress_bar("features", rest, len(images), rows.num, num_pictures):
                     rows.append(features=features, logits=logits)
                 rows.sync()
         except OSError as error:

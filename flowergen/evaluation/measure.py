@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.batch import Batch
 from flowergen.data.image_datamodule import spread
+from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
 from flowergen.evaluation.extractors import fields_of, in_batches
@@ -84,7 +84,7 @@ def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> 
     rows = Rows(work / "samples", {"pixels": ((num_pixels,), "|u1"), **fields_of(extractor), "class": ((), "<i8")})
     log.info("%s pictures: %s%s", f"{total:,}", generated.description, f", resuming at {rows.num:,}" if rows.num else "")
     with _full_disk_as_user_error(work):
-        for x in with_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
+        for x in with_progress_bar("pictures", generated.batches(rows.num), total, rows.num, num_pictures):
             images = torch.from_numpy(x)
             empty = torch.empty(len(x), 0)
             features, logits = extractor.features(images) if extractor else (empty, empty)
@@ -131,7 +131,7 @@ def _neighbours(side: PreparedReference, space: CopySpace, vectors: np.ndarray) 
     parts = [vectors[first : first + SEARCH_CHUNK] for first in starts]
     found = [
         copies.neighbours(side.variants(space.name, part), space.candidates, side.kept)
-        for part in with_bar("searching", parts, len(vectors), size=len)
+        for part in with_progress_bar("searching", parts, len(vectors), size=len)
     ]
     return copies.Neighbours(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
@@ -163,7 +163,7 @@ def measure_reconstructions(
         rows = Rows(work / f"reconstructions_{number}", fields_of(extractor))
         log.info("reconstructions of %s %s", f"{len(pictures):,}", pictures.name)
         with _full_disk_as_user_error(work):
-            for x in with_bar(
+            for x in with_progress_bar(
                 "reconstructions", reconstructions(model, pictures, rows.num), len(pictures), rows.num, num_pictures
             ):
                 for features, logits in in_batches(extractor, x, CHUNK_SIZE):
@@ -189,7 +189,7 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
     for of, pictures in sets.items():
         means = RunningMeans()
         starts = range(0, len(pictures), CHUNK_SIZE)
-        for first in with_bar("denoising", starts, len(starts)):
+        for first in with_progress_bar("denoising", starts, len(starts)):
             rows = pictures.rows[first : first + CHUNK_SIZE]
             x = torch.from_numpy(pictures.images[rows]).to(model.device).float().div_(255)
             with torch.inference_mode():

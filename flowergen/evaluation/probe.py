@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file, save
 from sklearn.preprocessing import StandardScaler
 
-from flowergen.data.bar import with_bar
 from flowergen.data.cache import built_once, sync
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.features import collection_features
 from flowergen.evaluation.pictures import PictureSet, RealPictures
@@ -142,7 +142,7 @@ def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.
         line_search_fn="strong_wolfe",
     )
 
-    evaluations = with_bar("fitting", count(), MAX_EVALUATIONS)  # usually, fewer are enough
+    evaluations = with_progress_bar("fitting", count(), MAX_EVALUATIONS)  # usually, fewer are enough
 
     def closure() -> torch.Tensor:
         next(evaluations)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import with_bar
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.evaluation.encoding import batch_of
 from flowergen.evaluation.pictures import PictureSet, to_uint8
 from flowergen.losses.kl import kl_standard_normal
@@ -36,7 +36,7 @@ def reconstruction_scores(model: ImageModel, pictures: PictureSet, weights_dir: 
     means, scores = RunningMeans(), ReconstructionScores(model.picture_shape).to(model.device)
     lpips = load_lpips(weights_dir).to(model.device) if vgg16_path(weights_dir).is_file() else None
     starts = range(0, len(pictures), batch_of(model.picture_shape))
-    for first in with_bar("reconstructing", starts, len(starts)):
+    for first in with_progress_bar("reconstructing", starts, len(starts)):
         x = _float(pictures, first, model)
         posterior = model.encode(x)
         index = pictures.rows[first : first + len(x)].tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import with_bar
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.evaluation.sampling import NO_CLASS, trajectory
@@ -83,7 +83,7 @@ def write_samples(
     a_class = 256 if labels[0] == NO_CLASS else min(GRID_COLUMNS, max(1, GRID_PICTURES // len(labels.unique())))
     as_archive = file_format == "npz"
     with npz_writer(folder / "samples.npz", labels, shape) if as_archive else nullcontext() as append:
-        for first, x in with_bar("sampling", batches, num, size=lambda batch: len(batch[1])):
+        for first, x in with_progress_bar("sampling", batches, num, size=lambda batch: len(batch[1])):
             pixels = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
             if append is not None:
                 append(pixels)

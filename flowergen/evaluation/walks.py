@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import with_bar
+from flowergen.data.progress_bar import with_progress_bar
 from flowergen.errors import UserError
 from flowergen.metrics.reconstruction import psnr, ssim
 from flowergen.modules.image_model import ImageModel
@@ -74,7 +74,7 @@ def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     nats, units = nats_per_unit(posterior).sort(descending=True)
     units = units[:num_dims]
     values = torch.linspace(-TRAVERSAL_SIGMAS, TRAVERSAL_SIGMAS, num)
-    for name, mean in with_bar("decoding", zip(names, posterior.mean, strict=True), len(x)):
+    for name, mean in with_progress_bar("decoding", zip(names, posterior.mean, strict=True), len(x)):
         walks = torch.cat([traverse(mean, int(unit), values) for unit in units])
         write_png(folder / f"{name}_traversal.png", image_grid(decode(model, walks), columns=num))
     rows = ", ".join(f"{unit} ({value:.2f})" for unit, value in zip(units.tolist(), nats.tolist(), strict=False))
@@ -89,7 +89,7 @@ def arithmetic(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     mean = encode(model, x).mean
     strengths = torch.linspace(MAX_STRENGTH / num, MAX_STRENGTH, num)
     rows = []
-    for name, image, z in with_bar("decoding", zip(names, x, mean, strict=True), len(x)):
+    for name, image, z in with_progress_bar("decoding", zip(names, x, mean, strict=True), len(x)):
         moved = decode(model, torch.cat((z[None], z + strengths.to(z).view(-1, 1, 1, 1) * direction)))
         rows.append(torch.cat((image[None], moved)))
         write_png(folder / f"{name}_arithmetic.png", image_grid(rows[-1], columns=num + 2))
@@ -110,7 +110,7 @@ def encode(model: ImageModel, x: Tensor) -> Posterior:
 def decode(model: ImageModel, z: Tensor, bar: bool = False) -> Tensor:
     """Decode (N, C, h, w) on any device to (N, C, H, W) in [0, 1] on the CPU, with a progress bar if they are many."""
     parts = z.split(BATCH)
-    shown = with_bar("decoding", parts, len(z), size=len) if bar and len(parts) > 1 else parts
+    shown = with_progress_bar("decoding", parts, len(z), size=len) if bar and len(parts) > 1 else parts
     return torch.cat([model.decode(part.to(model.device)).cpu() for part in shown])
 
 
@@ -147,7 +147,7 @@ def interpolations(model: ImageModel, x: Tensor, num: int) -> list[Tensor]:
     if len(x) < 2:
         raise UserError("an interpolation goes from one picture to the next: give two pictures or more, such as image=DIR")
     mean, t = encode(model, x).mean, torch.linspace(0, 1, num)
-    return [decode(model, slerp(a, b, t)) for a, b in with_bar("decoding", pairwise(mean), len(mean) - 1)]
+    return [decode(model, slerp(a, b, t)) for a, b in with_progress_bar("decoding", pairwise(mean), len(mean) - 1)]
 
 
 def _decode_variations(model: ImageModel, posterior: Posterior, scale: float, eps: Tensor) -> Tensor:

@@ -195,8 +195,10 @@ def _svg(draw: Callable[[Axes], None]) -> bytes:
 
 
 def _as_jpeg(png: Path) -> bytes:
-    """Convert a grid to JPEG, at most ``MAX_GRID_PX`` wide and doubled if small, so that a page of fifty jobs still opens. Empty
-    if the file is damaged."""
+    """Convert a grid to JPEG, at most ``MAX_GRID_PX`` wide and doubled if small, so that a page of fifty jobs still opens.
+
+    Empty if the file is damaged.
+    """
     out = io.BytesIO()
     try:
         with Image.open(png) as image:

@@ -11,8 +11,8 @@ import pytest
 from flowergen.errors import UserError
 from flowergen.evaluation.card import (
     COLUMNS,
-    METRICS,
     INCEPTION_NAMES,
+    METRICS,
     PER_MILLE,
     comparison,
     hash_of,

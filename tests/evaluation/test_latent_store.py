@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowergen.data import bar
+from flowergen.data import progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation import latent_store
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
@@ -161,7 +161,7 @@ def test_encoding_at_the_end_of_training_reports_its_progress(
 ) -> None:
     data = drawn(cache_dir)
     capsys.readouterr()
-    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
     store_autoencoder_latents(tmp_path / "latents.safetensors", TinyAutoencoder().eval(), data)
     assert capsys.readouterr().err.startswith("encoding: 32 of 32, ")
 

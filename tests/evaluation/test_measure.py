@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowergen.data import bar
+from flowergen.data import progress_bar
 from flowergen.data.batch import Batch
 from flowergen.data.procedural_datamodule import ProceduralDataModule
 from flowergen.errors import UserError
@@ -490,7 +490,7 @@ def test_the_denoising_loss_is_the_models_own_on_as_many_held_out_and_training_p
 def test_what_takes_long_reports_its_progress(
     data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
     side = prepared_of(data, tmp_path / "features")
     measured_of(Pictures(of(data, "test")), side, 40, 1, tmp_path / "work")
     model = diffusion()

@@ -14,7 +14,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from flowergen.data import bar
+from flowergen.data import progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation import extractors, probe
 from flowergen.evaluation import networks as networks_module
@@ -90,7 +90,7 @@ def test_the_fit_is_scikit_learns_logistic_regression_on_standardised_features(e
 
 
 def test_the_fit_reports_its_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
     rng = np.random.default_rng(0)
     fit(rng.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3, 3)
     assert capsys.readouterr().err.startswith("fitting: 1 of 375, about ")

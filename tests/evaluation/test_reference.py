@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowergen.data.bar import num_pictures, with_bar
 from flowergen.data.procedural_datamodule import ProceduralDataModule
+from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation import copies, features
 from flowergen.evaluation.copies import COPY_RATIO
@@ -263,5 +263,5 @@ def test_copies_are_not_looked_for_where_nobody_says_what_was_learnt_from(collec
 
 def test_a_bar_changes_nothing() -> None:
     parts: list[Any] = [np.zeros(3), (np.ones(2), np.ones(2))]
-    assert list(with_bar("what", iter(parts), 5, size=num_pictures)) == parts
+    assert list(with_progress_bar("what", iter(parts), 5, size=num_pictures)) == parts
     assert features.CHUNK_SIZE * 2 == 128  # what the test of a killed process counts on

@@ -15,7 +15,7 @@ EVERY_SECONDS_VARIABLE = "FLOWERGEN_PROGRESS_SECONDS"
 EVERY_SECONDS = float(os.environ.get(EVERY_SECONDS_VARIABLE, "30"))  # between two lines if there is no terminal
 
 
-def with_bar(
+def with_progress_bar(
     what: str, items: Iterable[T], total: int, done: int = 0, size: Callable[[Any], int] = lambda _: 1
 ) -> Generator[T, None, None]:
     """Yield the items with a progress bar on a terminal; elsewhere (a notebook, a log), print a line every 30 seconds.
