@@ -76,7 +76,7 @@ class Adversary(nn.Module):
         self.adaptive_weight = nn.Buffer(torch.ones(()))
         self._last_layer_gradients: Tensor | None = None
 
-    def seen(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
+    def discriminator_input(self, x: Tensor, u: Tensor | None = None) -> list[Tensor]:
         """The discriminator's input: the augmented pictures, or frozen features of them.
 
         Args:
@@ -90,22 +90,22 @@ class Adversary(nn.Module):
         return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
 
     def evaluate(self, x: Tensor, u: Tensor | None = None) -> DiscriminatorOutput:
-        """Evaluate the discriminator, with the arguments of ``seen``."""
-        return self.evaluate_seen(self.seen(x, u))
+        """Evaluate the discriminator, with the arguments of ``discriminator_input``."""
+        return self.evaluate_input(self.discriminator_input(x, u))
 
-    def evaluate_seen(self, seen: list[Tensor]) -> DiscriminatorOutput:
-        """Evaluate the discriminator for the value that ``seen`` returned."""
-        return self.discriminator(seen[0] if self._features is None else seen)
+    def evaluate_input(self, inputs: list[Tensor]) -> DiscriminatorOutput:
+        """Evaluate the discriminator for the value that ``discriminator_input`` returned."""
+        return self.discriminator(inputs[0] if self._features is None else inputs)
 
-    def generator_gradient(self, fake: DiscriminatorOutput, cut: list[Tensor], seen: list[Tensor], x_hat: Tensor) -> Tensor:
+    def generator_gradient(self, fake: DiscriminatorOutput, cut: list[Tensor], inputs: list[Tensor], x_hat: Tensor) -> Tensor:
         """The gradient of the generator's adversarial loss with respect to its pictures; parameters receive none.
 
         It is computed from the sum over pictures and logits and divided afterwards, because a mean may underflow in float16.
 
         Args:
             fake: the discriminator's output for ``cut``.
-            cut: ``seen``, detached leaves with ``requires_grad``, whose ``grad`` is set.
-            seen: the value of ``seen`` for ``x_hat``, (N, C, h, w) each.
+            cut: ``inputs``, detached leaves with ``requires_grad``, whose ``grad`` is set.
+            inputs: the value of ``discriminator_input`` for ``x_hat``, (N, C, h, w) each.
             x_hat: (N, C, H, W) in [-1, 1].
 
         Returns:
@@ -114,7 +114,7 @@ class Adversary(nn.Module):
         num = fake.logits[0].numel()
         # not autograd.grad: with the hooks of torch's FLOP counter it refuses leaves such as these
         torch.autograd.backward(num * self.generator_loss(fake.logits).sum(), inputs=cut, retain_graph=True)
-        return torch.autograd.grad(seen, x_hat, [features.grad for features in cut], retain_graph=True)[0] / num
+        return torch.autograd.grad(inputs, x_hat, [features.grad for features in cut], retain_graph=True)[0] / num
 
     def metrics(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """Losses and diagnostics of both networks.

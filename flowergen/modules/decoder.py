@@ -202,15 +202,17 @@ class DecoderModule(TwoOptimizers):
 
         features = self._features.on(x.device)
         with torch.no_grad():
-            seen_real = features((self._augmented(x, batch_idx, "augmentation") + 1) / 2)
-        seen = features((self._augmented(x_sampled, batch_idx, "augmentation of samples") + 1) / 2)
-        real = self._logits(seen_real, label)
-        fake = self._logits([maps.detach() for maps in seen], label_sampled)
+            features_real = features((self._augmented(x, batch_idx, "augmentation") + 1) / 2)
+        features_sampled = features((self._augmented(x_sampled, batch_idx, "augmentation of samples") + 1) / 2)
+        real = self._logits(features_real, label)
+        fake = self._logits([maps.detach() for maps in features_sampled], label_sampled)
         loss_discriminator = torch.stack([hinge_discriminator(*pair) for pair in zip(real, fake, strict=True)]).sum(0)  # (N,)
         self.manual_backward(loss_discriminator.mean() / self.accumulation_steps, inputs=self.discriminator_parameters)
 
         with frozen(self.discriminator), frozen(self.class_projection or nn.Identity()):
-            loss_adversarial = torch.stack([hinge_generator(logits) for logits in self._logits(seen, label_sampled)]).sum(0)
+            loss_adversarial = torch.stack(
+                [hinge_generator(logits) for logits in self._logits(features_sampled, label_sampled)]
+            ).sum(0)
         terms = self._reconstruction_terms(x[RECONSTRUCTED_ROWS], x_hat)
         loss = self.reconstruction_weight * (
             terms["loss_reconstruction"].mean() + self.perceptual_weight * terms["loss_perceptual"].mean()
@@ -238,19 +240,19 @@ class DecoderModule(TwoOptimizers):
         u = self.step_draw(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
         return zoom(diff_augment(x, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:])
 
-    def _logits(self, seen: list[Tensor], label: Tensor) -> list[Tensor]:
+    def _logits(self, features: list[Tensor], label: Tensor) -> list[Tensor]:
         """Return D (N, heads, 4, 4) and, if there are classes, C_y (N, 1), from frozen features."""
-        logits = [self.discriminator(seen).logits]
-        return logits if self.class_projection is None else [*logits, self.class_projection(seen[-1], label)]
+        logits = [self.discriminator(features).logits]
+        return logits if self.class_projection is None else [*logits, self.class_projection(features[-1], label)]
 
     def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) in [-1, 1], both -> absolute error of a value and distance in frozen features, each (N,)."""
         features = self._features.on(x.device)
         with torch.no_grad():
-            seen = features((x + 1) / 2)
+            features_x = features((x + 1) / 2)
         return {
             "loss_reconstruction": absolute_error(x_hat, x) / self.num_values,
-            "loss_perceptual": normalised_feature_distance(features((x_hat + 1) / 2), seen),
+            "loss_perceptual": normalised_feature_distance(features((x_hat + 1) / 2), features_x),
         }
 
     # -- validation of reconstructions; callbacks.evaluation measures samples

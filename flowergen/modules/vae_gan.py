@@ -336,17 +336,19 @@ class VAEGANModule(TwoOptimizers):
         # two views of one picture, each of which receives the gradient of its own losses
         x_nll, x_adversarial = x_hat.view_as(x_hat), x_hat.view_as(x_hat)
         factor = self.adversarial_factor
-        seen_real, seen = adversary.seen(x, u), adversary.seen(x_nll, u)
-        cut = [features.detach().requires_grad_(factor > 0) for features in seen]  # the beginning of the discriminator's graph
-        real, fake = adversary.evaluate_seen(seen_real), adversary.evaluate_seen(cut)
-        grad = adversary.generator_gradient(fake, cut, seen, x_nll) if factor else None
+        inputs_real, inputs = adversary.discriminator_input(x, u), adversary.discriminator_input(x_nll, u)
+        cut = [
+            features.detach().requires_grad_(factor > 0) for features in inputs
+        ]  # the beginning of the discriminator's graph
+        real, fake = adversary.evaluate_input(inputs_real), adversary.evaluate_input(cut)
+        grad = adversary.generator_gradient(fake, cut, inputs, x_nll) if factor else None
         loss_discriminator = adversary.discriminator_loss(real.logits, fake.logits).mean() / self.accumulation_steps
         self.manual_backward(loss_discriminator, inputs=list(adversary.parameters()))
 
         with frozen(adversary.discriminator):
-            shared = (seen_real, seen)
+            shared = (inputs_real, inputs)
             if self.perceptual == "discriminator":
-                shared = (real.features, adversary.evaluate_seen(seen).features)
+                shared = (real.features, adversary.evaluate_input(inputs).features)
             terms = self.objective(x, label, posterior, x_nll, shared if self._compares_shared else None)
             loss = terms["loss"].mean()
             if grad is None:

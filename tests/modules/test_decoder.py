@@ -96,18 +96,18 @@ def test_a_training_step_gives_each_network_the_gradient_of_its_documented_loss(
         z = again.encode(pictures.image[::4]).sample(normal((5, 2, 4, 4), seed=0, step=0, purpose="posterior")[::4])
     sampled, x_hat = again.net(again.latents[chosen]), again.net(z)
     u_real, u = draws((5, NUM_DRAWS + 3), purpose="augmentation"), draws((5, NUM_DRAWS + 3), purpose="augmentation of samples")
-    seen_real = net((zoom(diff_augment(x, u_real[:, :NUM_DRAWS]), u_real[:, NUM_DRAWS:]) + 1) / 2)
-    seen = net((zoom(diff_augment(sampled, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:]) + 1) / 2)
-    cut, own, of_sampled = [maps.detach() for maps in seen], again.discriminator, again.labels[chosen]
+    features_real = net((zoom(diff_augment(x, u_real[:, :NUM_DRAWS]), u_real[:, NUM_DRAWS:]) + 1) / 2)
+    features_sampled = net((zoom(diff_augment(sampled, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:]) + 1) / 2)
+    cut, own, of_sampled = [maps.detach() for maps in features_sampled], again.discriminator, again.labels[chosen]
     classes = again.class_projection
     assert classes is not None
-    loss = hinge(own(seen_real).logits, own(cut).logits)
-    loss = loss + hinge(classes(seen_real[-1], pictures.label), classes(cut[-1], of_sampled))
+    loss = hinge(own(features_real).logits, own(cut).logits)
+    loss = loss + hinge(classes(features_real[-1], pictures.label), classes(cut[-1], of_sampled))
     heads = {name: parameter for name, parameter in again.named_parameters() if name.startswith(("discr", "class"))}
     expected = dict(zip(heads, torch.autograd.grad(loss, list(heads.values())), strict=True))
     error = (x_hat - x[::4]).abs().mean()
     distance = normalised_feature_distance(net((x_hat + 1) / 2), net((x[::4] + 1) / 2)).mean()
-    adversarial = -own(seen).logits.mean() - classes(seen[-1], of_sampled).mean()
+    adversarial = -own(features_sampled).logits.mean() - classes(features_sampled[-1], of_sampled).mean()
     decoder = {name: parameter for name, parameter in again.named_parameters() if name.startswith("net.")}
     loss = 0.7 * (error + 0.3 * distance) + 0.2 * adversarial
     expected |= dict(zip(decoder, torch.autograd.grad(loss, list(decoder.values())), strict=True))

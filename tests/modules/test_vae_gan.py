@@ -347,7 +347,7 @@ def test_features_that_a_projected_discriminator_has_seen_are_compared_by_their_
     module = make(perceptual="efficientnet", discriminator=PROJECTED)
     given = turn(module)
     assert module.adversary is not None
-    real, fake = (module.adversary.seen(pictures, given.u) for pictures in (given.x, given.x_hat))
+    real, fake = (module.adversary.discriminator_input(pictures, given.u) for pictures in (given.x, given.x_hat))
     terms = module.objective(given.x, given.label, given.posterior, given.x_hat, (real, fake))
     net = load_efficientnet("lite0", "the test")
     layers = zip(*(net((diff_augment(x, given.u) + 1) / 2) for x in (given.x_hat, given.x)), strict=True)

@@ -89,11 +89,11 @@ def test_it_is_tried_with_the_full_adversarial_loss(tmp_path: Path, cache_dir: P
     factors = []
     original = VAEGANModule._adversarial_step
 
-    def seen(self: VAEGANModule, *args: Any) -> Any:
+    def recorded(self: VAEGANModule, *args: Any) -> Any:
         factors.append(self.adversarial_factor)
         return original(self, *args)
 
-    monkeypatch.setattr(VAEGANModule, "_adversarial_step", seen)
+    monkeypatch.setattr(VAEGANModule, "_adversarial_step", recorded)
     settled(tmp_path, *TINY_VAE_GAN, "model.adversarial_start_steps=1000")
     assert factors == [0.5] * 4  # two steps of 8 pictures, two of 16
 
