@@ -9,7 +9,7 @@ from flowergen.app.command_schema import Push
 from flowergen.app.plain_command import output_folder, read_command_line
 from flowergen.errors import UserError, one_line, printable
 from flowergen.runs.run_folder import RunFolder, find_run
-from flowergen.runs.stages import place_of, stage_before
+from flowergen.runs.stages import path_of_previous_stage, previous_stage
 
 
 def main() -> None:
@@ -53,15 +53,15 @@ def main() -> None:
 def _check_diffusers(run: RunFolder) -> None:
     """Refuse a run whose config is not diffusion on the latents of diffusers' autoencoder with one of flowergen's networks."""
     stored = run.read_config()
-    model, before = stored["model"], stage_before(stored)
-    if before and before[0] == "diffusion":
+    model, previous = stored["model"], previous_stage(stored)
+    if previous and previous[0] == "diffusion":
         reason = "is the run of a decoder, which belongs to an autoencoder of flowergen's own"
     elif model.get("_target_") != "flowergen.modules.latent_ddpm.LatentDDPMModule":
         reason = "is not latent diffusion (model=latent_ddpm)"
-    elif before is None:
+    elif previous is None:
         reason = "is diffusion on pixels, without an autoencoder"
     elif (
-        RunFolder(place_of(before, run)).read_config()["model"].get("_target_")
+        RunFolder(path_of_previous_stage(previous, run)).read_config()["model"].get("_target_")
         != "flowergen.modules.pretrained.PretrainedAutoencoder"
     ):
         reason = "has an autoencoder of flowergen's own, and none of diffusers (autoencoder=hub:OWNER/NAME)"

@@ -93,8 +93,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.runs.batch_size import resolve_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
-    from flowergen.runs.latents import carry_stage_before, fetch_hub, prepare_latents, store_what_sampling_needs
-    from flowergen.runs.loading import epochs_done, load_run, load_stage_before, read_checkpoint, save_weights, steps_done
+    from flowergen.runs.latents import copy_previous_stage, fetch_hub, prepare_latents, store_what_sampling_needs
+    from flowergen.runs.loading import epochs_done, load_previous_stage, load_run, read_checkpoint, save_weights, steps_done
     from flowergen.runs.pretrained import start_from_pretrained
     from flowergen.runs.trainer import build_trainer, resolve_device
     from flowergen.runs.warm_start import start_from
@@ -119,18 +119,18 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     state = (checkpoint or {}).get(type(datamodule).__qualname__)
     if isinstance(state, dict):  # Lightning does this too, but only after files of the run have changed
         datamodule.load_state_dict(state)
-    carry_stage_before(config, run, datamodule)
+    copy_previous_stage(config, run, datamodule)
     device = resolve_device(config["trainer"])
     if device != "cpu" and torch.cuda.get_device_capability(device)[0] >= 8:
         torch.set_float32_matmul_precision("high")  # TF32
-    before = load_stage_before(config, run, device)
-    module = build_module(config, len(datamodule.class_names), before.module if before else None)
+    previous = load_previous_stage(config, run, device)
+    module = build_module(config, len(datamodule.class_names), previous.module if previous else None)
     if config["init"] and checkpoint is None:
         if pretrained_folder(config["init"], "init"):
             start_from_pretrained(config["init"], module)
         else:
             start_from(load_run(config["init"]), module, datamodule.class_names)
-    prepare_latents(config, run, module, datamodule, before)
+    prepare_latents(config, run, module, datamodule, previous)
     if resolve_batch_size(config, run, datamodule, module) and not resumed:
         _store(config, run)
     module.on_nonfinite = config["trainer"]["on_nonfinite"]

@@ -116,7 +116,7 @@ def centre_of(box: "Locator") -> tuple[float, float, float, float]:
     return found["x"], found["y"], found["width"], found["height"]
 
 
-def place_of(explored: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
+def position_of_point(explored: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
     """Where a point of the map is on the page."""
     left, top, width, height = centre_of(canvas)
     points = np.asarray([point[:2] for point in walking.map_data(explored)["points"]])
@@ -268,17 +268,17 @@ def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
 def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) -> None:
     open_tab(page, "Map")
     canvas = page.locator("#plane canvas")
-    page.mouse.move(*place_of(explored, canvas, 11))
+    page.mouse.move(*position_of_point(explored, canvas, 11))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     hovered = page.locator("#plane .hover img").get_attribute("src") or ""
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(hovered.partition("base64,")[2]))))
     assert np.array_equal(image, pixels(walking.picture_of_point(explored, 11)[0]))
-    page.mouse.click(*place_of(explored, canvas, 11))
+    page.mouse.click(*position_of_point(explored, canvas, 11))
     _, nearest = shown(page, "place-out", 2)
     assert np.array_equal(nearest, image)
-    page.mouse.move(*place_of(explored, canvas, 11))
+    page.mouse.move(*position_of_point(explored, canvas, 11))
     page.mouse.down()
-    page.mouse.move(*place_of(explored, canvas, 30), steps=4)
+    page.mouse.move(*position_of_point(explored, canvas, 30), steps=4)
     page.mouse.up()
     way = shown(page, "place-out", walking.WALK)
     assert np.abs(way[0].astype(int) - image).max() <= 8  # a pixel of the screen from the point itself
@@ -298,7 +298,7 @@ def test_a_pointer_that_rests_asks_again_while_the_model_is_busy(
 
     monkeypatch.setattr(walking, "picture_of_point", busy_at_first)
     open_tab(page, "Map")
-    page.mouse.move(*place_of(explored, page.locator("#plane canvas"), 22))
+    page.mouse.move(*position_of_point(explored, page.locator("#plane canvas"), 22))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     assert asked == [asked[0]] * 3
 

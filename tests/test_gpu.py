@@ -19,7 +19,7 @@ from flowergen.modules.image_model import ImageModel
 from flowergen.randomness import normal, uniform
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.latents import prepare_latents
-from flowergen.runs.loading import load_run, load_stage_before
+from flowergen.runs.loading import load_previous_stage, load_run
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.trainer import build_trainer, resolve_device
 from tests.conftest import TINY_DECODER, TINY_LATENT_DDPM, TINY_RUN, TINY_VAE_GAN, run_command
@@ -61,10 +61,10 @@ def trained(folder: Path, cache_dir: Path, family: list[str], *overrides: str, w
     config = resolve(checked([*family, f"paths.cache_dir={cache_dir}", *overrides])[0])
     data, run = build_datamodule(config), RunFolder(folder)
     data.setup()
-    before = load_stage_before(config, run, resolve_device(config["trainer"]))
-    module = build_module(config, len(data.class_names), before.module if before else None)
-    if before:
-        prepare_latents(config, run, module, data, before)
+    previous = load_previous_stage(config, run, resolve_device(config["trainer"]))
+    module = build_module(config, len(data.class_names), previous.module if previous else None)
+    if previous:
+        prepare_latents(config, run, module, data, previous)
     trainer = build_trainer(config, run, None)
     if watch:
         trainer.callbacks.insert(0, Watch())  # type: ignore[attr-defined]

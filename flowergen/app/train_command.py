@@ -27,9 +27,9 @@ from flowergen.runs.stages import (
     completed,
     inherited,
     pretrained_folder,
+    previous_stage,
     settings_of,
     settings_of_pretrained,
-    stage_before,
 )
 from flowergen.sweeps.sweep_folder import SweepFolder
 from flowergen.sweeps.swept_values import sweep_samples
@@ -137,9 +137,9 @@ def _composed(overrides: Sequence[str], run: RunFolder | None, composer: Compose
     composed, lines = composer.compose(overrides)
     if run is None and composed.init and "init" not in typed:
         raise UserError("init belongs on the command line: the model's settings come from that run")
-    before = stage_before(composed)
-    if before:
-        added = inherited(*before, run, resolve(composed)["data"], typed)
+    previous = previous_stage(composed)
+    if previous:
+        added = inherited(*previous, run, resolve(composed)["data"], typed)
         composed, lines = composer.compose([*added, *overrides])
     return composed, lines
 

@@ -110,20 +110,20 @@ def fetch_weights(config: dict[str, Any]) -> None:
         load_efficientnet("lite0", "model.alignment_weight")
 
 
-def build_module(config: dict[str, Any], num_classes: int, before: ImageModel | None = None) -> ImageModel:
+def build_module(config: dict[str, Any], num_classes: int, previous: ImageModel | None = None) -> ImageModel:
     """Build the model of a config; its initial weights depend on ``seed`` only.
 
     Args:
         config: the whole config.
         num_classes: number of classes of the data set, for models that take it; 0 without labels.
-        before: model of the previous stage, for models that take an autoencoder or a diffusion model.
+        previous: model of the previous stage, for models that take an autoencoder or a diffusion model.
 
     Raises:
         UserError: invalid arguments, including those of the optimiser, which are checked before the data is loaded.
     """
     with initialisation(config["seed"]):
         manual = manual_optimization_arguments(config)
-        given = accepted_arguments(config["model"], num_classes=num_classes, autoencoder=before, diffusion=before, **manual)
+        given = accepted_arguments(config["model"], num_classes=num_classes, autoencoder=previous, diffusion=previous, **manual)
         module = instantiate(config["model"], "model", ImageModel, **given)
     try:
         module.configure_optimizers()

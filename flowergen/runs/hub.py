@@ -153,9 +153,9 @@ def _refuse_untrusted(value: str, folder: Path) -> None:
                     f"{value}: {nested}config.yaml has {key}={text}, a class that is not flowergen's: if you trust it, install "
                     "it, and download the run in another way"
                 )
-        for before in ("autoencoder", "diffusion"):
-            if config.get(before) not in (None, "none") and not (run / before).is_dir():
-                raise UserError(f"{value} is not a run that flowergen.push has written: it has no {nested}{before}")
+        for stage in ("autoencoder", "diffusion"):
+            if config.get(stage) not in (None, "none") and not (run / stage).is_dir():
+                raise UserError(f"{value} is not a run that flowergen.push has written: it has no {nested}{stage}")
 
 
 def _is_trusted(target: str) -> bool:

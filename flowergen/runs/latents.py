@@ -24,13 +24,13 @@ from flowergen.runs.loading import checkpoint_to_load, load_run, read_checkpoint
 from flowergen.runs.pretrained import files_of, import_autoencoder, weights_of
 from flowergen.runs.run_folder import RunFolder, find_run, is_first_process
 from flowergen.runs.sampling import fast_denoiser
-from flowergen.runs.stages import origin, place_of, pretrained_folder, refuse_wrong_stage, stage_before
+from flowergen.runs.stages import origin, path_of_previous_stage, pretrained_folder, previous_stage, refuse_wrong_stage
 from flowergen.runs.trainer import resolve_device
 
 log = logging.getLogger(__name__)
 
 
-def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataModule) -> None:
+def copy_previous_stage(config: dict[str, Any], run: RunFolder, data: ImageDataModule) -> None:
     """Copy the run of the previous stage into the run folder, so that the original may be deleted.
 
     A pretrained autoencoder is converted to a run folder there.
@@ -38,24 +38,24 @@ def carry_stage_before(config: dict[str, Any], run: RunFolder, data: ImageDataMo
     Raises:
         UserError: there is no such run, or the pretrained autoencoder is unavailable.
     """
-    before = stage_before(config)
-    if before is None or (run.path / before[0]).is_dir():
+    previous = previous_stage(config)
+    if previous is None or (run.path / previous[0]).is_dir():
         return
-    pretrained = before[0] == "autoencoder" and pretrained_folder(before[1], before[0]) is not None
+    pretrained = previous[0] == "autoencoder" and pretrained_folder(previous[1], previous[0]) is not None
     if not is_first_process():
         if pretrained:  # unlike a run, it cannot be loaded from elsewhere
             _wait_for(run.autoencoder)
         return
-    partial = run.path / f"{before[0]}.partial"
+    partial = run.path / f"{previous[0]}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if pretrained:
         if not any(line.startswith(("data=", "experiment=")) for line in run.read_overrides()):
             # a run would have named its data
-            log.info(f"no data= was given, and {before[1]} does not name its own: training on {data.name}")
-        import_autoencoder(before[1], config, data, partial)
+            log.info(f"no data= was given, and {previous[1]} does not name its own: training on {data.name}")
+        import_autoencoder(previous[1], config, data, partial)
     else:
-        _copy_run(*before, partial)
-    partial.replace(run.path / before[0])
+        _copy_run(*previous, partial)
+    partial.replace(run.path / previous[0])
 
 
 def fetch_hub(config: dict[str, Any], run: RunFolder, resumed: bool) -> None:
@@ -99,13 +99,13 @@ def _copy_run(key: str, value: str | Path, folder: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(content, folder / "checkpoints" / "best.ckpt")
     shutil.copyfile(source.config, folder / "config.yaml")
-    before = stage_before(stored)
-    if before:
-        _copy_run(before[0], place_of(before, source), folder / before[0])
+    previous = previous_stage(stored)
+    if previous:
+        _copy_run(previous[0], path_of_previous_stage(previous, source), folder / previous[0])
 
 
 def prepare_latents(
-    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, before: LoadedModel | None
+    config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule, previous: LoadedModel | None
 ) -> None:
     """Prepare the latents of a diffusion model or the training samples of a decoder.
 
@@ -115,18 +115,18 @@ def prepare_latents(
     Raises:
         UserError: the previous stage was trained on pictures that this run holds out, or the alignment network is missing.
     """
-    if before is not None:
-        _check_same_pictures(config, data, before)
-    if before is not None and isinstance(module, DecoderModule):
-        _prepare_samples(run, module, data, before)
+    if previous is not None:
+        _check_same_pictures(config, data, previous)
+    if previous is not None and isinstance(module, DecoderModule):
+        _prepare_samples(run, module, data, previous)
     if not isinstance(module, LatentDDPMModule):
         return
     rows = data.rows["train"]
     kept = spread(rows, num_stored(module.latent_shape))
-    if before is None:
+    if previous is None:
         latents = data.pictures[kept.tolist()].image / 127.5 - 1
     else:
-        model = before.module
+        model = previous.module
         if module.latent_cache:
             moments = cached_posteriors(model, data, data.cache_dir)
             features = None
@@ -146,15 +146,15 @@ def prepare_latents(
         store_latents(run.latents, data, kept, latents, module.autoencoder_hash, None)
 
 
-def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, before: LoadedModel) -> None:
-    model, names = before.module.denoising_model, [printable(name) for name in data.class_names]
+def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModule, previous: LoadedModel) -> None:
+    model, names = previous.module.denoising_model, [printable(name) for name in data.class_names]
     assert model is not None  # already on the device, unlike the decoder's module
-    if list(before.class_names) != names:
+    if list(previous.class_names) != names:
         raise UserError(
-            f"the diffusion model has {len(before.class_names)} classes, and {data.name} has {len(names)} or different ones: "
+            f"the diffusion model has {len(previous.class_names)} classes, and {data.name} has {len(names)} or different ones: "
             "a decoder must be trained on pictures of the same classes"
         )
-    net = fast_denoiser(before, module.num_latents)
+    net = fast_denoiser(previous, module.num_latents)
     module.use_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
     if is_first_process() and not run.latents.is_file():
         kept = spread(data.rows["train"], num_stored(model.latent_shape))
@@ -162,11 +162,11 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
         store_latents(run.latents, data, kept, latents, model.autoencoder_hash, None)
 
 
-def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, before: LoadedModel) -> None:
-    theirs, ours = before.config["data"], config["data"]
-    what = "diffusion model" if before.module.denoises else "autoencoder"
-    same = before.pictures == data.identity or theirs.get("_target_") != ours.get("_target_")
-    if same or isinstance(before.module, PretrainedAutoencoder):
+def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, previous: LoadedModel) -> None:
+    theirs, ours = previous.config["data"], config["data"]
+    what = "diffusion model" if previous.module.denoises else "autoencoder"
+    same = previous.pictures == data.identity or theirs.get("_target_") != ours.get("_target_")
+    if same or isinstance(previous.module, PretrainedAutoencoder):
         return
     if origin(theirs) == origin(ours):
         raise UserError(

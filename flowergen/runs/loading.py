@@ -21,7 +21,7 @@ from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.pretrained import weights_of
 from flowergen.runs.run_folder import RunFolder, find_run
-from flowergen.runs.stages import place_of, refuse_wrong_stage, stage_before
+from flowergen.runs.stages import path_of_previous_stage, previous_stage, refuse_wrong_stage
 
 CHECKPOINT_KEYS = ("state_dict", "loops", "flowergen")
 
@@ -34,12 +34,12 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     content = read_checkpoint(path)
     with _that_fits(path, folder):
         pictures, class_names = _trained_on(content, config, path)
-        before = load_stage_before(config, folder)
-        module = build_module(config, len(class_names), before.module if before else None)
+        previous = load_previous_stage(config, folder)
+        module = build_module(config, len(class_names), previous.module if previous else None)
         module.on_load_checkpoint(content)
         module.load_state_dict(weights_of(content, config["model"]))
-        if before and module.sampling_model is not module:  # sampling uses the diffusion model with this decoder
-            module, config = module.sampling_model, before.config | {key: config[key] for key in ("data", "paths")}
+        if previous and module.sampling_model is not module:  # sampling uses the diffusion model with this decoder
+            module, config = module.sampling_model, previous.config | {key: config[key] for key in ("data", "paths")}
     return LoadedModel(module.eval().to(device), config, pictures, class_names, folder)
 
 
@@ -81,14 +81,14 @@ def checkpoint_to_load(folder: RunFolder, named: Path | None) -> Path:
     return path
 
 
-def load_stage_before(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> LoadedModel | None:
+def load_previous_stage(config: dict[str, Any], run: RunFolder, device: str | torch.device = "cpu") -> LoadedModel | None:
     """Load the autoencoder or diffusion model that a run builds on, with the errors of ``flowergen.load``; None without one."""
-    before = stage_before(config)
-    if before is None:
+    previous = previous_stage(config)
+    if previous is None:
         return None
-    key, place = before[0], place_of(before, run)
-    refuse_wrong_stage(key, str(place), find_run(place, key)[0].read_config())  # a run that names itself would recurse forever
-    return load_run(place, str(device))
+    key, path = previous[0], path_of_previous_stage(previous, run)
+    refuse_wrong_stage(key, str(path), find_run(path, key)[0].read_config())  # a run that names itself would recurse forever
+    return load_run(path, str(device))
 
 
 def build_datamodule_of_run(model: LoadedModel, root: str | None, cache_dir: str | None) -> ImageDataModule:

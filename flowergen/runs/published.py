@@ -21,7 +21,7 @@ from flowergen.runs.diffusers_folder import write_pipeline
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import checkpoint_to_load, read_checkpoint
 from flowergen.runs.run_folder import RunFolder
-from flowergen.runs.stages import place_of, stage_before
+from flowergen.runs.stages import path_of_previous_stage, previous_stage
 
 UNPUBLISHED_KEYS = ("optimizer_states", "lr_schedulers", "state_dict", "callbacks", "hparams_name", "hyper_parameters")
 MAX_STATE_VALUES = 4096  # most values of a tensor in state.json
@@ -82,10 +82,10 @@ def _write_files(run: RunFolder, checkpoint: Path | None, folder: Path) -> None:
     shared.config.write_text(yaml.safe_dump(_without_paths(stored), sort_keys=False, allow_unicode=True), encoding="utf-8")
     if run.latents.is_file():
         shutil.copyfile(run.latents, shared.latents)
-    before = stage_before(stored)
-    if before:
-        (folder / before[0]).mkdir()
-        _write_files(RunFolder(place_of(before, run)), None, folder / before[0])
+    previous = previous_stage(stored)
+    if previous:
+        (folder / previous[0]).mkdir()
+        _write_files(RunFolder(path_of_previous_stage(previous, run)), None, folder / previous[0])
 
 
 def _plain(value: Any) -> Any:

@@ -39,7 +39,7 @@ PRETRAINED_BETA = 1e-6  # of the autoencoder of latent diffusion, an Autoencoder
 STAGES = ("autoencoder", "diffusion")  # keys that name the run of the previous stage
 
 
-def stage_before(config: Mapping[str, Any]) -> tuple[str, str] | None:
+def previous_stage(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the run that a run with this config builds on, as a key of ``STAGES`` and its value; None if there is none."""
     return next(((key, str(config[key])) for key in STAGES if config.get(key) not in (None, "none")), None)
 
@@ -86,9 +86,9 @@ def read_pretrained(folder: Path, value: str, key: str) -> dict[str, Any]:
     return {"kind": kind, "config": arguments, "source": value if value.startswith(HUB) else Path(value).name}
 
 
-def place_of(before: tuple[str, str], run: RunFolder) -> Path:
-    """Return the path of the result of ``stage_before``: the copy in the run, or the original if it is not copied yet."""
-    key, value = before
+def path_of_previous_stage(previous: tuple[str, str], run: RunFolder) -> Path:
+    """Return the path of the result of ``previous_stage``: the copy in the run, or the original if it is not copied yet."""
+    key, value = previous
     return run.path / key if (run.path / key).is_dir() else Path(value)
 
 
@@ -110,7 +110,7 @@ def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:
     """Raise a ``UserError`` for a run, with the config ``stored``, that is no autoencoder, or no diffusion model."""
     if key == "autoencoder" and (stored.get("autoencoder") or stored.get("diffusion")):
         raise UserError(f"autoencoder={value} is a diffusion run itself: give the run of a VAE or a VAE-GAN")
-    if key == "diffusion" and stage_before(stored) is None:
+    if key == "diffusion" and previous_stage(stored) is None:
         raise UserError(f"diffusion={value} is not a latent diffusion run: give the run of model=latent_ddpm autoencoder=RUN")
     if key == "diffusion" and stored.get("diffusion"):
         raise UserError(f"diffusion={value} is the run of a decoder: resume it with resume=, or give the diffusion run")
@@ -131,7 +131,7 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
     """
     if key == "autoencoder" and not (run and run.autoencoder.is_dir()) and pretrained_folder(value, key):
         return []
-    stored = find_run(place_of((key, value), run) if run else value, key)[0].read_config()
+    stored = find_run(path_of_previous_stage((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
     theirs = OLDER_RUN_DEFAULTS | stored["data"]
     if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):

@@ -147,7 +147,7 @@ PROCEDURAL = ("quickstart", "vae_gan_tiny", "ldm_tiny", "finetune")  # recipes
 DECODER = ("decoder", "flowers_laptop_decoder", "flowers_gpu_decoder")
 
 
-def stage_before(choice: str, folder: Path) -> list[str]:
+def previous_stage(choice: str, folder: Path) -> list[str]:
     """What a model or a recipe needs to compose by itself; a diffusion run is made in the folder."""
     if choice in DECODER:
         run = RunFolder(folder / "diffusion run")
@@ -165,7 +165,7 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_path: Path) -> None:
     root = [f"data.root={tmp_path}"] if data != "procedural" else []
-    checked([f"model={model}", f"data={data}", *root, *stage_before(model, tmp_path)])
+    checked([f"model={model}", f"data={data}", *root, *previous_stage(model, tmp_path)])
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -173,7 +173,7 @@ def test_every_model_composes_with_every_data_set(model: str, data: str, tmp_pat
 def test_every_recipe_composes_with_every_data_set_and_with_debug(experiment: str, data: str, tmp_path: Path) -> None:
     choice = [f"data={data}"] if data else []
     root = [f"data.root={tmp_path}"] if data != "procedural" and (data or experiment not in PROCEDURAL) else []
-    checked([f"experiment={experiment}", *choice, *root, *stage_before(experiment, tmp_path), "debug=tiny"])
+    checked([f"experiment={experiment}", *choice, *root, *previous_stage(experiment, tmp_path), "debug=tiny"])
 
 
 @pytest.mark.parametrize("trainer", options("trainer"))
