@@ -52,7 +52,7 @@ def main() -> None:
 
     subject = subject_of_run(config, run) if run else subject_of_folders(config)
     default = (run.path if run else Path("outputs").absolute()) / "evaluation" / subject.hash
-    folder = card_folder(config["out"], default, subject.mark)
+    folder = card_folder(config["out"], default, subject.identity)
     with locked(folder, "evaluating"):
         card = _card(subject, folder, run)
     from flowergen.evaluation.card import markdown

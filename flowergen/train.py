@@ -148,8 +148,8 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
 
     with _promoted_to_last(checkpoint_path, run):
         _fit(config, run, trainer, module, datamodule, checkpoint_path, steps_before)
-    if module.run_state.received:  # in the last step or later
-        raise Stopped(module.run_state.received)
+    if module.run_state.received_signal:  # in the last step or later
+        raise Stopped(module.run_state.received_signal)
     if module.run_state.checkpoint_failed:
         raise TrainingEnded(
             f"the last checkpoint could not be written: make room, then continue with {shlex.quote(f'resume={run.path}')}"

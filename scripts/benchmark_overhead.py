@@ -167,7 +167,7 @@ def train(config: dict[str, Any], data: ImageDataModule, autoencoder: ImageModel
         trainer.callbacks.insert(0, whole)  # type: ignore[attr-defined]
         if profiler:
             trainer.profiler = profiler  # type: ignore[attr-defined]
-            profiler.timed(module, "step_draw", "noise")
+            profiler.timed(module, "draw_for_step", "noise")
             profiler.timed(module, "record", "record")
             profiler.timed(module, "count_step", "count_step")
             profiler.timed(module.ema, "update", "moving average")

@@ -44,25 +44,26 @@ class Checkpoints(Checkpoint):
         steps = pl_module.optimizer_steps
         due = self.checkpoint_every_steps and steps - self.saved_at_step >= self.checkpoint_every_steps
         whole_step = (batch_idx + 1) % pl_module.accumulation_steps == 0
-        if (due or pl_module.run_state.agreed) and whole_step and batch_idx + 1 < trainer.num_training_batches:
+        if (due or pl_module.run_state.stop_signal) and whole_step and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Save between two epochs, after validation."""
-        epoch, best_before, further = trainer.current_epoch + 1, self.best_value, pl_module.run_state.copies
+        epoch, best_before = trainer.current_epoch + 1, self.best_value
+        further_copies = pl_module.run_state.checkpoint_copies
         copies = ["best.ckpt"] if self._improved(trainer, pl_module) else []
         if self.keep_every_epochs and epoch % self.keep_every_epochs == 0:
             copies.append(f"epoch_{epoch:04d}.ckpt")
         self._between_epochs = True
-        if not self._save(trainer, pl_module, [*copies, *further]):
+        if not self._save(trainer, pl_module, [*copies, *further_copies]):
             self.best_value = best_before
-            for restore in further.values():
+            for restore in further_copies.values():
                 restore()
-        further.clear()
+        further_copies.clear()
         self._between_epochs = False
 
     def _improved(self, trainer: Trainer, pl_module: ImageModel) -> bool:
-        if not pl_module.may_be_best:
+        if not pl_module.eligible_as_best:
             return False
         value = float(trainer.callback_metrics.get(f"val/{pl_module.best_metric}", math.nan))
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):

@@ -56,7 +56,7 @@ class PeriodicEvaluation(Callback):
         self.best: float | None = None
         self._best_before: float | None = None
         self.memorising: int | None = None
-        self.checkpoint_names: list[str] = []  # names of copies of this epoch's checkpoint, see ``RunState.copies``
+        self.checkpoint_names: list[str] = []  # names of copies of this epoch's checkpoint, see ``RunState.checkpoint_copies``
         self._disk = ToleratedWrite("evaluation.png")
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageModel) -> None:
@@ -107,7 +107,7 @@ class PeriodicEvaluation(Callback):
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
         log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")
         self._add(epoch, held_out_loss(trainer, pl_module), values)
-        pl_module.run_state.copies |= dict.fromkeys(self.checkpoint_names, self.restore_best)
+        pl_module.run_state.checkpoint_copies |= dict.fromkeys(self.checkpoint_names, self.restore_best)
         with self._disk:
             for pairs in measured.pairs[:1]:
                 samples, nearest = (torch.from_numpy(images).float() / 255 for images in (pairs.samples, pairs.nearest))
@@ -201,7 +201,7 @@ def held_out_loss(trainer: Trainer, pl_module: ImageModel) -> float | None:
 
     None without a validation in this epoch, before weights may be best, or if the value is not finite.
     """
-    if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) or not pl_module.may_be_best:
+    if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) or not pl_module.eligible_as_best:
         return None
     value = trainer.callback_metrics.get(f"val/{pl_module.best_metric}")
     if value is None or not math.isfinite(value):

@@ -17,8 +17,9 @@ from flowergen.modules.image_model import ImageModel
 class StopSignals(Callback):
     """Ends training between two optimiser steps after a signal to stop.
 
-    ``Checkpoints`` saves when the signal is ``RunState.agreed``, at the end of the step, or of the epoch if that was its last
-    step. A second Ctrl-C ends the process at once. Lightning itself would stop within a batch and save within a signal handler.
+    ``Checkpoints`` saves when the signal is ``RunState.stop_signal``, at the end of the step, or of the epoch if that was its
+    last step. A second Ctrl-C ends the process at once. Lightning itself would stop within a batch and save within a signal
+    handler.
 
     SLURM's SIGUSR1 (``sbatch --signal=SIGUSR1@90``) does the same, and then Lightning's plug-in requeues the job.
     """
@@ -37,8 +38,8 @@ class StopSignals(Callback):
         if signum == signal.SIGINT and self._interrupted:
             os._exit(Stopped(signum).status)
         self._interrupted = self._interrupted or signum == signal.SIGINT
-        if not self._state.received:
-            self._state.received = signum
+        if not self._state.received_signal:
+            self._state.received_signal = signum
             again = "; interrupt again to stop immediately" if signum == signal.SIGINT else ""
             # not with the logging module, which this may have interrupted
             os.write(2, f"\n{signal.Signals(signum).name}: training ends after this step{again}\n".encode())
@@ -47,10 +48,10 @@ class StopSignals(Callback):
         """Agree among processes at the end of an optimiser step, before ``Checkpoints`` runs."""
         if (batch_idx + 1) % pl_module.accumulation_steps:
             return
-        self._state.agreed = self._state.received
+        self._state.stop_signal = self._state.received_signal
         if trainer.world_size > 1:
-            received = torch.tensor(self._state.received, device=trainer.strategy.root_device)
-            self._state.agreed = int(trainer.strategy.reduce(received, reduce_op="max"))
+            received = torch.tensor(self._state.received_signal, device=trainer.strategy.root_device)
+            self._state.stop_signal = int(trainer.strategy.reduce(received, reduce_op="max"))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
         """Stop training; the checkpoint is written.
@@ -58,15 +59,15 @@ class StopSignals(Callback):
         Raises:
             Stopped: instead of the next step.
         """
-        if not self._state.agreed:
+        if not self._state.stop_signal:
             return
         requeue = self._previous_handlers.get(signal.SIGUSR1)
         self._restore_handlers()
-        if self._state.agreed == signal.SIGUSR1 and callable(requeue):
+        if self._state.stop_signal == signal.SIGUSR1 and callable(requeue):
             requeue(signal.SIGUSR1, None)  # it first saves another checkpoint, in the middle of Lightning's loop
             for copy in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
                 copy.unlink(missing_ok=True)
-        raise Stopped(self._state.agreed)
+        raise Stopped(self._state.stop_signal)
 
     def on_train_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Restore the signal handlers."""

@@ -87,7 +87,7 @@ class Adversary(nn.Module):
             (N, C, H, W) alone, or (N, C, h, w) for each of the frozen maps.
         """
         x = diff_augment(x, u) if self.augment and u is not None else x
-        return [x] if self._features is None else self._features.on(x.device)((x + 1) / 2)
+        return [x] if self._features is None else self._features.on_device(x.device)((x + 1) / 2)
 
     def evaluate(self, x: Tensor, u: Tensor | None = None) -> DiscriminatorOutput:
         """Evaluate the discriminator, with the arguments of ``discriminator_input``."""

@@ -64,7 +64,7 @@ class DecoderModule(TwoOptimizers):
         UserError: the diffusion model has no decoder, or that of a VAE.
     """
 
-    best_metric = "psnr"  # unused, see ``may_be_best``
+    best_metric = "psnr"  # unused, see ``eligible_as_best``
     best_mode = "max"
 
     def __init__(
@@ -125,7 +125,7 @@ class DecoderModule(TwoOptimizers):
     @property
     def denoising_model(self) -> LatentDDPMModule:
         """The frozen model, on this module's device; it decodes with this module's averaged decoder."""
-        return self._diffusion[0].on(self.device)
+        return self._diffusion[0].on_device(self.device)
 
     @property
     def autoencoder(self) -> ImageModel | None:
@@ -133,9 +133,9 @@ class DecoderModule(TwoOptimizers):
         return self.denoising_model.autoencoder
 
     @property
-    def latents_owner(self) -> str:
+    def latents_fingerprint(self) -> str:
         """See ``ImageModel``."""
-        return self._diffusion[0].latents_owner
+        return self._diffusion[0].latents_fingerprint
 
     @property
     def inference_net(self) -> nn.Module:
@@ -191,16 +191,16 @@ class DecoderModule(TwoOptimizers):
         """Compute the gradients of both networks; step after the last batch of an optimiser step."""
         num, x = len(batch.label), 2 * batch.image - 1
         label = torch.where(batch.label < 0, self.num_classes, batch.label)
-        u = self.step_draw(uniform, num, (), batch_idx, "sample")
+        u = self.draw_for_step(uniform, num, (), batch_idx, "sample")
         chosen = (u * len(self.latents)).long().clamp(max=len(self.latents) - 1)
         label_sampled = self.labels[chosen]
-        eps = self.step_draw(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED_ROWS]
+        eps = self.draw_for_step(normal, num, self.latent_shape, batch_idx, "posterior")[RECONSTRUCTED_ROWS]
         with torch.no_grad():
             z = self.encode(batch.image[RECONSTRUCTED_ROWS]).sample(eps)
         decoded = self.net(torch.cat((self.latents[chosen], z))).float()  # (N + N / 4, C, H, W)
         x_sampled, x_hat = decoded[:num], decoded[num:]
 
-        features = self._features.on(x.device)
+        features = self._features.on_device(x.device)
         with torch.no_grad():
             features_real = features((self._augmented(x, batch_idx, "augmentation") + 1) / 2)
         features_sampled = features((self._augmented(x_sampled, batch_idx, "augmentation of samples") + 1) / 2)
@@ -237,7 +237,7 @@ class DecoderModule(TwoOptimizers):
 
     def _augmented(self, x: Tensor, batch_idx: int, purpose: str) -> Tensor:
         """Apply T to pictures (N, C, H, W)."""
-        u = self.step_draw(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
+        u = self.draw_for_step(uniform, len(x), (NUM_DRAWS + NUM_ZOOM_DRAWS,), batch_idx, purpose)
         return zoom(diff_augment(x, u[:, :NUM_DRAWS]), u[:, NUM_DRAWS:])
 
     def _logits(self, features: list[Tensor], label: Tensor) -> list[Tensor]:
@@ -247,7 +247,7 @@ class DecoderModule(TwoOptimizers):
 
     def _reconstruction_terms(self, x: Tensor, x_hat: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) in [-1, 1], both -> absolute error of a value and distance in frozen features, each (N,)."""
-        features = self._features.on(x.device)
+        features = self._features.on_device(x.device)
         with torch.no_grad():
             features_x = features((x + 1) / 2)
         return {
@@ -258,7 +258,7 @@ class DecoderModule(TwoOptimizers):
     # -- validation of reconstructions; callbacks.evaluation measures samples
 
     @property
-    def may_be_best(self) -> bool:
+    def eligible_as_best(self) -> bool:
         """False: no score of single pictures measures the quality of samples, so the last checkpoint is used."""
         return False
 

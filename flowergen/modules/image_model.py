@@ -67,14 +67,14 @@ class ImageModel(LightningModule, ABC):
         self.lr_schedule, self.lr_warmup_steps = lr_schedule, lr_warmup_steps
         self.optimizer_steps = 0
         self.total_steps = 0  # optimiser steps of the run; 0 without training, when any fraction of it has passed
-        self._passed_shares: dict[float, int] = {}  # fraction -> steps
-        self._noise_before: str | None = None  # ``noise_of`` the device that the resumed run was trained on
+        self._passed_fractions: dict[float, int] = {}  # fraction -> steps
+        self._earlier_noise: str | None = None  # ``noise_of`` the device that the resumed run was trained on
         self.epoch_means, self.recent_means, self.val_means = RunningMeans(), RunningMeans(), RunningMeans()
         self.val_metrics: dict[str, float] = {}
         self.epoch_metrics: dict[str, float] = {}  # metrics of the last epoch, including its validation if there was one
         self.finite_watch, self.run_state = FiniteWatch(), RunState()
         self.skips_step = False  # whether this optimiser step is skipped
-        self._skipped_in_a_row = 0
+        self._consecutive_skips = 0
         self._buffers_before: dict[str, Tensor] = {}
 
     # -- the interface
@@ -117,7 +117,7 @@ class ImageModel(LightningModule, ABC):
         return self.denoising_model or self
 
     @property
-    def latents_owner(self) -> str:
+    def latents_fingerprint(self) -> str:
         """Fingerprint of the network that defines the latents."""
         return fingerprint(self.inference_net)
 
@@ -138,7 +138,7 @@ class ImageModel(LightningModule, ABC):
         """
         return None
 
-    def on(self, device: torch.device) -> Self:
+    def on_device(self, device: torch.device) -> Self:
         """Move the model to a device; unlike ``to``, cheap if it is already there."""
         return self if self.device == device else self.to(device)
 
@@ -147,7 +147,7 @@ class ImageModel(LightningModule, ABC):
         return means
 
     @property
-    def may_be_best(self) -> bool:
+    def eligible_as_best(self) -> bool:
         """Whether this epoch's weights may become best.ckpt."""
         return True
 
@@ -158,7 +158,9 @@ class ImageModel(LightningModule, ABC):
         """Number of batches in an optimiser step."""
         return self.trainer.accumulate_grad_batches
 
-    def step_draw(self, draw: Callable[..., Tensor], num: int, shape: Sequence[int], batch_idx: int, purpose: str) -> Tensor:
+    def draw_for_step(
+        self, draw: Callable[..., Tensor], num: int, shape: Sequence[int], batch_idx: int, purpose: str
+    ) -> Tensor:
         """Draw for the whole optimiser step, and return the rows of this device and batch.
 
         Args:
@@ -185,9 +187,9 @@ class ImageModel(LightningModule, ABC):
     def on_train_start(self) -> None:
         """Set the horizon of the schedules, which is longer for a run that is extended; report if the noise has changed."""
         noise = noise_of(self.device)
-        if self._noise_before not in (None, noise) and self.trainer.is_global_zero:
+        if self._earlier_noise not in (None, noise) and self.trainer.is_global_zero:
             log.info(
-                f"training noise was drawn on the {self._noise_before} until now and is drawn on the {noise} from here on: "
+                f"training noise was drawn on the {self._earlier_noise} until now and is drawn on the {noise} from here on: "
                 "the result will not be bit-equal to that of an uninterrupted run"
             )
         batches = self.trainer.num_training_batches * (self.trainer.max_epochs or 1)
@@ -200,21 +202,21 @@ class ImageModel(LightningModule, ABC):
             UserError: the run is too short.
         """
 
-    def in_steps(self, steps: float) -> int:
+    def to_steps(self, steps: float) -> int:
         """Convert a number of optimiser steps or, below 1, a fraction of the run, to steps.
 
         A fraction that has passed keeps its value, so that a run that is extended does not return to its warm-up.
         """
-        if steps in self._passed_shares:
-            return self._passed_shares[steps]
+        if steps in self._passed_fractions:
+            return self._passed_fractions[steps]
         found = num_steps(steps, self.total_steps)
         if 0 < steps < 1 and self.total_steps and self.optimizer_steps >= found:
-            self._passed_shares[steps] = found
+            self._passed_fractions[steps] = found
         return found
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the scheduled learning rate of this optimiser step."""
-        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.in_steps(self.lr_warmup_steps), self.total_steps)
+        factor = lr_factor(self.lr_schedule, self.optimizer_steps, self.to_steps(self.lr_warmup_steps), self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 
@@ -293,10 +295,10 @@ class ImageModel(LightningModule, ABC):
             return False
         if not self.skips_step:
             self.skips_step = True
-            self._skipped_in_a_row += 1
+            self._consecutive_skips += 1
             if self.trainer.is_global_zero:
                 log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: step skipped")
-        if self._skipped_in_a_row == MAX_SKIPPED:
+        if self._consecutive_skips == MAX_SKIPPED:
             raise NotFinite(
                 f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MAX_SKIPPED}th step in a row: "
                 "lower the learning rate, or clip with trainer.gradient_clip_val=1"
@@ -326,7 +328,7 @@ class ImageModel(LightningModule, ABC):
         """
         self.optimizer_steps += 1
         if not self.skips_step:
-            self._skipped_in_a_row = 0
+            self._consecutive_skips = 0
         self.skips_step = False
         if self.optimizer_steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.stop_if_not_finite()
@@ -361,7 +363,7 @@ class ImageModel(LightningModule, ABC):
             optimizer_steps=self.optimizer_steps,
             epoch_means=self.epoch_means.state_dict(),
             recent_means=self.recent_means.state_dict(),
-            passed_shares=dict(self._passed_shares),
+            passed_shares=dict(self._passed_fractions),
             noise=noise_of(self.device),
         )
 
@@ -369,7 +371,7 @@ class ImageModel(LightningModule, ABC):
         """Restore counts and running means."""
         state = checkpoint["flowergen"]
         self.optimizer_steps = state["optimizer_steps"]
-        self._passed_shares = dict(state.get("passed_shares", {}))  # absent in older checkpoints
-        self._noise_before = state.get("noise", "cpu")  # older checkpoints were trained with the CPU's noise
+        self._passed_fractions = dict(state.get("passed_shares", {}))  # absent in older checkpoints
+        self._earlier_noise = state.get("noise", "cpu")  # older checkpoints were trained with the CPU's noise
         self.epoch_means.load_state_dict(state["epoch_means"], self.device)
         self.recent_means.load_state_dict(state["recent_means"], self.device)

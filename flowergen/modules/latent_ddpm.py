@@ -169,7 +169,7 @@ class LatentDDPMModule(ImageModel):
     @property
     def autoencoder(self) -> ImageModel | None:
         """The frozen autoencoder, on this module's device; None on pixels."""
-        return self._autoencoder[0].on(self.device) if self._autoencoder else None
+        return self._autoencoder[0].on_device(self.device) if self._autoencoder else None
 
     @property
     def denoising_model(self) -> Self:
@@ -177,7 +177,7 @@ class LatentDDPMModule(ImageModel):
         return self
 
     @property
-    def latents_owner(self) -> str:
+    def latents_fingerprint(self) -> str:
         """The autoencoder's."""
         return self.autoencoder_hash
 
@@ -270,10 +270,10 @@ class LatentDDPMModule(ImageModel):
     def training_step(self, batch: Batch | LatentBatch, batch_idx: int) -> Tensor:
         """Mean loss of the batch at random times, noise and latents, plus the weighted alignment loss if there is one."""
         num, shape = len(batch.label), self.latent_shape
-        x0 = self.scaled(self._posterior(batch).sample(self.step_draw(normal, num, shape, batch_idx, "posterior")))
-        t = self.schedule.times(self.step_draw(stratified, num, (), batch_idx, "time"))
-        eps = self.step_draw(normal, num, shape, batch_idx, "diffusion")
-        dropped = self.step_draw(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
+        x0 = self.scaled(self._posterior(batch).sample(self.draw_for_step(normal, num, shape, batch_idx, "posterior")))
+        t = self.schedule.times(self.draw_for_step(stratified, num, (), batch_idx, "time"))
+        eps = self.draw_for_step(normal, num, shape, batch_idx, "diffusion")
+        dropped = self.draw_for_step(uniform, num, (), batch_idx, "class dropout") < self.class_dropout
         label = torch.where(dropped, self.num_classes, self._label_or_none(batch.label))
         if not self.alignment_weight:
             terms = {"loss": self.losses(self.net, x0, eps, t, label)}

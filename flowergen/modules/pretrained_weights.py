@@ -38,7 +38,7 @@ class LazyFrozenNetwork:
         self._net: nn.Module | None = None
         self._device: torch.device | None = None
 
-    def on(self, device: torch.device) -> nn.Module:
+    def on_device(self, device: torch.device) -> nn.Module:
         """Return the network on a device, loading it if necessary."""
         if self._net is None:
             with torch.inference_mode(False):  # first use may be in validation; inference tensors cannot be part of a graph

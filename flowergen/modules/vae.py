@@ -134,7 +134,7 @@ class VAEModule(ImageModel):
     @property
     def current_beta(self) -> float:
         """Beta at this optimiser step."""
-        warmup = self.in_steps(self.beta_warmup_steps)
+        warmup = self.to_steps(self.beta_warmup_steps)
         if self.optimizer_steps < warmup:
             return self.beta * self.optimizer_steps / warmup
         return self.beta
@@ -192,8 +192,8 @@ class VAEModule(ImageModel):
         """Return the mean objective of the batch."""
         x, shape = batch.image, self.latent_shape
         posterior = self._encode(self.net, x)
-        z = posterior.sample(self.step_draw(normal, len(x), shape, batch_idx, "posterior"))
-        z_prior = self.step_draw(normal, len(x), shape, batch_idx, "prior") if self.divergence == "mmd" else None
+        z = posterior.sample(self.draw_for_step(normal, len(x), shape, batch_idx, "posterior"))
+        z_prior = self.draw_for_step(normal, len(x), shape, batch_idx, "prior") if self.divergence == "mmd" else None
         terms = self.objective(x, posterior, z, self._decode(self.net, z), z_prior)
         self.record(terms)
         return terms["loss"].mean()

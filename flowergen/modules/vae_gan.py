@@ -241,7 +241,7 @@ class VAEGANModule(TwoOptimizers):
     @property
     def current_beta(self) -> float:
         """Beta at this optimiser step."""
-        warmup = self.in_steps(self.beta_warmup_steps)
+        warmup = self.to_steps(self.beta_warmup_steps)
         if self.optimizer_steps < warmup:
             return self.beta * self.optimizer_steps / warmup
         return self.beta
@@ -249,7 +249,7 @@ class VAEGANModule(TwoOptimizers):
     @property
     def adversarial_factor(self) -> float:
         """The factor of the adversarial loss at this step, without the adaptive weight: 0 before its start."""
-        start, ramp_steps = self.in_steps(self.adversarial_start_steps), self.in_steps(self.adversarial_ramp_steps)
+        start, ramp_steps = self.to_steps(self.adversarial_start_steps), self.to_steps(self.adversarial_ramp_steps)
         return self.guard.factor * self.adversarial_weight * ramp(self.optimizer_steps, start, ramp_steps)
 
     def objective(
@@ -296,7 +296,7 @@ class VAEGANModule(TwoOptimizers):
             distance = feature_distance if self.perceptual == "discriminator" else normalised_feature_distance
             return distance(shared[1], [features.detach() for features in shared[0]])
         assert self._perceptual_net is not None
-        net = self._perceptual_net.on(x.device)
+        net = self._perceptual_net.on_device(x.device)
         if self.perceptual == "lpips":
             return net(x_hat, x).flatten().float()
         with torch.no_grad():
@@ -314,7 +314,7 @@ class VAEGANModule(TwoOptimizers):
         """Compute the gradients of both networks from one reconstruction; step after the last batch of an optimiser step."""
         x = 2 * batch.image - 1
         posterior = self.net.encoder(x)
-        z = posterior.sample(self.step_draw(normal, len(x), self.latent_shape, batch_idx, "posterior"))
+        z = posterior.sample(self.draw_for_step(normal, len(x), self.latent_shape, batch_idx, "posterior"))
         h = self.net.decoder.features(z)  # (N, c, H / stem_px, W / stem_px)
         x_hat = self.net.decoder.picture(h).float()  # (N, C, H, W)
         if self.adversary is None:
@@ -323,7 +323,7 @@ class VAEGANModule(TwoOptimizers):
         else:
             if batch_idx % self.accumulation_steps == 0:
                 self.adversary.discriminator.update_spectral_norms()
-            u = self.step_draw(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
+            u = self.draw_for_step(uniform, len(x), (NUM_DRAWS,), batch_idx, "augmentation")
             terms = self._adversarial_step(self.adversary, x, batch.label, posterior, h, x_hat, u)
         self.record(terms)
         if (batch_idx + 1) % self.accumulation_steps == 0:
@@ -386,7 +386,7 @@ class VAEGANModule(TwoOptimizers):
 
     def check_total_steps(self) -> None:
         """Check that the adversarial loss starts within the run, unless ``limit_train_batches`` makes it a trial."""
-        start, limit = self.in_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
+        start, limit = self.to_steps(self.adversarial_start_steps), self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0  # the number 1 is a trial of one batch
         if self.adversarial_weight and start >= self.total_steps and whole_epochs:
             raise UserError(
@@ -397,11 +397,11 @@ class VAEGANModule(TwoOptimizers):
     # -- the end of an epoch
 
     @property
-    def may_be_best(self) -> bool:
+    def eligible_as_best(self) -> bool:
         """Whether the weights were trained with the full adversarial loss, and the guard accepts them."""
         if not self.adversarial_weight:
             return True
-        end_of_ramp = self.in_steps(self.adversarial_start_steps) + self.in_steps(self.adversarial_ramp_steps)
+        end_of_ramp = self.to_steps(self.adversarial_start_steps) + self.to_steps(self.adversarial_ramp_steps)
         at_full_weight = min(end_of_ramp, self.total_steps)
         return self.optimizer_steps >= at_full_weight and not self.guard.failed
 
@@ -410,7 +410,7 @@ class VAEGANModule(TwoOptimizers):
         super().on_validation_epoch_end()
         if self.adversarial_weight:
             (psnr,) = (value for name, value in self.val_metrics.items() if name.endswith("/psnr"))
-            self.guard.check(psnr, self.optimizer_steps > self.in_steps(self.adversarial_start_steps))
+            self.guard.check(psnr, self.optimizer_steps > self.to_steps(self.adversarial_start_steps))
 
     def on_train_epoch_end(self) -> None:
         """Log; then keep this epoch as a good one, warn, or roll back."""

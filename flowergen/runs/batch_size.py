@@ -153,8 +153,8 @@ def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, si
     with TemporaryDirectory() as folder:
         alone = config | {"logger": None, "callbacks": None, "trainer": config["trainer"] | trial}
         build_trainer(alone, RunFolder(folder), None).fit(copied, datamodule=data)
-    if copied.run_state.received:
-        raise Stopped(copied.run_state.received)
+    if copied.run_state.received_signal:
+        raise Stopped(copied.run_state.received_signal)
 
 
 def _num_devices(devices: int | str | list[int], on_gpu: bool) -> int:

@@ -66,10 +66,10 @@ class Subject:
     @property
     def hash(self) -> str:
         """Hash of the subject and the protocol."""
-        return card.hash_of(self.mark)
+        return card.hash_of(self.identity)
 
     @property
-    def mark(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Identity of the card in a folder, with or without LPIPS, whose weights may be added later."""
         with_lpips = self.model is not None and vgg16_path(self.weights_dir).is_file()
         return {"protocol": self.protocol, "subject": self.described, "lpips": with_lpips}

@@ -68,7 +68,7 @@ def stored_latents(model: "LoadedModel") -> "LatentStore | None":
     """Return the run's stored latents, if they belong to these weights."""
     from flowergen.evaluation.latent_store import read_latents
 
-    return read_latents(model.run.latents, model.module.latents_owner)
+    return read_latents(model.run.latents, model.module.latents_fingerprint)
 
 
 def sampling_of(config: Mapping[str, Any], module: "LatentDDPMModule") -> "SamplingSettings":

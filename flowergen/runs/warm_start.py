@@ -29,7 +29,7 @@ def start_from(parent: LoadedModel, module: ImageModel, class_names: Sequence[st
     where = f"init={parent.run.path}"
     if type(parent.module) is not type(module):
         raise UserError(f"{where} is a {type(parent.module).__name__}, not a {type(module).__name__}: leave model= out")
-    if module.denoises and parent.module.latents_owner != module.latents_owner:
+    if module.denoises and parent.module.latents_fingerprint != module.latents_fingerprint:
         raise UserError(f"{where} denoises the latents of another autoencoder: leave autoencoder= out")
     theirs, ours = parent.module.state_dict(), module.state_dict()
     copied, missing = {}, []

@@ -63,7 +63,7 @@ MODULE: Any = SimpleNamespace(
     accumulation_steps=1,
     best_metric="elbo",
     best_mode="max",
-    may_be_best=True,
+    eligible_as_best=True,
     stop_if_not_finite=lambda **options: None,
     run_state=RunState(),
 )
@@ -78,9 +78,9 @@ def test_what_could_not_be_saved_was_not_the_best(tmp_path: Path) -> None:
     for epoch, elbo, full in ((0, 1.0, False), (1, 3.0, True), (2, 2.0, False), (3, math.nan, False)):
         trainer.current_epoch, trainer.full = epoch, full
         trainer.callback_metrics = {"val/elbo": torch.tensor(elbo)}
-        MODULE.run_state.copies["best_fid.ckpt"] = evaluation.restore_best
+        MODULE.run_state.checkpoint_copies["best_fid.ckpt"] = evaluation.restore_best
         checkpoints.on_train_epoch_end(trainer, MODULE)
-        assert not MODULE.run_state.copies
+        assert not MODULE.run_state.checkpoint_copies
         assert MODULE.run_state.checkpoint_failed == full
         if epoch == 0:
             assert evaluation.best == 3.0

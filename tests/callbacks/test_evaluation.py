@@ -156,7 +156,7 @@ def test_only_inceptions_features_are_logged_as_an_fid(tmp_path: Path, extractor
 @pytest.mark.parametrize(("mode", "sign"), [("min", 1), ("max", -1)])
 def test_the_held_out_loss_is_that_of_this_epochs_validation(mode: str, sign: int) -> None:
     """Lower is better; an older epoch's, one that nobody has measured, and what is no number are none."""
-    module: Any = SimpleNamespace(best_metric="score", best_mode=mode, may_be_best=True)
+    module: Any = SimpleNamespace(best_metric="score", best_mode=mode, eligible_as_best=True)
 
     def trainer(epoch: int, every: int | None, **metrics: float) -> Any:
         found = {f"val/{name}": torch.tensor(value) for name, value in metrics.items()}
@@ -169,7 +169,7 @@ def test_the_held_out_loss_is_that_of_this_epochs_validation(mode: str, sign: in
     assert held_out_loss(trainer(1, 1, other=9), module) is None
     for value in (float("nan"), float("inf"), -float("inf")):
         assert held_out_loss(trainer(1, 1, score=value), module) is None
-    module.may_be_best = False  # before a VAE-GAN's full adversarial weight
+    module.eligible_as_best = False  # before a VAE-GAN's full adversarial weight
     assert held_out_loss(trainer(1, 1, score=0.25), module) is None
 
 

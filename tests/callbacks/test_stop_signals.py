@@ -30,9 +30,9 @@ def test_a_step_of_several_parts_is_finished_first(stop_signals: StopSignals, ca
     os.kill(os.getpid(), signal.SIGTERM)
     stop_signals.on_train_batch_end(TRAINER, MODULE, None, None, 0)
     stop_signals.on_train_batch_start(TRAINER, MODULE, None, 1)
-    assert not MODULE.run_state.agreed
+    assert not MODULE.run_state.stop_signal
     stop_signals.on_train_batch_end(TRAINER, MODULE, None, None, 1)
-    assert MODULE.run_state.agreed == signal.SIGTERM
+    assert MODULE.run_state.stop_signal == signal.SIGTERM
     with pytest.raises(Stopped) as stopped:
         stop_signals.on_train_batch_start(TRAINER, MODULE, None, 2)
     assert stopped.value.status == 143

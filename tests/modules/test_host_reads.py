@@ -41,7 +41,7 @@ def on_device(module: ImageModel) -> ImageModel:
     def draw(source: Callable[..., Tensor], num: int, shape: Sequence[int], batch_idx: int, purpose: str) -> Tensor:
         return torch.empty(num, *shape, device=META)
 
-    module.step_draw = draw  # type: ignore[method-assign, assignment]
+    module.draw_for_step = draw  # type: ignore[method-assign, assignment]
     module.manual_backward = lambda loss, **options: loss.backward(**options)  # type: ignore[method-assign, assignment]
     module.clip_gradients = clip  # type: ignore[method-assign]
     module._trainer = SimpleNamespace(  # type: ignore[assignment]

@@ -109,9 +109,9 @@ def test_a_resume_on_another_kind_of_device_says_that_its_noise_changes(
 
 def test_a_model_that_is_where_it_should_be_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     module = TinyAutoencoder()
-    assert module.on(torch.device("meta")).encoder.weight.is_meta
+    assert module.on_device(torch.device("meta")).encoder.weight.is_meta
     monkeypatch.setattr(module, "to", None)
-    assert module.on(torch.device("meta")) is module
+    assert module.on_device(torch.device("meta")) is module
 
 
 @pytest.mark.parametrize("kind", ["cpu", "none"])
@@ -124,7 +124,7 @@ def test_devices_and_parts_of_a_step_share_one_draw(kind: str, monkeypatch: pyte
     def drawn_by(devices: int, rank: int, accumulate: int, batch_idx: int) -> Tensor:
         trainer = SimpleNamespace(world_size=devices, global_rank=rank, accumulate_grad_batches=accumulate)
         module._trainer = trainer  # type: ignore[assignment]
-        return module.step_draw(normal, 8 // devices // accumulate, (2, 3), batch_idx, "posterior")
+        return module.draw_for_step(normal, 8 // devices // accumulate, (2, 3), batch_idx, "posterior")
 
     whole = drawn_by(1, 0, 1, 5)
     parts = [drawn_by(2, rank, 2, batch_idx) for batch_idx in (10, 11) for rank in (0, 1)]

@@ -106,7 +106,7 @@ def drawing(module: LatentDDPMModule) -> LatentDDPMModule:
     def draw(source: Callable[..., Tensor], num: int, shape: tuple[int, ...], batch_idx: int, purpose: str) -> Tensor:
         return source((num, *shape), seed=module.seed, step=module.optimizer_steps, purpose=purpose)
 
-    module.step_draw = draw  # type: ignore[method-assign, assignment]
+    module.draw_for_step = draw  # type: ignore[method-assign, assignment]
     return module
 
 

@@ -186,7 +186,7 @@ def test_a_lazy_network_is_loaded_once_and_only_when_it_is_needed() -> None:
     net = LazyFrozenNetwork(load)
     assert not loaded
     with torch.inference_mode():
-        first = net.on(torch.device("cpu"))
-    assert net.on(torch.device("cpu")) is first
+        first = net.on_device(torch.device("cpu"))
+    assert net.on_device(torch.device("cpu")) is first
     assert len(loaded) == 1
     assert not loaded[0].weight.is_inference()

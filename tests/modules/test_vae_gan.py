@@ -188,7 +188,7 @@ def training_step(module: VAEGANModule, data: Batch) -> None:
     def draw(source: Callable[..., Tensor], num: int, shape: tuple[int, ...], batch_idx: int, purpose: str) -> Tensor:
         return source((num, *shape), seed=module.seed, step=module.optimizer_steps, purpose=purpose)
 
-    module.step_draw = draw  # type: ignore[method-assign, assignment]
+    module.draw_for_step = draw  # type: ignore[method-assign, assignment]
     module.training_step(data, 0)
 
 
@@ -480,13 +480,13 @@ def test_vgg_s_weights_are_neither_saved_nor_trained_nor_averaged(weights_dir: P
     assert set(module.state_dict()) == before
     assert not any("features.0" in name or "perceptual" in name for name in before)
     assert module._perceptual_net is not None
-    net = module._perceptual_net.on(torch.device("cpu"))
+    net = module._perceptual_net.on_device(torch.device("cpu"))
     optimised = {
         id(p) for optimizer in module.configure_optimizers() for group in optimizer.param_groups for p in group["params"]
     }
     assert optimised.isdisjoint(id(p) for p in net.parameters())
     training_step(module, batch())
-    assert module._perceptual_net.on(torch.device("cpu")) is net, "loaded once"
+    assert module._perceptual_net.on_device(torch.device("cpu")) is net, "loaded once"
 
 
 def test_efficientnet_s_weights_are_neither_saved_nor_trained() -> None:
@@ -660,10 +660,10 @@ def test_only_weights_trained_at_full_adversarial_weight_that_the_guard_accepts_
 ) -> None:
     module = make(step)
     module.total_steps, module.guard.failed = total_steps, failed
-    assert module.may_be_best == expected
+    assert module.eligible_as_best == expected
     without = make(step, adversarial_weight=0.0)
     without.total_steps = total_steps
-    assert without.may_be_best
+    assert without.eligible_as_best
 
 
 # -- with a Trainer

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowergen.errors import UserError
-from flowergen.runs.card_folder import MARK, card_folder, refuse_other_content
+from flowergen.runs.card_folder import IDENTITY_FILE, card_folder, refuse_other_content
 
 HERS = {"protocol": {"extractor": "inception", "seed": None}, "subject": {"what": "rosé"}, "lpips": False}
 
@@ -17,21 +17,23 @@ def left_by(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_folder_is_made_and_found_again_by_the_same_mark(tmp_path: Path) -> None:
-    """Also with a card in it; keys in another order are the same mark. Where none is given it is the default."""
+def test_a_folder_is_made_and_found_again_by_the_same_identity(tmp_path: Path) -> None:
+    """Also with a card in it; keys in another order are the same identity. Where none is given it is the default."""
     default, given = tmp_path / "a" / "default", tmp_path / "b" / "given"
     for out, folder in ((None, default), (str(given), given)):
         assert card_folder(out, default, HERS) == folder
         (folder / "card.json").write_text("{}")
-        before = (folder / MARK).read_bytes()
+        before = (folder / IDENTITY_FILE).read_bytes()
         assert card_folder(out, default, dict(reversed(HERS.items()))) == folder
         refuse_other_content(str(folder))
-        assert (folder / MARK).read_bytes() == before
+        assert (folder / IDENTITY_FILE).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-@pytest.mark.parametrize("names", [(), (".lock",), (f"{MARK}.partial",), (".lock", f"{MARK}.partial")], ids=str)
-def test_what_a_killed_process_has_left_of_the_mark_is_no_content(names: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [(), (".lock",), (f"{IDENTITY_FILE}.partial",), (".lock", f"{IDENTITY_FILE}.partial")], ids=str
+)
+def test_what_a_killed_process_has_left_of_the_identity_is_no_content(names: tuple[str, ...], tmp_path: Path) -> None:
     folder = left_by(tmp_path / "out", *names)
     refuse_other_content(str(folder))
     assert card_folder(str(folder), tmp_path, HERS) == folder
@@ -51,19 +53,19 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(names: tuple[st
 @pytest.mark.parametrize(
     "change", [{"protocol": {"extractor": "inception", "seed": 1}}, {"lpips": True}, {"subject": {}}], ids=str
 )
-def test_the_folder_of_another_mark_is_refused_when_it_is_known(change: dict[str, object], tmp_path: Path) -> None:
-    """Not before: it is an evaluation's, and only its mark says whose. A card of another model, or without LPIPS."""
+def test_the_folder_of_another_identity_is_refused_when_it_is_known(change: dict[str, object], tmp_path: Path) -> None:
+    """Not before: it is an evaluation's, and only its identity says whose. A card of another model, or without LPIPS."""
     card_folder(None, tmp_path / "out", HERS)
-    before = (tmp_path / "out" / MARK).read_bytes()
+    before = (tmp_path / "out" / IDENTITY_FILE).read_bytes()
     refuse_other_content(str(tmp_path / "out"))
     with pytest.raises(UserError, match="contains other files"):
         card_folder(None, tmp_path / "out", HERS | change)
-    assert (tmp_path / "out" / MARK).read_bytes() == before
+    assert (tmp_path / "out" / IDENTITY_FILE).read_bytes() == before
 
 
-def test_a_mark_that_is_no_text_is_somebody_elses(tmp_path: Path) -> None:
+def test_an_identity_that_is_no_text_is_somebody_elses(tmp_path: Path) -> None:
     folder = left_by(tmp_path / "out")
-    (folder / MARK).write_bytes(b"\xff\xfe\x80")
+    (folder / IDENTITY_FILE).write_bytes(b"\xff\xfe\x80")
     with pytest.raises(UserError, match="contains other files"):
         card_folder(str(folder), tmp_path, HERS)
 
