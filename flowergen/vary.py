@@ -1,4 +1,4 @@
-"""``python -m flowergen.vary``: variations and edits of given pictures, and walks through the latent space of a run."""
+"""``python -m flowergen.vary``: variations and edits of given pictures, and latent_edits through the latent space of a run."""
 
 import sys
 from pathlib import Path
@@ -133,19 +133,19 @@ def _stem(path: str | Path) -> str:
 def _walk(
     config: dict[str, Any], model: "LoadedModel", direction: "Tensor | None", x: "Tensor", names: list[str], folder: Path
 ) -> list[str]:
-    from flowergen.evaluation import walks
+    from flowergen.evaluation import latent_edits
 
     module, num = model.module, config["num"]
     if config["mode"] == "reconstruct":
-        return walks.reconstruct(module, x, names, folder)
+        return latent_edits.reconstruct(module, x, names, folder)
     if config["mode"] == "interpolate":
-        return walks.interpolate(module, x, folder, num)
+        return latent_edits.interpolate(module, x, folder, num)
     if config["mode"] == "traverse":
-        return walks.traversals(module, x, names, folder, num, config["num_dims"])
+        return latent_edits.traversals(module, x, names, folder, num, config["num_dims"])
     if direction is not None:
-        return walks.arithmetic(module, x, names, folder, num, direction)
+        return latent_edits.arithmetic(module, x, names, folder, num, direction)
     scale = None if config["scale"] == "auto" else config["scale"]
-    return walks.vary(module, x, names, folder, num, scale, config["seed"])
+    return latent_edits.vary(module, x, names, folder, num, scale, config["seed"])
 
 
 def _classes(config: dict[str, Any]) -> list[int]:
@@ -205,7 +205,7 @@ def _known(mask: str, model: "LoadedModel") -> "Tensor":
 
 def _class_mean(label: int, model: "LoadedModel", data: "ImageDataModule") -> "Tensor":
     """Return the mean (C, h, w) of the posterior means of a class's training pictures."""
-    from flowergen.evaluation.walks import encode
+    from flowergen.evaluation.latent_edits import encode
 
     rows = [row for row in data.rows["train"].tolist() if data.pictures.labels[row] == label][:MAX_FOR_MEAN]
     if not rows:

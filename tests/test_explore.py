@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowergen import explore
 from flowergen.app.command import one_line_errors
-from flowergen.explorer import walking
+from flowergen.explorer import latent_map
 from flowergen.explorer.model import ExplorerModel
 from flowergen.explorer.server import MAX_QUEUED
 from tests.explorer.serving import HOST, Answer, Visitor, free_port, gradio_or_skip, served
@@ -116,14 +116,14 @@ def test_a_hundred_requests_at_once(page: str) -> None:
 
 def test_a_hundred_pointers_on_the_map_at_once(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one picture is decoded, the others are answered with none, without waiting; then they are decoded too."""
-    decode, begun, go_on = walking.picture_of_point, Event(), Event()
+    decode, begun, go_on = latent_map.picture_of_point, Event(), Event()
 
     def slow(explored: ExplorerModel, number: Any) -> Tensor:
         begun.set()
         assert go_on.wait(60)
         return decode(explored, number)
 
-    monkeypatch.setattr(walking, "picture_of_point", slow)
+    monkeypatch.setattr(latent_map, "picture_of_point", slow)
     visitors = [Visitor(page) for _ in range(100)]
     with ThreadPoolExecutor(100) as pool:
         try:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from flowergen.errors import UserError
-from flowergen.explorer import mixing, walking
+from flowergen.explorer import latent_map, mixing
 from flowergen.explorer.model import ExplorerModel
 from tests.explorer.serving import served
 
@@ -119,7 +119,7 @@ def centre_of(box: "Locator") -> tuple[float, float, float, float]:
 def position_of_point(explored: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
     """Where a point of the map is on the page."""
     left, top, width, height = centre_of(canvas)
-    points = np.asarray([point[:2] for point in walking.map_data(explored)["points"]])
+    points = np.asarray([point[:2] for point in latent_map.map_data(explored)["points"]])
     low, high = points.min(0), points.max(0)
     low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
     across, up = (points[number] - low) / (high - low)
@@ -259,7 +259,7 @@ def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
         entry.press("Enter")
         page.wait_for_function("before => document.querySelector('#mixture a[download]').href !== before", arg=before)
     (mixed,) = shown(page, "mixture", 1)
-    sample = mixing.of_sample(explored, None, 0)
+    sample = mixing.from_sample(explored, None, 0)
     expected = mixing.mix(explored, [sample], 0.5, 2, 0, 1)[0]
     assert np.abs(mixed.astype(int) - pixels(expected)).max() <= 1
     assert np.abs(pixels(sample.picture).astype(int) - pixels(expected)).max() > 8
@@ -272,7 +272,7 @@ def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) 
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     hovered = page.locator("#plane .hover img").get_attribute("src") or ""
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(hovered.partition("base64,")[2]))))
-    assert np.array_equal(image, pixels(walking.picture_of_point(explored, 11)[0]))
+    assert np.array_equal(image, pixels(latent_map.picture_of_point(explored, 11)[0]))
     page.mouse.click(*position_of_point(explored, canvas, 11))
     _, nearest = shown(page, "place-out", 2)
     assert np.array_equal(nearest, image)
@@ -280,7 +280,7 @@ def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) 
     page.mouse.down()
     page.mouse.move(*position_of_point(explored, canvas, 30), steps=4)
     page.mouse.up()
-    way = shown(page, "place-out", walking.WALK)
+    way = shown(page, "place-out", latent_map.NUM_STEPS)
     assert np.abs(way[0].astype(int) - image).max() <= 8  # a pixel of the screen from the point itself
 
 
@@ -288,7 +288,7 @@ def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) 
 def test_a_pointer_that_rests_asks_again_while_the_model_is_busy(
     page: "Page", explored: ExplorerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, asked = walking.picture_of_point, list[int]()
+    decode, asked = latent_map.picture_of_point, list[int]()
 
     def busy_at_first(explored: ExplorerModel, number: int) -> torch.Tensor:
         asked.append(number)
@@ -296,7 +296,7 @@ def test_a_pointer_that_rests_asks_again_while_the_model_is_busy(
             raise UserError("busy")
         return decode(explored, number)
 
-    monkeypatch.setattr(walking, "picture_of_point", busy_at_first)
+    monkeypatch.setattr(latent_map, "picture_of_point", busy_at_first)
     open_tab(page, "Map")
     page.mouse.move(*position_of_point(explored, page.locator("#plane canvas"), 22))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")

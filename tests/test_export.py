@@ -22,8 +22,8 @@ from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.run_folder import RunFolder
 from tests.conftest import Command
+from tests.evaluation.test_latent_edits import Pixels
 from tests.evaluation.test_portable import example
-from tests.evaluation.test_walks import Pixels
 
 pytestmark = pytest.mark.slow
 

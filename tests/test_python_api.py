@@ -12,7 +12,7 @@ import torch
 
 import flowergen
 from flowergen import UserError
-from flowergen.evaluation.walks import decode, encode
+from flowergen.evaluation.latent_edits import decode, encode
 from flowergen.viz.pictures import Pictures
 from tests.conftest import TINY_RUN
 

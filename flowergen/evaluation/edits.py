@@ -18,7 +18,7 @@ from flowergen.diffusion import edits
 from flowergen.diffusion.samplers import ddim, sampler_of
 from flowergen.diffusion.steps import last_of
 from flowergen.errors import UserError
-from flowergen.evaluation.walks import BATCH, decode, encode, write_single
+from flowergen.evaluation.latent_edits import BATCH, decode, encode, write_single
 from flowergen.metrics.reconstruction import psnr
 from flowergen.modules.latent_ddpm import LatentDDPMModule, SamplingSettings
 from flowergen.randomness import normal_per_sample

@@ -20,7 +20,7 @@ from flowergen.runs.sampling import DIFFUSION_OPTIONS, latent_sampler
 
 MAX_INGREDIENTS = 8
 MAX_STRENGTH = 2.0  # largest strength of class arithmetic; 1 adds the difference of the class means itself
-WALK = 8  # pictures from one ingredient to the next
+STEPS_PER_PAIR = 8  # pictures from one ingredient to the next
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Ingredient:
     caption: str
 
 
-def of_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
+def from_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
     """Encode a picture (1, C, H, W) in [0, 1]."""
     return _decoded(explored, explored.model.encode(x).mean, caption)
 
 
-def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
+def from_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
     """Return the first sample of a seed and a class, None for any, by the model's own sampling settings."""
     seed = validation.whole("The seed", seed, 0, SEEDS)
     classes = None if label is None else [label]
@@ -54,7 +54,7 @@ def of_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
     return _decoded(explored, z, f"{explored.class_name(int(labels[0])) or 'sample'}, seed {seed}")
 
 
-def added(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[Ingredient]:
+def add(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[Ingredient]:
     """Return all ingredients in one list.
 
     Raises:
@@ -86,15 +86,15 @@ def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, 
     return explored.model.decode(z).cpu()
 
 
-def walk(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
-    """Return pictures interpolated from each ingredient to the next, ((N - 1) WALK, C, H, W).
+def interpolate(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
+    """Return pictures interpolated from each ingredient to the next, ((N - 1) STEPS_PER_PAIR, C, H, W).
 
     Raises:
         UserError: there are fewer than two.
     """
     if len(ingredients) < 2:
         raise UserError("a walk goes from one picture to the next: add two or more")
-    t = torch.linspace(0, 1, WALK)
+    t = torch.linspace(0, 1, STEPS_PER_PAIR)
     latents = [slerp(a.latent, b.latent, t) for a, b in pairwise(ingredients)]
     return explored.model.decode(torch.cat(latents)).cpu()
 

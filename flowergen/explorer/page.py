@@ -17,9 +17,9 @@ import torch
 
 from flowergen.data.reading import IMAGE_EXTENSIONS
 from flowergen.errors import UserError, one_line
-from flowergen.explorer import editing, following, generating, mixing, walking
+from flowergen.explorer import editing, generating, latent_map, mixing, training_progress
 from flowergen.explorer.model import TRAVERSED_SIGMAS, ExplorerModel
-from flowergen.explorer.shown import data_url, figures
+from flowergen.explorer.picture_html import data_url, figures
 from flowergen.modules.latent_ddpm import LatentDDPMModule
 from flowergen.runs.machine_limits import out_of_memory_as_user_error
 
@@ -81,9 +81,9 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
         return _one_sentence()(function)
 
     @wraps(function)
-    def steps(*given: Any) -> Iterator[Any]:
+    def steps(*args: Any) -> Iterator[Any]:
         with _one_sentence():
-            yield from function(*given)
+            yield from function(*args)
 
     return steps
 
@@ -148,7 +148,7 @@ def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
 # ---- Edit --------------------------------------------------------------------------------------------------------------
 def _edit(gr: Any, explored: ExplorerModel) -> None:
     diffusion = explored.module.denoising_model
-    given = gr.State(None)
+    source = gr.State(None)
     painted: list[Any] = []
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -166,15 +166,15 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     def vary(x: Any, num: Any, seed: Any, automatic: Any, power: Any) -> str:
                         return _numbered(editing.vary(explored, x, num, None if automatic else power, seed), "variation")
 
-                    button.click(answered(vary), [given, num, seed, automatic, power], out, **MODEL)
+                    button.click(answered(vary), [source, num, seed, automatic, power], out, **MODEL)
             if diffusion:
                 with gr.Tab("Image to image"):
                     strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
-                    _edit_by_diffusion(gr, explored, diffusion, editing.img2img, given, strength, "Edit")
+                    _edit_by_diffusion(gr, explored, diffusion, editing.img2img, source, strength, "Edit")
                 if diffusion.latent_shape[1:] != (1, 1):
                     with gr.Tab("Inpaint"):
                         mask = gr.HTML("", html_template=PAINTED, js_on_load=asset("mask.js"), elem_id="mask", picture="")
-                        _edit_by_diffusion(gr, explored, diffusion, editing.inpaint, given, mask, "Paint anew")
+                        _edit_by_diffusion(gr, explored, diffusion, editing.inpaint, source, mask, "Paint anew")
                         painted = [mask]
             if explored.has_map:
                 with gr.Tab("Traverse"):
@@ -191,7 +191,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     def traverse(x: Any, *sigmas: Any) -> str:
                         return figures(editing.traverse(explored, x, sigmas), ["traversed"], "traversed")
 
-                    gr.on([slider.change for slider in sliders], answered(traverse), [given, *sliders], out,
+                    gr.on([slider.change for slider in sliders], answered(traverse), [source, *sliders], out,
                           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
     def upload(path: Any) -> list[Any]:
@@ -203,13 +203,19 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
         shown = figures(torch.cat(both), words, "picture")
         return [x, shown, *(gr.HTML("", picture=data_url(x[0])) for _ in painted)]
 
-    upload_button.upload(answered(upload), upload_button, [given, fitted, *painted], **MODEL)
+    upload_button.upload(answered(upload), upload_button, [source, fitted, *painted], **MODEL)
 
 
 def _edit_by_diffusion(
-    gr: Any, explored: ExplorerModel, module: LatentDDPMModule, edit: Callable[..., Any], given: Any, how: Any, words: str
+    gr: Any,
+    explored: ExplorerModel,
+    module: LatentDDPMModule,
+    edit: Callable[..., Any],
+    source: Any,
+    strength_or_mask: Any,
+    words: str,
 ) -> None:
-    """Make the inputs, the button ``words`` and the output of an edit of ``given``, whose strength or mask is ``how``."""
+    """Make the inputs, the button ``words`` and the output of an edit of ``source``."""
     classes = _classes(gr, explored, "Classes to paint; without any, no particular one")
     with gr.Row():
         num, seed = _num(gr, 2), _seed(gr)
@@ -217,13 +223,13 @@ def _edit_by_diffusion(
         steps, scale = _steps_and_scale(gr, module, "Guidance scale")
     button, out = _button_and_output(gr, words, edit.__name__)
 
-    def edited(x: Any, how: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
-        made = edit(explored, x, how, classes, num, seed, {"steps": steps, "guidance_scale": scale})
+    def edited(x: Any, strength_or_mask: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
+        made = edit(explored, x, strength_or_mask, classes, num, seed, {"steps": steps, "guidance_scale": scale})
         chosen = classes or [-1]  # the pictures of each class in turn
         names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(made) // len(chosen))]
         return figures(made, names, "edited")
 
-    button.click(answered(edited), [given, how, classes, num, seed, steps, scale], out, **MODEL)
+    button.click(answered(edited), [source, strength_or_mask, classes, num, seed, steps, scale], out, **MODEL)
 
 
 # ---- Mix ---------------------------------------------------------------------------------------------------------------
@@ -247,36 +253,38 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
                     plus, minus = (gr.Dropdown(names, value=None, label=words) for words in ("Towards", "Away from"))
                 strength = gr.Slider(0, mixing.MAX_STRENGTH, value=1, step=0.05, label="Strength")
             mixture = gr.HTML(elem_id="mixture")
-            walk = gr.Button("The whole way", elem_id="walk")
-            way = gr.HTML(elem_id="way")
-    how = [place, plus, minus, strength]
+            interpolate = gr.Button("The whole way", elem_id="walk")
+            interpolation = gr.HTML(elem_id="way")
+    settings = [place, plus, minus, strength]
 
-    def shown(found: list[mixing.Ingredient], *how: Any) -> list[Any]:
-        listed = figures(torch.stack([one.picture for one in found]), [one.caption for one in found])
-        return [found, listed, mix(found, *how)]
+    def shown(current: list[mixing.Ingredient], *settings: Any) -> list[Any]:
+        listed = figures(
+            torch.stack([ingredient.picture for ingredient in current]), [ingredient.caption for ingredient in current]
+        )
+        return [current, listed, mix(current, *settings)]
 
-    def mix(found: list[mixing.Ingredient], *how: Any) -> str:
-        return figures(mixing.mix(explored, found, *how), ["mixed"], "mixed")
+    def mix(current: list[mixing.Ingredient], *settings: Any) -> str:
+        return figures(mixing.mix(explored, current, *settings), ["mixed"], "mixed")
 
-    def add_files(found: Any, paths: Any, *how: Any) -> list[Any]:
-        new = [mixing.of_picture(explored, editing.uploaded(explored, path), "uploaded")
+    def add_files(current: Any, paths: Any, *settings: Any) -> list[Any]:
+        new = [mixing.from_picture(explored, editing.uploaded(explored, path), "uploaded")
                for path in (paths or [])[: mixing.MAX_INGREDIENTS + 1]]  # fmt: skip
-        return shown(mixing.added(found, new), *how)
+        return shown(mixing.add(current, new), *settings)
 
-    def add_sample(found: Any, label: Any, seed: Any, *how: Any) -> list[Any]:
-        mixing.added(found, [None])  # type: ignore[list-item]  # before it is sampled
-        new = mixing.of_sample(explored, label, seed)
-        return [seed + 1, *shown(mixing.added(found, [new]), *how)]
+    def add_sample(current: Any, label: Any, seed: Any, *settings: Any) -> list[Any]:
+        mixing.add(current, [None])  # type: ignore[list-item]  # before it is sampled
+        new = mixing.from_sample(explored, label, seed)
+        return [seed + 1, *shown(mixing.add(current, [new]), *settings)]
 
-    def whole_way(found: Any) -> str:
-        return _numbered(mixing.walk(explored, found), "step")
+    def interpolated(current: Any) -> str:
+        return _numbered(mixing.interpolate(explored, current), "step")
 
     outputs = [ingredients, mixed, mixture]
-    files.upload(answered(add_files), [ingredients, files, *how], outputs, **MODEL)
-    sample.click(answered(add_sample), [ingredients, label, seed, *how], [seed, *outputs], **MODEL)
-    clear.click(lambda: [[], "", "", ""], None, [*outputs, way], **FILES)
-    walk.click(answered(whole_way), ingredients, way, **MODEL)
-    gr.on([one.change for one in how], answered(mix), [ingredients, *how], mixture,
+    files.upload(answered(add_files), [ingredients, files, *settings], outputs, **MODEL)
+    sample.click(answered(add_sample), [ingredients, label, seed, *settings], [seed, *outputs], **MODEL)
+    clear.click(lambda: [[], "", "", ""], None, [*outputs, interpolation], **FILES)
+    interpolate.click(answered(interpolated), ingredients, interpolation, **MODEL)
+    gr.on([control.change for control in settings], answered(mix), [ingredients, *settings], mixture,
           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
 
@@ -289,7 +297,7 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
         if not lock.acquire(blocking=False):  # waiting would take a thread from the other requests
             raise UserError("another picture is being decoded")
         try:
-            return data_url(walking.picture_of_point(explored, number)[0])
+            return data_url(latent_map.picture_of_point(explored, number)[0])
         finally:
             lock.release()
 
@@ -307,15 +315,15 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
                 "A click decodes a place, a drag walks from one place to another."
             )
             plane = gr.HTML(None, html_template=MAP, js_on_load=asset("map.js"), elem_id="plane",
-                            map=walking.map_data(explored), server_functions=[picture])  # fmt: skip
+                            map=latent_map.map_data(explored), server_functions=[picture])  # fmt: skip
         with gr.Column(scale=2, min_width=280):
             out = gr.HTML(elem_id="place-out")
 
     def look(value: Any) -> str:
         value = value if isinstance(value, dict) else {}
         if "start" in value:
-            return _numbered(walking.along(explored, value["start"], value.get("end")), "step")
-        x, nearest = walking.at_place(explored, value.get("place"))
+            return _numbered(latent_map.pictures_along(explored, value["start"], value.get("end")), "step")
+        x, nearest = latent_map.pictures_at(explored, value.get("place"))
         name = explored.class_name(int(explored.points[1][nearest]))
         return figures(x, ["this place", f"the nearest picture{f': {name}' if name else ''}"], "place")
 
@@ -325,27 +333,27 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
 # ---- Run ---------------------------------------------------------------------------------------------------------------
 def _run(gr: Any, explored: ExplorerModel) -> None:
     run = explored.model.run
-    num = max(1, len(following.epochs(run)))
-    curves = gr.HTML(lambda: following.curves(run), elem_id="curves")
+    num = max(1, len(training_progress.epochs(run)))
+    curves = gr.HTML(lambda: training_progress.curves(run), elem_id="curves")
     epoch = gr.Slider(
         1, max(2, num), value=num, step=1, label="Pictures of training, from the first to the last", elem_id="epoch"
     )
-    pictures = gr.HTML(lambda: following.pictures_of_epoch(run, num), elem_id="epoch-pictures")
-    card = gr.Markdown(lambda: following.card(run))
-    known = gr.State((following.versions(run), num))
-    show = answered(lambda number: following.pictures_of_epoch(run, number))
+    pictures = gr.HTML(lambda: training_progress.pictures_of_epoch(run, num), elem_id="epoch-pictures")
+    card = gr.Markdown(lambda: training_progress.card(run))
+    known = gr.State((training_progress.versions(run), num))
+    show = answered(lambda number: training_progress.pictures_of_epoch(run, number))
     epoch.change(show, epoch, pictures, trigger_mode="always_last", **FILES)
 
     def follow(number: Any, known: Any) -> list[Any]:
         """Show what training has written since; the slider moves on if it stands at its end."""
-        now = following.versions(run)
+        now = training_progress.versions(run)
         if now == known[0]:
             return [gr.skip()] * 5
-        num = max(1, len(following.epochs(run)))
+        num = max(1, len(training_progress.epochs(run)))
         number = num if number >= known[1] else number
-        shown = following.pictures_of_epoch(run, number)
+        shown = training_progress.pictures_of_epoch(run, number)
         slider = gr.Slider(maximum=max(2, num), value=number)
-        return [following.curves(run), slider, shown, following.card(run), (now, num)]
+        return [training_progress.curves(run), slider, shown, training_progress.card(run), (now, num)]
 
     gr.Timer(FOLLOW_SECONDS).tick(answered(follow), [epoch, known], [curves, epoch, pictures, card, known], **FILES)
 

@@ -127,7 +127,7 @@ class LoadedModel:
         Raises:
             UserError: no scale has a visible effect, because the decoder ignores its latents.
         """
-        from flowergen.evaluation.walks import variations  # slow to import
+        from flowergen.evaluation.latent_edits import variations  # slow to import
 
         return Pictures.of(variations(self.module, x, num, scale, seed)[1].flatten(0, 1))
 
@@ -144,7 +144,7 @@ class LoadedModel:
         Raises:
             UserError: there is only one picture.
         """
-        from flowergen.evaluation.walks import interpolations  # slow to import
+        from flowergen.evaluation.latent_edits import interpolations  # slow to import
 
         return Pictures.of(torch.cat(interpolations(self.module, x, num)))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowergen.data import progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation.edits import EditSettings, img2img, inpaint, invert, write
-from flowergen.evaluation.walks import decode, encode
+from flowergen.evaluation.latent_edits import decode, encode
 from flowergen.metrics.reconstruction import psnr
 from tests.tiny_models import SIZE, TinyAutoencoder, diffusion
 

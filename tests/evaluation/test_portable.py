@@ -25,7 +25,7 @@ from flowergen.nn.dit import DiT
 from flowergen.nn.residual_autoencoder import Blocks, LatentShape, ResidualAutoencoder
 from flowergen.picture_shape import PictureShape
 from flowergen.randomness import initialisation
-from tests.evaluation.test_walks import Pixels
+from tests.evaluation.test_latent_edits import Pixels
 from tests.modules import test_vae, test_vae_gan
 from tests.tiny_models import SAMPLING, TinyAutoencoder, diffusion, wake
 

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def three(diffusion: ExplorerModel) -> list[mixing.Ingredient]:
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    samples = [mixing.of_sample(diffusion, label, 4) for label in (1, None)]
-    return [mixing.of_picture(diffusion, x, "uploaded"), *samples]
+    samples = [mixing.from_sample(diffusion, label, 4) for label in (1, None)]
+    return [mixing.from_picture(diffusion, x, "uploaded"), *samples]
 
 
 def test_ingredients_are_encoded_pictures_and_samples(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
@@ -30,8 +30,8 @@ def test_ingredients_are_encoded_pictures_and_samples(diffusion: ExplorerModel, 
 
 
 def test_an_autoencoder_samples_ingredients_too(autoencoder: ExplorerModel) -> None:
-    assert torch.equal(mixing.of_sample(autoencoder, 2, 4).picture, autoencoder.model.sample(1, 4, [2])[0])
-    assert mixing.of_sample(autoencoder, None, 4).caption == "sample, seed 4"
+    assert torch.equal(mixing.from_sample(autoencoder, 2, 4).picture, autoencoder.model.sample(1, 4, [2])[0])
+    assert mixing.from_sample(autoencoder, None, 4).caption == "sample, seed 4"
 
 
 def test_the_slider_goes_through_all_ingredients(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
@@ -43,9 +43,9 @@ def test_the_slider_goes_through_all_ingredients(diffusion: ExplorerModel, three
 
 
 def test_the_whole_way_begins_and_ends_at_the_ingredients(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
-    way = mixing.walk(diffusion, three)
-    assert way.shape == (2 * mixing.WALK, 3, 32, 32)
-    for number, one in ((0, three[0]), (mixing.WALK - 1, three[1]), (-1, three[2])):
+    way = mixing.interpolate(diffusion, three)
+    assert way.shape == (2 * mixing.STEPS_PER_PAIR, 3, 32, 32)
+    for number, one in ((0, three[0]), (mixing.STEPS_PER_PAIR - 1, three[1]), (-1, three[2])):
         assert torch.allclose(way[number], one.picture, atol=1e-5)
 
 
@@ -60,11 +60,11 @@ def test_arithmetic_adds_the_difference_of_the_class_means(diffusion: ExplorerMo
 def test_mistakes_are_one_line_errors(diffusion: ExplorerModel, three: list[mixing.Ingredient]) -> None:
     wrong: dict[str, Callable[[], object]] = {
         "add a picture or a sample first": lambda: mixing.mix(diffusion, [], 0, None, None, 1),
-        "add two or more": lambda: mixing.walk(diffusion, three[:1]),
-        "at most 8": lambda: mixing.added(three, three + three),
+        "add two or more": lambda: mixing.interpolate(diffusion, three[:1]),
+        "at most 8": lambda: mixing.add(three, three + three),
         "place must be a number from 0 to 1": lambda: mixing.mix(diffusion, three, 2, None, None, 1),
         "number of a class": lambda: mixing.mix(diffusion, three, 0, 4, None, 1),
-        "The seed": lambda: mixing.of_sample(diffusion, 0, -1),
+        "The seed": lambda: mixing.from_sample(diffusion, 0, -1),
     }
     for words, call in wrong.items():
         with pytest.raises(UserError, match=words):

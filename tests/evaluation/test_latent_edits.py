@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowergen.data import progress_bar
 from flowergen.errors import UserError
-from flowergen.evaluation import walks
+from flowergen.evaluation import latent_edits
 from flowergen.modules.image_model import ImageModel
 from flowergen.nn.posterior import Posterior
 
@@ -60,7 +60,7 @@ def cell(grid: np.ndarray, row: int, column: int) -> np.ndarray:
 
 def test_variations_are_drawn_from_the_widened_posterior(x: Tensor, tmp_path: Path) -> None:
     """z = mu + sqrt(scale) sigma eps: with sigma 0.1 and scale 0.04 pixels deviate by 0.02."""
-    lines = walks.vary(Pixels(), x[:1], ["a"], tmp_path, num=400, scale=0.04, seed=3)
+    lines = latent_edits.vary(Pixels(), x[:1], ["a"], tmp_path, num=400, scale=0.04, seed=3)
     varied = torch.stack([torch.from_numpy(read(tmp_path / f"a_variation_{j + 1:02d}.png")) for j in range(400)]) / 255
     deviation = varied - x[0].permute(1, 2, 0)
     assert deviation.std().item() == pytest.approx(0.02, rel=0.02)
@@ -74,9 +74,9 @@ def test_many_variations_report_their_progress(
     x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
-    walks.vary(Pixels(), x[:1], ["a"], tmp_path / "few", num=64, scale=0.04, seed=3)
+    latent_edits.vary(Pixels(), x[:1], ["a"], tmp_path / "few", num=64, scale=0.04, seed=3)
     assert not capsys.readouterr().err
-    walks.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "many", num=30, scale=0.04, seed=3)
+    latent_edits.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "many", num=30, scale=0.04, seed=3)
     assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [
         "decoding: 64 of 90",
         "decoding: 90 of 90",
@@ -84,7 +84,7 @@ def test_many_variations_report_their_progress(
 
 
 def test_the_grid_shows_the_original_then_the_reconstruction_then_the_variations(x: Tensor, tmp_path: Path) -> None:
-    walks.vary(Pixels(), x, ["a", "b", "c"], tmp_path, num=2, scale=0.04, seed=3)
+    latent_edits.vary(Pixels(), x, ["a", "b", "c"], tmp_path, num=2, scale=0.04, seed=3)
     grid = read(tmp_path / "variations.png")
     for row, name in enumerate("abc"):
         for column, kind in enumerate(("original", "reconstruction", "variation_01", "variation_02")):
@@ -93,15 +93,15 @@ def test_the_grid_shows_the_original_then_the_reconstruction_then_the_variations
 
 
 def test_a_picture_s_variations_do_not_depend_on_the_pictures_beside_it(x: Tensor, tmp_path: Path) -> None:
-    walks.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "all", num=2, scale=1.0, seed=3)
-    walks.vary(Pixels(), x[2:], ["c"], tmp_path / "one", num=1, scale=1.0, seed=3)
+    latent_edits.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "all", num=2, scale=1.0, seed=3)
+    latent_edits.vary(Pixels(), x[2:], ["c"], tmp_path / "one", num=1, scale=1.0, seed=3)
     np.testing.assert_array_equal(read(tmp_path / "all" / "c_variation_01.png"), read(tmp_path / "one" / "c_variation_01.png"))
 
 
 def test_variations_that_nobody_sees_come_with_advice_and_auto_finds_some_that_show(x: Tensor, tmp_path: Path) -> None:
-    lines = walks.vary(Pixels(sigma=0.01), x, list("abc"), tmp_path, num=3, scale=0.01, seed=0)
+    lines = latent_edits.vary(Pixels(sigma=0.01), x, list("abc"), tmp_path, num=3, scale=0.01, seed=0)
     assert "scale=auto" in lines[1]
-    lines = walks.vary(Pixels(sigma=0.01), x, list("abc"), tmp_path, num=3, scale=None, seed=0)
+    lines = latent_edits.vary(Pixels(sigma=0.01), x, list("abc"), tmp_path, num=3, scale=None, seed=0)
     assert len(lines) == 1
     assert float(lines[0].split(" by ")[1].split()[0]) == pytest.approx(8, rel=0.1)
     assert float(lines[0].split()[1].rstrip(":")) == pytest.approx((8 / 255 / 0.01) ** 2 * np.pi / 2, rel=0.1)
@@ -109,11 +109,11 @@ def test_variations_that_nobody_sees_come_with_advice_and_auto_finds_some_that_s
 
 def test_a_decoder_that_ignores_its_latents_is_told_so(x: Tensor, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="posterior collapse"):
-        walks.vary(Pixels(blind=True), x, list("abc"), tmp_path, num=3, scale=None, seed=0)
+        latent_edits.vary(Pixels(blind=True), x, list("abc"), tmp_path, num=3, scale=None, seed=0)
 
 
 def test_an_interpolation_begins_and_ends_with_the_reconstructions_and_moves(x: Tensor, tmp_path: Path) -> None:
-    walks.interpolate(Pixels(), x, tmp_path, num=5)
+    latent_edits.interpolate(Pixels(), x, tmp_path, num=5)
     grid = read(tmp_path / "interpolation.png")
     for row in range(2):
         np.testing.assert_array_equal(cell(grid, row, 0), cell(grid, row, 1))
@@ -123,12 +123,12 @@ def test_an_interpolation_begins_and_ends_with_the_reconstructions_and_moves(x: 
         assert getattr(gif, "n_frames", 1) >= 10
         assert gif.info["loop"] == 0
     with pytest.raises(UserError, match="two pictures"):
-        walks.interpolate(Pixels(), x[:1], tmp_path, num=5)
+        latent_edits.interpolate(Pixels(), x[:1], tmp_path, num=5)
 
 
 def test_a_traversal_has_a_row_for_each_of_the_most_active_dimensions(x: Tensor, tmp_path: Path) -> None:
     """Equal sigmas: the pixel furthest from 0 says most. Its row runs from black to white in that pixel alone."""
-    lines = walks.traversals(Pixels(), x[:1], ["a"], tmp_path, num=3, num_dims=2)
+    lines = latent_edits.traversals(Pixels(), x[:1], ["a"], tmp_path, num=3, num_dims=2)
     unit = int(x[0].flatten().argmax())
     assert f"{unit} (" in lines[0].split("dimension (nats)")[1].split(",")[0]
     channel, row, column = np.unravel_index(unit, (3, SIDE, SIDE))
@@ -143,7 +143,7 @@ def test_a_traversal_has_a_row_for_each_of_the_most_active_dimensions(x: Tensor,
 def test_arithmetic_adds_the_direction_ever_more_strongly(x: Tensor, tmp_path: Path) -> None:
     direction = torch.zeros(3, SIDE, SIDE)
     direction[0] = 0.1
-    walks.arithmetic(Pixels(), x[:2], ["a", "b"], tmp_path, num=4, direction=direction)
+    latent_edits.arithmetic(Pixels(), x[:2], ["a", "b"], tmp_path, num=4, direction=direction)
     grid = read(tmp_path / "arithmetic.png")
     for step in range(4):  # strengths 0.5, 1, 1.5, 2
         gain = cell(grid, 1, 2 + step) - cell(grid, 1, 1)
@@ -152,7 +152,7 @@ def test_arithmetic_adds_the_direction_ever_more_strongly(x: Tensor, tmp_path: P
 
 
 def test_reconstructions_are_scored_and_shown_under_the_pictures(x: Tensor, tmp_path: Path) -> None:
-    lines = walks.reconstruct(Pixels(blind=True), x, list("abc"), tmp_path)
+    lines = latent_edits.reconstruct(Pixels(blind=True), x, list("abc"), tmp_path)
     expected = -10 * (x - 0.5).square().flatten(1).mean(1).log10().mean()
     assert float(lines[0].split("PSNR ")[1].split()[0]) == pytest.approx(expected.item(), abs=0.01)
     grid = read(tmp_path / "reconstruction.png")

@@ -14,7 +14,7 @@ from flowergen.explorer import validation
 from flowergen.explorer.model import ExplorerModel
 from flowergen.viz.latent_map import GREY, class_colors
 
-WALK = 8  # pictures along a dragged line
+NUM_STEPS = 8  # pictures along a dragged line
 MAX_DISTANCE = 3.0  # largest distance of a place from the square around the points, in sides of that square
 
 
@@ -36,7 +36,7 @@ def picture_of_point(explored: ExplorerModel, number: Any) -> Tensor:
     return explored.model.decode(latents[validation.whole("A point", number, 0, len(latents) - 1), None]).cpu()
 
 
-def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
+def pictures_at(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
     """Return the picture decoded at a place of the plane and that of the nearest point, (2, C, H, W), and its number."""
     (at,) = _places(explored, [place])
     nearest = _nearest(explored, at)
@@ -44,8 +44,8 @@ def at_place(explored: ExplorerModel, place: Any) -> tuple[Tensor, int]:
     return _decode(explored, z), nearest
 
 
-def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
-    """Return the pictures along a straight line, (WALK, C, H, W).
+def pictures_along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
+    """Return the pictures along a straight line, (NUM_STEPS, C, H, W).
 
     The component orthogonal to the plane is interpolated from that of the point nearest to the start to that of the point
     nearest to the end: on the plane itself, pictures are blurred.
@@ -53,7 +53,7 @@ def along(explored: ExplorerModel, start: Any, end: Any) -> Tensor:
     ends = _places(explored, [start, end])
     rests = [explored.points[0][number].flatten() - _on_plane(explored, explored.plane.coordinates[number, None])[0]
              for number in (_nearest(explored, place) for place in ends)]  # fmt: skip
-    t = torch.linspace(0, 1, WALK)[:, None]
+    t = torch.linspace(0, 1, NUM_STEPS)[:, None]
     line = _on_plane(explored, (1 - t) * ends[0] + t * ends[1])
     return _decode(explored, line + (1 - t) * rests[0] + t * rests[1])
 

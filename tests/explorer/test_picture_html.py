@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowergen.explorer.shown import data_url, figures
+from flowergen.explorer.picture_html import data_url, figures
 
 
 def noise(num: int, size: int = 20, channels: int = 3) -> Tensor:

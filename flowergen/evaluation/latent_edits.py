@@ -1,4 +1,4 @@
-"""Reconstructions and variations of given pictures, and walks through the latent space, as files.
+"""Reconstructions and variations of given pictures, and paths through latent space, as files.
 
 Every function takes an autoencoder in eval mode and pictures (N, C, H, W) in [0, 1], writes into a folder, and returns lines
 for the user. A picture's files do not depend on the other pictures, except for an automatically chosen scale and the choice of
@@ -60,12 +60,12 @@ def vary(
 
 def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[str]:
     """Write ``interpolation.png``, a row per pair of consecutive pictures, and ``interpolation.gif`` through all and back."""
-    walks = interpolations(model, x, num)
-    rows = [torch.cat((x[i, None], walk, x[i + 1, None])) for i, walk in enumerate(walks)]
+    paths = interpolations(model, x, num)
+    rows = [torch.cat((x[i, None], path, x[i + 1, None])) for i, path in enumerate(paths)]
     write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
-    there = torch.cat(walks)
+    there = torch.cat(paths)
     write_gif(folder / "interpolation.gif", torch.cat((there, there.flip(0)[1:-1])) if len(there) > 2 else there)
-    return [f"{len(walks)} walks of {num} steps, real pictures at both ends of each row"]
+    return [f"{len(paths)} walks of {num} steps, real pictures at both ends of each row"]
 
 
 def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path, num: int, num_dims: int) -> list[str]:
@@ -75,8 +75,8 @@ def traversals(model: ImageModel, x: Tensor, names: Sequence[str], folder: Path,
     units = units[:num_dims]
     values = torch.linspace(-TRAVERSAL_SIGMAS, TRAVERSAL_SIGMAS, num)
     for name, mean in with_progress_bar("decoding", zip(names, posterior.mean, strict=True), len(x)):
-        walks = torch.cat([traverse(mean, int(unit), values) for unit in units])
-        write_png(folder / f"{name}_traversal.png", image_grid(decode(model, walks), columns=num))
+        paths = torch.cat([traverse(mean, int(unit), values) for unit in units])
+        write_png(folder / f"{name}_traversal.png", image_grid(decode(model, paths), columns=num))
     rows = ", ".join(f"{unit} ({value:.2f})" for unit, value in zip(units.tolist(), nats.tolist(), strict=False))
     return [f"rows: latent dimension (nats) {rows}", f"columns: from -{TRAVERSAL_SIGMAS:g} to {TRAVERSAL_SIGMAS:g}"]
 
