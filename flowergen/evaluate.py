@@ -40,8 +40,8 @@ def main() -> None:
     run = None
     if config["run"] is not None:
         run, _ = find_run(config["run"])
-        unread = dict.fromkeys(FOLDER_OPTIONS, "generated=DIR")
-        check_sampling(config, run.of_model.read_config()["model"], sys.argv[1:], unread)
+        unused = dict.fromkeys(FOLDER_OPTIONS, "generated=DIR")
+        check_sampling(config, run.sampling_folder.read_config()["model"], sys.argv[1:], unused)
     else:
         for key in RUN_OPTIONS:
             if any(argument.startswith(f"{key}=") for argument in sys.argv[1:]):

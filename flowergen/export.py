@@ -21,7 +21,7 @@ def main() -> None:
     """Check the options, load the model, write and verify the files, and print where they are."""
     config = read_command_line("export", Export, sys.argv[1:])
     run, _ = find_run(config["run"])
-    nodes = model_nodes(run.of_model)
+    nodes = model_nodes(run.sampling_folder)
     missing = [name for name in REQUIRED_PACKAGES if find_spec(name) is None]
     if config["format"] == "onnx" and missing:
         raise UserError(f"format=onnx needs {' and '.join(missing)}: pip install 'flowergen[export]'")

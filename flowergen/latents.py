@@ -29,7 +29,7 @@ def main() -> None:
     """Check the options, encode, measure, write the report, and print its main figures."""
     config = read_command_line("latents", Latents, sys.argv[1:])
     run, _ = find_run(config["run"])
-    nodes = model_nodes(run.of_model)
+    nodes = model_nodes(run.sampling_folder)
     diffused = "sampling" in nodes["model"]
     if diffused and "autoencoder" not in nodes:
         raise UserError(
@@ -41,7 +41,7 @@ def main() -> None:
     import torch
 
     import flowergen
-    from flowergen.data.image_datamodule import spread
+    from flowergen.data.image_datamodule import evenly_spaced
     from flowergen.evaluation import latent_report
     from flowergen.evaluation.collapse import measure_collapse, verdict
     from flowergen.randomness import normal_per_sample
@@ -55,24 +55,24 @@ def main() -> None:
     num = min(config["num"], max(2, MAX_VALUES // math.prod(model.module.latent_shape)))
     if num < config["num"]:
         print(f"num={num}: the maximum for latents of {math.prod(model.module.latent_shape):,} values", file=sys.stderr)
-    rows, train_rows = spread(data.rows[split], num), spread(data.rows["train"], num)
-    of = f"{'training' if split == 'train' else split} pictures"
+    rows, train_rows = evenly_spaced(data.rows[split], num), evenly_spaced(data.rows["train"], num)
+    subset = f"{'training' if split == 'train' else split} pictures"
 
-    posterior = _encode(model, data, rows, of)
+    posterior = _encode(model, data, rows, subset)
     train = None if split == "train" else _encode(model, data, train_rows, "training pictures").mean
     labels, train_labels = (torch.from_numpy(data.pictures.labels[r]) for r in (rows, train_rows))
-    compared = spread(np.arange(len(rows)), MAX_COMPARED)
+    compared = evenly_spaced(np.arange(len(rows)), MAX_COMPARED)
     noise = normal_per_sample(rows[compared].tolist(), model.module.latent_shape, seed=config["seed"], purpose="information")
     collapse = measure_collapse(posterior, torch.from_numpy(compared), noise)
     sentences = verdict(collapse, nodes["autoencoder" if diffused else "model"], diffused)
     if split == "train":
         held_out = "the run holds none out" if data.split == "all" else "split=test has others"
         sentences.append(f"These are training pictures ({held_out}): on new ones the figures may differ.")
-    about = {"run": run.path.name, "data": data.name, "split": split, "pictures": of, "num_pictures": len(rows)}
+    about = {"run": run.path.name, "data": data.name, "split": split, "pictures": subset, "num_pictures": len(rows)}
     classes = latent_report.figures_of_classes(posterior.mean, labels, train, train_labels)
     report = latent_report.as_data(about, collapse, classes, sentences)
     with output_folder(config["out"], run.path / "latents" / split) as folder:
-        latent_report.write_maps(folder, collapse, posterior.mean, labels, data.class_names, of, config["seed"])
+        latent_report.write_maps(folder, collapse, posterior.mean, labels, data.class_names, subset, config["seed"])
         write_atomically(folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
         write_atomically(folder / "report.md", latent_report.markdown(report))
     for line in sentences:
@@ -82,21 +82,21 @@ def main() -> None:
     print(f"report: {printable(str(folder))}")
 
 
-def _encode(model: "LoadedModel", data: "ImageDataModule", rows: "np.ndarray", of: str) -> "Posterior":
+def _encode(model: "LoadedModel", data: "ImageDataModule", rows: "np.ndarray", subset: str) -> "Posterior":
     """Return q(z|x) of these pictures, mean and logvar (N, C, h, w)."""
     import torch
 
     from flowergen.evaluation.encoding import posteriors
     from flowergen.nn.posterior import Posterior
 
-    print(f"encoding {len(rows):,} {of}", file=sys.stderr)
+    print(f"encoding {len(rows):,} {subset}", file=sys.stderr)
     parts = zip(*posteriors(model.module, data, rows, flips=False, bar=True), strict=True)
     posterior = Posterior(*(torch.cat(moments)[:, 0] for moments in parts))
     mean, logvar = (moment.flatten(1) for moment in posterior)
     broken = int((~(mean.square() + logvar).isfinite().all(1)).sum())
     if broken:
         raise UserError(
-            f"the latents of {broken:,} of {len(rows):,} {of} are not finite, the run has diverged: "
+            f"the latents of {broken:,} of {len(rows):,} {subset} are not finite, the run has diverged: "
             "give an earlier checkpoint, run=RUN/checkpoints/NAME.ckpt"
         )
     return posterior

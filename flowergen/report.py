@@ -96,7 +96,7 @@ def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if started.get("status") == "pruned":
         return "pruned", "stopped early: its metric fell behind the other trials'"
     exit_, exit_code = run.exit(), started.get("exit_code")
-    go_on = f"resume with {shlex.quote(f'resume={run.path}')}"
+    advice = f"resume with {shlex.quote(f'resume={run.path}')}"
     if started.get("status") == "failed" and (exit_ == "finished" or str(exit_).startswith("running")):
         if exit_code is None:
             return "interrupted", "its values were tried again by another trial"
@@ -109,12 +109,12 @@ def _status(run: RunFolder, started: dict[str, Any]) -> tuple[str, str]:
     if exit_ == "finished":
         return "finished", ""
     if exit_.startswith("KeyboardInterrupt"):
-        return "interrupted", go_on
+        return "interrupted", advice
     if exit_.startswith("running"):
         files = [path.stat().st_mtime for path in (run.metrics, run.provenance) if path.is_file()]
         return (
             exit_,
-            f"last wrote a number at {time.strftime('%H:%M:%S', time.localtime(max(files)))}; if it was killed, {go_on}",
+            f"last wrote a number at {time.strftime('%H:%M:%S', time.localtime(max(files)))}; if it was killed, {advice}",
         )
     return "failed", " ".join(exit_.split())
 

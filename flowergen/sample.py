@@ -29,7 +29,7 @@ def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("sample", Sample, sys.argv[1:])
     run, _ = find_run(config["run"])
-    stored = run.of_model.read_config()["model"]
+    stored = run.sampling_folder.read_config()["model"]
     _contradictions(config, stored, sys.argv[1:])
 
     import torch
@@ -105,11 +105,11 @@ def _write(
     batches = sampling.pictures(sampler, labels, batch_size, halve=auto)
     lines = sample_files.write_samples(folder, batches, labels, model.class_names, module.picture_shape, seed, config["format"])
     if module.denoising_model and config["denoising"]:
-        first = sampling.first_of_each(labels)[:MAX_CLASSES] if config["num"] is None else [0]
+        first = sampling.group_starts(labels)[:MAX_CLASSES] if config["num"] is None else [0]
         labelled = (first, labels[first], model.class_names)
-        how = sampling_of(config, module.denoising_model)
+        settings = sampling_of(config, module.denoising_model)
         lines += sample_files.write_denoising(
-            folder, module.denoising_model, how, *labelled, seed, store, min(batch_size, 16), net
+            folder, module.denoising_model, settings, *labelled, seed, store, min(batch_size, 16), net
         )
     return [sampler.description, *lines]
 

@@ -14,6 +14,6 @@ def with_plain_tensors(func: Callable[..., Any], args: Sequence[Any], kwargs: Ma
         return func(*args, **kwargs)
 
 
-def is_of_compiler(error: BaseException) -> bool:
+def is_compiler_error(error: BaseException) -> bool:
     """Return True for an exception that torch.compile defines."""
     return type(error).__module__.startswith(COMPILER)

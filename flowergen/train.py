@@ -77,9 +77,9 @@ def run_job(composed: DictConfig) -> None:
         if error.errno not in (*DISK_FULL, *NOT_WRITABLE):
             raise
         advice = "make room" if error.errno in DISK_FULL else "make it writable"
-        go_on = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command"
+        command = shlex.quote(f"resume={run.path}") if run.config.exists() else "the same command"
         log.error(
-            f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then continue with {go_on}"
+            f"error: {error.filename or run.path} cannot be written ({error.strerror}): {advice}, then continue with {command}"
         )
         sys.exit(2)
 
@@ -93,7 +93,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.callbacks.checkpoints import Checkpoints
     from flowergen.runs.batch_size import resolve_batch_size
     from flowergen.runs.build import build_datamodule, build_module, fetch_weights
-    from flowergen.runs.latents import copy_previous_stage, fetch_hub, prepare_latents, store_what_sampling_needs
+    from flowergen.runs.latents import copy_previous_stage, fetch_hub, prepare_latents, store_for_sampling
     from flowergen.runs.loading import epochs_done, load_previous_stage, load_run, read_checkpoint, save_weights, steps_done
     from flowergen.runs.pretrained import start_from_pretrained
     from flowergen.runs.trainer import build_trainer, resolve_device
@@ -158,7 +158,7 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     if trainer.is_global_zero:
         save_weights(module, run.weights)
         if any(isinstance(callback, Checkpoints) for callback in trainer.checkpoint_callbacks):
-            store_what_sampling_needs(config, run, module, datamodule)
+            store_for_sampling(config, run, module, datamodule)
         else:
             log.warning(f"without callbacks.checkpoints, only {run.weights} is saved of this run")
         log.info(closing_summary(run, budget))

@@ -40,7 +40,7 @@ def main() -> None:
     """Check the options, load the model, write the pictures, and print where they are."""
     config = read_command_line("vary", Vary, sys.argv[1:])
     run, _ = find_run(config["run"])
-    _contradictions(config, run.of_model.read_config()["model"], sys.argv[1:])
+    _contradictions(config, run.sampling_folder.read_config()["model"], sys.argv[1:])
 
     import torch
 
@@ -93,14 +93,14 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
     import numpy as np
     import torch
 
-    from flowergen.data.image_datamodule import spread
+    from flowergen.data.image_datamodule import evenly_spaced
     from flowergen.data.listing import list_image_folder
     from flowergen.data.reading import UnreadablePicture, read_rgb
 
     most = config["num_pictures"]
     if config["split"]:
         assert data is not None
-        rows = spread(data.rows[config["split"]], most)
+        rows = evenly_spaced(data.rows[config["split"]], most)
         if not len(rows):
             raise UserError(f"split={config['split']}: the run's data has no such pictures (data.split={data.split})")
         names = [f"{row:06d}_{_stem(data.names[row])}" for row in rows]
@@ -110,7 +110,7 @@ def _pictures(config: dict[str, Any], model: "LoadedModel", data: "ImageDataModu
     files = [path]
     if not path.is_file():
         found = list_image_folder(path, "image").names
-        files = [path / found[row] for row in spread(np.arange(len(found)), most)]
+        files = [path / found[row] for row in evenly_spaced(np.arange(len(found)), most)]
     images, names = [], []
     for number, file in enumerate(files):
         try:

@@ -75,7 +75,7 @@ def test_what_training_cannot_do_without_gives_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [Line("missing", "torch", "pip install torch", fatal=True), Line("missing", "gpu", "none"), Line("ok", "cpu", "2")]
-    monkeypatch.setattr("flowergen.app.doctor.examined", lambda paths: iter(lines))
+    monkeypatch.setattr("flowergen.app.doctor.all_checks", lambda paths: iter(lines))
     monkeypatch.setattr(sys, "argv", ["doctor"])
     with pytest.raises(SystemExit) as end:
         doctor_command.main()

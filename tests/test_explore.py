@@ -116,11 +116,11 @@ def test_a_hundred_requests_at_once(page: str) -> None:
 
 def test_a_hundred_pointers_on_the_map_at_once(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one picture is decoded, the others are answered with none, without waiting; then they are decoded too."""
-    decode, begun, go_on = latent_map.picture_of_point, Event(), Event()
+    decode, begun, proceed = latent_map.picture_of_point, Event(), Event()
 
     def slow(explored: ExplorerModel, number: Any) -> Tensor:
         begun.set()
-        assert go_on.wait(60)
+        assert proceed.wait(60)
         return decode(explored, number)
 
     monkeypatch.setattr(latent_map, "picture_of_point", slow)
@@ -134,7 +134,7 @@ def test_a_hundred_pointers_on_the_map_at_once(page: str, monkeypatch: pytest.Mo
             assert not first.done()
             assert Visitor(page).ask("generate-button", "click", GENERATE)["success"]
         finally:
-            go_on.set()
+            proceed.set()
     for answer in (first.result(), visitors[1].hover(1)):
         assert answer.status == 200
         assert json.loads(answer.body).startswith("data:image/png;base64,")

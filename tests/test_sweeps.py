@@ -54,7 +54,7 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     sweep = tmp_path / "sweep"
     tiny = [*tiny_run, "trainer.max_epochs=12", "callbacks.images.every_epochs=100"]
     arguments = [*tiny, "hparams_search=beta", "model.beta=1,4", f"hydra.sweep.dir={sweep}"]
-    go_on = [*arguments, "sweep.skip_finished=true"]
+    continued = [*arguments, "sweep.skip_finished=true"]
     first, second = (sweep / str(n) / "checkpoints" / "last.ckpt" for n in range(2))
 
     status, output = stopped_when(first.exists, signal.SIGINT, arguments, process_environment, tmp_path)
@@ -63,7 +63,7 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     assert "Traceback" not in output
     assert how_it_ended(sweep / "0") == "Stopped: SIGINT"
 
-    status, output = stopped_when(second.exists, signal.SIGKILL, go_on, process_environment, tmp_path)
+    status, output = stopped_when(second.exists, signal.SIGKILL, continued, process_environment, tmp_path)
     assert "resumed from" in output
     assert status == -signal.SIGKILL
     assert statuses(sweep) == ["finished"]
@@ -72,12 +72,12 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     refused = command("train", *arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "sweep.skip_finished=true" in refused.stderr
-    refused = command("train", *go_on, "model.beta=1,8")
+    refused = command("train", *continued, "model.beta=1,8")
     assert refused.returncode == 2
     assert "error: job 1 " in refused.stderr
     assert "started with model.beta=4, but now has model.beta=8" in refused.stderr
 
-    done = command("train", *go_on)
+    done = command("train", *continued)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(already finished)" in done.stdout
     assert first.stat().st_mtime_ns == written
@@ -93,7 +93,7 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_happened(
     # killed after the last checkpoint and before the end
     (sweep / "1" / "weights.safetensors").unlink()
     (sweep / "1" / "provenance.json").unlink()
-    done = command("train", *go_on)
+    done = command("train", *continued)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (sweep / "1" / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
 

@@ -36,6 +36,6 @@ def test_errors_of_the_compiler_are_known() -> None:
     layer.compile(backend=fails)
     with pytest.raises(RuntimeError) as raised:
         layer(torch.ones(1, 2))
-    assert torch_internals.is_of_compiler(raised.value)
-    assert torch_internals.is_of_compiler(InvalidCxxCompiler())
-    assert not torch_internals.is_of_compiler(ValueError("no"))
+    assert torch_internals.is_compiler_error(raised.value)
+    assert torch_internals.is_compiler_error(InvalidCxxCompiler())
+    assert not torch_internals.is_compiler_error(ValueError("no"))

@@ -42,14 +42,14 @@ class Split:
 
 
 @dataclass
-class DataOfRun:
+class RunDataOptions:
     """Options of a command for the data of a run."""
 
     root: Annotated[str, EXISTING_FOLDER] | None
 
 
 @dataclass
-class PathsOfRun:
+class RunPathOptions:
     """Options of a command for the paths of a run."""
 
     cache_dir: str | None
@@ -85,8 +85,8 @@ class Vary(Denoising):
     classes: Annotated[str, TEXT] | None
     seed: Seed
     out: Annotated[str, PATH, NON_EMPTY] | None
-    data: DataOfRun
-    paths: PathsOfRun
+    data: RunDataOptions
+    paths: RunPathOptions
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Sample(Sampling):
 
 
 @dataclass
-class PathsOfEvaluation(PathsOfRun):
+class EvaluationPathOptions(RunPathOptions):
     """Options of evaluate for the paths of a run."""
 
     weights_dir: str | None
@@ -133,8 +133,8 @@ class Evaluate(Sampling):
     extractor: Annotated[Extractor, TEXT]
     num_samples: Annotated[int, between(4, 10_000_000)] | None
     repeats: Annotated[int, between(1, 100)]
-    data: DataOfRun
-    paths: PathsOfEvaluation
+    data: RunDataOptions
+    paths: EvaluationPathOptions
 
 
 @dataclass
@@ -146,8 +146,8 @@ class Latents:
     num: Annotated[int, between(1, 100_000)]
     seed: Seed
     out: Annotated[str, PATH, NON_EMPTY] | None
-    data: DataOfRun
-    paths: PathsOfRun
+    data: RunDataOptions
+    paths: RunPathOptions
 
 
 @dataclass

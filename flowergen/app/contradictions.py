@@ -64,12 +64,12 @@ def contradictions(config: dict[str, Any]) -> None:
 
 def _check_shape(model: dict[str, Any], data: dict[str, Any]) -> None:
     """Check that the model is built for the pictures."""
-    for key, of_data, default in (("image_size", "image_size", None), ("image_channels", "channels", 3)):
-        theirs = data.get(of_data, default)
-        if model.get(key, theirs) != theirs:
+    for key, data_key, default in (("image_size", "image_size", None), ("image_channels", "channels", 3)):
+        expected = data.get(data_key, default)
+        if model.get(key, expected) != expected:
             raise UserError(
-                f"model.{key}={as_typed(model[key])} and data.{of_data}={as_typed(theirs)} must be equal: "
-                f"set only data.{of_data}, which the model reads"
+                f"model.{key}={as_typed(model[key])} and data.{data_key}={as_typed(expected)} must be equal: "
+                f"set only data.{data_key}, which the model reads"
             )
     factor = (model.get("latent") or {}).get("factor")
     if not isinstance(factor, int) or model.get("pretrained"):

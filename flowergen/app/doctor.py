@@ -61,7 +61,7 @@ class Line:
         return printable(f"{self.status:<8} {self.what:<17} {' '.join(self.text.split())}")
 
 
-def examined(paths: dict[str, str]) -> Iterator[Line]:
+def all_checks(paths: dict[str, str]) -> Iterator[Line]:
     """Run all checks with the ``paths`` of a config, absolute; yield each line as soon as it is known."""
     machine = {"python": python, "packages": packages, "torch": imports, "gpu": gpus, "cpu": cpu, "memory": memory}
     for what, run_check in machine.items():
@@ -96,17 +96,17 @@ def packages() -> Iterator[Line]:
     for requirement, extra in requirements():
         if extra in ("dev", "docs"):
             continue
-        how = f"pip install '{requirement.name}{requirement.specifier}'"
+        remedy = f"pip install '{requirement.name}{requirement.specifier}'"
         use = f"for {EXTRAS.get(extra, f'flowergen[{extra}]')}: " if extra else ""
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Line("missing", requirement.name, f"{use}{how}", fatal=not extra)
+            yield Line("missing", requirement.name, f"{use}{remedy}", fatal=not extra)
             continue
         if requirement.specifier.contains(version, prereleases=True):
             yield Line("ok", requirement.name, version)
         else:
-            yield Line("warning", requirement.name, f"{version} is not {requirement.specifier}: {how}")
+            yield Line("warning", requirement.name, f"{version} is not {requirement.specifier}: {remedy}")
 
 
 def requirements() -> list[tuple[Requirement, str]]:
@@ -194,16 +194,16 @@ def folder(key: str, path: Path) -> Iterator[Line]:
     """Check that ``paths.KEY``, a folder that need not exist, can be written to and has free space."""
     above = next(p for p in (path, *path.parents) if os.path.lexists(p))  # the folder, or its closest existing parent
     needed = key == "output_dir" or (key == "cache_dir" and not _folders(path))  # existing caches are only read
-    how = f"choose another with paths.{key}=DIR"
+    remedy = f"choose another with paths.{key}=DIR"
     if not above.is_dir():
-        yield Line("missing", key, f"{above} is not a folder: {how}", fatal=needed)
+        yield Line("missing", key, f"{above} is not a folder: {remedy}", fatal=needed)
     elif not os.access(above, os.W_OK | os.X_OK):
-        yield Line("missing" if needed else "warning", key, f"{above} cannot be written to: {how}", fatal=needed)
+        yield Line("missing" if needed else "warning", key, f"{above} cannot be written to: {remedy}", fatal=needed)
     else:
         free = shutil.disk_usage(above).free
         text = f"{path}, {'' if above == path else 'will be created, '}{_gb(free)} free"
         enough = free >= LOW_SPACE
-        yield Line("ok" if enough else "warning", key, text if enough else f"{text}: make room, or {how}")
+        yield Line("ok" if enough else "warning", key, text if enough else f"{text}: make room, or {remedy}")
 
 
 def caches(cache_dir: Path) -> Iterator[Line]:
@@ -247,13 +247,13 @@ def weights(weights_dir: Path) -> Iterator[Line]:
         ("Inception", "extractor=inception", INCEPTION_URL, "91 MB", INSTALLED_ALTERNATIVE),
     ):
         path = weights_dir / url.rpartition("/")[2]
-        how = f"is downloaded when it is needed, or put {url} ({size}) into {weights_dir}; without it: {instead}"
+        remedy = f"is downloaded when it is needed, or put {url} ({size}) into {weights_dir}; without it: {instead}"
         if not path.is_file():
-            yield Line("missing", what, f"for {use}: {how}")
+            yield Line("missing", what, f"for {use}: {remedy}")
         elif is_published(path):
             yield Line("ok", what, f"{path}, for {use}")
         else:
-            yield Line("warning", what, f"{path} is damaged, or not the published file: delete it; it {how}")
+            yield Line("warning", what, f"{path} is damaged, or not the published file: delete it; it {remedy}")
 
 
 def is_published(path: Path) -> bool:
@@ -328,6 +328,6 @@ def compiler() -> Iterator[Line]:
     """Check the C++ compiler that torch.compile calls on a CPU."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     found = shutil.which(name)
-    how = "install one (apt-get install g++), or name it in the variable CXX"
-    text = f"{found}, for torch.compile" if found else f"torch.compile finds no {name}: {how}"
+    remedy = "install one (apt-get install g++), or name it in the variable CXX"
+    text = f"{found}, for torch.compile" if found else f"torch.compile finds no {name}: {remedy}"
     yield Line("ok" if found else "missing", "compiler", text)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowergen.app.train_command import checked, new_folder, value_of
-from flowergen.data.progress_bar import EVERY_SECONDS_VARIABLE
+from flowergen.data.progress_bar import REPORT_INTERVAL_VARIABLE
 from flowergen.errors import UserError
 from flowergen.quoting import quote_paths, quoted_path
 from flowergen.runs.run_folder import find_run
@@ -36,7 +36,7 @@ def fit(overrides: Sequence[str]) -> Path:
 
 def _run(command: Sequence[str], run: Path) -> None:
     """Run the command and print its output; progress lines overwrite each other."""
-    environment = {**os.environ, EVERY_SECONDS_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, REPORT_INTERVAL_VARIABLE: "1", "PYTHONUNBUFFERED": "1"}
     # in its own session, so that an interrupt reaches it only once, from here
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True

@@ -12,7 +12,7 @@ from flowergen.config.overrides import compose_command
 from flowergen.config.rules import PATH, TEXT
 from flowergen.errors import UserError, printable
 from flowergen.quoting import PATH_KEYS, quote_paths, quote_texts
-from flowergen.runs.run_folder import claim, make_folder
+from flowergen.runs.run_folder import create_unused_folder, make_folder
 
 
 def read_command_line(name: str, schema: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def output_folder(out: str | None, default: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be made or written to, or is not empty.
     """
-    folder = claim(default, key="out") if out is None else _empty_folder(out)
+    folder = create_unused_folder(default, key="out") if out is None else _empty_folder(out)
     try:
         yield folder
     except OSError as error:

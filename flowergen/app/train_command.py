@@ -20,7 +20,7 @@ from flowergen.errors import UserError, one_line
 from flowergen.hydra_internals import BASIC_SWEEPER, argument_parser
 from flowergen.quoting import HUB, quote_paths, quoted, quoted_path, quoted_value
 from flowergen.runs.hub import pinned
-from flowergen.runs.run_folder import RunFolder, claim, find_run, is_first_process, make_folder
+from flowergen.runs.run_folder import RunFolder, create_unused_folder, find_run, is_first_process, make_folder
 from flowergen.runs.stages import (
     STAGES,
     architecture_of,
@@ -212,7 +212,7 @@ def _new_run_dir(lines: Sequence[str], composed: DictConfig) -> list[str]:
 
 def new_folder(composed: DictConfig) -> Path:
     """Make the folder of a new run, which no other process has claimed."""
-    return claim(_folder(composed, "run"))
+    return create_unused_folder(_folder(composed, "run"))
 
 
 def _folder(composed: DictConfig, kind: str) -> Path:
@@ -231,7 +231,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
         raise UserError(f"resume={run.path} is a shared run, without the state of training: start from it with init={run.path}")
     stored = run.read_config()
     paths = [f"paths.{name}={quoted_path(path)}" for name, path in stored["paths"].items()]
-    overrides = [line for line in overrides if not _names_the_same(line, stored)]
+    overrides = [line for line in overrides if not _is_pinned_already(line, stored)]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
     older = [] if regrouped else completed(stored)
     given, composer = merged([*paths, *run.read_overrides(), *older, *overrides]), Composer()
@@ -243,7 +243,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     known, now, typed = flat(stored), flat(config), tuple(f"{override.key_or_group}." for override in parse(overrides))
     differing = changed(stored, config)
     of_recipe = [key for key in differing if key in known and key in now and not f"{key}.".startswith(typed)]
-    kept = [key for key in of_recipe if not _may_change(key, *differing[key]) and not key.endswith("_target_")]
+    kept = [key for key in of_recipe if not _is_changeable(key, *differing[key]) and not key.endswith("_target_")]
     if kept:  # the default, or the recipe's value, was another one when the run was started
         composed, lines = _composed([*given, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run, composer)
         config = resolve(composed)
@@ -251,7 +251,7 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     for key, (before, after) in changed(stored, config).items():
         if key not in known and not f"{key}.".startswith(typed):  # a newer key, which takes its default
             continue
-        if not _may_change(key, before, after):
+        if not _is_changeable(key, before, after):
             raise UserError(
                 f"resume: {key} was {before} and is {after} now; "
                 "a resumed run keeps its architecture, data and objective: start a new one"
@@ -275,13 +275,13 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any,
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
 
 
-def _names_the_same(line: str, stored: Mapping[str, Any]) -> bool:
+def _is_pinned_already(line: str, stored: Mapping[str, Any]) -> bool:
     """Return True if an override names a repository of the hub that the run has pinned to a commit."""
     key, _, value = line.partition("=")
     return key in ("init", *STAGES) and value.startswith(HUB) and str(stored.get(key)).startswith(f"{value}@")
 
 
-def _may_change(key: str, before: Any, after: Any) -> bool:
+def _is_changeable(key: str, before: Any, after: Any) -> bool:
     """Return True if a key may have another value when a run is resumed."""
     if key in FIXED_ON_RESUME or (key == "model.adversarial_weight" and 0 in (before, after)):
         return False
@@ -311,8 +311,8 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     if value_of("hydra.sweep.dir", overrides) is None:
         if skip_finished:
             raise UserError("sweep.skip_finished=true needs hydra.sweep.dir=FOLDER, the sweep to continue")
-        return [*swept, f"hydra.sweep.dir={quoted_path(claim(folder.path))}"]
-    if folder.holds_jobs() and not skip_finished:
+        return [*swept, f"hydra.sweep.dir={quoted_path(create_unused_folder(folder.path))}"]
+    if folder.has_jobs() and not skip_finished:
         raise UserError(
             f"{folder.path} already contains a sweep: continue it with sweep.skip_finished=true, or choose another folder"
         )

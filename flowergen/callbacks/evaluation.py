@@ -99,10 +99,12 @@ class PeriodicEvaluation(Callback):
         except (UserError, OSError) as error:  # e.g. a full disk, which should not end the training
             log.warning(f"evaluation of epoch {epoch} failed: {error}")
             return
-        values = {self._name(metric): of["samples"][0] for metric, of in measured.results.items() if "samples" in of}
-        for metric, of in measured.results.items():
-            if metric.startswith("copies") and "held_out" in of:
-                values[f"{self._name(metric)}_held_out"] = of["held_out"][0]
+        values = {
+            self._name(metric): columns["samples"][0] for metric, columns in measured.results.items() if "samples" in columns
+        }
+        for metric, columns in measured.results.items():
+            if metric.startswith("copies") and "held_out" in columns:
+                values[f"{self._name(metric)}_held_out"] = columns["held_out"][0]
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": epoch, **values}, step=pl_module.optimizer_steps)
         log.info(f"evaluation of epoch {epoch}: {'  '.join(f'{name} {value:.4g}' for name, value in values.items())}")

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich import progress as rich_progress
 from rich.console import Console
 
-from flowergen.data.progress_bar import EVERY_SECONDS
+from flowergen.data.progress_bar import REPORT_INTERVAL_SECONDS
 from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Progress(ProgressBar):
             done, total = pl_module.optimizer_steps, pl_module.total_steps
             eta = self._eta(pl_module)
             self._bar.update(self._task, completed=done, total=total, epoch=epoch, rate=self._rate, eta=eta)
-        elif trainer.is_global_zero and time.monotonic() - self._last_report >= EVERY_SECONDS:
+        elif trainer.is_global_zero and time.monotonic() - self._last_report >= REPORT_INTERVAL_SECONDS:
             self._last_report = time.monotonic()
             of = f"batch {batch_idx + 1:,}/{int(trainer.num_training_batches):,}"
             log.info(f"epoch {epoch}  {of}  {self._rate:,.0f} images/s  ETA {self._eta(pl_module)}")

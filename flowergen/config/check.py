@@ -138,9 +138,9 @@ def _problem(value: Any, hint: Any) -> str:
         children = value.values() if isinstance(value, dict) else [value]
         return "" if all(child is None or isinstance(child, dict) for child in children) else "must be a group of keys"
     wanted = (int, float) if hint is float else hint
-    right = isinstance(value, wanted) and not (isinstance(value, bool) and hint is not bool)
+    correct = isinstance(value, wanted) and not (isinstance(value, bool) and hint is not bool)
     finite = not isinstance(value, float) or value - value == 0
-    return "" if right and finite else f"must be {KINDS[hint]}"
+    return "" if correct and finite else f"must be {KINDS[hint]}"
 
 
 def as_typed(value: Any) -> str:

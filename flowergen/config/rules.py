@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 class Rule:
     """A condition on a value and what is wrong otherwise, which may depend on the value."""
 
-    holds: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
     words: str | Callable[[Any], str]
 
     def problem(self, value: Any) -> str:
         """Describe what is wrong with a value; empty if it is valid."""
-        if self.holds(value):
+        if self.is_valid(value):
             return ""
         return self.words if isinstance(self.words, str) else self.words(value)
 
@@ -45,11 +45,11 @@ def all_between(low: int, high: int) -> Rule:
 def sides_between(low: int, high: int) -> Rule:
     """Require the side of a square, or height and width, in px: low <= side <= high."""
 
-    def holds(size: Any) -> bool:
+    def is_valid(size: Any) -> bool:
         sides = size if isinstance(size, list) else [size, size]
         return len(sides) == 2 and all(type(side) is int and low <= side <= high for side in sides)
 
-    return Rule(holds, f"must be a whole number from {low} to {high}, or [height,width] of such")
+    return Rule(is_valid, f"must be a whole number from {low} to {high}, or [height,width] of such")
 
 
 def folder(hint: str = "") -> Rule:

@@ -120,7 +120,7 @@ def cached_images(
         log.info("decoded them in %.1f s, %.0f pictures/s, into %s", seconds, num / seconds, folder)
 
     num_bytes = num * (shape.num_values + 36)  # pixels and a digest each
-    return without_unreadable(built_once(folder, open_, build, "the decoded pictures", num_bytes), num, on_corrupt, instead)
+    return without_unreadable(open_or_build(folder, open_, build, "the decoded pictures", num_bytes), num, on_corrupt, instead)
 
 
 def key_of(listing: Listing, shape: PictureShape, fit: Fit) -> str:
@@ -149,7 +149,9 @@ def without_unreadable(cached: CachedImages, num: int, on_corrupt: Literal["erro
     return cached
 
 
-def built_once(folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str, num_bytes: int) -> T:
+def open_or_build(
+    folder: Path, open_: Callable[[], T | None], build: Callable[[Path], None], content: str, num_bytes: int
+) -> T:
     """Return the content of a cache folder, building it first if it is missing; other processes wait meanwhile.
 
     Args:

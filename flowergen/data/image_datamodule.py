@@ -243,7 +243,7 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         sets = [rows]
         if self.held_out and getattr(self.trainer.lightning_module, "compares_with_training", False):
-            sets.append(spread(self.rows["train"], len(rows)))
+            sets.append(evenly_spaced(self.rows["train"], len(rows)))
         rank, devices = self.trainer.global_rank, self.trainer.world_size
         loaders = [self._loader(SequentialOrder(rows, self.batch_size, rank, devices)) for rows in sets]
         return loaders if len(loaders) > 1 else loaders[0]
@@ -371,7 +371,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Returns:
             (num, C, H, W) float32 in [0, 1], fewer if the set is smaller.
         """
-        chosen = spread(self.rows["val"] if self.held_out else self.rows["train"], num)
+        chosen = evenly_spaced(self.rows["val"] if self.held_out else self.rows["train"], num)
         return self.pictures[chosen.tolist()].image.float().div(255)
 
     def summary(self) -> str:
@@ -399,7 +399,7 @@ class ImageDataModule(LightningDataModule, ABC):
             )
 
 
-def spread(rows: np.ndarray, num: int) -> np.ndarray:
+def evenly_spaced(rows: np.ndarray, num: int) -> np.ndarray:
     """Return at most ``num`` of the rows, evenly spread.
 
     Args:

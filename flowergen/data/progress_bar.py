@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 T = TypeVar("T")
-EVERY_SECONDS_VARIABLE = "FLOWERGEN_PROGRESS_SECONDS"
-EVERY_SECONDS = float(os.environ.get(EVERY_SECONDS_VARIABLE, "30"))  # between two lines if there is no terminal
+REPORT_INTERVAL_VARIABLE = "FLOWERGEN_PROGRESS_SECONDS"
+REPORT_INTERVAL_SECONDS = float(os.environ.get(REPORT_INTERVAL_VARIABLE, "30"))  # between two lines if there is no terminal
 
 
 def with_progress_bar(
@@ -36,7 +36,7 @@ def with_progress_bar(
             done += size(item)
             progress.update(task, completed=done)
             now = time.monotonic()
-            if not on_terminal and now - last_report >= EVERY_SECONDS:
+            if not on_terminal and now - last_report >= REPORT_INTERVAL_SECONDS:
                 last_report = now
                 left = timedelta(seconds=round((now - started) * (total - done) / max(1, done - first)))
                 print(f"{what}: {done:,} of {total:,}, about {left} left", file=sys.stderr, flush=True)

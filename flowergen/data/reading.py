@@ -79,7 +79,7 @@ def read_rgb(source: Path | bytes) -> np.ndarray:
         data = source if isinstance(source, bytes) else bytes_of(source)
         if not data:
             raise UnreadablePicture("empty file")
-        with Image.open(BytesIO(data), formats=FORMATS) as image, _turn(image.width * image.height):
+        with Image.open(BytesIO(data), formats=FORMATS) as image, _decoding_slot(image.width * image.height):
             if isinstance(image, JpegImageFile) and _num_scans(data) > MAX_SCANS:
                 raise UnreadablePicture(f"more than {MAX_SCANS} scans, which may take forever")
             image.load()  # before the orientation is read: Pillow turns TIFF files upright on loading
@@ -143,7 +143,7 @@ _pixels_left, _pixels_returned = PIXELS_AT_ONCE, threading.Condition()
 
 
 @contextmanager
-def _turn(num_pixels: int) -> Iterator[None]:
+def _decoding_slot(num_pixels: int) -> Iterator[None]:
     """Wait until ``num_pixels`` can be decoded within the limit shared by all threads."""
     global _pixels_left
     num_pixels = min(num_pixels, PIXELS_AT_ONCE)

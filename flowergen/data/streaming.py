@@ -18,8 +18,8 @@ from flowergen.data.batch import Batch
 from flowergen.data.cache import (
     TRANSFORM_VERSION,
     CachedImages,
-    built_once,
     key_of,
+    open_or_build,
     read_meta,
     without_unreadable,
     write_meta,
@@ -150,5 +150,5 @@ def streamed_images(
         log.info("reading %s pictures, once, to find those that can be decoded", f"{num:,}")
         write_meta(temporary, key, *read_all("decoding", listing.names, lambda row: (None, listing.read(row)[1])))
 
-    found = built_once(folder, open_, build, f"the index of {num:,} pictures", num * 36)
+    found = open_or_build(folder, open_, build, f"the index of {num:,} pictures", num * 36)
     return without_unreadable(found, num, on_corrupt, ", or set data.on_corrupt=skip")

@@ -91,12 +91,12 @@ def summarised(results: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str
     """
     return {
         metric: {
-            of: {
+            column: {
                 "mean": statistics.fmean(values),
                 "std": statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None,
                 "values": list(values),
             }
-            for of, values in columns.items()
+            for column, values in columns.items()
         }
         for metric, columns in results.items()
     }
@@ -138,14 +138,14 @@ def newest_card(path: Path) -> dict[str, Any]:
 def markdown(card: Mapping[str, Any]) -> str:
     """Format a card as Markdown: tables, missing metrics, notes, protocol and provenance."""
     protocol, subject, results = card["protocol"], card["subject"], card["results"]
-    sizes = {of: f"{COLUMNS[of]}, n = {count:,}" for of, count in card["counts"].items() if of in COLUMNS}
+    sizes = {column: f"{COLUMNS[column]}, n = {count:,}" for column, count in card["counts"].items() if column in COLUMNS}
     lines = [f"# {subject['what']}", ""]
     lines += [f"{key}: {value}  " for key, value in subject.items() if key != "what" and value is not None]
     against = f"Against {protocol['num_reference']:,} {protocol['reference']}"
     parts = {"samples": against, "copies": "Classes and copies", "reconstructions": "Reconstructions", "denoising": "Denoising"}
     for part, title in parts.items():
         names = [name for name, metric in METRICS.items() if name in results and metric.part == part]
-        columns = [of for of in COLUMNS if any(of in results[name] for name in names)]
+        columns = [column for column in COLUMNS if any(column in results[name] for name in names)]
         if columns:
             heads = DENOISING_COLUMNS if part == "denoising" else sizes
             lines += ["", f"## {title}", "", *_table(names, columns, results, protocol["extractor"], heads)]
@@ -178,10 +178,10 @@ def _in_words(value: Any) -> str:
 def _table(
     names: Sequence[str], columns: Sequence[str], results: Mapping[str, Any], extractor: str, sizes: Mapping[str, str]
 ) -> list[str]:
-    rows = [["", *(sizes.get(of, COLUMNS[of]) for of in columns)]]
+    rows = [["", *(sizes.get(column, COLUMNS[column]) for column in columns)]]
     for name in names:
         arrow = f" ({METRICS[name].better} is better)" if METRICS[name].better else ""
-        cells = [shown(name, results[name].get(of)) for of in columns]
+        cells = [shown(name, results[name].get(column)) for column in columns]
         rows.append([label_of(name, extractor) + arrow, *cells])
     return table(rows)
 
@@ -249,12 +249,14 @@ def comparison(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["", *(_title(card["subject"]) for card in cards)]]
     rows.append(["sampled by", *(str(card["subject"].get("sampled by") or "") for card in cards)])
     for metric in (name for name in METRICS if name not in left_out):
-        for of, words in COLUMNS.items():
-            entries = [card["results"].get(metric, {}).get(of) for card in cards]
+        for column, words in COLUMNS.items():
+            entries = [card["results"].get(metric, {}).get(column) for card in cards]
             if any(entries):
                 label = label_of(metric, extractor)
-                words = DENOISING_COLUMNS[of] if METRICS[metric].part == "denoising" else words
-                rows.append([label if of == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)])
+                words = DENOISING_COLUMNS[column] if METRICS[metric].part == "denoising" else words
+                rows.append(
+                    [label if column == "samples" else f"{label}, {words}", *(shown(metric, entry) for entry in entries)]
+                )
     return [f"protocol {first['protocol_hash']}", "", *table(rows), *notes]
 
 

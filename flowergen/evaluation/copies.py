@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from flowergen.data.image_datamodule import spread
+from flowergen.data.image_datamodule import evenly_spaced
 from flowergen.data.progress_bar import with_progress_bar
 from flowergen.metrics.nearest import near_duplicates, two_nearest
 
@@ -87,7 +87,7 @@ def distinct(variants: Sequence[np.ndarray]) -> np.ndarray:
     if len(vectors) < 4:
         return np.arange(len(vectors))
     # use the second nearest in the other half: if every picture occurs twice, the nearest is its duplicate
-    usual = float(two_nearest([spread(vectors[::2], NUM_FOR_DISTANCE)], vectors[1::2]).distance[:, 1].median())
+    usual = float(two_nearest([evenly_spaced(vectors[::2], NUM_FOR_DISTANCE)], vectors[1::2]).distance[:, 1].median())
     closer_than = max(DUPLICATE_SHARE * usual, IDENTICAL_DISTANCE)
 
     def progress(blocks: Iterable[slice]) -> Iterable[slice]:
@@ -131,6 +131,6 @@ def copy_rate(ratio: np.ndarray, below: float) -> float:
     return float((ratio < below).mean())
 
 
-def worst(ratio: np.ndarray, num: int) -> np.ndarray:
+def indices_of_smallest(ratio: np.ndarray, num: int) -> np.ndarray:
     """Return the indices of the smallest ratios, in ascending order; ties keep their order."""
     return np.argsort(ratio, kind="stable")[:num]

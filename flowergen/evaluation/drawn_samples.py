@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.cache import built_once, sync, write_header
+from flowergen.data.cache import open_or_build, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
@@ -77,7 +77,7 @@ def cached_samples(
             sync(file)
         (temporary / "meta.json").write_text(json.dumps({"key": key}))
 
-    found = built_once(folder, open_, build, f"{num:,} samples of {data.name}", 4 * int(np.prod(whole)))
+    found = open_or_build(folder, open_, build, f"{num:,} samples of {data.name}", 4 * int(np.prod(whole)))
     return torch.from_numpy(found), torch.where(labels == NO_CLASS, model.num_classes, labels)
 
 

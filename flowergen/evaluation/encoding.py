@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.cache import built_once, sync, write_header
+from flowergen.data.cache import open_or_build, sync, write_header
 from flowergen.data.image_datamodule import ImageDataModule
 from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.modules.fingerprint import fingerprint
@@ -145,7 +145,7 @@ def _cached(
         log.info("encoded them in %.1f s, %.0f pictures/s, into %s", seconds, num * (1 + flips) / seconds, folder)
 
     num_bytes = len(names) * np.dtype(dtype).itemsize * int(np.prod(whole))
-    return built_once(folder, open_, build, f"the {what} of {num:,} pictures", num_bytes=num_bytes)
+    return open_or_build(folder, open_, build, f"the {what} of {num:,} pictures", num_bytes=num_bytes)
 
 
 def in_parts(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[tuple[Tensor, ...]]:

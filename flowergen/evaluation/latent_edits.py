@@ -63,8 +63,8 @@ def interpolate(model: ImageModel, x: Tensor, folder: Path, num: int) -> list[st
     paths = interpolations(model, x, num)
     rows = [torch.cat((x[i, None], path, x[i + 1, None])) for i, path in enumerate(paths)]
     write_png(folder / "interpolation.png", image_grid(torch.cat(rows), columns=num + 2))
-    there = torch.cat(paths)
-    write_gif(folder / "interpolation.gif", torch.cat((there, there.flip(0)[1:-1])) if len(there) > 2 else there)
+    forward = torch.cat(paths)
+    write_gif(folder / "interpolation.gif", torch.cat((forward, forward.flip(0)[1:-1])) if len(forward) > 2 else forward)
     return [f"{len(paths)} walks of {num} steps, real pictures at both ends of each row"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.image_datamodule import spread
+from flowergen.data.image_datamodule import evenly_spaced
 from flowergen.evaluation.collapse import SILENT_NATS, Collapse
 from flowergen.evaluation.latent_classes import ClassFigures, class_figures
 from flowergen.viz.kl_spectrum import draw_kl_spectrum
@@ -68,7 +68,7 @@ def write_maps(
     first, second = (f"{ordinal} principal direction, {share:.1%} of the variance" for ordinal, share in
                      zip(("first", "second"), (on_plane.square().sum(0) / total).tolist(), strict=True))  # fmt: skip
     draw_classes(folder / "pca.png", on_plane, labels, names, f"{len(points):,} {of}: PCA of the latents", (first, second))
-    rows = torch.from_numpy(spread(np.arange(len(points)), MAX_TSNE_POINTS))
+    rows = torch.from_numpy(evenly_spaced(np.arange(len(points)), MAX_TSNE_POINTS))
     drawn = tsne_plane(points[rows], seed)
     title = f"{len(rows):,} {of}: t-SNE of the latents"
     axes = ("only neighbourhoods are meaningful, not distances or cluster sizes", "")

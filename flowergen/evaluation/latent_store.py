@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.image_datamodule import ImageDataModule, evenly_spaced
 from flowergen.errors import UserError
 from flowergen.evaluation.encoding import posteriors
 from flowergen.evaluation.latent_prior import LatentPrior, fit_latent_prior
@@ -100,12 +100,12 @@ def fit_to_pictures(
 
 def store_autoencoder_latents(path: Path, model: ImageModel, data: ImageDataModule) -> None:
     """Encode the training split, ``fit_to_pictures``, and write both with ``store_latents``."""
-    rows = spread(data.rows["train"], MAX_FITTED)
+    rows = evenly_spaced(data.rows["train"], MAX_FITTED)
     log.info("storing latents of %s training pictures, to sample from", f"{len(rows):,}")
     mean, prior = fit_to_pictures(model, data, rows, bar=True)
     if prior is None:
         log.warning("no mixture model of the latents: %s", "only one picture" if len(rows) == 1 else "they are not finite")
-    kept = spread(np.arange(len(rows)), num_stored(model.latent_shape))
+    kept = evenly_spaced(np.arange(len(rows)), num_stored(model.latent_shape))
     store_latents(path, data, rows[kept], mean[torch.from_numpy(kept)], fingerprint(model.inference_net), prior)
 
 

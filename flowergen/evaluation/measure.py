@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flowergen.data.batch import Batch
-from flowergen.data.image_datamodule import spread
+from flowergen.data.image_datamodule import evenly_spaced
 from flowergen.data.progress_bar import num_pictures, with_progress_bar
 from flowergen.errors import UserError
 from flowergen.evaluation import copies
@@ -50,7 +50,7 @@ def measure_samples(
         UserError: the disk is full.
     """
     real, networks = side.real, side.networks
-    rows = _seen_by(generated, networks, work)
+    rows = _network_outputs(generated, networks, work)
     parts = [slice(first, first + num) for first in range(0, num * repeats, num)]
     labels = generated.labels.numpy()
     features, logits, classes = (rows.array(name) for name in ("features", "logits", "class"))
@@ -72,12 +72,12 @@ def measure_samples(
         real_features, _ = collection_features(networks.probe.extractor, reference, networks.cache_dir)
         known = reference.rows[reference.labels[reference.rows] >= 0]
         if len(known):
-            right = networks.probe.classes(real_features[known]) == reference.labels[known]
-            measured.add("class_accuracy", "held_out" if real.calibration else "train", right.mean())
+            correct = networks.probe.classes(real_features[known]) == reference.labels[known]
+            measured.add("class_accuracy", "held_out" if real.calibration else "train", correct.mean())
     _add_copies(generated, side, rows, parts, measured)
 
 
-def _seen_by(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
+def _network_outputs(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
     """Pass every generated picture through every network once; pixels are kept for the copy search."""
     extractor, probe = networks.extractor, networks.probe
     total, num_pixels = len(generated.labels), math.prod(copies.compared_shape(generated.picture_shape))
@@ -119,7 +119,7 @@ def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts
                 measured.add(f"copies_{space.name}_{name}", "held_out", copies.copy_rate(space.control, below))
         if "calibrated" in space.bounds:
             measured.add(f"copy_bound_{space.name}", "held_out", space.bounds["calibrated"])
-        numbers = copies.worst(found.ratio, WORST_PAIRS)
+        numbers = copies.indices_of_smallest(found.ratio, WORST_PAIRS)
         assert side.real.train is not None
         nearest = side.real.train.at(found.row[numbers, 0])
         measured.pairs.append(Pairs(space.name, generated.at(numbers.tolist()), nearest, found.ratio[numbers]))
@@ -159,7 +159,7 @@ def measure_reconstructions(
         return
     extractor = distances.extractor
     sets = [("r", "reference", real.reference), *(("", "autoencoder", subset) for subset in floors)]
-    for number, (prefix, of, pictures) in enumerate(sets):
+    for number, (prefix, column, pictures) in enumerate(sets):
         rows = Rows(work / f"reconstructions_{number}", fields_of(extractor))
         log.info("reconstructions of %s %s", f"{len(pictures):,}", pictures.name)
         with _full_disk_as_user_error(work):
@@ -168,7 +168,7 @@ def measure_reconstructions(
             ):
                 for features, logits in in_batches(extractor, x, CHUNK_SIZE):
                     rows.append(features=features, logits=logits)
-        distances.add(measured, of, rows.array("features"), rows.array("logits"), prefix)
+        distances.add(measured, column, rows.array("features"), rows.array("logits"), prefix)
 
 
 def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, measured: Measured) -> None:
@@ -183,10 +183,10 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
     assert real.train is not None
     log.info("denoising loss")
     num = min(len(real.reference), len(real.train))
-    sets = {"train": real.train.subset(spread(np.arange(len(real.train)), num))}
+    sets = {"train": real.train.subset(evenly_spaced(np.arange(len(real.train)), num))}
     if real.calibration is not None:
         sets["held_out"] = real.reference
-    for of, pictures in sets.items():
+    for column, pictures in sets.items():
         means = RunningMeans()
         starts = range(0, len(pictures), CHUNK_SIZE)
         for first in with_progress_bar("denoising", starts, len(starts)):
@@ -196,7 +196,7 @@ def measure_denoising(model: LatentDDPMModule, real: RealPictures, seed: int, me
                 label = torch.from_numpy(pictures.labels[rows]).to(model.device)
                 means.update(model.scores(Batch(x, label, torch.from_numpy(rows)), seed))
         for name, value in means.compute().items():
-            measured.add(f"denoising_{name}", of, value)
+            measured.add(f"denoising_{name}", column, value)
 
 
 def floor_subsets(real: RealPictures, num: int, repeats: int, by_class: bool) -> list[PictureSet]:

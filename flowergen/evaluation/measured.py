@@ -40,6 +40,6 @@ class Measured:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
-    def add(self, metric: str, of: str, value: float) -> None:
-        """Add one value."""
-        self.results.setdefault(metric, {}).setdefault(of, []).append(float(value))
+    def add(self, metric: str, column: str, value: float) -> None:
+        """Add one value of a column of the card."""
+        self.results.setdefault(metric, {}).setdefault(column, []).append(float(value))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowergen.data.cache import cached_images
-from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.image_datamodule import ImageDataModule, evenly_spaced
 from flowergen.data.listing import list_image_folder
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.sampling import NO_CLASS, LatentSampler, pictures
@@ -80,7 +80,7 @@ class RealPictures:
     def pixels(self) -> str:
         """Hash of some of the pictures after preprocessing; it changes if the same files are transformed differently."""
         pictures = self.train or self.reference
-        return blake2b(pictures.at(spread(np.arange(len(pictures)), NUM_HASHED)).tobytes(), digest_size=16).hexdigest()
+        return blake2b(pictures.at(evenly_spaced(np.arange(len(pictures)), NUM_HASHED)).tobytes(), digest_size=16).hexdigest()
 
 
 def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test") -> RealPictures:
@@ -107,7 +107,7 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         reference, calibration = _halves(val) if len(val) > 1 else (val, None)
         note = "no test pictures: half of the validation pictures are used instead" if subset == "test" else ""
     if num is not None and num < len(reference):
-        reference = reference.subset(spread(np.arange(len(reference)), num))
+        reference = reference.subset(evenly_spaced(np.arange(len(reference)), num))
     validation, mirrored = val if len(val) else None, data.horizontal_flip
     return RealPictures(data.identity, enough(reference), train, calibration, mirrored, data.class_names, note, validation)
 
@@ -169,7 +169,7 @@ def enough(pictures: PictureSet) -> PictureSet:
 def repeated(values: np.ndarray, num: int) -> np.ndarray:
     """Return (num,) values, repeating each equally often; an incomplete last round is evenly spread over the values."""
     rounds, rest = divmod(num, len(values))
-    return np.concatenate([np.tile(values, rounds), spread(values, rest)])
+    return np.concatenate([np.tile(values, rounds), evenly_spaced(values, rest)])
 
 
 def _halves(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:
@@ -224,7 +224,7 @@ class Sampled:
         return to_uint8(torch.cat([self.sampler.model.decode(part.to(device)).cpu() for part in z.split(self.batch_size)]))
 
 
-class Given:
+class PicturesFromFiles:
     """Pictures from files of any origin.
 
     Args:

@@ -228,8 +228,8 @@ def deviation(graph: Graph, path: Path) -> tuple[float, float]:
     deviations, values = [], []
     for rows in (1, CHECK_BATCH_SIZE):
         inputs = {name: tensor[:rows] for name, tensor in graph.inputs.items()}
-        theirs = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
-        for our, their in zip(graph.net(*inputs.values()), theirs, strict=True):
-            deviations.append((our - torch.from_numpy(their)).abs().max())
-            values.append(our.abs().max())
+        outputs = session.run(list(graph.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
+        for expected, actual in zip(graph.net(*inputs.values()), outputs, strict=True):
+            deviations.append((expected - torch.from_numpy(actual)).abs().max())
+            values.append(expected.abs().max())
     return torch.stack(deviations).max().item(), torch.stack(values).max().item()

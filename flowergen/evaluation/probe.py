@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file, save
 from sklearn.preprocessing import StandardScaler
 
-from flowergen.data.cache import built_once, sync
+from flowergen.data.cache import open_or_build, sync
 from flowergen.data.progress_bar import with_progress_bar
 from flowergen.evaluation.extractors import Extractor
 from flowergen.evaluation.features import collection_features
@@ -99,19 +99,19 @@ def cached_probe(name: str, real: RealPictures, train: PictureSet, extractor: Ex
         labels, target = np.unique(train.labels[train_rows], return_inverse=True)
         weight, bias = fit(features[train_rows], target, len(labels))
         probe = LinearProbe(extractor, weight, bias, labels)
-        right = probe.classes(features[held_out_rows]) == train.labels[held_out_rows]
-        accuracy = float(right.mean()) if len(right) else None
+        correct = probe.classes(features[held_out_rows]) == train.labels[held_out_rows]
+        accuracy = float(correct.mean()) if len(correct) else None
         meta = {"key": key, "fingerprint": probe.fingerprint, "accuracy": accuracy}
         weights = {"weight": weight, "bias": bias, "labels": labels}
         for file_name, content in (("weights.safetensors", save(weights)), ("meta.json", json.dumps(meta).encode())):
             with open(temporary / file_name, "wb") as file:
                 file.write(content)
                 sync(file)
-        accuracy_text = "none" if accuracy is None else f"{accuracy:.1%} of {len(right):,}"
+        accuracy_text = "none" if accuracy is None else f"{accuracy:.1%} of {len(correct):,}"
         log.info("%.0f s; held-out pictures that it classifies correctly: %s", time.perf_counter() - start, accuracy_text)
 
     num_bytes = 8 * (len(real.class_names) + 1) * (extractor.num_features + 2)
-    return built_once(folder, open_, build, f"the linear probe of {name}", num_bytes)
+    return open_or_build(folder, open_, build, f"the linear probe of {name}", num_bytes)
 
 
 def fit(features: np.ndarray, target: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,17 +36,17 @@ class SetDistances:
         features, logits = collection_features(self.extractor, pictures, self.cache_dir)
         return features[pictures.rows], logits[pictures.rows]
 
-    def add(self, measured: Measured, of: str, features: np.ndarray, logits: np.ndarray, prefix: str = "") -> None:
+    def add(self, measured: Measured, column: str, features: np.ndarray, logits: np.ndarray, prefix: str = "") -> None:
         """Add every distance of one set to the results."""
-        measured.add(f"{prefix}fid", of, frechet_distance(gaussian(features), self._gaussian))
-        measured.add(f"{prefix}kid", of, kernel_distance(features, self.reference))
+        measured.add(f"{prefix}fid", column, frechet_distance(gaussian(features), self._gaussian))
+        measured.add(f"{prefix}kid", column, kernel_distance(features, self.reference))
         if prefix:
             return
         precision, recall = precision_recall(self.reference, features)
-        measured.add("precision", of, precision)
-        measured.add("recall", of, recall)
+        measured.add("precision", column, precision)
+        measured.add("recall", column, recall)
         if logits.shape[1]:
-            measured.add("inception_score", of, inception_score(logits))
+            measured.add("inception_score", column, inception_score(logits))
 
 
 @dataclass(frozen=True)

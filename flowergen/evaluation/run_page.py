@@ -184,9 +184,9 @@ def _card(folder: Path, shape: PictureShape) -> list[str]:
             card = read_card(path.parent) or {}
             rows = [["", "this model", "for comparison", "meaning"], *_rows_of(card)]
             against = f"Against {card['protocol']['num_reference']:,} {card['protocol']['reference']}, {card['made']['date']}"
-            of = card["subject"].get("checkpoint") or "the run's weights"
+            weights = card["subject"].get("checkpoint") or "the run's weights"
             found.append(
-                (str(card["made"]["date"]), path.parent, table(rows, words=True), f"{against}, of {of}; the full card: ")
+                (str(card["made"]["date"]), path.parent, table(rows, words=True), f"{against}, of {weights}; the full card: ")
             )
     if not found:
         return []
@@ -204,12 +204,12 @@ def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for metric in (name for name in MEANINGS if name in card["results"]):
         found, words = card["results"][metric], DENOISING_COLUMNS if METRICS[metric].part == "denoising" else COLUMNS
-        of = next((of for of in MODEL_COLUMNS[METRICS[metric].part] if of in found), None)
-        if of is None:  # only real pictures have a value
+        own = next((column for column in MODEL_COLUMNS[METRICS[metric].part] if column in found), None)
+        if own is None:  # only real pictures have a value
             continue
-        values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != of]
+        values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != own]
         label = label_of(metric, card["protocol"]["extractor"])
-        rows.append([text(label), text(shown(metric, found[of])), text("; ".join(values)), text(MEANINGS[metric])])
+        rows.append([text(label), text(shown(metric, found[own])), text("; ".join(values)), text(MEANINGS[metric])])
     return rows
 
 

@@ -141,8 +141,8 @@ def write_denoising(
         Lines for the user.
     """
     parts = zip(torch.as_tensor(index).split(batch_size), labels.split(batch_size), strict=True)
-    ways = [trajectory(model, part.tolist(), part_labels, seed, sampling, net) for part, part_labels in parts]
-    x_t, x0_hat = (torch.cat(states) for states in zip(*ways, strict=True))  # (N, T, C, h, w) each
+    trajectories = [trajectory(model, part.tolist(), part_labels, seed, sampling, net) for part, part_labels in parts]
+    x_t, x0_hat = (torch.cat(states) for states in zip(*trajectories, strict=True))  # (N, T, C, h, w) each
     for path, path0, i, label in zip(x_t, x0_hat, index, labels.tolist(), strict=True):
         noisy, guess = (_decode(model, z) for z in (path, path0))  # (T, C, H, W) each
         name = f"{file_name(seed, label, names)}_{i:05d}"

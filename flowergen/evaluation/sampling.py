@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.image_datamodule import ImageDataModule, evenly_spaced
 from flowergen.errors import UserError
 from flowergen.evaluation.fast_network import FastNetwork
 from flowergen.evaluation.latent_prior import LatentPrior
@@ -118,7 +118,7 @@ def sampler_in_training(model: ImageModel, data: ImageDataModule) -> LatentSampl
     model = model.sampling_model
     if model.denoising_model:
         return diffusion_sampler(model.denoising_model, model.denoising_model.sampling, model.seed)
-    rows = spread(data.rows["train"], MAX_FITTED_IN_TRAINING)
+    rows = evenly_spaced(data.rows["train"], MAX_FITTED_IN_TRAINING)
     _, prior = fit_to_pictures(model, data, rows)
     return autoencoder_sampler(model, prior, "auto", False, model.seed, f"{len(rows):,} training latents")
 
@@ -230,7 +230,7 @@ def labels_by_frequency(num: int, num_classes: int, counts: Tensor | None, seed:
     return torch.searchsorted(edges, u, right=True)
 
 
-def first_of_each(labels: Tensor) -> list[int]:
+def group_starts(labels: Tensor) -> list[int]:
     """Return the index of the first sample in each run of equal labels."""
     starts, position = [], 0
     for _, group in groupby(labels.tolist()):

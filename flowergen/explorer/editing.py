@@ -38,7 +38,7 @@ def uploaded(explored: ExplorerModel, path: Any) -> Tensor:
 
 def reconstruct(explored: ExplorerModel, x: Tensor | None) -> Tensor:
     """Return the reconstruction (1, C, H, W)."""
-    x = _given(x)
+    x = _required(x)
     return explored.model.decode(explored.model.encode(x).mean).cpu()
 
 
@@ -52,7 +52,7 @@ def vary(explored: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: 
         seed: random seed for the noise.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
-    return explored.model.vary(_given(x), _num(num), scale, _seed(seed)).cpu()
+    return explored.model.vary(_required(x), _num(num), scale, _seed(seed)).cpu()
 
 
 def img2img(
@@ -70,7 +70,7 @@ def img2img(
         options: steps and guidance_scale, see ``checked_sampling``.
     """
     strength = validation.real("Strength", strength, 0, 1)
-    return explored.model.img2img(strength=strength, **_of_edits(explored, x, classes, num, seed, options)).cpu()
+    return explored.model.img2img(strength=strength, **_edit_arguments(explored, x, classes, num, seed, options)).cpu()
 
 
 def inpaint(
@@ -82,9 +82,9 @@ def inpaint(
         explored, x, classes, num, seed, options: see ``img2img``.
         mask: see ``mask_of``.
     """
-    x = _given(x)
+    x = _required(x)
     painted = mask_of(mask, *explored.module.picture_shape[1:])
-    return explored.model.inpaint(mask=painted, **_of_edits(explored, x, classes, num, seed, options)).cpu()
+    return explored.model.inpaint(mask=painted, **_edit_arguments(explored, x, classes, num, seed, options)).cpu()
 
 
 def mask_of(mask: Any, height: int, width: int) -> Tensor:
@@ -109,20 +109,20 @@ def traverse(explored: ExplorerModel, x: Tensor | None, sigmas: Any) -> Tensor:
         x: see above.
         sigmas: a number for each slider, in standard deviations of the stored latents.
     """
-    known = explored.directions
+    directions = explored.directions
     steps = torch.tensor([validation.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
-    z = explored.model.encode(_given(x)).mean.cpu()
-    moved = z + ((steps * known.std) @ known.directions).view(1, *z.shape[1:])
+    z = explored.model.encode(_required(x)).mean.cpu()
+    moved = z + ((steps * directions.std) @ directions.directions).view(1, *z.shape[1:])
     return explored.model.decode(moved).cpu()
 
 
-def _given(x: Tensor | None) -> Tensor:
+def _required(x: Tensor | None) -> Tensor:
     if x is None:
         raise UserError("upload a picture first")
     return x
 
 
-def _of_edits(
+def _edit_arguments(
     explored: ExplorerModel, x: Tensor | None, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments that both edits of ``LoadedModel`` take."""
@@ -130,8 +130,8 @@ def _of_edits(
     if max(1, len(chosen)) * _num(num) > MAX_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MAX_PICTURES}: choose fewer")
     sampling = checked_sampling(explored, options)
-    given: dict[str, Any] = {"x": _given(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
-    return {**given, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    arguments: dict[str, Any] = {"x": _required(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
+    return {**arguments, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _num(num: Any) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowergen.data.image_datamodule import spread
+from flowergen.data.image_datamodule import evenly_spaced
 from flowergen.evaluation.latent_store import LatentStore
 from flowergen.runs.loaded_model import LoadedModel
 from flowergen.runs.loading import load_run
@@ -71,7 +71,7 @@ class ExplorerModel:
     def points(self) -> tuple[Tensor, Tensor]:
         """The latents on the map, (L, C, h, w), and their classes (L,), -1 for none."""
         assert self.store is not None
-        rows = torch.from_numpy(spread(np.arange(len(self.store.latents)), MAX_POINTS))
+        rows = torch.from_numpy(evenly_spaced(np.arange(len(self.store.latents)), MAX_POINTS))
         return self.store.latents[rows], self.store.labels[rows]
 
     @cached_property

@@ -29,7 +29,7 @@ def gaussian(features: np.ndarray) -> Gaussian:
     Raises:
         UserError: fewer than two pictures.
     """
-    num, dim = _two_or_more(features).shape
+    num, dim = _require_two_rows(features).shape
     mean = np.zeros(dim)
     for rows in row_blocks(num, dim):
         mean += features[rows].sum(0, dtype=np.float64) / num
@@ -83,7 +83,7 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     Raises:
         UserError: fewer than two pictures in a set.
     """
-    x, y = _two_or_more(x), _two_or_more(y)
+    x, y = _require_two_rows(x), _require_two_rows(y)
     return _mean_within(x) + _mean_within(y) - 2 * _mean_between(x, y)
 
 
@@ -185,7 +185,7 @@ def _as_float64(rows: np.ndarray) -> Tensor:
     return torch.from_numpy(rows.astype(np.float64))
 
 
-def _two_or_more(features: np.ndarray) -> np.ndarray:
+def _require_two_rows(features: np.ndarray) -> np.ndarray:
     if len(features) < 2:
         raise UserError(f"{len(features)} pictures in a set: distances between sets need 2 or more")
     return features

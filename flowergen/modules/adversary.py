@@ -126,11 +126,11 @@ class Adversary(nn.Module):
             By name, each (N,): both networks' losses, the discriminator's accuracy on patches and the gap between its logits;
             and the scalar ``adaptive_weight``.
         """
-        right = torch.cat([logits_real > 0, logits_fake < 0], dim=1)
+        correct = torch.cat([logits_real > 0, logits_fake < 0], dim=1)
         return {
             "loss_adversarial": self.generator_loss(logits_fake),
             "loss_discriminator": self.discriminator_loss(logits_real, logits_fake),
-            "discriminator_accuracy": right.float().flatten(1).mean(1),
+            "discriminator_accuracy": correct.float().flatten(1).mean(1),
             "logit_gap": (logits_real - logits_fake).flatten(1).mean(1),
             "adaptive_weight": self.adaptive_weight.clone(),
         }

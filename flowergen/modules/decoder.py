@@ -219,14 +219,14 @@ class DecoderModule(TwoOptimizers):
         )
         loss = loss + self.adversarial_weight * loss_adversarial.mean()
         self.manual_backward(loss / self.accumulation_steps)
-        right = torch.cat([real[0] > 0, fake[0] < 0], dim=1).float().flatten(1).mean(1)
+        correct = torch.cat([real[0] > 0, fake[0] < 0], dim=1).float().flatten(1).mean(1)
         self.record(
             {
                 "loss": loss.detach(),
                 **{name: term.detach().mean() for name, term in terms.items()},
                 "loss_adversarial": loss_adversarial.detach(),
                 "loss_discriminator": loss_discriminator.detach(),
-                "discriminator_accuracy": right,
+                "discriminator_accuracy": correct,
             }
         )
         if (batch_idx + 1) % self.accumulation_steps == 0:

@@ -71,16 +71,16 @@ def candidates(num_train: int, unit: int) -> list[int]:
     return [size for size in sizes if size >= MIN_SIZE] or sizes[-1:]
 
 
-def largest_that_fits(
-    sizes: list[int], grows_by: Callable[[int], int | None], available: int, foresees: bool
+def largest_fitting_size(
+    sizes: list[int], memory_growth: Callable[[int], int | None], available: int, predicts: bool
 ) -> tuple[int, str]:
     """Find the largest batch size that fits by trying them in order.
 
     Args:
         sizes: ascending, each twice the previous one.
-        grows_by: trains with a size and returns the peak memory in bytes, or None if out of memory.
+        memory_growth: trains with a size and returns the peak memory in bytes, or None if out of memory.
         available: available memory in bytes.
-        foresees: stop before the size that would exceed the limit; on a CPU the process would be killed.
+        predicts: stop before the size that would exceed the limit; on a CPU the process would be killed.
 
     Returns:
         The size, and the reason why it is not larger.
@@ -91,12 +91,12 @@ def largest_that_fits(
     why = "a larger one would leave too few steps in an epoch" if sizes[-1] < MAX_SIZE // 2 + 1 else "the largest that is tried"
     chosen = 0
     for size in sizes:
-        taken = grows_by(size)
-        if taken is None or (not foresees and taken > MEMORY_FRACTION * available):
+        taken = memory_growth(size)
+        if taken is None or (not predicts and taken > MEMORY_FRACTION * available):
             why = f"{size} would not fit in memory"
             break
         chosen = size
-        if foresees and size != sizes[-1] and 2 * taken > MEMORY_FRACTION * available:
+        if predicts and size != sizes[-1] and 2 * taken > MEMORY_FRACTION * available:
             why = f"{2 * size} would take more than {MEMORY_FRACTION:.0%} of the free memory"
             break
     if not chosen:
@@ -116,7 +116,7 @@ def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> 
     available = torch.cuda.mem_get_info(device)[0] if on_gpu else available_memory()
     before = torch.cuda.memory_reserved(device) if on_gpu else _peak_rss()
 
-    def grows_by(size: int) -> int | None:
+    def memory_growth(size: int) -> int | None:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -129,7 +129,7 @@ def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> 
             torch.cuda.empty_cache()
         return (torch.cuda.max_memory_reserved(device) if on_gpu else _peak_rss()) - before
 
-    found, why = largest_that_fits(sizes, grows_by, available, foresees=not on_gpu)
+    found, why = largest_fitting_size(sizes, memory_growth, available, predicts=not on_gpu)
     log.info(f"data.batch_size=auto: {found} ({why}); the learning rate stays as it is, whatever the batch size")
     return found
 

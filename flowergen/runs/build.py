@@ -42,10 +42,10 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
             raise cause from None
         if isinstance(cause, TypeError | ValueError):
             frames = traceback.extract_tb(cause.__traceback__)
-            at = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
+            place = next((frame for frame in reversed(frames) if "site-packages" not in frame.filename), frames[-1])
             raise UserError(
                 f"{where}: {node['_target_']} does not accept these values: {type(cause).__name__}: {one_line(cause)} "
-                f"({Path(at.filename).name}, line {at.lineno})"
+                f"({Path(place.filename).name}, line {place.lineno})"
             ) from error
         raise
 

@@ -21,7 +21,7 @@ from flowergen.evaluation.measured import Measured
 from flowergen.evaluation.networks import EvaluationNetworks, load_evaluation_networks
 from flowergen.evaluation.pictures import (
     Generated,
-    Given,
+    PicturesFromFiles,
     RealPictures,
     Sampled,
     enough,
@@ -144,7 +144,7 @@ def subject_of_folders(config: dict[str, Any]) -> Subject:
     pictures, names, key = picture_folder(config["generated"], "generated", shape, cache_dir)
     enough(pictures)
     batch_size, _ = batch_size_of(config, device.type == "cuda")
-    generated = Given(pictures, names, real.class_names, batch_size)
+    generated = PicturesFromFiles(pictures, names, real.class_names, batch_size)
     networks = load_evaluation_networks(config["extractor"], real, "train_folder", cache_dir, paths["weights_dir"], device)
     described = {"what": pictures.name, "folder": config["generated"], "pictures": key}
     protocol = _protocol(real, len(pictures), 1, None, shape, networks)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowergen.data.image_datamodule import ImageDataModule, spread
+from flowergen.data.image_datamodule import ImageDataModule, evenly_spaced
 from flowergen.errors import UserError, printable
 from flowergen.evaluation.drawn_samples import cached_samples
 from flowergen.evaluation.encoding import cached_features, cached_posteriors, feature_scale, in_parts, latent_scale, posteriors
@@ -122,7 +122,7 @@ def prepare_latents(
     if not isinstance(module, LatentDDPMModule):
         return
     rows = data.rows["train"]
-    kept = spread(rows, num_stored(module.latent_shape))
+    kept = evenly_spaced(rows, num_stored(module.latent_shape))
     if previous is None:
         latents = data.pictures[kept.tolist()].image / 127.5 - 1
     else:
@@ -157,7 +157,7 @@ def _prepare_samples(run: RunFolder, module: DecoderModule, data: ImageDataModul
     net = fast_denoiser(previous, module.num_latents)
     module.use_samples(*cached_samples(model, data, module.num_latents, data.cache_dir, net))
     if is_first_process() and not run.latents.is_file():
-        kept = spread(data.rows["train"], num_stored(model.latent_shape))
+        kept = evenly_spaced(data.rows["train"], num_stored(model.latent_shape))
         latents = torch.cat([mean[:, 0] for mean, _ in posteriors(model, data, kept, flips=False, bar=True)])
         store_latents(run.latents, data, kept, latents, model.autoencoder_hash, None)
 
@@ -179,7 +179,7 @@ def _check_same_pictures(config: dict[str, Any], data: ImageDataModule, previous
     )
 
 
-def store_what_sampling_needs(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
+def store_for_sampling(config: dict[str, Any], run: RunFolder, module: ImageModel, data: ImageDataModule) -> None:
     """Store an autoencoder's latents and a prior fitted to them, computed with the weights that loading the run gives.
 
     Raises:

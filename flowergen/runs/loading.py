@@ -32,7 +32,7 @@ def load_run(run: str | Path, device: str = "cpu") -> LoadedModel:
     config = folder.read_config()
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path)
-    with _that_fits(path, folder):
+    with _mismatch_as_user_error(path, folder):
         pictures, class_names = _trained_on(content, config, path)
         previous = load_previous_stage(config, folder)
         module = build_module(config, len(class_names), previous.module if previous else None)
@@ -48,12 +48,12 @@ def class_names_of(run: str | Path) -> list[str]:
     folder, checkpoint = find_run(run)
     path = checkpoint_to_load(folder, checkpoint)
     content = read_checkpoint(path, mmap=True)
-    with _that_fits(path, folder):
+    with _mismatch_as_user_error(path, folder):
         return _trained_on(content, folder.read_config(), path)[1]
 
 
 @contextmanager
-def _that_fits(path: Path, folder: RunFolder) -> Iterator[None]:
+def _mismatch_as_user_error(path: Path, folder: RunFolder) -> Iterator[None]:
     """Raise the errors of a checkpoint that does not fit the run's config as ``UserError``."""
     try:
         yield

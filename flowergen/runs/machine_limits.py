@@ -8,7 +8,7 @@ from typing import Any
 
 from flowergen.config.check import as_typed
 from flowergen.errors import UserError, one_line
-from flowergen.torch_internals import is_of_compiler
+from flowergen.torch_internals import is_compiler_error
 
 # RuntimeError messages: PyTorch's CPU allocator on Linux, macOS and Windows, sizes beyond 64 bits, C++, cuBLAS, cuDNN, MPS
 OUT_OF_MEMORY = (
@@ -61,7 +61,7 @@ def limits_of_training(config: dict[str, Any]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        compiler = next((cause for cause in _causes(error) if is_of_compiler(cause)), None)
+        compiler = next((cause for cause in _causes(error) if is_compiler_error(cause)), None)
         if not config["trainer"]["compile"] or compiler is None:
             raise
         typed = as_typed(config["trainer"]["compile"])
@@ -90,8 +90,8 @@ def training_advice(config: dict[str, Any], on_gpu: bool) -> str:
         options.append(f"keep it and split it with trainer.accumulate_grad_batches={2 * parts}")
     if on_gpu and trainer["precision"] == "32-true":
         options.append("use trainer.precision=bf16-mixed")
-    at = f"{size}" if parts == 1 else f"{size} in {parts} parts"
-    return f" at batches of {at}: {', or '.join(options)}; if that is not enough, use {smaller}"
+    batches = f"{size}" if parts == 1 else f"{size} in {parts} parts"
+    return f" at batches of {batches}: {', or '.join(options)}; if that is not enough, use {smaller}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

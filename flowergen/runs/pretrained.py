@@ -53,9 +53,11 @@ def import_autoencoder(value: str, config: dict[str, Any], data: ImageDataModule
     run.checkpoints.mkdir(parents=True)
     torch.save(content, run.checkpoints / "best.ckpt")
     inherited = {key: config[key] for key in ("seed", "paths", "data", "trainer")}
-    unset = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
+    without_parents = dict.fromkeys(("resume", "init", "autoencoder", "diffusion"))
     model = {"_target_": f"{PretrainedAutoencoder.__module__}.{PretrainedAutoencoder.__name__}", **arguments}
-    run.config.write_text(yaml.safe_dump({"name": "pretrained", **unset, **inherited, "model": model}), encoding="utf-8")
+    run.config.write_text(
+        yaml.safe_dump({"name": "pretrained", **without_parents, **inherited, "model": model}), encoding="utf-8"
+    )
 
 
 def files_of(value: str, key: str) -> Path:

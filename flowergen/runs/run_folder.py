@@ -42,7 +42,7 @@ class RunFolder:
         self.shared_state = self.path / "state.json"
 
     @property
-    def of_model(self) -> "RunFolder":
+    def sampling_folder(self) -> "RunFolder":
         """The folder whose config describes sampling: for a decoder's run, that of the nested diffusion run."""
         return RunFolder(self.diffusion) if self.read_config().get("diffusion") not in (None, "none") else self
 
@@ -104,8 +104,10 @@ class RunFolder:
         """Read overrides.yaml; raise a ``UserError`` if it does not contain the overrides of a run."""
         lines = _read_yaml(self.overrides, list)
         for line in lines:  # a run folder must not set Hydra's own node, as Hydra instantiates what it names
-            ours = isinstance(line, str) and ("hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath="))
-            if not ours:
+            permitted = isinstance(line, str) and (
+                "hydra" not in line.partition("=")[0] or line.startswith("hydra.searchpath=")
+            )
+            if not permitted:
                 raise UserError(f"{self.overrides} was not written by flowergen: a run does not store {line!r}")
         return lines
 
@@ -155,7 +157,7 @@ def find_run(value: str | Path, key: str = "run") -> tuple[RunFolder, Path | Non
     return RunFolder(folder), checkpoint
 
 
-def claim(folder: str | Path, key: str = "paths.output_dir") -> Path:
+def create_unused_folder(folder: str | Path, key: str = "paths.output_dir") -> Path:
     """Create a new folder, which no other process has claimed; if the name is taken, use the next free one.
 
     Raises:

@@ -25,7 +25,7 @@ DIFFUSION_OPTIONS = ("sampler", "steps", "guidance_scale", "guidance_interval", 
 
 
 def check_sampling(
-    config: Mapping[str, Any], stored: Mapping[str, Any], typed: Sequence[str], unread: Mapping[str, str]
+    config: Mapping[str, Any], stored: Mapping[str, Any], typed: Sequence[str], unused: Mapping[str, str]
 ) -> None:
     """Check the options against the run's config, before anything is loaded.
 
@@ -33,7 +33,7 @@ def check_sampling(
         config: config of the command.
         stored: ``model`` of the run's config.
         typed: the command line, for a note on options that have no effect.
-        unread: further keys without effect, and what they are for.
+        unused: further keys without effect, and what they are for.
 
     Raises:
         UserError: the model does not support an option.
@@ -59,7 +59,7 @@ def check_sampling(
     )
     if own and name != "ddim":
         without_effect["eta"] = "sampler=ddim"
-    for key, reader in {**without_effect, **unread}.items():
+    for key, reader in {**without_effect, **unused}.items():
         if any(argument.startswith(f"{key}=") for argument in typed):
             print(f"{key}= has no effect here: it is for {reader}", file=sys.stderr)
 

@@ -133,25 +133,25 @@ def inherited(key: str, value: str, run: RunFolder | None, data: dict[str, Any],
         return []
     stored = find_run(path_of_previous_stage((key, value), run) if run else value, key)[0].read_config()
     refuse_wrong_stage(key, value, stored)
-    theirs = OLDER_RUN_DEFAULTS | stored["data"]
-    if run is None and "data" not in typed and theirs.get("name") not in (None, data.get("name")):
+    source_data = OLDER_RUN_DEFAULTS | stored["data"]
+    if run is None and "data" not in typed and source_data.get("name") not in (None, data.get("name")):
         raise UserError(
-            f"{key}={value} was trained on {data_options(theirs)}: add {data_options(theirs)}, or, to train on other "
+            f"{key}={value} was trained on {data_options(source_data)}: add {data_options(source_data)}, or, to train on other "
             f"pictures, {data_options(data)}"
         )
-    same_kind = theirs.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
-    elsewhere = origin(theirs) != origin(data)
+    same_kind = source_data.get("_target_") == data.get("_target_")  # compares classes, as the folder may have moved
+    elsewhere = origin(source_data) != origin(data)
     lines = []
     for option in PICTURE_KEYS + (SPLIT_KEYS if same_kind else ()):
         name = option.removeprefix("data.")
-        if name not in theirs or name not in data:
+        if name not in source_data or name not in data:
             continue
         if option not in typed:
-            lines.append(f"++{option}={as_typed(theirs[name])}")
-        elif shortest_size(typed[option]) != theirs[name] and not (elsewhere and option in SPLIT_KEYS):
+            lines.append(f"++{option}={as_typed(source_data[name])}")
+        elif shortest_size(typed[option]) != source_data[name] and not (elsewhere and option in SPLIT_KEYS):
             what = {"autoencoder": "autoencoder", "diffusion": "diffusion model"}.get(key, "run")
             raise UserError(
-                f"{option}={as_typed(typed[option])}: the {what} was trained with {option}={as_typed(theirs[name])}, "
+                f"{option}={as_typed(typed[option])}: the {what} was trained with {option}={as_typed(source_data[name])}, "
                 f"so leave {option} out"
             )
     return lines

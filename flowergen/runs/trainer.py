@@ -64,8 +64,8 @@ def build_trainer(
     Raises:
         UserError: the hardware is missing, or Lightning rejects an argument.
     """
-    ours = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
-    settings = {key: value for key, value in config["trainer"].items() if key not in ours}
+    own_keys = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
+    settings = {key: value for key, value in config["trainer"].items() if key not in own_keys}
     if isinstance(settings["limit_train_batches"], int):  # Lightning counts the parts of our batches
         settings["limit_train_batches"] *= settings["accumulate_grad_batches"]
     manual = bool(accepted_arguments(config["model"], **manual_optimization_arguments(config)))
@@ -107,35 +107,35 @@ def build_trainer(
 
 
 def _build_loggers(config: dict[str, Any], run: RunFolder, resumed_from: dict[str, Any] | None) -> list[Logger]:
-    ours = (resumed_from or {}).get("flowergen", {})
+    stored_state = (resumed_from or {}).get("flowergen", {})
     return [
-        instantiate(node, f"logger.{name}", Logger, **_given_to_logger(str(node.get("_target_")), config, run, ours))
+        instantiate(node, f"logger.{name}", Logger, **_logger_arguments(str(node.get("_target_")), config, run, stored_state))
         for name, node in (config["logger"] or {}).items()
         if node
     ]
 
 
-def _given_to_logger(target: str, config: dict[str, Any], run: RunFolder, ours: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a logger that are not in the config; ``ours`` is our part of the resumed checkpoint."""
+def _logger_arguments(target: str, config: dict[str, Any], run: RunFolder, stored_state: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a logger that are not in the config; ``stored_state`` is our part of the resumed checkpoint."""
     if target == "flowergen.callbacks.tensorboard.TensorBoard":
         # otherwise TensorBoard also shows what a killed run logged after its last checkpoint
-        purge_step = ours["optimizer_steps"] + 1 if ours else None
+        purge_step = stored_state["optimizer_steps"] + 1 if stored_state else None
         return {
             "save_dir": str(run.tensorboard), "name": "", "version": "", "default_hp_metric": False, "purge_step": purge_step
         }  # fmt: skip
     if target == "flowergen.callbacks.metrics_csv.MetricsCsv":
-        return {"path": str(run.metrics), "keep_rows": ours.get("metrics_csv_rows", 0)}
+        return {"path": str(run.metrics), "keep_rows": stored_state.get("metrics_csv_rows", 0)}
     if not target.startswith(TRACKERS):
         return {}
     name = run.path.name
-    given = {
+    arguments = {
         "run_name": f"{run.path.parent.name}_{name}" if name.isdigit() else name,  # a job of a sweep
         "run_id": run.id_for_trackers() if is_first_process() else "",
         "folder": str(run.path),
         "settings": {key: value for key, value in flat(config).items() if not key.startswith(NO_HYPERPARAMETERS)},
-        "resumed": bool(ours),
+        "resumed": bool(stored_state),
     }
-    return given | ({"output_dir": config["paths"]["output_dir"]} if target == f"{TRACKERS}Mlflow" else {})
+    return arguments | ({"output_dir": config["paths"]["output_dir"]} if target == f"{TRACKERS}Mlflow" else {})
 
 
 def _build_callbacks(config: dict[str, Any], run: RunFolder) -> list[Callback]:

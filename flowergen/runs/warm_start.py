@@ -61,5 +61,9 @@ def _rows_by_name(rows: Tensor, before: Sequence[str], now: Sequence[str]) -> Te
     """Return (len(now) + e, ...) rows from (len(before) + e, ...), where e is 1 if the last row means "no class"."""
     of_classes, others = rows[: len(before)], rows[len(before) :]
     mean = (of_classes if len(before) else others).mean(0)
-    at = {name: label for label, name in enumerate(before)}
-    return torch.cat((torch.stack([of_classes[at[name]] if name in at else mean for name in now]), others)) if now else others
+    label_of = {name: label for label, name in enumerate(before)}
+    return (
+        torch.cat((torch.stack([of_classes[label_of[name]] if name in label_of else mean for name in now]), others))
+        if now
+        else others
+    )

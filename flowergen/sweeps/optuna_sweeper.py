@@ -83,7 +83,7 @@ class OptunaSweeper(Sweeper):
         if set("?%") & set(str(self.folder.optuna)):  # special characters in a database URL
             raise UserError(f"{self.folder.path}: give a hydra.sweep.dir without ? and %")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.folder.holds_jobs() and not self.folder.optuna.exists():
+        if self.folder.has_jobs() and not self.folder.optuna.exists():
             raise UserError(f"{self.folder.path} contains a sweep without Optuna: choose another hydra.sweep.dir")
         study = optuna.create_study(
             storage=f"sqlite:///{self.folder.optuna}",

@@ -31,7 +31,7 @@ class SweepFolder:
         """Lock the folder against other sweeps."""
         return locked(self.path, "sweeping")
 
-    def holds_jobs(self) -> bool:
+    def has_jobs(self) -> bool:
         """Return True if a sweep has used the folder."""
         return self.jobs.exists() or self.optuna.exists() or any(self.path.glob("*/config.yaml"))
 

@@ -256,6 +256,6 @@ def test_of_new_pictures_as_many_fall_below_the_calibrated_bound_as_it_says(num:
 
 def test_the_worst_are_the_smallest_ratios_in_order() -> None:
     ratio = np.array([0.5, 0.1, 0.9, 0.1, 0.3])
-    assert copies.worst(ratio, 3).tolist() == [1, 3, 4]
-    assert copies.worst(ratio, 99).tolist() == [1, 3, 4, 0, 2]
+    assert copies.indices_of_smallest(ratio, 3).tolist() == [1, 3, 4]
+    assert copies.indices_of_smallest(ratio, 99).tolist() == [1, 3, 4, 0, 2]
     assert copies.copy_rate(ratio, 0.3) == 0.4

@@ -101,7 +101,7 @@ def test_a_position_of_the_latent_with_an_unknown_pixel_is_painted_anew():
 
 
 def test_many_edits_report_their_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     img2img(edit_settings(num=22), pictures(), 0.2)  # of three pictures towards three classes
     err = capsys.readouterr().err
     assert [line.partition(",")[0] for line in err.splitlines()] == [f"editing: {num} of 198" for num in (64, 128, 192, 198)]

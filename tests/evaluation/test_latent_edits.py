@@ -73,7 +73,7 @@ def test_variations_are_drawn_from_the_widened_posterior(x: Tensor, tmp_path: Pa
 def test_many_variations_report_their_progress(
     x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     latent_edits.vary(Pixels(), x[:1], ["a"], tmp_path / "few", num=64, scale=0.04, seed=3)
     assert not capsys.readouterr().err
     latent_edits.vary(Pixels(), x, ["a", "b", "c"], tmp_path / "many", num=30, scale=0.04, seed=3)

@@ -161,7 +161,7 @@ def test_encoding_at_the_end_of_training_reports_its_progress(
 ) -> None:
     data = drawn(cache_dir)
     capsys.readouterr()
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     store_autoencoder_latents(tmp_path / "latents.safetensors", TinyAutoencoder().eval(), data)
     assert capsys.readouterr().err.startswith("encoding: 32 of 32, ")
 

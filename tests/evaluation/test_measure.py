@@ -20,7 +20,7 @@ from flowergen.evaluation.measure import (
     measure_samples,
 )
 from flowergen.evaluation.measured import Measured
-from flowergen.evaluation.pictures import Given, real_pictures_in, real_pictures_of, repeated
+from flowergen.evaluation.pictures import PicturesFromFiles, real_pictures_in, real_pictures_of, repeated
 from flowergen.evaluation.reference import PreparedReference
 from flowergen.evaluation.rows import Rows
 from flowergen.nn.posterior import Posterior
@@ -66,7 +66,7 @@ def test_exactly_the_reference_pictures_are_at_no_distance(
     """FID 0, precision and recall 1; KID below 0 by the pairs of a picture with itself, which it leaves out."""
     reference = side.real.reference
     num = len(reference)
-    results = measured_of(Given(reference, data.class_names, data.class_names, 16), side, num, 1, tmp_path).results
+    results = measured_of(PicturesFromFiles(reference, data.class_names, data.class_names, 16), side, num, 1, tmp_path).results
     assert results["fid"]["samples"] == [pytest.approx(0, abs=1e-9)]
     assert results["precision"]["samples"] == results["recall"]["samples"] == [1]
     features = side.distances.reference.astype(np.float64)  # type: ignore[union-attr]
@@ -490,7 +490,7 @@ def test_the_denoising_loss_is_the_models_own_on_as_many_held_out_and_training_p
 def test_what_takes_long_reports_its_progress(
     data: ProceduralDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     side = prepared_of(data, tmp_path / "features")
     measured_of(Pictures(of(data, "test")), side, 40, 1, tmp_path / "work")
     model = diffusion()

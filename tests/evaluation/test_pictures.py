@@ -10,8 +10,8 @@ from PIL import Image
 
 from flowergen.errors import UserError
 from flowergen.evaluation.pictures import (
-    Given,
     PictureSet,
+    PicturesFromFiles,
     Sampled,
     picture_folder,
     real_pictures_in,
@@ -306,18 +306,18 @@ def test_given_pictures_are_of_the_class_of_the_same_name() -> None:
     """Names that no real class has, and pictures in no folder, are of no class."""
     pictures = a_set()  # rows 0 2 4 6 8 of classes 0 2 1 0 2
     pictures.labels[4] = -1
-    given = Given(pictures, ["rose", "unknown", "tulip"], ["daisy", "tulip", "rose"], batch_size=2)
+    given = PicturesFromFiles(pictures, ["rose", "unknown", "tulip"], ["daisy", "tulip", "rose"], batch_size=2)
     assert given.labels.tolist() == [2, 1, -1, 2, 1]
     assert given.labels.dtype == torch.int64
     assert (given.picture_shape, given.description) == ((3, 4, 4), "even ones")
     flat = PictureSet("flat", pictures.images, np.full(10, -1), np.arange(10), "key")
-    assert Given(flat, [], ["daisy"], 2).labels.tolist() == [-1] * 10
-    assert Given(pictures, ["rose", "unknown", "tulip"], [], 2).labels.tolist() == [-1] * 5
+    assert PicturesFromFiles(flat, [], ["daisy"], 2).labels.tolist() == [-1] * 10
+    assert PicturesFromFiles(pictures, ["rose", "unknown", "tulip"], [], 2).labels.tolist() == [-1] * 5
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 4, 5])
 def test_given_pictures_come_from_a_number_on(first: int) -> None:
-    given = Given(a_set(), ["a", "b", "c"], [], batch_size=2)
+    given = PicturesFromFiles(a_set(), ["a", "b", "c"], [], batch_size=2)
     parts = list(given.batches(first))
     assert [level for part in parts for level in levels(part)] == [0, 2, 4, 6, 8][first:]
     assert all(len(part) <= 2 for part in parts)
@@ -353,7 +353,7 @@ def test_sampled_pictures_are_found_by_their_number_with_their_own_label(sampled
 
 def test_grey_pictures_that_are_not_square_are_given_as_they_are() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 48, 64), dtype=np.uint8)
-    given = Given(PictureSet("grey", images, np.full(5, -1), np.array([4, 1, 0]), "key"), [], [], batch_size=2)
+    given = PicturesFromFiles(PictureSet("grey", images, np.full(5, -1), np.array([4, 1, 0]), "key"), [], [], batch_size=2)
     assert given.picture_shape == (1, 48, 64)
     np.testing.assert_array_equal(np.concatenate(list(given.batches(0))), images[[4, 1, 0]])
     np.testing.assert_array_equal(to_uint8(torch.from_numpy(images) / 255), images)

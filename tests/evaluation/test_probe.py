@@ -90,7 +90,7 @@ def test_the_fit_is_scikit_learns_logistic_regression_on_standardised_features(e
 
 
 def test_the_fit_reports_its_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     rng = np.random.default_rng(0)
     fit(rng.normal(size=(40, 5)).astype(np.float32), np.arange(40) % 3, 3)
     assert capsys.readouterr().err.startswith("fitting: 1 of 375, about ")

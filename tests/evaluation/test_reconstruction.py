@@ -102,7 +102,7 @@ def test_elbo_is_minus_distortion_minus_rate_by_torch_distributions(
 def test_scores_report_their_progress(
     vae: VAEModule, pictures: PictureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress_bar, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress_bar, "REPORT_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(reconstruction, "batch_of", lambda size: 8)
     reconstruction_scores(vae, pictures, str(tmp_path), 0)
     assert [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()] == [

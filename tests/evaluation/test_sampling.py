@@ -15,8 +15,8 @@ from flowergen.evaluation.sampling import (
     LatentSampler,
     autoencoder_sampler,
     diffusion_sampler,
-    first_of_each,
     first_samples,
+    group_starts,
     labels_by_frequency,
     labels_of_classes,
     pictures,
@@ -283,9 +283,9 @@ def test_without_counts_classes_take_turns_and_without_classes_there_is_none() -
 def test_named_classes_come_one_after_the_other() -> None:
     labels = labels_of_classes([4, 0], 3)
     assert labels.tolist() == [4, 4, 4, 0, 0, 0]
-    assert first_of_each(labels) == [0, 3]
-    assert first_of_each(torch.tensor([1, 1, 0, 1])) == [0, 2, 3]
-    assert first_of_each(torch.empty(0)) == []
+    assert group_starts(labels) == [0, 3]
+    assert group_starts(torch.tensor([1, 1, 0, 1])) == [0, 2, 3]
+    assert group_starts(torch.empty(0)) == []
 
 
 def test_a_sampler_takes_the_averaged_weights() -> None:

@@ -15,7 +15,7 @@ from flowergen.errors import Stopped, UserError
 from flowergen.modules.vae import VAEModule
 from flowergen.modules.vae_gan import VAEGANModule
 from flowergen.runs import batch_size
-from flowergen.runs.batch_size import candidates, largest_that_fits, resolve_batch_size
+from flowergen.runs.batch_size import candidates, largest_fitting_size, resolve_batch_size
 from flowergen.runs.build import build_datamodule, build_module
 from flowergen.runs.run_folder import RunFolder
 from tests.conftest import TINY_RUN, TINY_VAE_GAN
@@ -36,12 +36,12 @@ def test_a_gpu_is_filled_until_it_refuses() -> None:
     """100 bytes a picture in 10,000: 64 take 6,400, in 4,500 there is no room for 64, in 3,500 32 are more than 80%."""
     for available, expected in ((10_000, 64), (4500, 32), (3500, 16)):
 
-        def grows_by(size: int, most: int = available) -> int | None:
+        def memory_growth(size: int, most: int = available) -> int | None:
             return 100 * size if 100 * size <= most else None
 
-        assert largest_that_fits(SIZES, grows_by, available, foresees=False)[0] == expected
+        assert largest_fitting_size(SIZES, memory_growth, available, predicts=False)[0] == expected
     with pytest.raises(UserError, match="not even batches of 8"):
-        largest_that_fits(SIZES, lambda size: None, 10, foresees=False)
+        largest_fitting_size(SIZES, lambda size: None, 10, predicts=False)
 
 
 def test_a_cpu_is_never_asked_for_what_it_does_not_have() -> None:
@@ -49,11 +49,11 @@ def test_a_cpu_is_never_asked_for_what_it_does_not_have() -> None:
     for available in (500, 1500, 3000, 5000, 9000):
         tried: list[int] = []
 
-        def grows_by(size: int, tried: list[int] = tried) -> int:
+        def memory_growth(size: int, tried: list[int] = tried) -> int:
             tried.append(size)
             return 100 * size
 
-        chosen, why = largest_that_fits(SIZES, grows_by, available, foresees=True)
+        chosen, why = largest_fitting_size(SIZES, memory_growth, available, predicts=True)
         assert chosen == tried[-1]
         assert all(100 * size <= 0.8 * available for size in tried[1:])
         assert ("more than 80%" in why) == (chosen < 64)

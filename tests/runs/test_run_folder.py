@@ -8,11 +8,11 @@ import pytest
 from flowergen.errors import TrainingEnded, UserError
 from flowergen.modules.pretrained_weights import MissingWeights
 from flowergen.runs.provenance import Provenance
-from flowergen.runs.run_folder import RunFolder, claim, find_run
+from flowergen.runs.run_folder import RunFolder, create_unused_folder, find_run
 
 
 def test_two_processes_in_one_second_get_two_folders(tmp_path: Path) -> None:
-    folders = [claim(tmp_path / "vae" / "2026-01-01_00-00-00") for _ in range(3)]
+    folders = [create_unused_folder(tmp_path / "vae" / "2026-01-01_00-00-00") for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.is_dir() for folder in folders)
 

@@ -74,14 +74,14 @@ def test_jobs_do_not_inherit_the_sweep() -> None:
 def test_a_folder_remembers_its_jobs(tmp_path: Path) -> None:
     """A job that is run again replaces its entry; one that left nothing but its entry makes the folder a sweep's."""
     sweep = SweepFolder(tmp_path)
-    assert not sweep.holds_jobs()
+    assert not sweep.has_jobs()
     sweep.record(1, tmp_path / "1", ["seed=1"], "failed", 2)
     sweep.record(0, tmp_path / "0", ["seed=0"], "finished", 0)
     sweep.record(1, tmp_path / "1", ["seed=1"], "finished", 0)
     assert yaml.safe_load(sweep.jobs.read_text()) == [
         {"number": n, "folder": str(n), "overrides": [f"seed={n}"], "status": "finished", "exit_code": 0} for n in range(2)
     ]
-    assert sweep.holds_jobs()
+    assert sweep.has_jobs()
     with pytest.raises(UserError, match=r"skip_finished=true, or"):
         prepare_train(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}"])
     prepare_train(["-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}", "sweep.skip_finished=true"])
