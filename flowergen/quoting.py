@@ -83,5 +83,5 @@ def quoted_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{quoted_value(each)}' for key, each in value.items())}}}"
     if isinstance(value, list):
-        return f"[{','.join(quoted_value(each) for each in value)}]"
+        return f"[{','.join(quoted_value(item) for item in value)}]"
     return quoted(value) if isinstance(value, str) else json.dumps(value)

@@ -303,7 +303,7 @@ def _prepared_sweep(overrides: Sequence[str]) -> list[str]:
     sweeper = OmegaConf.to_container(sweeper)
     overrides = _with_params(sweeper, overrides)
     _check_sweeper(sweeper, overrides)
-    composed, lines = [checked(each, composer=composer) for each in sweep_samples(overrides)][0]  # noqa: RUF015  checks all
+    composed, lines = [checked(sample, composer=composer) for sample in sweep_samples(overrides)][0]  # noqa: RUF015  checks all
     lines = lines[len(lines) - len(overrides) :]  # drop inherited overrides, which each job adds itself
     added = [line.startswith("++") and not override.startswith("+") for line, override in zip(lines, overrides, strict=True)]
     swept = [f"++{override}" if add else override for override, add in zip(overrides, added, strict=True)]

@@ -51,7 +51,7 @@ class Budget(Callback):
         """Save the settings that the plan depends on, and tell when the budget ends."""
         pl_module.run_state.budget_ends = self.clock() + self.remaining
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
-        self._drawings = [each for each in pl_module.run_state.drawings.values() if each.every_epochs]
+        self._drawings = [drawing for drawing in pl_module.run_state.drawings.values() if drawing.every_epochs]
         self._next_plan = pl_module.optimizer_steps + FIRST_PLAN_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
@@ -62,7 +62,7 @@ class Budget(Callback):
                 pl_module.total_steps = self._total_steps
         if self._durations.epoch_ended is not None:
             may_draw = pl_module.run_state.may_draw
-            drawn = [may_draw and trainer.current_epoch % each.every_epochs == 0 for each in self._drawings]
+            drawn = [may_draw and trainer.current_epoch % drawing.every_epochs == 0 for drawing in self._drawings]
             self._durations.epoch_began(self.clock(), drawn)
             self._allow_evaluation(trainer, pl_module, True)
             self._next_plan = pl_module.optimizer_steps + 1  # the epoch's end may have taken longer than before
@@ -116,7 +116,7 @@ class Budget(Callback):
             (batches - batch_idx - 1) // pl_module.accumulation_steps,
             batches // pl_module.accumulation_steps,
             self._validates_every,
-            max((each.every_epochs for each in self._drawings), default=0),  # usually, all of them draw then
+            max((drawing.every_epochs for drawing in self._drawings), default=0),  # usually, all of them draw then
         )
         seconds = self._durations.seconds(bool(self._validates_every))
         made = plan(at, seconds, self.remaining, self.seconds)

@@ -38,7 +38,8 @@ def between(low: float, high: float) -> Rule:
 def all_between(low: int, high: int) -> Rule:
     """Require a list of at least one number: low <= number <= high."""
     return Rule(
-        lambda each: bool(each) and low <= min(each) <= max(each) <= high, f"must be a list of numbers from {low} to {high}"
+        lambda numbers: bool(numbers) and low <= min(numbers) <= max(numbers) <= high,
+        f"must be a list of numbers from {low} to {high}",
     )
 
 

@@ -53,17 +53,17 @@ class HuggingFaceDataModule(ImageDataModule):
         root = self.root
         try:
             if root is None:
-                found = datasets.load_dataset(self.repository, self.subset)
+                dataset = datasets.load_dataset(self.repository, self.subset)
             elif (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-                found = datasets.load_from_disk(str(root))
+                dataset = datasets.load_from_disk(str(root))
             else:
-                found = datasets.load_dataset(str(root), self.subset)
+                dataset = datasets.load_dataset(str(root), self.subset)
         except Exception as error:  # datasets, huggingface_hub, pyarrow and the file system raise various exceptions
             other = "check the name, or give a folder by data.root="
             if root is not None:
                 other = "give a folder of save_to_disk or of parquet files"
             raise UserError(f"{where} cannot be loaded ({type(error).__name__}: {one_line(error)[:200]}): {other}") from error
-        return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+        return {"train": dataset} if isinstance(dataset, datasets.Dataset) else dict(dataset)
 
 
 def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: str, where: str) -> Listing:

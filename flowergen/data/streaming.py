@@ -72,10 +72,10 @@ class StreamedImages:
             return StreamedImages(self.listing, rows, digests, self.picture_shape, self.fit, self.pool)
         if rows.ndim == 0:
             return self._decode(rows, digests)
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        images = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for place, image in enumerate(self.pool.map(self._decode, rows, digests)):
-            found[place] = image
-        return found
+            images[place] = image
+        return images
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[np.arange(len(self))], dtype)

@@ -34,13 +34,13 @@ SEARCH_CHUNK = 1024  # samples searched at a time
 
 
 def measure_samples(
-    generated: Generated, side: PreparedReference, num: int, repeats: int, work: Path, measured: Measured
+    generated: Generated, prepared: PreparedReference, num: int, repeats: int, work: Path, measured: Measured
 ) -> None:
     """Measure distances, class consistency and copies of generated pictures.
 
     Args:
         generated: num * repeats pictures.
-        side: the real pictures and the networks.
+        prepared: the real pictures and the networks.
         num: pictures per repeat.
         repeats: number of sets, each measured separately.
         work: folder for intermediate results; an interrupted computation is resumed.
@@ -49,22 +49,22 @@ def measure_samples(
     Raises:
         UserError: the disk is full.
     """
-    real, networks = side.real, side.networks
+    real, networks = prepared.real, prepared.networks
     rows = _network_outputs(generated, networks, work)
     parts = [slice(first, first + num) for first in range(0, num * repeats, num)]
     labels = generated.labels.numpy()
     features, logits, classes = (rows.array(name) for name in ("features", "logits", "class"))
 
-    if side.distances is not None:
+    if prepared.distances is not None:
         log.info("distances to %s %s", f"{len(real.reference):,}", real.reference.name)
         floors = floor_subsets(real, num, repeats, bool((labels >= 0).all()))
         for part in parts:
-            side.distances.add(measured, "samples", features[part], logits[part])
+            prepared.distances.add(measured, "samples", features[part], logits[part])
             if floors and len(floors[0]) < num:  # distances are larger for fewer pictures: compare at equal n
                 fewer = slice(part.start, part.start + len(floors[0]))
-                side.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
+                prepared.distances.add(measured, "samples_as_floor", features[fewer], logits[fewer])
         for subset in floors:
-            side.distances.add(measured, "train", *side.distances.of(subset))
+            prepared.distances.add(measured, "train", *prepared.distances.of(subset))
     if networks.probe is not None:
         for part in parts if (labels >= 0).all() else ():
             measured.add("class_accuracy", "samples", (classes[part] == labels[part]).mean())
@@ -74,7 +74,7 @@ def measure_samples(
         if len(known):
             correct = networks.probe.classes(real_features[known]) == reference.labels[known]
             measured.add("class_accuracy", "held_out" if real.calibration else "train", correct.mean())
-    _add_copies(generated, side, rows, parts, measured)
+    _add_copies(generated, prepared, rows, parts, measured)
 
 
 def _network_outputs(generated: Generated, networks: EvaluationNetworks, work: Path) -> Rows:
@@ -108,10 +108,12 @@ def _full_disk_as_user_error(work: Path) -> Iterator[None]:
         ) from error
 
 
-def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts: Sequence[slice], measured: Measured) -> None:
-    for space in side.copy_spaces:
+def _add_copies(
+    generated: Generated, prepared: PreparedReference, rows: Rows, parts: Sequence[slice], measured: Measured
+) -> None:
+    for space in prepared.copy_spaces:
         log.info("looking for copies of %s training pictures in %s", f"{len(space.candidates):,}", space.name)
-        found = _neighbours(side, space, rows.array(space.name))
+        found = _neighbours(prepared, space, rows.array(space.name))
         for name, below in space.bounds.items():
             for part in parts:
                 measured.add(f"copies_{space.name}_{name}", "samples", copies.copy_rate(found.ratio[part], below))
@@ -120,24 +122,24 @@ def _add_copies(generated: Generated, side: PreparedReference, rows: Rows, parts
         if "calibrated" in space.bounds:
             measured.add(f"copy_bound_{space.name}", "held_out", space.bounds["calibrated"])
         numbers = copies.indices_of_smallest(found.ratio, WORST_PAIRS)
-        assert side.real.train is not None
-        nearest = side.real.train.at(found.row[numbers, 0])
+        assert prepared.real.train is not None
+        nearest = prepared.real.train.at(found.row[numbers, 0])
         measured.pairs.append(Pairs(space.name, generated.at(numbers.tolist()), nearest, found.ratio[numbers]))
 
 
-def _neighbours(side: PreparedReference, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
+def _neighbours(prepared: PreparedReference, space: CopySpace, vectors: np.ndarray) -> copies.Neighbours:
     """Find the neighbours of samples in chunks, as mirror images take memory."""
     starts = range(0, len(vectors), SEARCH_CHUNK)
     parts = [vectors[first : first + SEARCH_CHUNK] for first in starts]
     found = [
-        copies.neighbours(side.variants(space.name, part), space.candidates, side.kept)
+        copies.neighbours(prepared.variants(space.name, part), space.candidates, prepared.kept)
         for part in with_progress_bar("searching", parts, len(vectors), size=len)
     ]
     return copies.Neighbours(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
 
 
 def measure_reconstructions(
-    model: ImageModel, side: PreparedReference, floors: Sequence[PictureSet], work: Path, measured: Measured
+    model: ImageModel, prepared: PreparedReference, floors: Sequence[PictureSet], work: Path, measured: Measured
 ) -> None:
     """Measure distances of an autoencoder's reconstructions to the reference.
 
@@ -146,7 +148,7 @@ def measure_reconstructions(
 
     Args:
         model: an autoencoder in eval mode.
-        side: the real pictures and the networks.
+        prepared: the real pictures and the networks.
         floors: see ``floor_subsets``.
         work: see ``measure_samples``.
         measured: receives the results.
@@ -154,7 +156,7 @@ def measure_reconstructions(
     Raises:
         UserError: the disk is full.
     """
-    real, distances = side.real, side.distances
+    real, distances = prepared.real, prepared.distances
     if distances is None:
         return
     extractor = distances.extractor

@@ -75,7 +75,7 @@ def asset(name: str) -> str:
     return resources.files("flowergen.explorer").joinpath(name).read_text(encoding="utf-8")
 
 
-def answered(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_user_errors_shown(function: Callable[..., Any]) -> Callable[..., Any]:
     """Show a ``UserError`` of an event to the user as one sentence."""
     if not isgeneratorfunction(function):
         return _one_sentence()(function)
@@ -128,7 +128,7 @@ def _generate(gr: Any, explored: ExplorerModel) -> None:
             yield figures(frame.pictures, names, f"seed{int(seed)}" if last else None, note)
 
     event = button.click(
-        answered(generate), [num, seed, classes, *asked.values()], pictures, show_progress="minimal", **MODEL
+        with_user_errors_shown(generate), [num, seed, classes, *asked.values()], pictures, show_progress="minimal", **MODEL
     )  # fmt: skip
     stop.click(None, None, None, cancels=[event])
 
@@ -166,7 +166,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     def vary(x: Any, num: Any, seed: Any, automatic: Any, power: Any) -> str:
                         return _numbered(editing.vary(explored, x, num, None if automatic else power, seed), "variation")
 
-                    button.click(answered(vary), [source, num, seed, automatic, power], out, **MODEL)
+                    button.click(with_user_errors_shown(vary), [source, num, seed, automatic, power], out, **MODEL)
             if diffusion:
                 with gr.Tab("Image to image"):
                     strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
@@ -191,7 +191,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     def traverse(x: Any, *sigmas: Any) -> str:
                         return figures(editing.traverse(explored, x, sigmas), ["traversed"], "traversed")
 
-                    gr.on([slider.change for slider in sliders], answered(traverse), [source, *sliders], out,
+                    gr.on([slider.change for slider in sliders], with_user_errors_shown(traverse), [source, *sliders], out,
                           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
     def upload(path: Any) -> list[Any]:
@@ -203,7 +203,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
         shown = figures(torch.cat(both), words, "picture")
         return [x, shown, *(gr.HTML("", picture=data_url(x[0])) for _ in painted)]
 
-    upload_button.upload(answered(upload), upload_button, [source, fitted, *painted], **MODEL)
+    upload_button.upload(with_user_errors_shown(upload), upload_button, [source, fitted, *painted], **MODEL)
 
 
 def _edit_by_diffusion(
@@ -229,7 +229,7 @@ def _edit_by_diffusion(
         names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(made) // len(chosen))]
         return figures(made, names, "edited")
 
-    button.click(answered(edited), [source, strength_or_mask, classes, num, seed, steps, scale], out, **MODEL)
+    button.click(with_user_errors_shown(edited), [source, strength_or_mask, classes, num, seed, steps, scale], out, **MODEL)
 
 
 # ---- Mix ---------------------------------------------------------------------------------------------------------------
@@ -280,11 +280,11 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
         return _numbered(mixing.interpolate(explored, current), "step")
 
     outputs = [ingredients, mixed, mixture]
-    files.upload(answered(add_files), [ingredients, files, *settings], outputs, **MODEL)
-    sample.click(answered(add_sample), [ingredients, label, seed, *settings], [seed, *outputs], **MODEL)
+    files.upload(with_user_errors_shown(add_files), [ingredients, files, *settings], outputs, **MODEL)
+    sample.click(with_user_errors_shown(add_sample), [ingredients, label, seed, *settings], [seed, *outputs], **MODEL)
     clear.click(lambda: [[], "", "", ""], None, [*outputs, interpolation], **FILES)
-    interpolate.click(answered(interpolated), ingredients, interpolation, **MODEL)
-    gr.on([control.change for control in settings], answered(mix), [ingredients, *settings], mixture,
+    interpolate.click(with_user_errors_shown(interpolated), ingredients, interpolation, **MODEL)
+    gr.on([control.change for control in settings], with_user_errors_shown(mix), [ingredients, *settings], mixture,
           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
 
@@ -319,7 +319,7 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
         with gr.Column(scale=2, min_width=280):
             out = gr.HTML(elem_id="place-out")
 
-    def look(value: Any) -> str:
+    def decode_place(value: Any) -> str:
         value = value if isinstance(value, dict) else {}
         if "start" in value:
             return _numbered(latent_map.pictures_along(explored, value["start"], value.get("end")), "step")
@@ -327,7 +327,7 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
         name = explored.class_name(int(explored.points[1][nearest]))
         return figures(x, ["this place", f"the nearest picture{f': {name}' if name else ''}"], "place")
 
-    plane.submit(answered(look), plane, out, show_progress="minimal", trigger_mode="always_last", **MODEL)
+    plane.submit(with_user_errors_shown(decode_place), plane, out, show_progress="minimal", trigger_mode="always_last", **MODEL)
 
 
 # ---- Run ---------------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def _run(gr: Any, explored: ExplorerModel) -> None:
     pictures = gr.HTML(lambda: training_progress.pictures_of_epoch(run, num), elem_id="epoch-pictures")
     card = gr.Markdown(lambda: training_progress.card(run))
     known = gr.State((training_progress.versions(run), num))
-    show = answered(lambda number: training_progress.pictures_of_epoch(run, number))
+    show = with_user_errors_shown(lambda number: training_progress.pictures_of_epoch(run, number))
     epoch.change(show, epoch, pictures, trigger_mode="always_last", **FILES)
 
     def follow(number: Any, known: Any) -> list[Any]:
@@ -355,7 +355,9 @@ def _run(gr: Any, explored: ExplorerModel) -> None:
         slider = gr.Slider(maximum=max(2, num), value=number)
         return [training_progress.curves(run), slider, shown, training_progress.card(run), (now, num)]
 
-    gr.Timer(FOLLOW_SECONDS).tick(answered(follow), [epoch, known], [curves, epoch, pictures, card, known], **FILES)
+    gr.Timer(FOLLOW_SECONDS).tick(
+        with_user_errors_shown(follow), [epoch, known], [curves, epoch, pictures, card, known], **FILES
+    )
 
 
 # ---- Parts of several tabs ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ class NotFinite(UserError):
 
 
 class FiniteWatch:
-    """Records, on the device, the first step at which each value was not finite; only ``found`` waits for the device."""
+    """Records, on the device, the first step at which each value was not finite; only ``first_nonfinite`` waits for it."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, ...], Tensor] = {}
@@ -32,7 +32,7 @@ class FiniteWatch:
         first = torch.where(values.isfinite(), NO_STEP, step)
         self._first[names] = torch.minimum(self._first[names], first) if names in self._first else first
 
-    def found(self) -> tuple[int, list[str]] | None:
+    def first_nonfinite(self) -> tuple[int, list[str]] | None:
         """Return the first step with a value that was not finite on any device, and the names of those values, and reset.
 
         Every process must call it. ``loss``, the sum of the other terms, and ``gradient`` are named only if no other value is

@@ -209,10 +209,10 @@ class ImageModel(LightningModule, ABC):
         """
         if steps in self._passed_fractions:
             return self._passed_fractions[steps]
-        found = num_steps(steps, self.total_steps)
-        if 0 < steps < 1 and self.total_steps and self.optimizer_steps >= found:
-            self._passed_fractions[steps] = found
-        return found
+        num = num_steps(steps, self.total_steps)
+        if 0 < steps < 1 and self.total_steps and self.optimizer_steps >= num:
+            self._passed_fractions[steps] = num
+        return num
 
     def set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the scheduled learning rate of this optimiser step."""
@@ -260,9 +260,9 @@ class ImageModel(LightningModule, ABC):
         if check_weights:
             norm = get_total_norm([p.detach() for p in self.parameters()])
             self.finite_watch.check(["weights"], norm[None], self.optimizer_steps)
-        found = self.finite_watch.found()
-        if found is not None:
-            step, names = found
+        nonfinite = self.finite_watch.first_nonfinite()
+        if nonfinite is not None:
+            step, names = nonfinite
             raise NotFinite(
                 f"optimiser step {step:,}: {' and '.join(names)} is not finite: lower the learning rate, clip with "
                 "trainer.gradient_clip_val=1, or skip such steps with trainer.on_nonfinite=skip"
@@ -276,7 +276,7 @@ class ImageModel(LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Check the gradients, which are unscaled and not yet clipped; stop, or discard them, if they are not finite."""
         if self.trainer.precision != "16-mixed":  # its gradient scaler checks them and skips steps itself
-            groups = [group for each in self.trainer.optimizers for group in each.param_groups]  # both step, or none
+            groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]  # both step, or none
             grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
             if grads:
                 self.finite_watch.check(["gradient"], get_total_norm(grads)[None], self.optimizer_steps + 1)
@@ -290,17 +290,18 @@ class ImageModel(LightningModule, ABC):
             self.stop_if_not_finite()
 
     def _skip_if_not_finite(self) -> bool:
-        found = self.finite_watch.found()
-        if found is None:
+        nonfinite = self.finite_watch.first_nonfinite()
+        if nonfinite is None:
             return False
+        step, names = nonfinite[0], " and ".join(nonfinite[1])
         if not self.skips_step:
             self.skips_step = True
             self._consecutive_skips += 1
             if self.trainer.is_global_zero:
-                log.warning(f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite: step skipped")
+                log.warning(f"optimiser step {step:,}: {names} is not finite: step skipped")
         if self._consecutive_skips == MAX_SKIPPED:
             raise NotFinite(
-                f"optimiser step {found[0]:,}: {' and '.join(found[1])} is not finite, the {MAX_SKIPPED}th step in a row: "
+                f"optimiser step {step:,}: {names} is not finite, the {MAX_SKIPPED}th step in a row: "
                 "lower the learning rate, or clip with trainer.gradient_clip_val=1"
             )
         return True

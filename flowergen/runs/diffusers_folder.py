@@ -59,33 +59,33 @@ def standalone(module: str) -> str:
     statements = _statements(module, set())
     needed: set[str] = set()
     while True:
-        kept = [each for each in statements if each.module == module or each.defines & needed]
-        used = set[str]().union(*(each.uses for each in kept))
+        kept = [statement for statement in statements if statement.module == module or statement.defines & needed]
+        used = set[str]().union(*(statement.uses for statement in kept))
         if used <= needed:
             break
         needed |= used
-    imports = sorted({each.text for each in kept if each.module is None})
-    docstring, *definitions = [each.text for each in kept if each.module is not None]
+    imports = sorted({statement.text for statement in kept if statement.module is None})
+    docstring, *definitions = [statement.text for statement in kept if statement.module is not None]
     return f"{docstring}\n\n" + "\n".join(imports) + "".join(f"\n\n\n{text}" for text in definitions) + "\n"
 
 
-def _statements(module: str, seen: set[str]) -> list[_Statement]:
-    """Return the statements of a module, after those of flowergen's modules that it imports from; ``seen`` is left out."""
-    seen.add(module)
+def _statements(module: str, visited: set[str]) -> list[_Statement]:
+    """Return the statements of a module, after those of flowergen's modules that it imports from; ``visited`` is left out."""
+    visited.add(module)
     spec = find_spec(module)
     assert spec is not None
     source = Path(str(spec.origin)).read_text(encoding="utf-8")
     lines, found = source.splitlines(), []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flowergen."):
-            found += _statements(str(node.module), seen) if node.module not in seen else []
+            found += _statements(str(node.module), visited) if node.module not in visited else []
         elif isinstance(node, ast.Import | ast.ImportFrom):
             origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names:
                 found.append(_Statement(None, {alias.asname or alias.name}, set(), f"{origin}import {ast.unparse(alias)}"))
         else:
-            uses = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
-            first = min([node, *getattr(node, "decorator_list", [])], key=lambda each: each.lineno).lineno
+            uses = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+            first = min([node, *getattr(node, "decorator_list", [])], key=lambda part: part.lineno).lineno
             found.append(_Statement(module, _defined(node), uses, "\n".join(lines[first - 1 : node.end_lineno])))
     return found
 

@@ -149,7 +149,7 @@ def _restored(value: Any) -> Any:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
     if isinstance(value, dict):
         return {key: _restored(each) for key, each in value.items()}
-    return [_restored(each) for each in value] if isinstance(value, list) else value
+    return [_restored(item) for item in value] if isinstance(value, list) else value
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:

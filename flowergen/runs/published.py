@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             return {key: replaced(each) for key, each in value.items()}
         if isinstance(value, list):
-            return [replaced(each) for each in value]
+            return [replaced(item) for item in value]
         return defaults.get(value, Path(value).name) if isinstance(value, str) and os.path.isabs(value) else value
 
     return replaced(config) | {"resume": None, "init": None}

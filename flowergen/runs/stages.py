@@ -75,7 +75,7 @@ def read_pretrained(folder: Path, value: str, key: str) -> dict[str, Any]:
         if (folder / CONFIG).stat().st_size > MAX_YAML_BYTES:
             raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, arguments = stored["_class_name"], {name: each for name, each in stored.items() if not name.startswith("_")}
+        kind, arguments = stored["_class_name"], {name: item for name, item in stored.items() if not name.startswith("_")}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{key}={value}: its config.json cannot be read ({one_line(error)})") from error
     if kind not in get_args(PretrainedKind):

@@ -29,17 +29,17 @@ def test_the_first_step_and_what_was_bad_in_it_are_found_whoever_asks_when() -> 
         terms = {"loss": kl + 1, "loss_kl": kl, "sigma": torch.tensor(NAN if step >= 4 else 1.0)}
         watch.check(list(terms), batch_sums(terms)[0], step)
         watch.check(["gradient"], torch.tensor([NAN if step >= 3 else 1.0]), step)
-    assert watch.found() == (3, ["loss_kl"])
-    assert watch.found() is None, "what was found is known"
+    assert watch.first_nonfinite() == (3, ["loss_kl"])
+    assert watch.first_nonfinite() is None, "what was found is known"
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient"])
 def test_what_sums_up_is_named_where_nothing_else_is_bad(name: str) -> None:
     watch = FiniteWatch()
     watch.check(["loss", "loss_kl"], torch.ones(2), 1)
-    assert watch.found() is None
+    assert watch.first_nonfinite() is None
     watch.check([name], torch.tensor([-INF]), 2)
-    assert watch.found() == (2, [name])
+    assert watch.first_nonfinite() == (2, [name])
 
 
 class States(Callback):
