@@ -65,15 +65,15 @@ def main() -> None:
 
 
 def _one_of(config: dict[str, Any]) -> str:
-    given = [key for key in ("run", "generated", "compare") if config[key] is not None]
-    if len(given) != 1:
+    chosen = [key for key in ("run", "generated", "compare") if config[key] is not None]
+    if len(chosen) != 1:
         raise UserError(
             "give one of run=RUN, compare=[RUN1,RUN2], or generated=DIR with reference=DIR"
-            + (f", not {' and '.join(given)} together" if given else "; see --help")
+            + (f", not {' and '.join(chosen)} together" if chosen else "; see --help")
         )
-    if given[0] == "generated" and config["reference"] is None:
+    if chosen[0] == "generated" and config["reference"] is None:
         raise UserError("generated=DIR is compared with real pictures: give reference=DIR too")
-    return given[0]
+    return chosen[0]
 
 
 def _compare(typed: str) -> None:

@@ -203,9 +203,9 @@ def _fit(
 
 def _store(config: dict[str, Any], run: RunFolder) -> None:
     if is_first_process():
-        given = HydraConfig.get().overrides
-        lines = [line for line in given.hydra if line.startswith("hydra.searchpath=")]
-        typed = [line for line in given.task if not (line.lstrip("+").startswith("resume=") or is_inherited(line))]
+        overrides = HydraConfig.get().overrides
+        lines = [line for line in overrides.hydra if line.startswith("hydra.searchpath=")]
+        typed = [line for line in overrides.task if not (line.lstrip("+").startswith("resume=") or is_inherited(line))]
         if "data.batch_size=auto" in typed:  # the batch size that was found is in the config
             typed = [line for line in typed if not line.startswith("++data.batch_size=")]
         run.store(config, [*lines, *typed])

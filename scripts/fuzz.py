@@ -67,14 +67,14 @@ class Watch:
 
     scratch: str | None = None  # where files may be written; None while the hook is inactive
     strict = True
-    seen: list[str]
+    violations: list[str]
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if Watch.scratch is None:
         return
     if event in STARTS_A_PROCESS:
-        Watch.seen.append(f"{event} {arguments!r:.200}")
+        Watch.violations.append(f"{event} {arguments!r:.200}")
         raise PermissionError(1, "refused by the fuzzer")
     writes = event in WRITES
     if event == "open":
@@ -88,16 +88,16 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     place = os.path.abspath(os.path.join("" if within is None else os.readlink(f"/proc/self/fd/{within}"), os.fsdecode(path)))
     if not f"{place}/".startswith((f"{Watch.scratch}/", "/dev/null/")):
         if Watch.strict:
-            Watch.seen.append(f"{event} {place:.200}")
+            Watch.violations.append(f"{event} {place:.200}")
         raise PermissionError(1, "refused by the fuzzer")
 
 
 @contextlib.contextmanager
 def watching(scratch: Path, strict: bool = True) -> Iterator[None]:
     """Refuse and record the start of processes and, if strict, writes outside the folder, which are refused anyway."""
-    if not hasattr(Watch, "seen"):
+    if not hasattr(Watch, "violations"):
         sys.addaudithook(_audit)
-    Watch.seen, Watch.strict, Watch.scratch = [], strict, os.path.realpath(scratch)
+    Watch.violations, Watch.strict, Watch.scratch = [], strict, os.path.realpath(scratch)
     try:
         yield
     finally:
@@ -152,8 +152,8 @@ def examine(check: Callable[[], object], expected: type[Exception], scratch: Pat
         if isinstance(error, MemoryError):
             wrong = wrong or "asks for more memory than there is: "
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    if Watch.seen:
-        wrong = f"{Watch.seen[0].split(' ')[0]}: {Watch.seen}"
+    if Watch.violations:
+        wrong = f"{Watch.violations[0].split(' ')[0]}: {Watch.violations}"
     if time.process_time() - start > MAX_SECONDS:
         wrong = wrong or "hang: "
     if _memory("VmHWM") - before > MAX_MEMORY:
@@ -406,24 +406,24 @@ def hostile_runs(draw: st.DrawFn, runs: list[Path]) -> tuple[Path, str, bytes]:
     carried = sorted(str(path.relative_to(run)) for path in run.rglob("*/checkpoints/best.ckpt"))
     name = draw(st.sampled_from([*names, *carried, *(["diffusion/config.yaml"] if (run / "diffusion").is_dir() else [])]))
     good = (run / name).read_bytes()
-    how = draw(st.sampled_from(["bytes", "content", "content", "content", "hostile"]))
-    if how == "bytes":
+    damage = draw(st.sampled_from(["bytes", "content", "content", "content", "hostile"]))
+    if damage == "bytes":
         return run, name, draw(damaged([good]))
     if name.endswith(".ckpt"):
-        if how == "hostile":
+        if damage == "hostile":
             return run, name, draw(damaged(PICKLES))
         content = torch.load(io.BytesIO(good), weights_only=True)
         content["optimizer_states"] = []
         return run, name, _saved(draw(tampered(content, strange_values())))
     if name.endswith("config.yaml"):
-        if how == "hostile":
+        if damage == "hostile":
             return run, name, draw(st.sampled_from(HOSTILE_YAML)).encode()
         few = [None, True, -1, 0, 0.5, 3, 1e300, float("nan"), [], {}, [None], {"_target_": "os.system", "command": "echo"}]
         call: list[Any] = [{"_target_": text, "_args_": ["echo"]} for text in HOSTILE_TEXTS]
         call.append([{"_target_": "os.system", "_args_": ["echo"]}])
         content = draw(tampered(yaml.safe_load(good), st.sampled_from([*few, *call, *HOSTILE_TEXTS])))
         return run, name, yaml.safe_dump(content).encode()
-    return run, name, draw(damaged_safetensors(good, how == "hostile"))
+    return run, name, draw(damaged_safetensors(good, damage == "hostile"))
 
 
 @st.composite
@@ -607,8 +607,8 @@ def main() -> None:
             (out / f"{config['target']}_{number}.txt").write_text(f"{kind}\n{wrong!r}\n{text}\n", errors="backslashreplace")
             (out / f"{config['target']}_{number}.pickle").write_bytes(pickle.dumps(example))
         rounds += 1
-    how = f"{count:,} examples in {config['minutes']} minutes, seed {config['seed']}"
-    print(f"{config['target']}: {how}: {len(findings)} findings")
+    summary = f"{count:,} examples in {config['minutes']} minutes, seed {config['seed']}"
+    print(f"{config['target']}: {summary}: {len(findings)} findings")
     os.chdir(out.parent)
     shutil.rmtree(scratch, ignore_errors=True)
     sys.exit(1 if findings else 0)

@@ -109,12 +109,12 @@ def _check_start(config: dict[str, Any]) -> None:
 
 
 def _check_decoder(config: dict[str, Any]) -> None:
-    model, given = config["model"], config.get("diffusion")
+    model, diffusion = config["model"], config.get("diffusion")
     if schema_of(model) is not Decoder:
-        if given and schema_of(model):
+        if diffusion and schema_of(model):
             raise UserError("diffusion= is only for model=decoder: leave it out")
         return
-    if given in (None, "none"):
+    if diffusion in (None, "none"):
         raise UserError(
             "model=decoder needs a trained latent diffusion model: first run  python -m flowergen.train model=latent_ddpm "
             f"{data_options(config['data'])} autoencoder=RUN  and give its run folder, diffusion=RUN"
@@ -122,27 +122,27 @@ def _check_decoder(config: dict[str, Any]) -> None:
 
 
 def _check_diffusion(config: dict[str, Any]) -> None:
-    model, given = config["model"], config.get("autoencoder")
+    model, autoencoder = config["model"], config.get("autoencoder")
     if schema_of(model) is not LatentDDPM:
-        if given and schema_of(model):
+        if autoencoder and schema_of(model):
             raise UserError("autoencoder= is only for model=latent_ddpm: leave it out")
         return
-    if not given:
+    if not autoencoder:
         raise UserError(
             "model=latent_ddpm needs a trained autoencoder: first run  python -m flowergen.train model=vae_gan "
             f"{data_options(config['data'])}  and give its run folder, autoencoder=RUN (or none, for diffusion on pixels)"
         )
     reason = refusal(model["objective"], model["zero_terminal_snr"], model["time_sampling"], model["weighting"])
-    reason = reason or (latent_refusal(model["objective"], model["schedule"]) if given != "none" else None)
+    reason = reason or (latent_refusal(model["objective"], model["schedule"]) if autoencoder != "none" else None)
     if reason:
         raise UserError(f"model.objective={model['objective']}: {reason}")
     for key in ("random_resized_crop", "color_jitter"):
-        if given != "none" and model["latent_cache"] and config["data"].get(key):
+        if autoencoder != "none" and model["latent_cache"] and config["data"].get(key):
             raise UserError(
                 f"data.{key} augments pictures, but model.latent_cache=true encodes each of them only once: "
                 f"set model.latent_cache=false, or leave data.{key} out"
             )
-    if model["alignment_weight"] and (given == "none" or not model["latent_cache"]):
+    if model["alignment_weight"] and (autoencoder == "none" or not model["latent_cache"]):
         raise UserError(
             f"model.alignment_weight={model['alignment_weight']:g} needs features that are cached with the latents: "
             "set autoencoder=RUN and model.latent_cache=true"

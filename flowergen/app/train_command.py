@@ -234,18 +234,18 @@ def _prepared_resume(overrides: Sequence[str]) -> list[str]:
     overrides = [line for line in overrides if not _is_pinned_already(line, stored)]
     regrouped = {"model", "model/network"} & {override.key_or_group for override in parse(overrides)}
     older = [] if regrouped else completed(stored)
-    given, composer = merged([*paths, *run.read_overrides(), *older, *overrides]), Composer()
-    composed, lines = _composed(given, run, composer)
+    combined, composer = merged([*paths, *run.read_overrides(), *older, *overrides]), Composer()
+    composed, lines = _composed(combined, run, composer)
     if flat(resolve(composed)).get("data.batch_size") == "auto" and stored["data"].get("batch_size") != "auto":  # already found
-        given.append(f"++data.batch_size={stored['data']['batch_size']}")
-        composed, lines = _composed(given, run, composer)
+        combined.append(f"++data.batch_size={stored['data']['batch_size']}")
+        composed, lines = _composed(combined, run, composer)
     config = resolve(composed)
     known, now, typed = flat(stored), flat(config), tuple(f"{override.key_or_group}." for override in parse(overrides))
     differing = changed(stored, config)
     of_recipe = [key for key in differing if key in known and key in now and not f"{key}.".startswith(typed)]
     kept = [key for key in of_recipe if not _is_changeable(key, *differing[key]) and not key.endswith("_target_")]
     if kept:  # the default, or the recipe's value, was another one when the run was started
-        composed, lines = _composed([*given, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run, composer)
+        composed, lines = _composed([*combined, *(f"++{key}={quoted_value(known[key])}" for key in kept)], run, composer)
         config = resolve(composed)
     _check(config)
     for key, (before, after) in changed(stored, config).items():

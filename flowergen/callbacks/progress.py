@@ -73,7 +73,7 @@ class Progress(ProgressBar):
         self._batches_done += 1
         self._epoch_images += len(batch.label) * trainer.world_size
         self._rate = self._epoch_images / (time.monotonic() - self._epoch_started)
-        epoch = self._of_epochs(trainer, pl_module, trainer.current_epoch + 1)
+        epoch = self._epoch_count(trainer, pl_module, trainer.current_epoch + 1)
         if self._bar is not None:
             done, total = pl_module.optimizer_steps, pl_module.total_steps
             eta = self._eta(pl_module)
@@ -104,11 +104,11 @@ class Progress(ProgressBar):
         self._last_report = time.monotonic()
         if self._bar is not None:  # it would overlap with the line
             self._bar.stop()
-        log.info(f"epoch {self._of_epochs(trainer, pl_module, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
+        log.info(f"epoch {self._epoch_count(trainer, pl_module, epochs_done)}  {values}  {self._rate:,.0f} images/s  ETA {eta}")
         if self._bar is not None:
             self._bar.start()
 
-    def _of_epochs(self, trainer: Trainer, pl_module: ImageModel, number: int) -> str:
+    def _epoch_count(self, trainer: Trainer, pl_module: ImageModel, number: int) -> str:
         """Return e.g. ``3/10``, or ``3`` with a budget, where the number of epochs is known only at the end."""
         return str(number) if pl_module.run_state.budget_ends is not None else f"{number}/{trainer.max_epochs}"
 

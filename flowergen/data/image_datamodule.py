@@ -331,7 +331,7 @@ class ImageDataModule(LightningDataModule, ABC):
             batch = type(whole)(*(values[batch] for values in whole))
         training, rows, flips = self.trainer is not None and self.trainer.training, batch.index, None
         if training and self.horizontal_flip:
-            flips = self._of_epoch("flip", rows, 1, lambda u: u[:, 0] < 0.5)
+            flips = self._random_parameters("flip", rows, 1, lambda u: u[:, 0] < 0.5)
         if isinstance(batch, LatentBatch):
             variant = torch.zeros_like(batch.index) if flips is None else flips.long()
             place = torch.arange(len(variant), device=variant.device)
@@ -342,16 +342,16 @@ class ImageDataModule(LightningDataModule, ABC):
             return image if flips is None else torch.where(flips[:, None, None, None], image.flip(-1), image)
 
         if training and (areas := self.random_resized_crop):
-            boxes = self._of_epoch("crop", rows, NUM_DRAWS, lambda u: crop_boxes(u, areas, *self.picture_shape[1:]))
+            boxes = self._random_parameters("crop", rows, NUM_DRAWS, lambda u: crop_boxes(u, areas, *self.picture_shape[1:]))
             image = mirrored(resized_crop(batch.image.float().div_(255), boxes))
         else:  # mirrored as uint8: the same values for a quarter of the memory traffic
             image = mirrored(batch.image).float().div_(255)
         if training and self.color_jitter:
-            factors = self._of_epoch("color jitter", rows, NUM_DRAWS, lambda u: jitter_factors(u, self.color_jitter))
+            factors = self._random_parameters("color jitter", rows, NUM_DRAWS, lambda u: jitter_factors(u, self.color_jitter))
             image = color_jitter(image, factors)
         return batch._replace(image=image)
 
-    def _of_epoch(
+    def _random_parameters(
         self, purpose: str, rows: torch.Tensor, num_draws: int, parameters: Callable[[np.ndarray], np.ndarray]
     ) -> torch.Tensor:
         """Return (N, ...) random parameters, a function of (seed, epoch, picture).

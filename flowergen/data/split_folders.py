@@ -104,8 +104,8 @@ def split_dataset(
         UserError: one line that says what to do. If the arguments or the contents of the folders are invalid, nothing has
             been touched; otherwise, running again completes the split.
     """
-    given = {"source": source, "train": train, "val": val, "test": test}
-    targets = {key: Path(os.path.expanduser(folder)).absolute() for key, folder in given.items() if folder is not None}
+    folders = {"source": source, "train": train, "val": val, "test": test}
+    targets = {key: Path(os.path.expanduser(folder)).absolute() for key, folder in folders.items() if folder is not None}
     source = targets.pop("source")
     _check_arguments(source, targets, test_size, val_size, seed, mode)
 

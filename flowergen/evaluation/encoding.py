@@ -47,7 +47,7 @@ def posteriors(
     Yields:
         mean and logvar, each (N, F, C, h, w) float32 on the CPU, F = 2 with flips, else 1.
     """
-    parts = _of_pictures(model.encode, data, rows, flips, model.device)
+    parts = _encoded_batches(model.encode, data, rows, flips, model.device)
     yield from with_progress_bar("encoding", parts, len(rows), size=num_pictures) if bar else parts
 
 
@@ -83,7 +83,7 @@ def cached_features(net: EfficientNetLite, data: ImageDataModule, device: torch.
 
 
 @torch.inference_mode()
-def _of_pictures(
+def _encoded_batches(
     encode: Encode, data: ImageDataModule, rows: np.ndarray, flips: bool, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the outputs of ``encode`` for pictures and mirror images, each (N, F, ...) float32 on the CPU."""
@@ -132,7 +132,7 @@ def _cached(
             for file in files:
                 write_header(file, dtype, whole)
             for parts in with_progress_bar(
-                "encoding", _of_pictures(encode, data, np.arange(num), flips, device), num, size=num_pictures
+                "encoding", _encoded_batches(encode, data, np.arange(num), flips, device), num, size=num_pictures
             ):
                 for file, part in zip(files, parts, strict=True):
                     file.write(part.numpy().astype(dtype, copy=False).tobytes())

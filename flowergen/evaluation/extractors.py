@@ -97,7 +97,7 @@ def efficientnet_extractor(what_for: str, device: torch.device) -> Extractor:
         return _resized(x, min(max(*x.shape[-2:], MIN_PX), MAX_PX))
 
     resize = f"bilinear with antialiasing to {MIN_PX} px if smaller, to {MAX_PX} px if larger (torch)"
-    return _of_network("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
+    return _extractor_of("efficientnet", EFFICIENTNET_SHA256["lite1"], resize, net.classify, prepare, device)
 
 
 def _resized(x: Tensor, size: int) -> Tensor:
@@ -120,7 +120,7 @@ def _inception(weights_dir: str | Path, device: torch.device) -> Extractor:
         raise UserError(f"{path} does not hold torch-fidelity's Inception: delete it to download it again") from error
     net = net.to(device, memory_format=torch.channels_last)
     resize = "bilinear to 299 px as TensorFlow 1 does it, without antialiasing (torch-fidelity)"
-    return _of_network(*_named("inception", path), resize, net, lambda x: x, device)
+    return _extractor_of(*_named("inception", path), resize, net, lambda x: x, device)
 
 
 def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Extractor:
@@ -148,7 +148,7 @@ def _torchvision(name: str, weights_dir: str | Path, device: torch.device) -> Ex
         raise UserError(f"extractor={name}: it has no final linear layer, whose input would be the features: use another")
     resize = f"{interpolation} to {size} px with antialiasing, centre crop to {crop} px (torchvision {weights})"
     net = _BeforeLastLinear(net.to(device, memory_format=torch.channels_last).eval(), last[-1])
-    return _of_network(*_named(name, path), resize, net, prepare, device)
+    return _extractor_of(*_named(name, path), resize, net, prepare, device)
 
 
 class _BeforeLastLinear(nn.Module):
@@ -183,8 +183,8 @@ def _file(path: Path, device: torch.device) -> Extractor:
         ) from error
     resize = f"bilinear to {size} px with antialiasing (torch)"
     try:
-        extractor = _of_network(path.name, _sha256(path), resize, net, lambda x: _resized(x, size), device)
-        extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # a different N than in ``_of_network``
+        extractor = _extractor_of(path.name, _sha256(path), resize, net, lambda x: _resized(x, size), device)
+        extractor.features(torch.zeros(3, 3, size, size, dtype=torch.uint8))  # a different N than in ``_extractor_of``
         return extractor
     except Exception as error:
         raise UserError(
@@ -212,7 +212,7 @@ def _exported(path: Path) -> tuple[nn.Module, int]:
     return program.module(), int(shape[-1])
 
 
-def _of_network(
+def _extractor_of(
     name: str,
     weights: str,
     resize: str,

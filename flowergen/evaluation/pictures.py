@@ -95,11 +95,11 @@ def real_pictures_of(data: ImageDataModule, num: int | None, subset: str = "test
         UserError: there are too few pictures for a distance.
     """
 
-    def some(name: str, rows: np.ndarray) -> PictureSet:
+    def subset_of(name: str, rows: np.ndarray) -> PictureSet:
         return PictureSet(name, data.pictures.images, data.pictures.labels, rows, data.pixels)
 
-    train = some("training pictures", data.rows["train"])
-    val, test = some("validation pictures", data.rows["val"]), some("test pictures", data.rows["test"])
+    train = subset_of("training pictures", data.rows["train"])
+    val, test = subset_of("validation pictures", data.rows["val"]), subset_of("test pictures", data.rows["test"])
     note, reference, calibration = "", test, None if not len(val) else val
     if not data.held_out:
         note, reference, calibration = "training-set metric: nothing was held out (data.split=all)", train, None

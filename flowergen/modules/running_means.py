@@ -73,7 +73,7 @@ class RunningMeans:
             num: N.
         """
         wanted = list(dict.fromkeys([*self._names, *names]))
-        before, now = (_in_order(wanted, *of, sums.device) for of in ((self._names, self._sums), (names, sums)))
+        before, now = (_in_order(wanted, *batch, sums.device) for batch in ((self._names, self._sums), (names, sums)))
         self._sums = before + now
         self._names, self._count = wanted, self._count + num
 
@@ -89,18 +89,18 @@ class RunningMeans:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The sums of every process, plain numbers. Every process must call it."""
-        mine = {"sums": dict(zip(self._names, self._sums.tolist(), strict=True)), "count": self._count}
+        own = {"sums": dict(zip(self._names, self._sums.tolist(), strict=True)), "count": self._count}
         if not _distributed():
-            return [mine]
+            return [own]
         rows: list[Any] = [None] * get_world_size()
-        all_gather_object(rows, mine)
+        all_gather_object(rows, own)
         return rows
 
     def load_state_dict(self, rows: list[dict[str, Any]], device: torch.device) -> None:
         """Go on from ``state_dict``; with another number of processes, the first takes the sums of all."""
         rank, world_size = (get_rank(), get_world_size()) if _distributed() else (0, 1)
-        mine = rows[rank : rank + 1] if len(rows) == world_size else (rows if rank == 0 else [])
+        own = rows[rank : rank + 1] if len(rows) == world_size else (rows if rank == 0 else [])
         self._names = list(rows[0]["sums"])
-        sums = [sum(row["sums"][name] for row in mine) for name in self._names]
+        sums = [sum(row["sums"][name] for row in own) for name in self._names]
         self._sums = torch.tensor(sums, dtype=_widest(device), device=device)
-        self._count = sum(row["count"] for row in mine)
+        self._count = sum(row["count"] for row in own)

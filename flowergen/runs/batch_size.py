@@ -136,9 +136,9 @@ def _find(config: dict[str, Any], data: ImageDataModule, module: ImageModel) -> 
 
 def _train(config: dict[str, Any], data: ImageDataModule, module: ImageModel, size: int) -> None:
     """Train a few steps on one device, with the run's trainer but without its outputs."""
-    one = config["trainer"]["devices"]
+    devices = config["trainer"]["devices"]
     trial = {
-        "devices": one[:1] if isinstance(one, list) else 1,
+        "devices": devices[:1] if isinstance(devices, list) else 1,
         "num_nodes": 1,
         "strategy": "auto",
         "max_epochs": 1,

@@ -18,7 +18,7 @@ from flowergen.randomness import initialisation
 PARTS = (torch.nn.Module, torch.optim.Optimizer)  # classes that a config may instantiate within a model
 
 
-def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> Any:
+def instantiate(node: dict[str, Any], where: str, kind: type, **extra: Any) -> Any:
     """Instantiate the ``_target_`` of a config node after checking the node against its signature.
 
     Args:
@@ -26,16 +26,16 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
         where: key of the node, for error messages.
         kind: class that the target must derive from. A config may come from an untrusted run; without this check, loading
             the run could execute arbitrary code.
-        **given: arguments that are not in the config.
+        **extra: arguments that are not in the config.
 
     Raises:
         UserError: the target cannot be imported, does not derive from ``kind`` or takes other arguments.
     """
     if "_partial_" in node:
         raise UserError(f"{where} does not accept _partial_")
-    _check_signature(node, where, (kind,), given)
+    _check_signature(node, where, (kind,), extra)
     try:
-        return hydra.utils.instantiate(node, **given, _convert_="all")
+        return hydra.utils.instantiate(node, **extra, _convert_="all")
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -50,7 +50,7 @@ def instantiate(node: dict[str, Any], where: str, kind: type, **given: Any) -> A
         raise
 
 
-def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], given: dict[str, Any]) -> None:
+def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], extra: dict[str, Any]) -> None:
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{where} needs a _target_, the class to instantiate")
     package = node["_target_"].partition(".")[0]
@@ -70,7 +70,7 @@ def _check_signature(node: dict[str, Any], where: str, kinds: tuple[type, ...], 
     signature = inspect.signature(target)
     try:
         bind = signature.bind_partial if node.get("_partial_") else signature.bind
-        bind(**arguments, **given)
+        bind(**arguments, **extra)
     except TypeError as error:
         names = ", ".join(name for name in signature.parameters if name not in ("self", "args", "kwargs"))
         raise UserError(f"{where}: {target.__name__}: {one_line(error)}; it takes {names}") from error
@@ -123,8 +123,10 @@ def build_module(config: dict[str, Any], num_classes: int, previous: ImageModel 
     """
     with initialisation(config["seed"]):
         manual = manual_optimization_arguments(config)
-        given = accepted_arguments(config["model"], num_classes=num_classes, autoencoder=previous, diffusion=previous, **manual)
-        module = instantiate(config["model"], "model", ImageModel, **given)
+        arguments = accepted_arguments(
+            config["model"], num_classes=num_classes, autoencoder=previous, diffusion=previous, **manual
+        )
+        module = instantiate(config["model"], "model", ImageModel, **arguments)
     try:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
@@ -134,13 +136,13 @@ def build_module(config: dict[str, Any], num_classes: int, previous: ImageModel 
     return module
 
 
-def accepted_arguments(node: dict[str, Any], **given: Any) -> dict[str, Any]:
-    """Return those of the given arguments that the node's ``_target_`` accepts."""
+def accepted_arguments(node: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    """Return those of the arguments arguments that the node's ``_target_`` accepts."""
     try:
         names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
     except Exception:  # instantiate reports the error
         return {}
-    return {name: value for name, value in given.items() if name in names}
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def manual_optimization_arguments(config: dict[str, Any]) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def samples_of(
 
     store, module = None, model.module
     config = {**dict.fromkeys(DIFFUSION_OPTIONS), **options, "source": "auto", "batch_size": "auto", "seed": seed}
-    given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    check_sampling(config, model.config["model"], given, {})
+    typed = [f"{key}={value}" for key, value in options.items() if value is not None]
+    check_sampling(config, model.config["model"], typed, {})
     for key, value in {"num": num, "steps": options["steps"]}.items():
         if value is not None and value < 1:
             raise UserError(f"{key}={value}: it must be at least 1")

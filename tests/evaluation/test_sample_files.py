@@ -252,9 +252,9 @@ def kept() -> LatentStore:
 
 
 def denoising(folder: Path, model: LatentDDPMModule, steps: int, store: LatentStore | None, labels: list[int]) -> list[str]:
-    how = replace(model.sampling, steps=steps)
+    settings = replace(model.sampling, steps=steps)
     numbers = [4 * k for k in range(len(labels))]
-    return write_denoising(folder, model, how, numbers, torch.tensor(labels), NAMES, 7, store, 2)
+    return write_denoising(folder, model, settings, numbers, torch.tensor(labels), NAMES, 7, store, 2)
 
 
 def frames_of(path: Path) -> list[np.ndarray]:

@@ -218,15 +218,15 @@ def test_a_trajectory_leads_from_the_noise_to_the_sample(on_pixels: bool, sample
     model = diffusion(on_pixels=on_pixels, objective=objective)
     if not on_pixels:
         model.set_latent_scale(torch.tensor([1.0, -2.0]), torch.tensor([2.0, 0.5]))
-    how = replace(model.sampling, sampler=sampler, steps=3, eta=1.0 if sampler == "ddim" else 0.0)
+    settings = replace(model.sampling, sampler=sampler, steps=3, eta=1.0 if sampler == "ddim" else 0.0)
     labels = torch.tensor([0, 2, NO_CLASS, 1])
-    x_t, x0_hat = trajectory(model, [1, 3], labels[[1, 3]], 5, how)
+    x_t, x0_hat = trajectory(model, [1, 3], labels[[1, 3]], 5, settings)
     assert x_t.shape == x0_hat.shape == (2, 4, *model.latent_shape)
     noise = normal_per_sample([1, 3], model.latent_shape, seed=5, purpose="prior")
     torch.testing.assert_close(x_t[:, 0], model.unscaled(noise))
     torch.testing.assert_close(x0_hat[:, -1], x_t[:, -1], rtol=0, atol=0)
     torch.testing.assert_close(x0_hat[:, -2], x_t[:, -1], rtol=1e-4, atol=1e-4, msg="the last step takes the last guess")
-    whole = all_of(diffusion_sampler(model, how, 5), labels, 64)
+    whole = all_of(diffusion_sampler(model, settings, 5), labels, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model.decode(x_t[:, -1]), whole[[1, 3]], rtol=0, atol=1e-4)
 
@@ -301,11 +301,11 @@ def test_a_sampler_takes_the_averaged_weights() -> None:
 def test_of_many_steps_a_bounded_number_of_states_is_kept() -> None:
     """The first is the noise, and the last of both the sample all the same."""
     model = diffusion()
-    how = replace(model.sampling, steps=100)
-    x_t, x0_hat = trajectory(model, [3], torch.tensor([1]), 5, how)
+    settings = replace(model.sampling, steps=100)
+    x_t, x0_hat = trajectory(model, [3], torch.tensor([1]), 5, settings)
     assert x_t.shape == x0_hat.shape == (1, MAX_STATES, *model.latent_shape)
     with torch.inference_mode():
-        expected = model.denoised([3], torch.tensor([1]), 5, how)
+        expected = model.denoised([3], torch.tensor([1]), 5, settings)
     torch.testing.assert_close(x_t[:, -1], expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(x0_hat[:, -1], expected, rtol=0, atol=1e-4)
     noise = normal_per_sample([3], model.latent_shape, seed=5, purpose="prior")

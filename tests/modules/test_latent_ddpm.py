@@ -327,15 +327,19 @@ def denoised(module: LatentDDPMModule, index: list[int], label: list[int], seed:
 def test_a_sample_depends_on_seed_number_and_class_alone(on_pixels: bool, objective: str, sampler: str, eta: float) -> None:
     """Not on the samples beside it, on its place among them, or on global state."""
     module = diffusion(on_pixels=on_pixels, objective=objective, class_dropout=0.0)
-    how: dict[str, Any] = {"sampler": sampler, "eta": eta}
-    together = denoised(module, [0, 1, 2, 3, 4], [0, 1, 2, 3, 0], **how)
+    settings: dict[str, Any] = {"sampler": sampler, "eta": eta}
+    together = denoised(module, [0, 1, 2, 3, 4], [0, 1, 2, 3, 0], **settings)
     torch.manual_seed(99)
-    alone = denoised(module, [2], [2], **how)
-    elsewhere = denoised(module, [7, 4, 2], [1, 0, 2], **how)
+    alone = denoised(module, [2], [2], **settings)
+    elsewhere = denoised(module, [7, 4, 2], [1, 0, 2], **settings)
     scale = max(1.0, together.abs().max().item())  # an untrained network that predicts eps overshoots by far
     for sample, same in ((alone[0], together[2]), (elsewhere[2], together[2]), (elsewhere[1], together[4])):
         torch.testing.assert_close(sample, same, rtol=0, atol=1e-4 * scale)
-    others = (denoised(module, [2], [2], seed=1, **how), denoised(module, [3], [2], **how), denoised(module, [2], [0], **how))
+    others = (
+        denoised(module, [2], [2], seed=1, **settings),
+        denoised(module, [3], [2], **settings),
+        denoised(module, [2], [0], **settings),
+    )
     for other in others:
         assert (other[0] - together[2]).abs().max() > 1e-2
 
