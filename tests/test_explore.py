@@ -118,10 +118,10 @@ def test_a_hundred_pointers_on_the_map_at_once(page: str, monkeypatch: pytest.Mo
     """While one picture is decoded, the others are answered with none, without waiting; then they are decoded too."""
     decode, begun, proceed = latent_map.picture_of_point, Event(), Event()
 
-    def slow(explored: ExplorerModel, number: Any) -> Tensor:
+    def slow(explorer: ExplorerModel, number: Any) -> Tensor:
         begun.set()
         assert proceed.wait(60)
-        return decode(explored, number)
+        return decode(explorer, number)
 
     monkeypatch.setattr(latent_map, "picture_of_point", slow)
     visitors = [Visitor(page) for _ in range(100)]

@@ -38,16 +38,16 @@ def browser() -> Iterator["Browser"]:
 
 
 @pytest.fixture(scope="module")
-def explored(diffusion_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ExplorerModel:
+def explorer(diffusion_run: Path, tmp_path_factory: pytest.TempPathFactory) -> ExplorerModel:
     """A copy, as pictures are added to it."""
-    run = tmp_path_factory.mktemp("explored") / "run"
+    run = tmp_path_factory.mktemp("explorer") / "run"
     shutil.copytree(diffusion_run, run)
     return ExplorerModel.load(str(run))
 
 
 @pytest.fixture(scope="module")
-def address(explored: ExplorerModel) -> Iterator[str]:
-    with served(explored) as address:
+def address(explorer: ExplorerModel) -> Iterator[str]:
+    with served(explorer) as address:
         yield address
 
 
@@ -116,21 +116,21 @@ def centre_of(box: "Locator") -> tuple[float, float, float, float]:
     return found["x"], found["y"], found["width"], found["height"]
 
 
-def position_of_point(explored: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
+def position_of_point(explorer: ExplorerModel, canvas: "Locator", number: int) -> tuple[float, float]:
     """Where a point of the map is on the page."""
     left, top, width, height = centre_of(canvas)
-    points = np.asarray([point[:2] for point in latent_map.map_data(explored)["points"]])
+    points = np.asarray([point[:2] for point in latent_map.map_data(explorer)["points"]])
     low, high = points.min(0), points.max(0)
     low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
     across, up = (points[number] - low) / (high - low)
     return left + across * width, top + (1 - up) * height
 
 
-def test_generate_by_class(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
+def test_generate_by_class(page: "Page", explorer: ExplorerModel, tmp_path: Path) -> None:
     """The denoising is seen on its way; the downloads are the model's samples."""
     chosen = page.locator("#generate-panel .classes input")
     chosen.click()
-    page.get_by_role("option", name=explored.class_names[2], exact=True).click()
+    page.get_by_role("option", name=explorer.class_names[2], exact=True).click()
     set_number(page, "num", 2)
     set_number(page, "seed", 5)
     set_number(page, "steps", 60)
@@ -143,12 +143,12 @@ def test_generate_by_class(page: "Page", explored: ExplorerModel, tmp_path: Path
     }""")
     page.locator("#generate-button").click()
     found = shown(page, "generated", 2)
-    expected = explored.model.sample(2, 5, [2], steps=60)
+    expected = explorer.model.sample(2, 5, [2], steps=60)
     for ours, theirs in zip(found, expected, strict=True):
         assert np.array_equal(ours, pixels(theirs))
     notes = page.evaluate("window.notes")
     assert len([note for note in notes if re.fullmatch(r"step \d+ of 60", note)]) >= 3, notes
-    assert page.locator("#generated figcaption").first.inner_text().startswith(explored.class_names[2])
+    assert page.locator("#generated figcaption").first.inner_text().startswith(explorer.class_names[2])
     with page.expect_download() as waited:
         page.locator("#generated a[download$='.zip']").click()
     assert waited.value.suggested_filename == "seed5.zip"
@@ -184,13 +184,13 @@ def test_pictures_are_large_and_single_pixels_or_smooth(page: "Page") -> None:
     assert not nearest.is_visible()
 
 
-def test_edit_an_upload_and_inpaint(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
+def test_edit_an_upload_and_inpaint(page: "Page", explorer: ExplorerModel, tmp_path: Path) -> None:
     open_tab(page, "Edit")
     upload(page, "upload", photo(tmp_path))
     fitted, reconstruction = shown(page, "fitted", 2)
-    x = explored.model.read(tmp_path / "photo.png")
+    x = explorer.model.read(tmp_path / "photo.png")
     assert np.array_equal(fitted, pixels(x[0]))
-    assert np.array_equal(reconstruction, pixels(explored.model.decode(explored.model.encode(x).mean)[0]))
+    assert np.array_equal(reconstruction, pixels(explorer.model.decode(explorer.model.encode(x).mean)[0]))
 
     page.locator("#vary-button").click()
     assert len(shown(page, "vary-out", 4)) == 4
@@ -228,14 +228,14 @@ def test_a_file_that_is_no_picture_is_a_sentence(page: "Page", tmp_path: Path) -
     assert len(shown(page, "fitted", 2)) == 2
 
 
-def test_mix_an_upload_and_a_sample(page: "Page", explored: ExplorerModel, tmp_path: Path) -> None:
+def test_mix_an_upload_and_a_sample(page: "Page", explorer: ExplorerModel, tmp_path: Path) -> None:
     open_tab(page, "Mix")
     upload(page, "add-files", photo(tmp_path))
     page.locator("#ingredients figure").first.wait_for()
     page.locator("#add-sample").click()
     page.wait_for_function("document.querySelectorAll('#ingredients figure').length === 2")
-    x = explored.model.read(tmp_path / "photo.png")
-    ends = (explored.model.decode(explored.model.encode(x).mean)[0], explored.model.sample(1, 0)[0])
+    x = explorer.model.read(tmp_path / "photo.png")
+    ends = (explorer.model.decode(explorer.model.encode(x).mean)[0], explorer.model.sample(1, 0)[0])
     for place, end in zip((0, 1), ends, strict=True):
         before = page.locator("#mixture a[download]").get_attribute("href")
         set_number(page, "place", place)
@@ -246,7 +246,7 @@ def test_mix_an_upload_and_a_sample(page: "Page", explored: ExplorerModel, tmp_p
     assert len(shown(page, "way", 8)) == 8
 
 
-def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
+def test_class_arithmetic(page: "Page", explorer: ExplorerModel) -> None:
     """A sample moves by the difference of two classes' mean latents."""
     open_tab(page, "Mix")
     page.locator("#add-sample").click()
@@ -255,30 +255,30 @@ def test_class_arithmetic(page: "Page", explored: ExplorerModel) -> None:
     for label, number in (("Towards", 2), ("Away from", 0)):
         before = page.locator("#mixture a[download]").get_attribute("href")
         entry = page.get_by_label(label)
-        entry.fill(explored.class_names[number])
+        entry.fill(explorer.class_names[number])
         entry.press("Enter")
         page.wait_for_function("before => document.querySelector('#mixture a[download]').href !== before", arg=before)
     (mixed,) = shown(page, "mixture", 1)
-    sample = mixing.from_sample(explored, None, 0)
-    expected = mixing.mix(explored, [sample], 0.5, 2, 0, 1)[0]
+    sample = mixing.from_sample(explorer, None, 0)
+    expected = mixing.mix(explorer, [sample], 0.5, 2, 0, 1)[0]
     assert np.abs(mixed.astype(int) - pixels(expected)).max() <= 1
     assert np.abs(pixels(sample.picture).astype(int) - pixels(expected)).max() > 8
 
 
-def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) -> None:
+def test_hover_click_and_drag_on_the_map(page: "Page", explorer: ExplorerModel) -> None:
     open_tab(page, "Map")
     canvas = page.locator("#plane canvas")
-    page.mouse.move(*position_of_point(explored, canvas, 11))
+    page.mouse.move(*position_of_point(explorer, canvas, 11))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     hovered = page.locator("#plane .hover img").get_attribute("src") or ""
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(hovered.partition("base64,")[2]))))
-    assert np.array_equal(image, pixels(latent_map.picture_of_point(explored, 11)[0]))
-    page.mouse.click(*position_of_point(explored, canvas, 11))
+    assert np.array_equal(image, pixels(latent_map.picture_of_point(explorer, 11)[0]))
+    page.mouse.click(*position_of_point(explorer, canvas, 11))
     _, nearest = shown(page, "place-out", 2)
     assert np.array_equal(nearest, image)
-    page.mouse.move(*position_of_point(explored, canvas, 11))
+    page.mouse.move(*position_of_point(explorer, canvas, 11))
     page.mouse.down()
-    page.mouse.move(*position_of_point(explored, canvas, 30), steps=4)
+    page.mouse.move(*position_of_point(explorer, canvas, 30), steps=4)
     page.mouse.up()
     way = shown(page, "place-out", latent_map.NUM_STEPS)
     assert np.abs(way[0].astype(int) - image).max() <= 8  # a pixel of the screen from the point itself
@@ -286,30 +286,30 @@ def test_hover_click_and_drag_on_the_map(page: "Page", explored: ExplorerModel) 
 
 @pytest.mark.parametrize("page", [1300], indirect=True, ids=["wide"])
 def test_a_pointer_that_rests_asks_again_while_the_model_is_busy(
-    page: "Page", explored: ExplorerModel, monkeypatch: pytest.MonkeyPatch
+    page: "Page", explorer: ExplorerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode, asked = latent_map.picture_of_point, list[int]()
 
-    def busy_at_first(explored: ExplorerModel, number: int) -> torch.Tensor:
+    def busy_at_first(explorer: ExplorerModel, number: int) -> torch.Tensor:
         asked.append(number)
         if len(asked) < 3:
             raise UserError("busy")
-        return decode(explored, number)
+        return decode(explorer, number)
 
     monkeypatch.setattr(latent_map, "picture_of_point", busy_at_first)
     open_tab(page, "Map")
-    page.mouse.move(*position_of_point(explored, page.locator("#plane canvas"), 22))
+    page.mouse.move(*position_of_point(explorer, page.locator("#plane canvas"), 22))
     page.wait_for_function("document.querySelector('#plane .hover img').style.visibility === 'visible'")
     assert asked == [asked[0]] * 3
 
 
-def test_the_tab_run_follows_a_training(page: "Page", explored: ExplorerModel) -> None:
+def test_the_tab_run_follows_a_training(page: "Page", explorer: ExplorerModel) -> None:
     open_tab(page, "Run")
     page.get_by_text("Training: finished.").wait_for()
     page.locator("#curves img").wait_for()
     source = page.locator("#epoch-pictures img").first
     source.wait_for()
-    images = explored.model.run.images
+    images = explorer.model.run.images
     last = max(int(path.stem.rpartition("_")[2]) for path in images.glob("generated_*.png"))
     shutil.copy(images / f"generated_epoch_{last:04d}.png", images / f"generated_epoch_{last + 1:04d}.png")
     page.get_by_text(f"epoch {last + 1}").first.wait_for()

@@ -21,7 +21,7 @@ MAX_UPLOAD_BYTES = 32 * 2**20  # bytes
 SCALES = (-3.0, 5.0)  # powers of ten of the scale of variations
 
 
-def uploaded(explored: ExplorerModel, path: Any) -> Tensor:
+def uploaded(explorer: ExplorerModel, path: Any) -> Tensor:
     """Read an uploaded file as the model's input, fitted as its training pictures were, (1, C, H, W) in [0, 1].
 
     Raises:
@@ -30,38 +30,38 @@ def uploaded(explored: ExplorerModel, path: Any) -> Tensor:
     if not isinstance(path, str) or not path:
         raise UserError("upload a picture first")
     try:
-        image = explored.model.fitted(read_rgb(Path(path)))
+        image = explorer.model.fitted(read_rgb(Path(path)))
     except UnreadablePicture as error:
         raise UserError(f"this file cannot be read as a picture: {printable(str(error))}") from error
     return torch.from_numpy(image)[None].float() / 255
 
 
-def reconstruct(explored: ExplorerModel, x: Tensor | None) -> Tensor:
+def reconstruct(explorer: ExplorerModel, x: Tensor | None) -> Tensor:
     """Return the reconstruction (1, C, H, W)."""
     x = _required(x)
-    return explored.model.decode(explored.model.encode(x).mean).cpu()
+    return explorer.model.decode(explorer.model.encode(x).mean).cpu()
 
 
-def vary(explored: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: Any) -> Tensor:
+def vary(explorer: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: Any) -> Tensor:
     """Return variations z = mu + sqrt(scale) sigma eps of a picture, (num, C, H, W).
 
     Args:
-        explored, x: see above.
+        explorer, x: see above.
         num: number of variations.
         power: the scale as a power of ten; None for a scale with a visible effect, if the decoder does not ignore its latents.
         seed: random seed for the noise.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)
-    return explored.model.vary(_required(x), _num(num), scale, _seed(seed)).cpu()
+    return explorer.model.vary(_required(x), _num(num), scale, _seed(seed)).cpu()
 
 
 def img2img(
-    explored: ExplorerModel, x: Tensor | None, strength: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+    explorer: ExplorerModel, x: Tensor | None, strength: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> Tensor:
     """Return the picture with noise added and removed again, for each class, (L num, C, H, W).
 
     Args:
-        explored: a diffusion model.
+        explorer: a diffusion model.
         x: see above.
         strength: fraction of the sampler's steps.
         classes: labels to edit towards; None or empty for no class.
@@ -70,21 +70,21 @@ def img2img(
         options: steps and guidance_scale, see ``checked_sampling``.
     """
     strength = validation.real("Strength", strength, 0, 1)
-    return explored.model.img2img(strength=strength, **_edit_arguments(explored, x, classes, num, seed, options)).cpu()
+    return explorer.model.img2img(strength=strength, **_edit_arguments(explorer, x, classes, num, seed, options)).cpu()
 
 
 def inpaint(
-    explored: ExplorerModel, x: Tensor | None, mask: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+    explorer: ExplorerModel, x: Tensor | None, mask: Any, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> Tensor:
     """Return the picture with the masked part inpainted, for each class, (L num, C, H, W).
 
     Args:
-        explored, x, classes, num, seed, options: see ``img2img``.
+        explorer, x, classes, num, seed, options: see ``img2img``.
         mask: see ``mask_of``.
     """
     x = _required(x)
-    painted = mask_of(mask, *explored.module.picture_shape[1:])
-    return explored.model.inpaint(mask=painted, **_edit_arguments(explored, x, classes, num, seed, options)).cpu()
+    painted = mask_of(mask, *explorer.module.picture_shape[1:])
+    return explorer.model.inpaint(mask=painted, **_edit_arguments(explorer, x, classes, num, seed, options)).cpu()
 
 
 def mask_of(mask: Any, height: int, width: int) -> Tensor:
@@ -101,19 +101,19 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
     return torch.tensor([character == "1" for character in mask]).view(height, width)
 
 
-def traverse(explored: ExplorerModel, x: Tensor | None, sigmas: Any) -> Tensor:
+def traverse(explorer: ExplorerModel, x: Tensor | None, sigmas: Any) -> Tensor:
     """Return the picture moved along the directions of the sliders, (1, C, H, W).
 
     Args:
-        explored: a model with stored latents.
+        explorer: a model with stored latents.
         x: see above.
         sigmas: a number for each slider, in standard deviations of the stored latents.
     """
-    directions = explored.directions
+    directions = explorer.directions
     steps = torch.tensor([validation.real("A slider", value, -TRAVERSED_SIGMAS, TRAVERSED_SIGMAS) for value in sigmas])
-    z = explored.model.encode(_required(x)).mean.cpu()
+    z = explorer.model.encode(_required(x)).mean.cpu()
     moved = z + ((steps * directions.std) @ directions.directions).view(1, *z.shape[1:])
-    return explored.model.decode(moved).cpu()
+    return explorer.model.decode(moved).cpu()
 
 
 def _required(x: Tensor | None) -> Tensor:
@@ -123,13 +123,13 @@ def _required(x: Tensor | None) -> Tensor:
 
 
 def _edit_arguments(
-    explored: ExplorerModel, x: Tensor | None, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
+    explorer: ExplorerModel, x: Tensor | None, classes: Any, num: Any, seed: Any, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments that both edits of ``LoadedModel`` take."""
-    chosen = validation.labels(classes, explored.class_names)
+    chosen = validation.labels(classes, explorer.class_names)
     if max(1, len(chosen)) * _num(num) > MAX_PICTURES:
         raise UserError(f"{len(chosen)} classes with {num:g} pictures each are more than {MAX_PICTURES}: choose fewer")
-    sampling = checked_sampling(explored, options)
+    sampling = checked_sampling(explorer, options)
     arguments: dict[str, Any] = {"x": _required(x), "classes": chosen or None, "num": _num(num), "seed": _seed(seed)}
     return {**arguments, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 

@@ -46,14 +46,14 @@ def samplers_of(module: LatentDDPMModule) -> list[str]:
     return [name for name in SAMPLERS if sampler_refusal(module.objective, name) is None]
 
 
-def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> SamplingSettings:
+def checked_sampling(explorer: ExplorerModel, options: Mapping[str, Any]) -> SamplingSettings:
     """Return validated sampler settings: the model's own, overridden by the given options.
 
     Args:
-        explored: a diffusion model.
+        explorer: a diffusion model.
         options: any of sampler, steps, guidance_scale and guidance_interval.
     """
-    module = explored.module.denoising_model
+    module = explorer.module.denoising_model
     assert module is not None
     samplers = samplers_of(module)
     checks: dict[str, Callable[[Any], Any]] = {
@@ -63,25 +63,25 @@ def checked_sampling(explored: ExplorerModel, options: Mapping[str, Any]) -> Sam
         "guidance_interval": lambda ends: sorted(validation.real("An end of the guidance interval", end, 0, 1) for end in ends),
     }
     config = {**dict.fromkeys(DIFFUSION_OPTIONS), **{key: checks[key](value) for key, value in options.items()}}
-    check_sampling(config, explored.model.config["model"], [], {})
+    check_sampling(config, explorer.model.config["model"], [], {})
     return sampling_of(config, module)
 
 
-def labels_of(explored: ExplorerModel, classes: Any, num: int) -> Tensor:
+def labels_of(explorer: ExplorerModel, classes: Any, num: int) -> Tensor:
     """Return the classes (N,) of samples, cycling through the chosen ones; by default through all, or -1 for an autoencoder."""
-    chosen = validation.labels(classes, explored.class_names)
+    chosen = validation.labels(classes, explorer.class_names)
     if chosen:
         return torch.tensor(chosen)[torch.arange(num) % len(chosen)]
-    return labels_by_frequency(num, len(explored.class_names) if explored.module.denoises else 0, None, 0)
+    return labels_by_frequency(num, len(explorer.class_names) if explorer.module.denoises else 0, None, 0)
 
 
 def generate(
-    explored: ExplorerModel, num: Any, seed: Any, classes: Any, options: Mapping[str, Any], watched: str = ESTIMATE
+    explorer: ExplorerModel, num: Any, seed: Any, classes: Any, options: Mapping[str, Any], watched: str = ESTIMATE
 ) -> Iterator[Frame]:
     """Generate the pictures of ``LoadedModel.sample`` with these settings.
 
     Args:
-        explored: the model.
+        explorer: the model.
         num: number of pictures.
         seed: random seed.
         classes: labels to cycle through; None or empty for all.
@@ -93,11 +93,11 @@ def generate(
     """
     num, seed = validation.whole("The number of pictures", num, 1, MAX_PICTURES), validation.whole("The seed", seed, 0, SEEDS)
     validation.one_of("The displayed state", watched, WATCHED)
-    labels, module = labels_of(explored, classes, num), explored.module.denoising_model
+    labels, module = labels_of(explorer, classes, num), explorer.module.denoising_model
     if module is None:
-        yield Frame(explored.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
+        yield Frame(explorer.model.sample(num, seed, labels.tolist() if classes else None).cpu(), 1, 1)
         return
-    sampling = checked_sampling(explored, options)
+    sampling = checked_sampling(explorer, options)
     steps = len(module.levels(sampling)) - 1
     drawn = set(torch.linspace(1, steps, min(steps, MAX_FRAMES)).round().int().tolist())
     null = torch.where(labels < 0, module.num_classes, labels)
@@ -112,6 +112,6 @@ def generate(
         yield Frame(pictures, step, steps)
 
 
-def captions(explored: ExplorerModel, labels: Sequence[int]) -> list[str]:
+def captions(explorer: ExplorerModel, labels: Sequence[int]) -> list[str]:
     """Return the name of each picture's class, or its number if it has none."""
-    return [explored.class_name(label) or f"picture {number}" for number, label in enumerate(labels, start=1)]
+    return [explorer.class_name(label) or f"picture {number}" for number, label in enumerate(labels, start=1)]

@@ -38,20 +38,20 @@ class Ingredient:
     caption: str
 
 
-def from_picture(explored: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
+def from_picture(explorer: ExplorerModel, x: Tensor, caption: str) -> Ingredient:
     """Encode a picture (1, C, H, W) in [0, 1]."""
-    return _decoded(explored, explored.model.encode(x).mean, caption)
+    return _decoded(explorer, explorer.model.encode(x).mean, caption)
 
 
-def from_sample(explored: ExplorerModel, label: Any, seed: Any) -> Ingredient:
+def from_sample(explorer: ExplorerModel, label: Any, seed: Any) -> Ingredient:
     """Return the first sample of a seed and a class, None for any, by the model's own sampling settings."""
     seed = validation.whole("The seed", seed, 0, SEEDS)
     classes = None if label is None else [label]
-    labels = labels_of(explored, classes, 1)
+    labels = labels_of(explorer, classes, 1)
     config = {**dict.fromkeys(DIFFUSION_OPTIONS), "source": "auto", "seed": seed}
     with torch.inference_mode():
-        z = latent_sampler(config, explored.model, explored.store, bool(classes)).draw([0], labels)
-    return _decoded(explored, z, f"{explored.class_name(int(labels[0])) or 'sample'}, seed {seed}")
+        z = latent_sampler(config, explorer.model, explorer.store, bool(classes)).draw([0], labels)
+    return _decoded(explorer, z, f"{explorer.class_name(int(labels[0])) or 'sample'}, seed {seed}")
 
 
 def add(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[Ingredient]:
@@ -65,11 +65,11 @@ def add(ingredients: Sequence[Ingredient], new: Sequence[Ingredient]) -> list[In
     return [*ingredients, *new]
 
 
-def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, plus: Any, minus: Any, strength: Any) -> Tensor:
+def mix(explorer: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, plus: Any, minus: Any, strength: Any) -> Tensor:
     """Return the picture at a place between the ingredients, moved from one class towards another, (1, C, H, W).
 
     Args:
-        explored: the model.
+        explorer: the model.
         ingredients: one or more.
         place: from 0 at the first to 1 at the last; neighbours are equally far apart.
         plus: class whose mean latent is added; None for none.
@@ -82,11 +82,11 @@ def mix(explored: ExplorerModel, ingredients: Sequence[Ingredient], place: Any, 
     first = min(int(position), max(0, len(ingredients) - 2))
     a, b = ingredients[first].latent, ingredients[min(first + 1, len(ingredients) - 1)].latent
     z = slerp(a, b, torch.tensor([position - first]))
-    z = z + validation.real("Strength", strength, 0, MAX_STRENGTH) * (_mean(explored, plus, z) - _mean(explored, minus, z))
-    return explored.model.decode(z).cpu()
+    z = z + validation.real("Strength", strength, 0, MAX_STRENGTH) * (_mean(explorer, plus, z) - _mean(explorer, minus, z))
+    return explorer.model.decode(z).cpu()
 
 
-def interpolate(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
+def interpolate(explorer: ExplorerModel, ingredients: Sequence[Ingredient]) -> Tensor:
     """Return pictures interpolated from each ingredient to the next, ((N - 1) STEPS_PER_PAIR, C, H, W).
 
     Raises:
@@ -96,17 +96,17 @@ def interpolate(explored: ExplorerModel, ingredients: Sequence[Ingredient]) -> T
         raise UserError("a walk goes from one picture to the next: add two or more")
     t = torch.linspace(0, 1, STEPS_PER_PAIR)
     latents = [slerp(a.latent, b.latent, t) for a, b in pairwise(ingredients)]
-    return explored.model.decode(torch.cat(latents)).cpu()
+    return explorer.model.decode(torch.cat(latents)).cpu()
 
 
-def _decoded(explored: ExplorerModel, z: Tensor, caption: str) -> Ingredient:
-    return Ingredient(z[0].cpu(), explored.model.decode(z)[0].cpu(), caption)
+def _decoded(explorer: ExplorerModel, z: Tensor, caption: str) -> Ingredient:
+    return Ingredient(z[0].cpu(), explorer.model.decode(z)[0].cpu(), caption)
 
 
-def _mean(explored: ExplorerModel, label: Any, like: Tensor) -> Tensor:
+def _mean(explorer: ExplorerModel, label: Any, like: Tensor) -> Tensor:
     if label is None:
         return torch.zeros_like(like)
-    (label,) = validation.labels([label], explored.class_names)
-    if label not in explored.class_means:
-        raise UserError(f"class {explored.class_name(label)} has no stored latent, and so no mean: choose another")
-    return explored.class_means[label].to(like)
+    (label,) = validation.labels([label], explorer.class_names)
+    if label not in explorer.class_means:
+        raise UserError(f"class {explorer.class_name(label)} has no stored latent, and so no mean: choose another")
+    return explorer.class_means[label].to(like)

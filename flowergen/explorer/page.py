@@ -41,32 +41,32 @@ NEAREST, BICUBIC = "single pixels", "smooth (bicubic)"
 TOGGLE_JS = f"(how) => {{ document.body.classList.toggle('bicubic', how === '{BICUBIC}'); return how; }}"
 
 
-def build(explored: ExplorerModel) -> Any:
+def build(explorer: ExplorerModel) -> Any:
     """Return the page, ``gradio.Blocks``."""
     import gradio as gr
 
-    run = explored.model.run.path
+    run = explorer.model.run.path
     with gr.Blocks(title=f"{run.name} - flowergen", analytics_enabled=False, delete_cache=UPLOAD_DELETION) as page:
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 heading = f"# {html.escape(run.parent.name)}/{html.escape(run.name)}"
-                gr.Markdown(f"{heading}\n{html.escape(explored.module.summary())}")
+                gr.Markdown(f"{heading}\n{html.escape(explorer.module.summary())}")
             with gr.Column(scale=1, min_width=280):
                 enlarging = gr.Radio([NEAREST, BICUBIC], value=NEAREST, label="Pictures are enlarged as", elem_id="enlarging")
         enlarging.change(None, enlarging, enlarging, js=TOGGLE_JS)
         with gr.Tabs():
             with gr.Tab("Generate", id="generate", elem_id="generate-panel"):
-                _generate(gr, explored)
+                _generate(gr, explorer)
             with gr.Tab("Edit", id="edit"):
-                _edit(gr, explored)
-            if explored.has_latents:
+                _edit(gr, explorer)
+            if explorer.has_latents:
                 with gr.Tab("Mix", id="mix"):
-                    _mix(gr, explored)
-            if explored.has_map:
+                    _mix(gr, explorer)
+            if explorer.has_map:
                 with gr.Tab("Map", id="map"):
-                    _map(gr, explored)
+                    _map(gr, explorer)
             with gr.Tab("Run", id="run"):
-                _run(gr, explored)
+                _run(gr, explorer)
     return page
 
 
@@ -101,11 +101,11 @@ def _one_sentence() -> Iterator[None]:
 
 
 # ---- Generate ----------------------------------------------------------------------------------------------------------
-def _generate(gr: Any, explored: ExplorerModel) -> None:
-    module = explored.module
+def _generate(gr: Any, explorer: ExplorerModel) -> None:
+    module = explorer.module
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            classes = _classes(gr, explored, "Classes, in turn; without any, all of them" if module.denoises
+            classes = _classes(gr, explorer, "Classes, in turn; without any, all of them" if module.denoises
                                else "Classes, in turn; without any, of no particular one")  # fmt: skip
             num, seed = _num(gr, 4, elem_id="num"), _seed(gr, elem_id="seed")
             asked = _denoising(gr, module.denoising_model) if module.denoising_model else {}
@@ -121,8 +121,8 @@ def _generate(gr: Any, explored: ExplorerModel) -> None:
         watched = options.pop("watched", generating.ESTIMATE)
         if options:
             options["guidance_interval"] = (options.pop("low"), options.pop("high"))
-        for frame in generating.generate(explored, num, seed, classes, options, watched):
-            names = generating.captions(explored, generating.labels_of(explored, classes, len(frame.pictures)).tolist())
+        for frame in generating.generate(explorer, num, seed, classes, options, watched):
+            names = generating.captions(explorer, generating.labels_of(explorer, classes, len(frame.pictures)).tolist())
             last = frame.step == frame.steps
             note = "" if last else f"step {frame.step} of {frame.steps}"
             yield figures(frame.pictures, names, f"seed{int(seed)}" if last else None, note)
@@ -146,8 +146,8 @@ def _denoising(gr: Any, module: LatentDDPMModule) -> dict[str, Any]:
 
 
 # ---- Edit --------------------------------------------------------------------------------------------------------------
-def _edit(gr: Any, explored: ExplorerModel) -> None:
-    diffusion = explored.module.denoising_model
+def _edit(gr: Any, explorer: ExplorerModel) -> None:
+    diffusion = explorer.module.denoising_model
     source = gr.State(None)
     painted: list[Any] = []
     with gr.Row():
@@ -155,7 +155,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
             upload_button = _upload(gr, "Upload a picture", "upload")
             fitted = gr.HTML(elem_id="fitted")
         with gr.Column(scale=2, min_width=280), gr.Tabs():
-            if explored.has_latents:
+            if explorer.has_latents:
                 with gr.Tab("Vary"):
                     with gr.Row():
                         num, seed = _num(gr, 4), _seed(gr)
@@ -164,19 +164,19 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     button, out = _button_and_output(gr, "Vary", "vary")
 
                     def vary(x: Any, num: Any, seed: Any, automatic: Any, power: Any) -> str:
-                        return _numbered(editing.vary(explored, x, num, None if automatic else power, seed), "variation")
+                        return _numbered(editing.vary(explorer, x, num, None if automatic else power, seed), "variation")
 
                     button.click(with_user_errors_shown(vary), [source, num, seed, automatic, power], out, **MODEL)
             if diffusion:
                 with gr.Tab("Image to image"):
                     strength = gr.Slider(0, 1, value=0.6, step=0.05, label="Strength: 0 reconstructs, 1 makes a new picture")
-                    _edit_by_diffusion(gr, explored, diffusion, editing.img2img, source, strength, "Edit")
+                    _edit_by_diffusion(gr, explorer, diffusion, editing.img2img, source, strength, "Edit")
                 if diffusion.latent_shape[1:] != (1, 1):
                     with gr.Tab("Inpaint"):
                         mask = gr.HTML("", html_template=PAINTED, js_on_load=asset("mask.js"), elem_id="mask", picture="")
-                        _edit_by_diffusion(gr, explored, diffusion, editing.inpaint, source, mask, "Paint anew")
+                        _edit_by_diffusion(gr, explorer, diffusion, editing.inpaint, source, mask, "Paint anew")
                         painted = [mask]
-            if explored.has_map:
+            if explorer.has_map:
                 with gr.Tab("Traverse"):
                     gr.Markdown(
                         "Each slider moves along a direction in which training pictures differ most, in standard deviations."
@@ -184,21 +184,21 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
                     sliders = [
                         gr.Slider(-TRAVERSED_SIGMAS, TRAVERSED_SIGMAS, value=0, step=0.1, elem_id=f"direction-{number}",
                                   label=f"Direction {number}, {share:.1%} of the variance")
-                        for number, share in enumerate(explored.directions.shares.tolist(), start=1)
+                        for number, share in enumerate(explorer.directions.shares.tolist(), start=1)
                     ]  # fmt: skip
                     out = gr.HTML(elem_id="traverse-out")
 
                     def traverse(x: Any, *sigmas: Any) -> str:
-                        return figures(editing.traverse(explored, x, sigmas), ["traversed"], "traversed")
+                        return figures(editing.traverse(explorer, x, sigmas), ["traversed"], "traversed")
 
                     gr.on([slider.change for slider in sliders], with_user_errors_shown(traverse), [source, *sliders], out,
                           show_progress="hidden", trigger_mode="always_last", **MODEL)  # fmt: skip
 
     def upload(path: Any) -> list[Any]:
-        x = editing.uploaded(explored, path)
+        x = editing.uploaded(explorer, path)
         both, words = [x], ["as the model sees it"]
-        if explored.has_latents:
-            both.append(editing.reconstruct(explored, x))
+        if explorer.has_latents:
+            both.append(editing.reconstruct(explorer, x))
             words.append("its reconstruction")
         shown = figures(torch.cat(both), words, "picture")
         return [x, shown, *(gr.HTML("", picture=data_url(x[0])) for _ in painted)]
@@ -208,7 +208,7 @@ def _edit(gr: Any, explored: ExplorerModel) -> None:
 
 def _edit_by_diffusion(
     gr: Any,
-    explored: ExplorerModel,
+    explorer: ExplorerModel,
     module: LatentDDPMModule,
     edit: Callable[..., Any],
     source: Any,
@@ -216,7 +216,7 @@ def _edit_by_diffusion(
     words: str,
 ) -> None:
     """Make the inputs, the button ``words`` and the output of an edit of ``source``."""
-    classes = _classes(gr, explored, "Classes to paint; without any, no particular one")
+    classes = _classes(gr, explorer, "Classes to paint; without any, no particular one")
     with gr.Row():
         num, seed = _num(gr, 2), _seed(gr)
     with gr.Row():
@@ -224,23 +224,23 @@ def _edit_by_diffusion(
     button, out = _button_and_output(gr, words, edit.__name__)
 
     def edited(x: Any, strength_or_mask: Any, classes: Any, num: Any, seed: Any, steps: Any, scale: Any) -> str:
-        made = edit(explored, x, strength_or_mask, classes, num, seed, {"steps": steps, "guidance_scale": scale})
+        made = edit(explorer, x, strength_or_mask, classes, num, seed, {"steps": steps, "guidance_scale": scale})
         chosen = classes or [-1]  # the pictures of each class in turn
-        names = [explored.class_name(label) or "edited" for label in chosen for _ in range(len(made) // len(chosen))]
+        names = [explorer.class_name(label) or "edited" for label in chosen for _ in range(len(made) // len(chosen))]
         return figures(made, names, "edited")
 
     button.click(with_user_errors_shown(edited), [source, strength_or_mask, classes, num, seed, steps, scale], out, **MODEL)
 
 
 # ---- Mix ---------------------------------------------------------------------------------------------------------------
-def _mix(gr: Any, explored: ExplorerModel) -> None:
+def _mix(gr: Any, explorer: ExplorerModel) -> None:
     ingredients = gr.State([])
-    names: list[Any] = [("none", None), *((name, label) for label, name in enumerate(explored.class_names))]
+    names: list[Any] = [("none", None), *((name, label) for label, name in enumerate(explorer.class_names))]
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             files = _upload(gr, "Add pictures", "add-files", several=True)
             with gr.Row():
-                label = gr.Dropdown(names, value=None, label="Class", visible=bool(explored.class_names))
+                label = gr.Dropdown(names, value=None, label="Class", visible=bool(explorer.class_names))
                 seed = _seed(gr)
             with gr.Row():
                 sample = gr.Button("Add a sample", elem_id="add-sample")
@@ -248,7 +248,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
             mixed = gr.HTML(elem_id="ingredients")
         with gr.Column(scale=2, min_width=280):
             place = gr.Slider(0, 1, value=0.5, step=0.01, label="From the first to the last", elem_id="place")
-            with gr.Accordion("Class arithmetic", open=False, visible=bool(explored.class_means)):
+            with gr.Accordion("Class arithmetic", open=False, visible=bool(explorer.class_means)):
                 with gr.Row():
                     plus, minus = (gr.Dropdown(names, value=None, label=words) for words in ("Towards", "Away from"))
                 strength = gr.Slider(0, mixing.MAX_STRENGTH, value=1, step=0.05, label="Strength")
@@ -264,20 +264,20 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
         return [current, listed, mix(current, *settings)]
 
     def mix(current: list[mixing.Ingredient], *settings: Any) -> str:
-        return figures(mixing.mix(explored, current, *settings), ["mixed"], "mixed")
+        return figures(mixing.mix(explorer, current, *settings), ["mixed"], "mixed")
 
     def add_files(current: Any, paths: Any, *settings: Any) -> list[Any]:
-        new = [mixing.from_picture(explored, editing.uploaded(explored, path), "uploaded")
+        new = [mixing.from_picture(explorer, editing.uploaded(explorer, path), "uploaded")
                for path in (paths or [])[: mixing.MAX_INGREDIENTS + 1]]  # fmt: skip
         return shown(mixing.add(current, new), *settings)
 
     def add_sample(current: Any, label: Any, seed: Any, *settings: Any) -> list[Any]:
         mixing.add(current, [None])  # type: ignore[list-item]  # before it is sampled
-        new = mixing.from_sample(explored, label, seed)
+        new = mixing.from_sample(explorer, label, seed)
         return [seed + 1, *shown(mixing.add(current, [new]), *settings)]
 
     def interpolated(current: Any) -> str:
-        return _numbered(mixing.interpolate(explored, current), "step")
+        return _numbered(mixing.interpolate(explorer, current), "step")
 
     outputs = [ingredients, mixed, mixture]
     files.upload(with_user_errors_shown(add_files), [ingredients, files, *settings], outputs, **MODEL)
@@ -289,7 +289,7 @@ def _mix(gr: Any, explored: ExplorerModel) -> None:
 
 
 # ---- Map ---------------------------------------------------------------------------------------------------------------
-def _map(gr: Any, explored: ExplorerModel) -> None:
+def _map(gr: Any, explorer: ExplorerModel) -> None:
     lock = Lock()
 
     @lru_cache(MAX_HOVERED)  # which keeps no exceptions
@@ -297,7 +297,7 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
         if not lock.acquire(blocking=False):  # waiting would take a thread from the other requests
             raise UserError("another picture is being decoded")
         try:
-            return data_url(latent_map.picture_of_point(explored, number)[0])
+            return data_url(latent_map.picture_of_point(explorer, number)[0])
         finally:
             lock.release()
 
@@ -311,28 +311,28 @@ def _map(gr: Any, explored: ExplorerModel) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             gr.Markdown(
-                f"{len(explored.points[0]):,} training pictures on the plane in which their latents vary most. "
+                f"{len(explorer.points[0]):,} training pictures on the plane in which their latents vary most. "
                 "A click decodes a place, a drag walks from one place to another."
             )
             plane = gr.HTML(None, html_template=MAP, js_on_load=asset("map.js"), elem_id="plane",
-                            map=latent_map.map_data(explored), server_functions=[picture])  # fmt: skip
+                            map=latent_map.map_data(explorer), server_functions=[picture])  # fmt: skip
         with gr.Column(scale=2, min_width=280):
             out = gr.HTML(elem_id="place-out")
 
     def decode_place(value: Any) -> str:
         value = value if isinstance(value, dict) else {}
         if "start" in value:
-            return _numbered(latent_map.pictures_along(explored, value["start"], value.get("end")), "step")
-        x, nearest = latent_map.pictures_at(explored, value.get("place"))
-        name = explored.class_name(int(explored.points[1][nearest]))
+            return _numbered(latent_map.pictures_along(explorer, value["start"], value.get("end")), "step")
+        x, nearest = latent_map.pictures_at(explorer, value.get("place"))
+        name = explorer.class_name(int(explorer.points[1][nearest]))
         return figures(x, ["this place", f"the nearest picture{f': {name}' if name else ''}"], "place")
 
     plane.submit(with_user_errors_shown(decode_place), plane, out, show_progress="minimal", trigger_mode="always_last", **MODEL)
 
 
 # ---- Run ---------------------------------------------------------------------------------------------------------------
-def _run(gr: Any, explored: ExplorerModel) -> None:
-    run = explored.model.run
+def _run(gr: Any, explorer: ExplorerModel) -> None:
+    run = explorer.model.run
     num = max(1, len(training_progress.epochs(run)))
     curves = gr.HTML(lambda: training_progress.curves(run), elem_id="curves")
     epoch = gr.Slider(
@@ -361,8 +361,8 @@ def _run(gr: Any, explored: ExplorerModel) -> None:
 
 
 # ---- Parts of several tabs ---------------------------------------------------------------------------------------------
-def _classes(gr: Any, explored: ExplorerModel, label: str) -> Any:
-    choices = [(name, number) for number, name in enumerate(explored.class_names)]
+def _classes(gr: Any, explorer: ExplorerModel, label: str) -> Any:
+    choices = [(name, number) for number, name in enumerate(explorer.class_names)]
     return gr.Dropdown(choices, value=[], multiselect=True, label=label, visible=bool(choices), elem_classes="classes")
 
 

@@ -34,7 +34,7 @@ def serve(run: str, host: str, port: int) -> None:
     page.block_thread()
 
 
-def start(explored: ExplorerModel, host: str, port: int) -> Any:
+def start(explorer: ExplorerModel, host: str, port: int) -> Any:
     """Serve the page in threads of this process and return it; its ``close()`` stops the server.
 
     Raises:
@@ -44,7 +44,7 @@ def start(explored: ExplorerModel, host: str, port: int) -> Any:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    page = build(explored)
+    page = build(explorer)
     page.queue(max_size=MAX_QUEUED, default_concurrency_limit=1)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:

@@ -137,7 +137,7 @@ def build_module(config: dict[str, Any], num_classes: int, previous: ImageModel 
 
 
 def accepted_arguments(node: dict[str, Any], **arguments: Any) -> dict[str, Any]:
-    """Return those of the arguments arguments that the node's ``_target_`` accepts."""
+    """Return those of ``arguments`` that the node's ``_target_`` accepts."""
     try:
         names = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters
     except Exception:  # instantiate reports the error

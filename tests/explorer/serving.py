@@ -29,10 +29,10 @@ def gradio_or_skip() -> None:
 
 
 @contextmanager
-def served(explored: ExplorerModel) -> Iterator[str]:
+def served(explorer: ExplorerModel) -> Iterator[str]:
     """The address of a page, served by threads of this process."""
     gradio_or_skip()
-    page = start(explored, HOST, free_port())
+    page = start(explorer, HOST, free_port())
     try:
         yield page.local_url.rstrip("/")
     finally:

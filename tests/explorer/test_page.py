@@ -35,15 +35,15 @@ def test_tabs_fit_the_family(
     denoise = [*generate, "ddpm", 2, 1, 0, 1, "the noisy picture"]
     every, of_diffusion = ["Generate", "Edit", "Run"], ["Image to image", "Inpaint"]
     of_latents = ["Vary", "Traverse", "Mix", "Map"]
-    for explored, tabs, asked in (
+    for explorer, tabs, asked in (
         (diffusion, [*every, *of_latents, *of_diffusion], denoise),
         (autoencoder, [*every, *of_latents], generate),
         (vae, [*every, *of_latents], generate),
         (pixels, [*every, *of_diffusion], denoise),
     ):
-        with served(explored) as address:
+        with served(explorer) as address:
             visitor = Visitor(address)
-            assert sorted(tabs_of(visitor)) == sorted(tabs), explored
+            assert sorted(tabs_of(visitor)) == sorted(tabs), explorer
             result = visitor.ask("generate-button", "click", asked)
-            assert result["success"], (explored, result)
+            assert result["success"], (explorer, result)
             assert "<figure>" in result["output"]["data"][0]
