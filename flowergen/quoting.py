@@ -81,7 +81,7 @@ def quoted_value(value: Any) -> str:
     "{kind:'A',widths:[8,16],scale:null}"
     """
     if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{quoted_value(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{key}:{quoted_value(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(quoted_value(item) for item in value)}]"
     return quoted(value) if isinstance(value, str) else json.dumps(value)

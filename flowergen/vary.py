@@ -65,7 +65,7 @@ def main() -> None:
         if config["mode"] in EDITS:
             lines = _edit(config, model, labels, x, names, folder)
         else:
-            lines = _walk(config, model, direction, x, names, folder)
+            lines = _latent_edit(config, model, direction, x, names, folder)
     print(*lines, f"pictures: {printable(str(folder))}", sep="\n")
 
 
@@ -130,7 +130,7 @@ def _stem(path: str | Path) -> str:
     return Path(path).stem[:MAX_NAME_LENGTH]
 
 
-def _walk(
+def _latent_edit(
     config: dict[str, Any], model: "LoadedModel", direction: "Tensor | None", x: "Tensor", names: list[str], folder: Path
 ) -> list[str]:
     from flowergen.evaluation import latent_edits

@@ -79,7 +79,7 @@ def _check_shape(model: dict[str, Any], data: dict[str, Any]) -> None:
     if any(side % factor for side in sides):
         smaller = [side - side % factor for side in sides]
         larger = [side + -side % factor for side in sides]
-        nearest = [as_typed(PictureShape.of(size).image_size) for size in (smaller, larger) if all(size)]
+        nearest = [as_typed(PictureShape.of(sides).image_size) for sides in (smaller, larger) if all(sides)]
         raise UserError(
             f"model.latent.factor={factor} does not divide data.image_size={as_typed(size)}: "
             f"use pictures of {' or '.join(nearest)} px, or another factor"

@@ -120,16 +120,16 @@ def list_splits(splits: "dict[str, Dataset]", image_column: str, label_column: s
     )
 
 
-def _column(features: Any, kind: type, name: str, key: str, where: str) -> str | None:
+def _column(features: Any, kind: type, column: str, key: str, where: str) -> str | None:
     """Return the column that was given, or the only one of a kind; None if there is none.
 
     Raises:
         UserError: the column does not exist, or there are several.
     """
-    if name != "auto":
-        if name not in features:
-            raise UserError(f"{where} has no column {name}, but {', '.join(features)}: data.{key} must be one of them")
-        return name
+    if column != "auto":
+        if column not in features:
+            raise UserError(f"{where} has no column {column}, but {', '.join(features)}: data.{key} must be one of them")
+        return column
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) > 1:
         raise UserError(f"{where} has several columns for data.{key}: give one of {', '.join(found)}")

@@ -148,7 +148,7 @@ def _restored(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"tensor", "dtype"}:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
     if isinstance(value, dict):
-        return {key: _restored(each) for key, each in value.items()}
+        return {key: _restored(item) for key, item in value.items()}
     return [_restored(item) for item in value] if isinstance(value, list) else value
 
 

@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
             raise UserError(f"the checkpoint has a tensor of {value.numel():,} values besides its weights, which is not shared")
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -108,7 +108,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 
     def replaced(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: replaced(each) for key, each in value.items()}
+            return {key: replaced(item) for key, item in value.items()}
         if isinstance(value, list):
             return [replaced(item) for item in value]
         return defaults.get(value, Path(value).name) if isinstance(value, str) and os.path.isabs(value) else value
