@@ -14,7 +14,7 @@ from flowergen.modules.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
-FIRST_PLAN_STEPS = 3  # the first step is slow and not measured
+MEASURED_STEPS = 2  # before the first plan
 
 
 class Budget(Callback):
@@ -28,17 +28,24 @@ class Budget(Callback):
         seconds: budget of the run, over all its sessions.
         started: when the command started, by ``clock``; None for now.
         clock: returns the time in seconds.
+        slow_steps: number of steps at the beginning that are slow and not measured.
     """
 
-    def __init__(self, seconds: float, started: float | None = None, clock: Callable[[], float] = time.monotonic):
-        self.seconds, self.clock = seconds, clock
+    def __init__(
+        self,
+        seconds: float,
+        started: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        slow_steps: int = 1,
+    ):
+        self.seconds, self.clock, self.slow_steps = seconds, clock, slow_steps
         self.started = clock() if started is None else started
         self.spent_before = 0.0
         self.over = False
         self._planned = False
         self._total_steps: int | None = None
         self._next_plan = 0
-        self._durations = Durations()
+        self._durations = Durations(slow_steps)
 
     @property
     def remaining(self) -> float:
@@ -52,7 +59,7 @@ class Budget(Callback):
         pl_module.run_state.budget_ends = self.clock() + self.remaining
         self._validates_every = (trainer.check_val_every_n_epoch or 1) if trainer.enable_validation else 0
         self._drawings = [drawing for drawing in pl_module.run_state.drawings.values() if drawing.every_epochs]
-        self._next_plan = pl_module.optimizer_steps + FIRST_PLAN_STEPS
+        self._next_plan = pl_module.optimizer_steps + self.slow_steps + MEASURED_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: ImageModel, batch: Any, batch_idx: int) -> None:
         """Record when the first step began, and how long the end of the previous epoch took."""

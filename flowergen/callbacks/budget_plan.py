@@ -41,17 +41,20 @@ class EndDurations(NamedTuple):
 class Durations:
     """Collects the durations of a session, in seconds.
 
+    Args:
+        slow_steps: number of steps at the beginning that are not measured.
+
     Attributes:
         validation: the last validation; 0 until it is known.
         step_began: when the current optimiser step began; None before the first one.
         epoch_ended: when the last epoch ended; None once the next one has begun.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slow_steps: int) -> None:
         self.validation = 0.0
         self.step_began: float | None = None
         self.epoch_ended: float | None = None
-        self._first_step = 0.0  # slow: used until another step is measured
+        self._slow_steps, self._slow_step = slow_steps, 0.0  # the last slow one is used until another step is measured
         self._steps: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._epoch_end = EPOCH_END_SECONDS
         self._pictures = self._storing = 0.0
@@ -60,10 +63,10 @@ class Durations:
     def step_done(self, now: float) -> None:
         """Record an optimiser step that ended ``now``."""
         assert self.step_began is not None
-        if self._first_step:
-            self._steps.append(now - self.step_began)
+        if self._slow_steps:
+            self._slow_steps, self._slow_step = self._slow_steps - 1, now - self.step_began
         else:
-            self._first_step = now - self.step_began
+            self._steps.append(now - self.step_began)
         self.step_began = now
 
     def epoch_began(self, now: float, drawn: Sequence[bool]) -> None:
@@ -92,7 +95,7 @@ class Durations:
 
     def seconds(self, validates: bool) -> Seconds:
         """Return the expected durations, that of a validation as 0 for a run that does not validate."""
-        step = sum(self._steps) / len(self._steps) if self._steps else self._first_step
+        step = sum(self._steps) / len(self._steps) if self._steps else self._slow_step
         return Seconds(step, self.validation if validates else 0.0, self._epoch_end, self._pictures, self._storing)
 
 

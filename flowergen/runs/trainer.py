@@ -74,13 +74,14 @@ def build_trainer(
         settings.pop("gradient_clip_algorithm", None)
     settings["precision"] = resolve_precision(settings["precision"], settings["accelerator"])
     callbacks = [*_build_callbacks(config, run), StopSignals()]
+    cuda_graphs = config["trainer"]["compile"] == "cuda_graphs"
     if config["trainer"]["budget"]:
-        budget = Budget(seconds_of(config["trainer"]["budget"]), started)
+        slow_steps = 2 if cuda_graphs else 1  # the second step records the graphs
+        budget = Budget(seconds_of(config["trainer"]["budget"]), started, slow_steps=slow_steps)
         callbacks.insert(0, budget)  # first, so its clock includes the other callbacks
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MAX_EPOCHS
     if config["trainer"]["compile"]:
-        cuda_graphs = config["trainer"]["compile"] == "cuda_graphs"
         if cuda_graphs and resolve_device(config["trainer"]) == "cpu":
             raise UserError("trainer.compile=cuda_graphs needs a CUDA device: use trainer=gpu, or trainer.compile=true")
         callbacks.insert(0, CompiledSteps(cuda_graphs))  # before the budget, which times the end of the run uncompiled
@@ -101,6 +102,8 @@ def build_trainer(
     except (hydra.errors.InstantiationException, MisconfigurationException) as error:
         cause = error.__cause__ or error
         raise UserError(f"trainer: {one_line(cause)}") from error
+    if cuda_graphs and trainer.world_size > 1:  # pytorch/pytorch, issues 113809 and 139207
+        raise UserError("trainer.compile=cuda_graphs is for one GPU: set trainer.devices=1, or use trainer.compile=true")
     if manual:  # the backward pass of each loss leaves the other network's parameters unused
         allow_unused_parameters(trainer)
     return trainer

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from flowergen.app.train_command import checked
 from flowergen.callbacks import budget, end_timing, images
 from flowergen.callbacks.budget import Budget
-from flowergen.callbacks.budget_plan import EndDurations, Plan, Position, Seconds, plan, seconds_spent
+from flowergen.callbacks.budget_plan import Durations, EndDurations, Plan, Position, Seconds, plan, seconds_spent
 from flowergen.callbacks.images import ImageGrids
 from flowergen.config.overrides import resolve
 from flowergen.errors import UserError
@@ -94,6 +94,17 @@ def test_a_followed_plan_ends_in_the_last_twentieth_of_the_budget(budget: float)
         assert 0.95 * budget <= end <= budget + 1e-6, (an_epoch, every, draws)
         end = life(budget, an_epoch, SECONDS._replace(step=2.0), every, draws)
         assert 0.95 * budget - 2 <= end <= budget + 1e-6, (an_epoch, every, draws)
+
+
+@pytest.mark.parametrize(("slow_steps", "expected"), [(1, [9.0, 4.0, 2.5]), (2, [9.0, 4.0, 1.0])])
+def test_slow_steps_are_not_measured_once_there_is_another(slow_steps: int, expected: list[float]) -> None:
+    """Steps of 9, 4 and 1 s."""
+    durations = Durations(slow_steps)
+    durations.step_began, seconds = 0.0, []
+    for now in (9.0, 13.0, 14.0):
+        durations.step_done(now)
+        seconds.append(durations.seconds(validates=False).step)
+    assert seconds == expected
 
 
 class Clock:

@@ -90,6 +90,7 @@ def test_cuda_graphs_are_asked_of_the_compiler_and_each_step_is_marked(
     module = train(tmp_path, *TINY_RUN, "data.num_images=40", "trainer.compile=cuda_graphs")
     assert modes == ["reduce-overhead"] * 2  # encoder and decoder
     assert marks == ["default"] * module.optimizer_steps
+    assert all(parameter.grad is None for parameter in module.parameters()), "the next step would overwrite them"
 
 
 def test_what_a_budget_times_is_not_compiled(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

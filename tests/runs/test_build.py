@@ -198,9 +198,12 @@ def test_a_gpu_that_is_not_there_is_named_in_a_line(tmp_path: Path) -> None:
         build_trainer(composed("trainer.accelerator=gpu"), RunFolder(tmp_path), None)
 
 
-def test_cuda_graphs_need_a_cuda_device(tmp_path: Path) -> None:
+def test_cuda_graphs_need_a_cuda_device_and_no_more_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs needs a CUDA device"):
         build_trainer(composed("trainer.accelerator=cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
+    monkeypatch.setattr("flowergen.runs.trainer.resolve_device", lambda _: "cuda:0")
+    with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs is for one GPU: set trainer\.devices=1"):
+        build_trainer(composed("trainer=ddp_cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
 
 
 def test_precision_is_float32_on_a_cpu_and_what_the_gpu_has_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
