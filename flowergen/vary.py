@@ -1,4 +1,4 @@
-"""``python -m flowergen.vary``: variations and edits of given pictures, and latent_edits through the latent space of a run."""
+"""``python -m flowergen.vary``: variations and edits of given pictures, and walks through the latent space of a run."""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ It prints the median over the rounds and the range, in microseconds for one trai
 1. the whole step, without a profiler;
 2. its parts, from a second training run with a profiler, whose own time (about 2 microseconds a part) is included;
 3. the overhead: the whole step of 1 without the model's forward pass, losses, backward pass and optimiser of 2;
-4. that without noise, rows and arithmetic of the batch either, which a GPU does asynchronously.
+4. that without noise and the batch's arithmetic either, which a GPU does asynchronously.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ PARTS = {
     "counting and logging": ["count_step"],
 }
 MODEL = ("forward and losses", "backward", "optimiser")
-ON_DEVICE = ("noise", "batch: rows", "batch: arithmetic")
+ON_DEVICE = ("noise", "batch: arithmetic")
 
 
 class RandomPictures(ImageDataModule):

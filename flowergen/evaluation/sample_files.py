@@ -23,6 +23,7 @@ from flowergen.viz.latent_map import draw_paths, principal_plane
 
 GRID_COLUMNS = 16  # maximum pictures per class in the grid
 GRID_PICTURES = 1024  # approximate number of pictures in the grid
+MAX_GRID_PX = 16_384  # side up to which the grid is enlarged, half of what browsers display
 STRIP_COLUMNS = 9
 HOLD_FRAMES = 10  # repetitions of a GIF's last frame
 MAX_NAME_BYTES = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name
@@ -63,8 +64,7 @@ def write_samples(
 ) -> list[str]:
     """Write ``grid.png`` and either ``pictures/*.png``, with seed, class and number in their names, or ``samples.npz``.
 
-    Only in the grid, small pictures are enlarged to be viewed, see ``PictureShape.enlargement``; not those of more classes than
-    ``GRID_PICTURES``.
+    Only in the grid, small pictures are enlarged to be viewed, see ``PictureShape.enlargement`` and ``MAX_GRID_PX``.
 
     Args:
         folder: output folder.
@@ -94,16 +94,16 @@ def write_samples(
                 taken[label] = taken.get(label, 0) + 1
                 if taken[label] <= a_class:
                     shown.append((label, image.clone()))  # a copy that does not keep the batch in memory
-    factor = shape.enlargement if len(shown) <= GRID_PICTURES else 1
     if labels[0] == NO_CLASS:
         images = torch.stack([image for _, image in shown])
-        grid = enlarged(image_grid(images, max(1, round(len(images) ** 0.5))), factor)
+        raw = image_grid(images, max(1, round(len(images) ** 0.5)))
+        grid = enlarged(raw, max(1, min(shape.enlargement, MAX_GRID_PX // max(raw.shape))))
     else:
         by_class: dict[int, list[Tensor]] = {}
         for label, image in shown:
             by_class.setdefault(label, []).append(image)
         rows = [(f"{label} {names[label]}", torch.stack(images)) for label, images in by_class.items()]
-        grid = labelled_grid(rows, factor=factor)
+        grid = labelled_grid(rows, max(1, min(shape.enlargement, MAX_GRID_PX // (len(rows) * shape.height))))
     write_png(folder / "grid.png", grid)
     classes = f" of {len(taken)} classes" if labels[0] != NO_CLASS else ""
     return [f"{num:,} pictures{classes}: grid.png and {'samples.npz' if as_archive else 'pictures/'}"]

@@ -64,13 +64,13 @@ def enlarged(grid: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return grid.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def labelled_grid(rows: Sequence[tuple[str, Tensor]], gap_px: int = 2, factor: int = 1) -> NDArray[np.uint8]:
+def labelled_grid(rows: Sequence[tuple[str, Tensor]], factor: int = 1, gap_px: int = 2) -> NDArray[np.uint8]:
     """Arrange pictures in one row per label, with the label to its left.
 
     Args:
         rows: label and (N, C, H, W) pictures in [0, 1], N >= 1, of each row; at least one row, N may differ.
-        gap_px: gap between pictures in pixels, >= 0.
         factor: by which pictures and gaps, but not the labels, are enlarged, see ``enlarged``.
+        gap_px: gap between pictures in pixels, >= 0, before they are enlarged.
 
     Returns:
         uint8 (H', W', 3).

@@ -93,7 +93,7 @@ def enlarged(path: Path, folder: Path, caption: str, shape: PictureShape | None)
         path: file of the grid.
         folder: folder of the page.
         caption: plain text.
-        shape: (C, H, W) of each picture in the grid; None if the file contains them enlarged.
+        shape: (C, H, W) of each picture in the grid; None to show the file in its own size.
     """
     try:
         with Image.open(path) as image:

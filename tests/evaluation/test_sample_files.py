@@ -356,8 +356,9 @@ def test_a_sample_without_a_class_has_a_way_on_the_map(tmp_path: Path) -> None:
 
 
 def test_the_grid_shows_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer pictures of each where there are many, never none; where there are very many, they are not enlarged."""
+    """Fewer pictures of each where there are many, never none; where the grid would become too large, they are not enlarged."""
     monkeypatch.setattr("flowergen.evaluation.sample_files.GRID_PICTURES", 4)
+    monkeypatch.setattr("flowergen.evaluation.sample_files.MAX_GRID_PX", 83)  # 7 x 6 px could not be doubled
     names = [f"class {k}" for k in range(7)]
     labels = torch.arange(7).repeat_interleave(2)
     write_samples(tmp_path, samples(14), labels, names, SIX, 0, "npz")
