@@ -9,8 +9,9 @@ It prints the median over the rounds and the range, in microseconds for one trai
 
 1. the whole step, without a profiler;
 2. its parts, from a second training run with a profiler, whose own time (about 2 microseconds a part) is included;
-3. the overhead: the whole step of 1 without the model's forward pass, losses, backward pass and optimiser of 2;
-4. that without noise and the batch's arithmetic either, which a GPU does asynchronously.
+3. the overhead: the sum of these without the model's forward pass, losses, backward pass and optimiser;
+4. that without noise and the batch's rows and arithmetic either: a GPU computes them asynchronously, on pictures or latents
+   that lie in its memory.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ PARTS = {
     "counting and logging": ["count_step"],
 }
 MODEL = ("forward and losses", "backward", "optimiser")
-ON_DEVICE = ("noise", "batch: arithmetic")
+ON_DEVICE = ("noise", "batch: rows", "batch: arithmetic")
 
 
 class RandomPictures(ImageDataModule):
@@ -230,8 +231,8 @@ def measure(family: str, batch_size: int, steps: int, rounds: int) -> None:
         if max(values) >= 0.5:
             print(f"  {spread(values):>26}  {name}")
     for left_out in (MODEL, MODEL + ON_DEVICE):
-        rest = [whole - sum(table[name] for name in left_out) for whole, table in zip(wholes, tables, strict=True)]
-        print(f"  {spread(rest):>26}  the whole without {', '.join(left_out)}")
+        rest = [sum(value for name, value in table.items() if name not in left_out) for table in tables]
+        print(f"  {spread(rest):>26}  the sum without {', '.join(left_out)}")
 
 
 OPTIONS = ("image_size", "batch_size", "split", "split_seed", "horizontal_flip", "on_corrupt", "seed", "device_resident")

@@ -75,7 +75,7 @@ fi
         echo "| $stage, images/s in training | $rates |"
     done
     grep -hE '^\| (Fréchet|of their|precision|recall)' "$OUT/card.md" 2>/dev/null
-    grep -hE 'microseconds a step|  the whole|px, batches of|^  (eager|channels_last|compiled|bf16|no_cache|Lightning|flowergen|scheduler|diffusers).* of |GFLOP a picture|share of|pictures of .* steps|peak memory' "$OUT/log.txt" 2>/dev/null | sed 's/^ */| /; s/$/ | |/'
+    grep -hE 'microseconds a step|  the (whole|sum)|px, batches of|^  (eager|channels_last|compiled|bf16|no_cache|Lightning|flowergen|scheduler|diffusers).* of |GFLOP a picture|share of|pictures of .* steps|peak memory' "$OUT/log.txt" 2>/dev/null | sed 's/^ */| /; s/$/ | |/'
     echo "| tests on the GPU | $(grep -hE '^[0-9]+ (passed|failed|skipped).* in ' "$OUT/log.txt" | tail -1) |"
     echo "| failures | $(grep -c -- '-> exit [1-9]' "$OUT/log.txt") |"
 } >"$OUT/summary.md"

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import nn
 
@@ -26,3 +29,19 @@ def test_statistics_are_averaged_too_gradients_are_not_wanted_and_train_mode_nev
     assert ema.net.num_batches_tracked == net.num_batches_tracked == 1
     assert not any(p.requires_grad for p in ema.parameters())
     assert not ema.train().net.training
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, nn.BatchNorm1d])
+def test_networks_may_move_and_change_between_updates(norm: Callable[[int], nn.Module]) -> None:
+    """To another type, as they would to another device, and to another network; the average has one step of each."""
+    first, second = (nn.Sequential(nn.Linear(2, 2), norm(2)) for _ in range(2))
+    ema = EMA(first, 0.5)
+    for net in (first, first.double(), second.double()):
+        ema.to(torch.float64 if next(net.parameters()).dtype is torch.float64 else torch.float32)
+        before = {name: value.clone() for name, value in ema.net.state_dict().items()}
+        for value in net.state_dict().values():
+            value.add_(1)
+        ema.update(net, 10**6)
+        for name, value in net.state_dict().items():
+            expected = 0.5 * before[name] + 0.5 * value if value.is_floating_point() else value
+            torch.testing.assert_close(ema.net.state_dict()[name], expected)
