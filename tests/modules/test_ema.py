@@ -36,8 +36,9 @@ def test_networks_may_move_and_change_between_updates(norm: Callable[[int], nn.M
     """To another type, as they would to another device, and to another network; the average has one step of each."""
     first, second = (nn.Sequential(nn.Linear(2, 2), norm(2)) for _ in range(2))
     ema = EMA(first, 0.5)
-    for net in (first, first.double(), second.double()):
-        ema.to(torch.float64 if next(net.parameters()).dtype is torch.float64 else torch.float32)
+    for moved in (first.float, first.double, second.double):
+        net = moved()
+        ema.to(next(net.parameters()).dtype)
         before = {name: value.clone() for name, value in ema.net.state_dict().items()}
         for value in net.state_dict().values():
             value.add_(1)
