@@ -16,8 +16,9 @@ WORK=${WORK:-${TMPDIR:-/tmp}/gpu_campaign}; mkdir -p "$WORK"
 MINUTES=${MINUTES:-8} RECIPE=${RECIPE:-gpu} PYTHON=${PYTHON:-python3}
 LIMIT=${LIMIT:-1} # what the time limits are multiplied by, for a slower machine
 STEPS=${STEPS:-10} # of each round of the benchmarks
-for number in "$MINUTES" "$LIMIT" "$STEPS"; do
-    case $number in '' | *[!0-9]*) echo "MINUTES, LIMIT and STEPS are whole numbers"; exit 2 ;; esac
+SAMPLES=${SAMPLES:-256} # in the benchmark of sampling
+for number in "$MINUTES" "$LIMIT" "$STEPS" "$SAMPLES"; do
+    case $number in '' | *[!0-9]*) echo "MINUTES, LIMIT, STEPS and SAMPLES are whole numbers"; exit 2 ;; esac
 done
 [ "$PART" != all ] && [ "$PART" != check ] || : >"$OUT/log.txt" # the first part begins a new log
 export PYTHONPATH=$PWD:${PYTHONPATH:-} PYTHONUNBUFFERED=1
@@ -63,7 +64,7 @@ if wants bench; then
     if [ -d "$RUNS/autoencoder" ]; then
         run 200 $PYTHON scripts/benchmark_train.py experiment="flowers_${RECIPE}_ldm" "${PLACES[@]}" autoencoder="$RUNS/autoencoder" $ARMS
     fi
-    if [ -d "$RUNS/diffusion" ]; then run 120 $PYTHON scripts/benchmark_sample.py run="$RUNS/diffusion" num=256 rounds=3; fi
+    if [ -d "$RUNS/diffusion" ]; then run 120 $PYTHON scripts/benchmark_sample.py run="$RUNS/diffusion" num="$SAMPLES" rounds=3; fi
 fi
 
 {
