@@ -76,7 +76,7 @@ def _contradictions(config: dict[str, Any], stored: dict[str, Any], typed: list[
             raise UserError(f"mode={mode} edits pictures with a diffusion model, and this run has none: use mode=variations")
         check_sampling(config, stored, [], {})
     if mode == "inpaint" and not config["mask"]:
-        raise UserError("mode=inpaint needs mask=FILE, a picture that is white where the given one is to be painted anew")
+        raise UserError("mode=inpaint needs mask=FILE, a picture that is white where the given one is to be replaced")
     if config["image"] and config["split"]:
         raise UserError("image= and split= both select the pictures: give only one of them")
     if not config["image"] and not config["split"]:

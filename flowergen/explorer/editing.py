@@ -95,7 +95,7 @@ def mask_of(mask: Any, height: int, width: int) -> Tensor:
         height, width: size of the picture, in px; a mask of another size is invalid, and so is an empty one.
     """
     if not isinstance(mask, str) or "1" not in mask:
-        raise UserError("paint over the part of the picture that is to be made anew")
+        raise UserError("paint over the part of the picture that is to be replaced")
     if len(mask) != height * width or set(mask) - {"0", "1"}:
         raise UserError("the mask does not belong to this picture: upload the picture again")
     return torch.tensor([character == "1" for character in mask]).view(height, width)

@@ -174,7 +174,7 @@ def _edit(gr: Any, explorer: ExplorerModel) -> None:
                 if diffusion.latent_shape[1:] != (1, 1):
                     with gr.Tab("Inpaint"):
                         mask = gr.HTML("", html_template=PAINTED, js_on_load=asset("mask.js"), elem_id="mask", picture="")
-                        _edit_by_diffusion(gr, explorer, diffusion, editing.inpaint, source, mask, "Paint anew")
+                        _edit_by_diffusion(gr, explorer, diffusion, editing.inpaint, source, mask, "Replace")
                         painted = [mask]
             if explorer.has_map:
                 with gr.Tab("Traverse"):

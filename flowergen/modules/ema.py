@@ -42,8 +42,8 @@ class EMA(nn.Module):
     def _pairs(self, net: nn.Module) -> Pairs:
         """Return the tensors of the average with those of the network.
 
-        Listing them takes longer than a step of a small network on a GPU, so it is done once, unless there are buffers: unlike
-        parameters, these are other objects once a network has moved to another device.
+        Listing the tensors of a network of 150 modules takes a millisecond or two, so it is done once, unless there are
+        buffers: unlike parameters, these are other objects once a network has moved to another device.
         """
         if self._known is not None and self._known[0] is net:
             return self._known[1]
