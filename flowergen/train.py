@@ -96,12 +96,13 @@ def train(config: dict[str, Any], run: RunFolder) -> None:
     from flowergen.runs.latents import copy_previous_stage, fetch_hub, prepare_latents, store_for_sampling
     from flowergen.runs.loading import epochs_done, load_previous_stage, load_run, read_checkpoint, save_weights, steps_done
     from flowergen.runs.pretrained import start_from_pretrained
-    from flowergen.runs.trainer import build_trainer, resolve_device
+    from flowergen.runs.trainer import build_trainer, refuse_missing_gpu, resolve_device
     from flowergen.runs.warm_start import start_from
 
     silence_warnings()
     if config["trainer"]["num_threads"]:
         torch.set_num_threads(config["trainer"]["num_threads"])
+    refuse_missing_gpu(config["trainer"])
     resumed = config["resume"] is not None
     checkpoint_path = _checkpoint_to_resume(config["resume"], run) if resumed else None
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None

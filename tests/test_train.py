@@ -374,7 +374,7 @@ def test_more_epochs_go_on_from_a_finished_run(command: Command, tiny_run: tuple
     assert command("train", *tiny_run, "trainer.max_epochs=1", f"hydra.run.dir={one}").returncode == 0
     before = {path.name: path.read_bytes() for path in one.glob("*.yaml")}
     for change, words in {
-        "trainer.accelerator=gpu": "trainer:",
+        "trainer.accelerator=gpu": "trainer.accelerator=gpu: PyTorch finds no GPU",
         "trainer.max_epochs=1": "all 1 epochs are done",
         "data.num_images=90": "data.num_images was 80 and is 90",
         "trainer.channels_last=false": "trainer.channels_last was True and is False",

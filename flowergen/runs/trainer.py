@@ -30,6 +30,19 @@ NO_HYPERPARAMETERS = (
 )  # fmt: skip
 
 
+def refuse_missing_gpu(trainer: dict[str, Any]) -> None:
+    """Refuse what needs a GPU on a machine without one, before data are downloaded and decoded.
+
+    Raises:
+        UserError: no GPU can be used.
+    """
+    advice = "; `python -m flowergen.doctor` says why"
+    if trainer["accelerator"] in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError(f"trainer.accelerator={trainer['accelerator']}: PyTorch finds no GPU: use trainer=auto{advice}")
+    if trainer["compile"] == "cuda_graphs" and resolve_device(trainer) == "cpu":
+        raise UserError(f"trainer.compile=cuda_graphs needs a CUDA device: use trainer.compile=true{advice}")
+
+
 def resolve_device(trainer: dict[str, Any]) -> str:
     """Return the device on which this process encodes pictures before the Trainer exists: its GPU, or ``cpu``."""
     if trainer["accelerator"] not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
@@ -82,8 +95,6 @@ def build_trainer(
         spent = resumed_from and seconds_spent(resumed_from) >= budget.seconds
         settings["max_epochs"] = epochs_done(resumed_from) if resumed_from and spent else MAX_EPOCHS
     if config["trainer"]["compile"]:
-        if cuda_graphs and resolve_device(config["trainer"]) == "cpu":
-            raise UserError("trainer.compile=cuda_graphs needs a CUDA device: use trainer=gpu, or trainer.compile=true")
         callbacks.insert(0, CompiledSteps(cuda_graphs))  # before the budget, which times the end of the run uncompiled
     try:
         trainer: Trainer = instantiate(

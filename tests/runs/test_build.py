@@ -22,6 +22,7 @@ from flowergen.runs.build import build_datamodule, build_module, fetch_weights
 from flowergen.runs.loading import epochs_done, load_run, read_checkpoint, steps_done
 from flowergen.runs.run_folder import RunFolder
 from flowergen.runs.trainer import build_trainer, resolve_precision
+from flowergen.train import train
 from tests.conftest import Command
 
 
@@ -191,17 +192,23 @@ def test_an_optimiser_that_refuses_its_arguments_is_found_before_training() -> N
         build_module(config, num_classes=4)
 
 
-def test_a_gpu_that_is_not_there_is_named_in_a_line(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("needs a machine without a GPU")
-    with pytest.raises(UserError, match="trainer: "):
-        build_trainer(composed("trainer.accelerator=gpu"), RunFolder(tmp_path), None)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("trainer.accelerator=gpu",), r"trainer\.accelerator=gpu: PyTorch finds no GPU: use trainer=auto"),
+        (("trainer.accelerator=cpu", "trainer.compile=cuda_graphs"), r"trainer\.compile=cuda_graphs needs a CUDA device"),
+    ],
+)
+def test_a_missing_gpu_is_named_in_one_line_before_data_are_prepared(
+    options: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("flowergen.runs.build.build_datamodule", lambda _: pytest.fail("data are prepared"))
+    with pytest.raises(UserError, match=words):
+        train(composed("data=procedural", *options), RunFolder(tmp_path))
 
 
-def test_cuda_graphs_need_a_cuda_device_and_no_more_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs needs a CUDA device"):
-        build_trainer(composed("trainer.accelerator=cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
-    monkeypatch.setattr("flowergen.runs.trainer.resolve_device", lambda _: "cuda:0")
+def test_cuda_graphs_are_for_one_gpu(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs is for one GPU: set trainer\.devices=1"):
         build_trainer(composed("trainer=ddp_cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
 
