@@ -155,7 +155,7 @@ def _samples(folder: Path, shape: PictureShape) -> list[str]:
         return _newest(folder, "generated", "Generated", shape)
     where = f"<p>{text(str(sampled.relative_to(folder)))}, written by flowergen.sample, {_date(sampled / 'grid.png')}</p>"
     by_class: dict[str, list[Path]] = {}
-    for path in sorted(sampled.glob("pictures/*.png")):
+    for path in sorted(sampled.glob("pictures/*.png"), key=_number):
         by_class.setdefault(_class_of(path), []).append(path)
     if not 2 <= len(by_class) <= MAX_CLASSES:
         return [where, enlarged(sampled / "grid.png", folder, "The individual pictures are in the same folder", None)]
@@ -171,9 +171,14 @@ def _class_of(path: Path) -> str:
     return f"{int(match[1])} {match[2].replace('_', ' ')}" if match else ""
 
 
+def _number(path: Path) -> str:
+    """Parse the sample's number in a name by ``sample_files.file_name``; samples are numbered in the order of ``classes=``."""
+    return path.stem.rpartition("_")[2]
+
+
 def _denoising(folder: Path, shape: PictureShape) -> list[str]:
     sampled = _sampled(folder)
-    found = sorted(sampled.glob("denoising/*.gif"))[:MAX_DENOISED] if sampled else []
+    found = sorted(sampled.glob("denoising/*.gif"), key=_number)[:MAX_DENOISED] if sampled else []
     return [enlarged(path, folder, _class_of(path), shape) for path in found]
 
 
@@ -209,7 +214,8 @@ def _rows_of(card: Mapping[str, Any]) -> list[list[str]]:
             continue
         values = [f"{shown(metric, found[other])} ({words[other]})" for other in words if other in found and other != own]
         label = label_of(metric, card["protocol"]["extractor"])
-        rows.append([text(label), text(shown(metric, found[own])), text("; ".join(values)), text(MEANINGS[metric])])
+        value = text(shown(metric, found[own])).replace(" ", "&nbsp;")  # on one line
+        rows.append([text(label), value, text("; ".join(values)), text(MEANINGS[metric])])
     return rows
 
 

@@ -86,7 +86,7 @@ def test_the_page_shows_what_the_folder_holds(tmp_path: Path) -> None:
 
 
 def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
-    """Eight at most, in order; of one class or of none, the grid."""
+    """Eight at most, in the order in which they were drawn; of one class or of none, the grid."""
     run = run_folder(tmp_path / "run")
     samples = run / "samples" / "seed0"
     grid(samples / "grid.png")
@@ -95,10 +95,11 @@ def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
     assert "samples/seed0/grid.png" in sources_of(write_run_page(run).read_text())
     grid(samples / "pictures" / "seed0_class007_rose_00010.png")
     page = write_run_page(run).read_text()
-    assert re.findall(r"<span>(.*?)</span>", page) == ["7 rose", "53 sun flower"]
+    assert re.findall(r"<span>(.*?)</span>", page) == ["53 sun flower", "7 rose"]
     shown = [source for source in sources_of(page) if "pictures/" in source]
-    assert shown == ["samples/seed0/pictures/seed0_class007_rose_00010.png"] + [
-        f"samples/seed0/pictures/seed0_class053_sun_flower_{number:05d}.png" for number in range(8)
+    assert shown == [
+        *(f"samples/seed0/pictures/seed0_class053_sun_flower_{number:05d}.png" for number in range(8)),
+        "samples/seed0/pictures/seed0_class007_rose_00010.png",
     ]
     assert page.count('width="128" height="128"') == 9
 
@@ -136,7 +137,7 @@ def test_the_card_is_told_in_words(tmp_path: Path) -> None:
     page = write_run_page(run).read_text()
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)]
     found = {row[0]: row[1:3] for row in rows if row}
-    assert found["Fréchet distance (efficientnet)"] == ["696.00 ± 2.83", "228.00 (floor: training pictures)"]
+    assert found["Fréchet distance (efficientnet)"] == ["696.00&nbsp;±&nbsp;2.83", "228.00 (floor: training pictures)"]
     assert found["of their class"] == ["26.7%", "81.7% (held-out pictures)"]
     assert found["PSNR, dB"] == ["23.50", ""]
     assert found["denoising loss"] == ["0.7500", "0.5000 (as many training pictures)"]
