@@ -31,16 +31,19 @@ NO_HYPERPARAMETERS = (
 
 
 def refuse_missing_gpu(trainer: dict[str, Any]) -> None:
-    """Refuse what needs a GPU on a machine without one, before data are downloaded and decoded.
+    """Refuse a config that needs a GPU on a machine without one; ``train`` does so before data are downloaded and decoded.
 
     Raises:
-        UserError: no GPU can be used.
+        UserError: PyTorch finds no GPU, or ``trainer.compile=cuda_graphs`` is used without one.
     """
-    advice = "; `python -m flowergen.doctor` says why"
-    if trainer["accelerator"] in ("gpu", "cuda") and not torch.accelerator.is_available():
-        raise UserError(f"trainer.accelerator={trainer['accelerator']}: PyTorch finds no GPU: use trainer=auto{advice}")
+    accelerator = trainer["accelerator"]
+    if accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no GPU (`python -m flowergen.doctor` says why): "
+            "use trainer.accelerator=cpu"
+        )
     if trainer["compile"] == "cuda_graphs" and resolve_device(trainer) == "cpu":
-        raise UserError(f"trainer.compile=cuda_graphs needs a CUDA device: use trainer.compile=true{advice}")
+        raise UserError("trainer.compile=cuda_graphs needs a CUDA device: use trainer=gpu, or trainer.compile=true")
 
 
 def resolve_device(trainer: dict[str, Any]) -> str:
@@ -77,6 +80,7 @@ def build_trainer(
     Raises:
         UserError: the hardware is missing, or Lightning rejects an argument.
     """
+    refuse_missing_gpu(config["trainer"])
     own_keys = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")
     settings = {key: value for key, value in config["trainer"].items() if key not in own_keys}
     if isinstance(settings["limit_train_batches"], int):  # Lightning counts the parts of our batches

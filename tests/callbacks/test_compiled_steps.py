@@ -84,6 +84,7 @@ def test_cuda_graphs_are_asked_of_the_compiler_and_each_step_is_marked(
     def compile_(network: nn.Module, mode: str) -> None:
         modes.append(mode)
 
+    monkeypatch.setattr("flowergen.runs.trainer.resolve_device", lambda _: "cuda:0")
     monkeypatch.setattr(nn.Module, "compile", compile_)
     monkeypatch.setattr(
         torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(torch._dynamo.eval_frame._stance.stance)

@@ -94,6 +94,9 @@ def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
         grid(samples / "pictures" / f"seed0_class053_sun_flower_{number:05d}.png")
     assert "samples/seed0/grid.png" in sources_of(write_run_page(run).read_text())
     grid(samples / "pictures" / "seed0_class007_rose_00010.png")
+    denoising = [f"samples/seed0/denoising/seed0_{name}.gif" for name in ("class053_sun_flower_00000", "class007_rose_00010")]
+    for name in denoising:
+        grid(run / name)
     page = write_run_page(run).read_text()
     assert re.findall(r"<span>(.*?)</span>", page) == ["53 sun flower", "7 rose"]
     shown = [source for source in sources_of(page) if "pictures/" in source]
@@ -102,6 +105,7 @@ def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
         "samples/seed0/pictures/seed0_class007_rose_00010.png",
     ]
     assert page.count('width="128" height="128"') == 9
+    assert [source for source in sources_of(page) if source.endswith(".gif")] == denoising
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_an_optimiser_that_refuses_its_arguments_is_found_before_training() -> N
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("trainer.accelerator=gpu",), r"trainer\.accelerator=gpu: PyTorch finds no GPU: use trainer=auto"),
+        (("trainer.accelerator=gpu",), r"trainer\.accelerator=gpu: PyTorch finds no GPU .*: use trainer\.accelerator=cpu"),
         (("trainer.accelerator=cpu", "trainer.compile=cuda_graphs"), r"trainer\.compile=cuda_graphs needs a CUDA device"),
     ],
 )
@@ -208,7 +208,8 @@ def test_a_missing_gpu_is_named_in_one_line_before_data_are_prepared(
         train(composed("data=procedural", *options), RunFolder(tmp_path))
 
 
-def test_cuda_graphs_are_for_one_gpu(tmp_path: Path) -> None:
+def test_cuda_graphs_are_for_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowergen.runs.trainer.resolve_device", lambda _: "cuda:0")
     with pytest.raises(UserError, match=r"trainer\.compile=cuda_graphs is for one GPU: set trainer\.devices=1"):
         build_trainer(composed("trainer=ddp_cpu", "trainer.compile=cuda_graphs"), RunFolder(tmp_path), None)
 
