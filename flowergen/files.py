@@ -1,8 +1,9 @@
 """Atomic writing of files.
 
-Three kinds of files are written without ``replacing``. ``callbacks.checkpoints`` publishes several copies once all of them are
-written, and only in the first process; ``data.split_folders`` never overwrites a picture; and ``data.cache``, ``runs.latents``,
-``runs.hub`` and ``export`` fill a folder first, each with its own rule for a leftover or for another process that was faster.
+Files written without ``replacing`` follow rules of their own, for example: ``callbacks.checkpoints`` publishes several
+copies once all of them are written, and only in the first process; ``data.split_folders`` never overwrites a picture; and
+``data.cache``, ``runs.latents``, ``runs.hub`` and ``export`` fill a folder first, each with its own rule for a leftover or for
+another process that was faster.
 """
 
 import os

@@ -42,8 +42,9 @@ class CompiledSteps(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: ImageModel, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Disable compiled code outside of training steps."""
         torch.compiler.set_stance("force_eager")
-        if self.cuda_graphs:  # the next step overwrites them, and after an error Lightning would read them
-            pl_module.zero_grad()
+        if self.cuda_graphs:  # the next step overwrites the gradients, and after an error Lightning would read them
+            for optimizer in trainer.optimizers:
+                optimizer.zero_grad()
 
     def on_exception(self, trainer: Trainer, pl_module: ImageModel, exception: BaseException) -> None:
         """Restore the default: Lightning does not call ``teardown`` after an exception."""

@@ -172,8 +172,8 @@ def _class_of(path: Path) -> str:
 
 
 def _number(path: Path) -> str:
-    """Parse the sample's number in a name by ``sample_files.file_name``; samples are numbered in the order of ``classes=``."""
-    return path.stem.rpartition("_")[2]
+    """Return the number in the name of a sample, padded to sort; samples are numbered in the order of ``classes=``."""
+    return path.stem.rpartition("_")[2].zfill(8)
 
 
 def _denoising(folder: Path, shape: PictureShape) -> list[str]:

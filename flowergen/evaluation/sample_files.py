@@ -23,7 +23,7 @@ from flowergen.viz.latent_map import draw_paths, principal_plane
 
 GRID_COLUMNS = 16  # maximum pictures per class in the grid
 GRID_PICTURES = 1024  # approximate number of pictures in the grid
-MAX_GRID_PX = 16_384  # side up to which the grid is enlarged, half of what browsers display
+MAX_GRID_PX = 16_384  # approximate side up to which the grid is enlarged, half of what browsers display
 STRIP_COLUMNS = 9
 HOLD_FRAMES = 10  # repetitions of a GIF's last frame
 MAX_NAME_BYTES = 150  # bytes of a class name in a file name; file systems allow 255 for the whole name

@@ -1,7 +1,7 @@
 """Computations of the tab Edit: an uploaded picture, its reconstruction, variations and edits.
 
 In all functions ``x`` is the picture, (1, C, H, W) in [0, 1], or None if there is none yet. They raise a ``UserError`` if there
-is none, or if a value, which comes from a browser, is invalid.
+is none, or if a value, which comes from a browser, is invalid; ``vary`` also if the decoder ignores its latents.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def vary(explorer: ExplorerModel, x: Tensor | None, num: Any, power: Any, seed: 
     Args:
         explorer, x: see above.
         num: number of variations.
-        power: the scale as a power of ten; None for a scale with a visible effect, if the decoder does not ignore its latents.
+        power: the scale as a power of ten; None for a scale with a visible effect.
         seed: random seed for the noise.
     """
     scale = None if power is None else 10 ** validation.real("The power of ten", power, *SCALES)

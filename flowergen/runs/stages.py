@@ -66,7 +66,9 @@ def pretrained_folder(value: str, key: str) -> Path | None:
 
 
 def read_pretrained(folder: Path, value: str, key: str) -> dict[str, Any]:
-    """Return ``kind``, ``config`` (its arguments) and ``source``, without a path of this machine, of a folder with config.json.
+    """Read config.json of a pretrained autoencoder; return the keys ``kind``, ``config`` and ``source`` of its config.
+
+    ``config`` holds the arguments of the class, and ``source`` no path of this machine.
 
     Raises:
         UserError: the file is missing, damaged, or of another class.
@@ -102,8 +104,8 @@ def model_nodes(run: RunFolder) -> dict[str, dict[str, Any]]:
     source = stored.get("autoencoder")
     if source in (None, "none"):
         return {"model": stored["model"]}
-    autoencoder = run.autoencoder if run.autoencoder.is_dir() else source
-    return {"model": stored["model"], "autoencoder": find_run(autoencoder, "autoencoder")[0].read_config()["model"]}
+    autoencoder = find_run(path_of_previous_stage(("autoencoder", source), run), "autoencoder")[0]
+    return {"model": stored["model"], "autoencoder": autoencoder.read_config()["model"]}
 
 
 def refuse_wrong_stage(key: str, value: str, stored: Mapping[str, Any]) -> None:

@@ -43,7 +43,10 @@ def refuse_missing_gpu(trainer: dict[str, Any]) -> None:
             "use trainer.accelerator=cpu"
         )
     if trainer["compile"] == "cuda_graphs" and resolve_device(trainer) == "cpu":
-        raise UserError("trainer.compile=cuda_graphs needs a CUDA device: use trainer=gpu, or trainer.compile=true")
+        raise UserError(
+            f"trainer.compile=cuda_graphs needs a CUDA device, and trainer.accelerator={accelerator} uses none: "
+            "use trainer.compile=true"
+        )
 
 
 def resolve_device(trainer: dict[str, Any]) -> str:
@@ -78,7 +81,7 @@ def build_trainer(
         started: start of the command by ``time.monotonic``; None for now.
 
     Raises:
-        UserError: the hardware is missing, or Lightning rejects an argument.
+        UserError: the hardware is missing, or an argument is rejected, by Lightning or because CUDA graphs are for one GPU.
     """
     refuse_missing_gpu(config["trainer"])
     own_keys = ("channels_last", "num_threads", "on_nonfinite", "budget", "compile")

@@ -117,9 +117,10 @@ def class_colors(num: int) -> list[tuple[float, ...]]:
 
 
 def draw_paths(png: str | Path, points: Tensor, labels: Tensor, paths: Mapping[tuple[int, str], Tensor], title: str) -> None:
-    """Plot points coloured by class, as in ``draw_classes``, and paths over them that end in a star.
+    """Plot points, and over them paths that end in a star; points are grey, or in the colour of the path of their class.
 
-    A path is (T, 2) points; paths are given by class number, -1 for no class, and name.
+    Points are (L, 2), and their classes (L,) -1 for none. A path is (T, 2) points; paths are given by class number, -1 for no
+    class, and name.
     """
     figure = Figure(figsize=(9, 6.5), dpi=110, layout="tight")
     ax = figure.subplots()

@@ -90,19 +90,19 @@ def test_samples_of_several_classes_stand_in_a_row_each(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     samples = run / "samples" / "seed0"
     grid(samples / "grid.png")
-    for number in range(10):
-        grid(samples / "pictures" / f"seed0_class053_sun_flower_{number:05d}.png")
+    for number in range(20_000, 20_010):
+        grid(samples / "pictures" / f"seed0_class053_sun_flower_{number}.png")
     assert "samples/seed0/grid.png" in sources_of(write_run_page(run).read_text())
-    grid(samples / "pictures" / "seed0_class007_rose_00010.png")
-    denoising = [f"samples/seed0/denoising/seed0_{name}.gif" for name in ("class053_sun_flower_00000", "class007_rose_00010")]
+    grid(samples / "pictures" / "seed0_class007_rose_100000.png")
+    denoising = [f"samples/seed0/denoising/seed0_{name}.gif" for name in ("class053_sun_flower_20000", "class007_rose_100000")]
     for name in denoising:
         grid(run / name)
     page = write_run_page(run).read_text()
     assert re.findall(r"<span>(.*?)</span>", page) == ["53 sun flower", "7 rose"]
     shown = [source for source in sources_of(page) if "pictures/" in source]
     assert shown == [
-        *(f"samples/seed0/pictures/seed0_class053_sun_flower_{number:05d}.png" for number in range(8)),
-        "samples/seed0/pictures/seed0_class007_rose_00010.png",
+        *(f"samples/seed0/pictures/seed0_class053_sun_flower_{number}.png" for number in range(20_000, 20_008)),
+        "samples/seed0/pictures/seed0_class007_rose_100000.png",
     ]
     assert page.count('width="128" height="128"') == 9
     assert [source for source in sources_of(page) if source.endswith(".gif")] == denoising
